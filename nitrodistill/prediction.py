@@ -1,0 +1,129 @@
+"""All conversions between what networks predict.
+
+With `x_t = alpha x0 + sigma eps` every prediction is `p = c x0 + d eps`:
+
+    epsilon          (c, d) = (0, 1)
+    sample           (c, d) = (1, 0)
+    v_prediction     (c, d) = (-sigma, alpha)      (Salimans & Ho 2022)
+    flow_prediction  (c, d) = (-1, 1)              (rectified flow: eps - x0)
+
+so that `x0` and `eps` are one 2x2 solve away, with determinant `D = alpha d - sigma c`:
+
+    x0 = (d x_t - sigma p) / D        eps = (alpha p - c x_t) / D
+    p' = ((c' d - d' c) x_t + (alpha d' - sigma c') p) / D
+
+`D` is 0 for epsilon where alpha = 0 and for sample where sigma = 0. The tensors are never looked at here
+(that would stall a device): whoever composes a schedule with a prediction type calls
+`check_convertible` first, on the host.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
+
+__all__ = ["check_convertible", "convert_prediction", "prediction_target", "to_eps", "to_x0"]
+
+
+def convert_prediction(
+    prediction: Tensor,
+    x_t: Tensor,
+    scales: Scales,
+    source: PredictionType,
+    target: PredictionType,
+) -> Tensor:
+    """Converts a prediction from one type to another.
+
+    Args:
+        prediction: `(B, *)` what the network said, of type `source`.
+        x_t: `(B, *)` what it was shown.
+        scales: alpha and sigma, `(B,)` or zero-dimensional.
+        source: the type of `prediction`.
+        target: the type wanted.
+
+    Returns:
+        `(B, *)` in the wider of float32 and the inputs' dtype (float64 stays float64); `prediction`
+        itself where the types are equal. Infinite or NaN where the conversion does not exist.
+
+    Raises:
+        ValueError: on unknown types or unequal shapes.
+    """
+    if prediction.shape != x_t.shape:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)} and x_t {tuple(x_t.shape)}; they must "
+            "be equal (drop the learned-sigma channels of PixArt and DiT first)."
+        )
+    check_prediction_type(source)
+    check_prediction_type(target)
+    if source == target:
+        return prediction
+    alpha, sigma = scales
+    c, d = _coefficients(source, scales)
+    c_new, d_new = _coefficients(target, scales)
+    determinant = alpha * d - sigma * c
+    dtype = torch.promote_types(torch.promote_types(prediction.dtype, x_t.dtype), torch.float32)
+    of_x_t = expand((c_new * d - d_new * c) / determinant, x_t).to(dtype)
+    of_prediction = expand((alpha * d_new - sigma * c_new) / determinant, x_t).to(dtype)
+    return of_x_t * x_t + of_prediction * prediction
+
+
+def to_x0(
+    prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
+) -> Tensor:
+    """The x0 that a prediction stands for; see `convert_prediction`."""
+    return convert_prediction(prediction, x_t, scales, prediction_type, "sample")
+
+
+def to_eps(
+    prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
+) -> Tensor:
+    """The noise that a prediction stands for; see `convert_prediction`."""
+    return convert_prediction(prediction, x_t, scales, prediction_type, "epsilon")
+
+
+def prediction_target(
+    x0: Tensor, noise: Tensor, scales: Scales, prediction_type: PredictionType
+) -> Tensor:
+    """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype."""
+    c, d = _coefficients(check_prediction_type(prediction_type), scales)
+    return Scales(c, d).mix(x0, noise)
+
+
+def check_convertible(
+    scales: Scales, source: PredictionType, target: PredictionType = "sample"
+) -> None:
+    """Refuses a conversion that divides by zero; looks at the values, so call it on the host once.
+
+    Raises:
+        ValueError: naming the value, the rule and the way out.
+    """
+    check_prediction_type(source)
+    check_prediction_type(target)
+    if source == target:
+        return
+    alpha, sigma = scales
+    if source == "epsilon" and bool((alpha == 0).any()):
+        raise ValueError(
+            f"'epsilon' cannot be converted to {target!r} where alpha is 0 (zero terminal SNR): pure "
+            "noise says nothing of x0. Use 'v_prediction' or 'sample', or a step whose output "
+            "scales are not rescaled (StepPlan.from_noise)."
+        )
+    if source == "sample" and bool((sigma == 0).any()):
+        raise ValueError(
+            f"'sample' cannot be converted to {target!r} where sigma is 0: there is no noise left to "
+            "tell. Stop the schedule before its first timestep."
+        )
+
+
+def _coefficients(prediction_type: PredictionType, scales: Scales) -> tuple[Tensor, Tensor]:
+    """(c, d) of `p = c x0 + d eps`, shaped like the scales."""
+    one, zero = torch.ones_like(scales.alpha), torch.zeros_like(scales.alpha)
+    if prediction_type == "epsilon":
+        return zero, one
+    if prediction_type == "sample":
+        return one, zero
+    if prediction_type == "v_prediction":
+        return -scales.sigma, scales.alpha
+    return -one, one

@@ -1,0 +1,181 @@
+"""Steps, plans and the one sampler that they need.
+
+A **Step** says what a student is fed, what it is told and how its answer is read:
+
+    x_t = input.alpha x0 + input.sigma noise,   prediction = f(x_t, t),   x0 = convert(prediction, x_t, output)
+
+In an ordinary sampler input = output = schedule(t). Nitro's students are not ordinary: they are fed pure
+noise, `input = (0, 1)`, while conditioned and converted at another timestep (999 unrescaled for SD2.1,
+400 for PixArt). A **StepPlan** is a tuple of steps, and what happens between two of them:
+
+    ode       x' = input'.alpha x0 + input'.sigma eps        (DDIM, Song et al. 2021, eq. 12 with eta = 0;
+                                                              for rectified flow and EDM this is Euler)
+    renoise   x' = input'.alpha x0 + input'.sigma new noise  (consistency and few-step students)
+
+Training, sampling and export read the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nitrodistill.prediction import check_convertible, to_eps, to_x0
+from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
+
+__all__ = ["Step", "StepPlan", "Transition", "predict_x0", "sample"]
+
+Transition = Literal["renoise", "ode"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One evaluation of a network.
+
+    Attributes:
+        t: the timestep the network is told, zero-dimensional, in its own unit.
+        input: how its input is mixed, zero-dimensional scales.
+        output: with which scales its prediction is read.
+    """
+
+    t: Tensor
+    input: Scales
+    output: Scales
+
+    def __post_init__(self) -> None:
+        shapes = [tuple(x.shape) for x in (self.t, *self.input, *self.output)]
+        if any(shapes):
+            raise ValueError(f"a Step's t and scales are zero-dimensional tensors, got {shapes}.")
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The steps of a sampler, noisiest first, and the transition between them.
+
+    Build one with `from_schedule` (an ordinary sampler) or `from_noise` (Nitro's kind).
+    """
+
+    steps: tuple[Step, ...]
+    transition: Transition = "ode"
+
+    def __post_init__(self) -> None:
+        if not self.steps:
+            raise ValueError("a StepPlan needs at least one step.")
+        if self.transition not in get_args(Transition):
+            raise ValueError(
+                f"transition is {self.transition!r}; it must be one of {get_args(Transition)}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    @classmethod
+    def from_schedule(
+        cls, schedule: NoiseSchedule, num_steps: int = 1, transition: Transition = "ode"
+    ) -> StepPlan:
+        """An ordinary sampler on the schedule's "trailing" grid.
+
+        The first input is pure noise of the schedule's `prior_scale`, as diffusers' pipelines
+        start, whatever the schedule's own alpha there.
+
+        Raises:
+            ValueError: if the schedule has no grid of `num_steps`.
+        """
+        steps = []
+        for t in schedule.timesteps(num_steps):
+            scales = schedule(t)
+            steps.append(Step(t, scales, scales))
+        steps[0] = Step(steps[0].t, _pure_noise(schedule.prior_scale), steps[0].output)
+        return cls(tuple(steps), transition)
+
+    @classmethod
+    def from_noise(cls, schedule: NoiseSchedule, t: float) -> StepPlan:
+        """One step that is fed pure noise but told, and read at, timestep `t` (Nitro, DMD2-SDXL).
+
+        Args:
+            schedule: whose scales the prediction is read with; *not* rescaled to zero SNR if the
+                network predicts epsilon.
+            t: the timestep in the network's unit: 999 for Nitro-SD2.1, 400 for Nitro-PixArt.
+        """
+        like = schedule.timesteps(1)[0]
+        told = torch.as_tensor(t).to(like.dtype)
+        return cls((Step(told, _pure_noise(schedule.prior_scale), schedule(told)),))
+
+    def check(self, prediction_type: PredictionType) -> StepPlan:
+        """Returns the plan if a network of this prediction type can follow it.
+
+        Raises:
+            ValueError: if a conversion on the way would divide by zero.
+        """
+        for i, step in enumerate(self.steps):
+            check_convertible(step.output, prediction_type)
+            if self.transition == "ode" and i + 1 < len(self.steps):
+                check_convertible(step.output, prediction_type, "epsilon")
+        return self
+
+    def timesteps(self) -> Tensor:
+        """`(N,)` the timesteps that the network is told."""
+        return torch.stack([step.t for step in self.steps])
+
+
+def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition) -> Tensor:
+    """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider."""
+    prediction = denoiser(x_t, step.t.to(x_t.device), condition)
+    return to_x0(prediction, x_t, step.output, denoiser.prediction_type)
+
+
+def sample(
+    denoiser: Denoiser,
+    plan: StepPlan,
+    noise: Tensor,
+    condition: Condition,
+    renoise: Callable[[int], Tensor] | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+) -> Tensor:
+    """Follows a plan from noise to x0.
+
+    Args:
+        denoiser: the network, guided or not.
+        plan: what to evaluate; `plan.check(denoiser.prediction_type)` is called.
+        noise: `(B, C, H, W)` unit Gaussian noise.
+        condition: what to draw, of batch size B.
+        renoise: step number (1, 2, ...) -> fresh noise shaped like `noise`; needed by plans of more
+            than one step whose transition is "renoise".
+        progress: wraps the iterable of step numbers, for example `tqdm`.
+
+    Returns:
+        x0 `(B, C, H, W)`, float32 or wider.
+
+    Raises:
+        ValueError: if the plan does not fit the prediction type, or `renoise` is missing.
+    """
+    plan.check(denoiser.prediction_type)
+    if plan.transition == "renoise" and len(plan) > 1 and renoise is None:
+        raise ValueError(
+            "this plan renoises between its steps; pass renoise=lambda i: fresh noise."
+        )
+    x_t = plan.steps[0].input.sigma.to(noise.dtype) * noise
+    x0 = x_t
+    for i in progress(range(len(plan))):
+        step = plan.steps[i]
+        prediction = denoiser(x_t, step.t.to(x_t.device), condition)
+        x0 = to_x0(prediction, x_t, step.output, denoiser.prediction_type)
+        if i + 1 == len(plan):
+            break
+        if plan.transition == "ode":
+            eps = to_eps(prediction, x_t, step.output, denoiser.prediction_type)
+        else:
+            assert renoise is not None
+            eps = renoise(i + 1)
+        following = plan.steps[i + 1].input
+        x_t = expand(following.alpha, x0).to(x0.dtype) * x0 + following.sigma.to(x0.dtype) * eps
+    return x0
+
+
+def _pure_noise(scale: float) -> Scales:
+    one = torch.ones((), dtype=torch.float64)
+    return Scales(0 * one, scale * one)

@@ -1,0 +1,125 @@
+"""Continuous schedules: rectified flow (SD3, Flux, Sana) and EDM.
+
+Rectified flow (Liu et al. 2022; Esser et al. 2024):  x_t = (1 - s) x0 + s eps,  s = t / t_max.
+EDM (Karras et al. 2022):                             x_t = x0 + sigma eps,      t = sigma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nitrodistill.schedules.discrete import double
+from nitrodistill.types import Scales
+
+__all__ = ["KarrasSchedule", "RectifiedFlow"]
+
+
+@dataclass(frozen=True)
+class RectifiedFlow:
+    """`alpha = 1 - s`, `sigma = s` with `s = t / t_max`; `t` is what the network is given.
+
+    Its signal-to-noise ratio is 0 at u = 1 by construction, so it never needs ZeroTerminalSNR.
+
+    Args:
+        t_max: the network's timestep at pure noise: 1000 for SD3 and Sana, 1 for Flux.
+        shift: resolution shift of the grid, `s = shift u / (1 + (shift - 1) u)` (Esser et al. 2024,
+            eq. 23); 1 is none. It changes `timestep`, `fraction` and `timesteps`, not the scales.
+
+    Raises:
+        ValueError: if either is not positive.
+    """
+
+    t_max: float = 1000.0
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, value in (("t_max", self.t_max), ("shift", self.shift)):
+            if not value > 0:
+                raise ValueError(f"{name} is {value}; it must be positive.")
+
+    @property
+    def prior_scale(self) -> float:
+        """1: sampling starts from unit noise."""
+        return 1.0
+
+    def __call__(self, t: Tensor) -> Scales:
+        """Scales at timesteps `t` in [0, t_max] (any shape), in float64."""
+        sigma = t.to(double(t.device)) / self.t_max
+        return Scales(1 - sigma, sigma)
+
+    def timestep(self, u: Tensor) -> Tensor:
+        """`t_max s(u)` with the shift applied, float64."""
+        u = u.to(double(u.device))
+        return self.t_max * (self.shift * u / (1 + (self.shift - 1) * u))
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """The inverse of `timestep`."""
+        s = t.to(double(t.device)) / self.t_max
+        return s / (self.shift - (self.shift - 1) * s)
+
+    def timesteps(self, num_steps: int) -> Tensor:
+        """`timestep(1 - i / N)`: from 1 down to 1/N, then shifted, as Flux's pipeline does."""
+        return self.timestep(_trailing(num_steps))
+
+
+@dataclass(frozen=True)
+class KarrasSchedule:
+    """EDM's schedule: `alpha = 1`, `sigma = t`; the grid is Karras et al. 2022, eq. 5.
+
+    Args:
+        sigma_min: smallest noise level, at u = 0.
+        sigma_max: largest noise level, at u = 1.
+        rho: exponent of the grid.
+
+    Raises:
+        ValueError: unless 0 < sigma_min < sigma_max and rho > 0.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max or not self.rho > 0:
+            raise ValueError(
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, rho={self.rho}; they must "
+                "satisfy 0 < sigma_min < sigma_max and rho > 0."
+            )
+
+    @property
+    def prior_scale(self) -> float:
+        """sigma_max."""
+        return self.sigma_max
+
+    def __call__(self, t: Tensor) -> Scales:
+        """Scales at noise levels `t` = sigma (any shape), in float64."""
+        sigma = t.to(double(t.device))
+        return Scales(torch.ones_like(sigma), sigma)
+
+    def timestep(self, u: Tensor) -> Tensor:
+        """`(sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho`."""
+        low, high = self._roots()
+        return (low + u.to(double(u.device)) * (high - low)) ** self.rho
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """The inverse of `timestep`."""
+        low, high = self._roots()
+        return (t.to(double(t.device)) ** (1 / self.rho) - low) / (high - low)
+
+    def timesteps(self, num_steps: int) -> Tensor:
+        """EDM's grid from sigma_max down to sigma_min (for one step: sigma_max alone)."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
+        return self.timestep(torch.linspace(1, 0, num_steps, dtype=torch.float64))
+
+    def _roots(self) -> tuple[float, float]:
+        return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+
+
+def _trailing(num_steps: int) -> Tensor:
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
+    return 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps

@@ -1,0 +1,105 @@
+"""Laws of the timestep, in `u` in [0, 1], the fraction of the way from data to noise.
+
+A law is a function from a uniform draw to `u` (the inverse of its cumulative distribution), so that it
+holds no randomness of its own: `u = law(draws.uniform("t"))`, then `t = schedule.timestep(u)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = ["LogitNormal", "Shifted", "TimestepLaw", "Uniform"]
+
+
+@runtime_checkable
+class TimestepLaw(Protocol):
+    """Maps uniform draws in [0, 1) to fractions `u` in [0, 1], element by element."""
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The fractions `u` for uniform draws `r`, of the same shape."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniform on one range of `u`, or on the union of several.
+
+    Args:
+        ranges: pairs (low, high) with 0 <= low <= high <= 1, in rising order; each is drawn in proportion to its
+            length (a range of length 0 is a single point, allowed only alone).
+
+    Raises:
+        ValueError: if a range leaves [0, 1] or the ranges overlap.
+    """
+
+    ranges: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
+
+    def __post_init__(self) -> None:
+        edges = [edge for pair in self.ranges for edge in pair]
+        if not edges or edges != sorted(edges) or edges[0] < 0 or edges[-1] > 1:
+            raise ValueError(
+                f"ranges is {self.ranges}; give pairs (low, high) with 0 <= low <= high <= 1 that "
+                "rise and do not overlap."
+            )
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """Walks the union of the ranges: `r` of its total length."""
+        left = r * sum(high - low for low, high in self.ranges)
+        u = torch.full_like(left, self.ranges[0][0])
+        for low, high in self.ranges:
+            u = torch.where(left >= 0, low + left.clamp(max=high - low), u)
+            left = left - (high - low)
+        return u
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """`u = sigmoid(mean + std z)` with z normal (Esser et al. 2024, section 3.1).
+
+    Args:
+        mean: location in logits; positive favours noise.
+        std: spread in logits.
+
+    Raises:
+        ValueError: if `std` is not positive.
+    """
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise ValueError(f"std is {self.std}; it must be positive.")
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The quantile function at `r`."""
+        return torch.sigmoid(self.mean + self.std * torch.special.ndtri(r))
+
+
+@dataclass(frozen=True)
+class Shifted:
+    """Another law, shifted towards noise: `u = shift v / (1 + (shift - 1) v)`, v from `law`.
+
+    Args:
+        shift: larger than 1 favours noise, as higher resolutions want; 1 changes nothing.
+        law: the law that is shifted.
+
+    Raises:
+        ValueError: if `shift` is not positive.
+    """
+
+    shift: float
+    law: TimestepLaw = field(default_factory=Uniform)
+
+    def __post_init__(self) -> None:
+        if not self.shift > 0:
+            raise ValueError(f"shift is {self.shift}; it must be positive.")
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The shifted quantile at `r`."""
+        v = self.law(r)
+        return self.shift * v / (1 + (self.shift - 1) * v)

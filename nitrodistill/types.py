@@ -1,0 +1,304 @@
+"""The nouns that every other module shares.
+
+One equation governs the library,
+
+    x_t = alpha_t x0 + sigma_t eps,
+
+where `x0` is always the data and `eps` the noise. A **timestep** `t` is what a network is conditioned
+on, in the network's own unit (int64 0..999 for Stable Diffusion, sigma * 1000 for SD3, sigma for EDM);
+`u` in [0, 1] is the fraction of the way from data (0) to noise (1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "PREDICTION_TYPES",
+    "Batch",
+    "Condition",
+    "Denoiser",
+    "NoiseSchedule",
+    "PredictionType",
+    "Scales",
+    "Terms",
+    "check_prediction_type",
+    "expand",
+]
+
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
+"""What a network predicts, in diffusers' words; `flow_prediction` is `eps - x0`, always."""
+
+PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+
+
+def check_prediction_type(value: str) -> PredictionType:
+    """Returns `value` if it is a prediction type.
+
+    Raises:
+        ValueError: if it is none of `PREDICTION_TYPES`.
+    """
+    for known in get_args(PredictionType):
+        if value == known:
+            return known
+    raise ValueError(
+        f"prediction_type is {value!r}; it must be one of {', '.join(PREDICTION_TYPES)}."
+    )
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """Reshapes a per-sample `(B,)` (or scalar) tensor so that it broadcasts against `like` `(B, *)`.
+
+    The dtype is kept; a zero-dimensional tensor stays as it is, so that it never forces a transfer.
+    """
+    if value.ndim == 0:
+        return value
+    return value.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
+
+
+class Scales(NamedTuple):
+    """The two coefficients of `x_t = alpha x0 + sigma eps`.
+
+    Attributes:
+        alpha: signal scale, `(B,)` or zero-dimensional, float64 where the device has it.
+        sigma: noise scale, of the same shape.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+
+    def mix(self, x0: Tensor, noise: Tensor) -> Tensor:
+        """Returns `alpha x0 + sigma noise` in `noise`'s dtype, shape `(B, *)`.
+
+        Where alpha is exactly 0 and sigma exactly 1 the result equals `noise` bit for bit.
+        """
+        alpha, sigma = (expand(s, noise).to(noise.dtype) for s in self)
+        return alpha * x0 + sigma * noise
+
+    def snr(self) -> Tensor:
+        """Returns alpha^2 / sigma^2, the signal-to-noise ratio; 0 at zero terminal SNR."""
+        return self.alpha.square() / self.sigma.square()
+
+
+@runtime_checkable
+class NoiseSchedule(Protocol):
+    """How much signal and noise a timestep means: the smallest interface that serves all families."""
+
+    @property
+    def prior_scale(self) -> float:
+        """Standard deviation of the noise that sampling starts from (1, or sigma_max for EDM)."""
+        ...
+
+    def __call__(self, t: Tensor) -> Scales:
+        """Scales at timesteps `t` (any shape, the network's unit)."""
+        ...
+
+    def timestep(self, u: Tensor) -> Tensor:
+        """The timestep at fraction `u` in [0, 1] of the way from data to noise."""
+        ...
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """The fraction `u` in [0, 1] at timestep `t`; the inverse of `timestep` up to its grid."""
+        ...
+
+    def timesteps(self, num_steps: int) -> Tensor:
+        """The `(num_steps,)` timesteps of a sampler, noisiest first ("trailing" spacing)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a denoiser is conditioned on: a frozen, batch-first bag of tensors.
+
+    Attributes:
+        tensors: name -> tensor with the batch first, under the names of the network's own arguments
+            (`encoder_hidden_states`, `encoder_attention_mask`, ...). A name that ends in `mask`
+            is a token mask `(B, L)`; sequences are padded with zeros, and so are masks.
+        prompt_ids: `(B,)` int64 numbers that say which prompt a sample has, or None. Equal ids mean
+            equal prompts.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    prompt_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {name: value.shape[0] for name, value in self._items()}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(
+                f"a Condition's tensors must share their first dimension (the batch), got {sizes}."
+            )
+
+    def __len__(self) -> int:
+        """The batch size; 0 for an empty bag."""
+        return next((value.shape[0] for _, value in self._items()), 0)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.tensors:
+            raise KeyError(
+                f"this Condition has no {name!r}; it holds {', '.join(self.tensors) or 'nothing'}."
+            )
+        return self.tensors[name]
+
+    def _items(self) -> Iterable[tuple[str, Tensor]]:
+        yield from self.tensors.items()
+        if self.prompt_ids is not None:
+            yield "prompt_ids", self.prompt_ids
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Condition:
+        ids = None if self.prompt_ids is None else function(self.prompt_ids)
+        return Condition({name: function(value) for name, value in self.tensors.items()}, ids)
+
+    def index(self, rows: Tensor | slice | Sequence[int]) -> Condition:
+        """The samples `rows`, in that order."""
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(rows)
+        return self._map(
+            lambda value: value[rows if isinstance(rows, slice) else rows.to(value.device)]
+        )
+
+    def roll(self, shift: int = 1) -> Condition:
+        """The samples rotated by `shift` along the batch."""
+        return self._map(lambda value: value.roll(shift, dims=0))
+
+    def pad(self, lengths: Mapping[str, int]) -> Condition:
+        """Pads the tensors named in `lengths` with zeros along dimension 1 to those lengths."""
+        return replace(
+            self,
+            tensors={
+                name: _pad_to(value, lengths.get(name, 0)) for name, value in self.tensors.items()
+            },
+        )
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Condition:
+        """Moves every tensor to `device`, and the floating-point ones to `dtype`."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+
+        return self._map(move)
+
+    def null(self, empty: Condition, where: Tensor | None = None) -> Condition:
+        """Replaces samples by the unconditional one, for guidance and for caption dropout.
+
+        Args:
+            empty: the unconditional Condition, of batch size one, with the same names.
+            where: `(B,)` bool, True where a sample is replaced; None replaces all of them.
+        """
+        rows = empty.index([0] * len(self))
+        if where is None:
+            return rows
+        length = {
+            name: max(value.shape[1], rows.tensors[name].shape[1])
+            for name, value in self.tensors.items()
+            if value.ndim > 1
+        }
+        mine, rows = self.pad(length), rows.pad(length)
+
+        def choose(a: Tensor, b: Tensor) -> Tensor:
+            return torch.where(expand(where, a), b, a)
+
+        ids = self.prompt_ids
+        if ids is not None and rows.prompt_ids is not None:
+            ids = choose(ids, rows.prompt_ids)
+        return Condition({n: choose(v, rows.tensors[n]) for n, v in mine.tensors.items()}, ids)
+
+    @staticmethod
+    def cat(conditions: Sequence[Condition]) -> Condition:
+        """Joins conditions along the batch, padding sequences to the longest of each name."""
+        if not conditions:
+            raise ValueError("Condition.cat got no conditions; give it at least one.")
+        names = list(conditions[0].tensors)
+        for other in conditions[1:]:
+            if list(other.tensors) != names:
+                raise ValueError(
+                    f"Condition.cat needs the same names everywhere, got {names} and "
+                    f"{list(other.tensors)}."
+                )
+        lengths = {
+            n: max(c.tensors[n].shape[1] for c in conditions)
+            for n in names
+            if conditions[0].tensors[n].ndim > 1
+        }
+        padded = [c.pad(lengths) for c in conditions]
+        ids = [c.prompt_ids for c in conditions if c.prompt_ids is not None]
+        return Condition(
+            {n: torch.cat([c.tensors[n] for c in padded]) for n in names},
+            torch.cat(ids) if len(ids) == len(conditions) else None,
+        )
+
+
+def _pad_to(value: Tensor, length: int) -> Tensor:
+    if value.ndim < 2 or value.shape[1] >= length:
+        return value
+    missing = value.new_zeros(value.shape[0], length - value.shape[1], *value.shape[2:])
+    return torch.cat([value, missing], dim=1)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method trains on: what the teacher made, and from what.
+
+    Attributes:
+        index: `(B,)` int64, the global number of each sample in the training stream; random draws
+            are a function of it.
+        x0: `(B, C, H, W)` the teacher's latents (the data).
+        noise: `(B, C, H, W)` the noise that the teacher saw.
+        condition: what the teacher was conditioned on.
+    """
+
+    index: Tensor
+    x0: Tensor
+    noise: Tensor
+    condition: Condition
+
+    def __len__(self) -> int:
+        return self.x0.shape[0]
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """Moves the data (and to `dtype`, if given); `index` stays on the CPU, where draws are."""
+        return Batch(
+            self.index,
+            self.x0.to(device, dtype),
+            self.noise.to(device, dtype),
+            self.condition.to(device, dtype),
+        )
+
+
+class Terms(NamedTuple):
+    """A loss with its named parts.
+
+    Attributes:
+        total: scalar, what backward is called on.
+        parts: name -> detached tensor, for logging; scalar, or `(B,)` one value per sample.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network."""
+
+    module: nn.Module
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule whose timesteps the network is conditioned on."""
+        ...
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the network predicts."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Predicts from `x_t` `(B, C, H, W)` at timesteps `t` `(B,)` or zero-dimensional."""
+        ...
