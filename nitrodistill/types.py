@@ -287,7 +287,10 @@ class Terms(NamedTuple):
 class Denoiser(Protocol):
     """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """The network; an attribute that a trainer may replace by a prepared module."""
+        ...
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -95,9 +95,9 @@ class ZeroTerminalSNR:
         step is not x0, and latents are cut at +-1).
 
         Raises:
-            TypeError: if it is neither a DiscreteSchedule nor a diffusers scheduler that can be
-                rescaled.
-            ValueError: if it predicts `epsilon` and `allow_epsilon` is False.
+            TypeError: if it is neither a DiscreteSchedule nor a diffusers scheduler.
+            ValueError: if its class cannot be rescaled, or it predicts `epsilon` and `allow_epsilon`
+                is False.
         """
         if isinstance(scheduler, DiscreteSchedule):
             return DiscreteSchedule(self.rescale_alphas_cumprod(scheduler.alphas_cumprod))  # type: ignore[return-value]
@@ -112,15 +112,15 @@ class ZeroTerminalSNR:
                 "scheduler. Rectified-flow and EDM schedules have no terminal signal to remove."
             )
         if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
-            raise TypeError(
+            raise ValueError(
                 f"{name} is a flow-matching scheduler: its last timestep is pure noise already, so "
                 "leave it as it is."
             )
         if "rescale_betas_zero_snr" not in config:
-            raise TypeError(
-                f"{name} cannot sample at zero terminal SNR (its noise levels become infinite); "
-                f"replace it by one that can: {_SUPPORTED}, for example "
-                "DDIMScheduler.from_config(scheduler.config)."
+            raise ValueError(
+                f"{name} cannot sample at zero terminal SNR (it has no rescale_betas_zero_snr, and its "
+                f"noise levels would become infinite); replace it by one that can: {_SUPPORTED}, for "
+                "example DDIMScheduler.from_config(scheduler.config)."
             )
         if config.get("prediction_type", "epsilon") == "epsilon" and not self.allow_epsilon:
             raise ValueError(
