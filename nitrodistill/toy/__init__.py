@@ -1,0 +1,31 @@
+"""The embedded teacher: a complete text-conditioned latent diffusion pipeline that ships with the package.
+
+32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all of them
+diffusers' and transformers' own classes at 2.5 million parameters, and an oracle that reads the pictures.
+`python -m nitrodistill.toy.train` makes the weights from scratch.
+"""
+
+from __future__ import annotations
+
+from nitrodistill.toy import scenes
+from nitrodistill.toy.oracle import Alignment, Oracle, load_oracle
+from nitrodistill.toy.pipeline import (
+    GUIDANCE_SCALE,
+    NUM_INFERENCE_STEPS,
+    load_pipeline,
+    save_pipeline,
+)
+from nitrodistill.toy.scenes import Attributes, check_prompt
+
+__all__ = [
+    "GUIDANCE_SCALE",
+    "NUM_INFERENCE_STEPS",
+    "Alignment",
+    "Attributes",
+    "Oracle",
+    "check_prompt",
+    "load_oracle",
+    "load_pipeline",
+    "save_pipeline",
+    "scenes",
+]

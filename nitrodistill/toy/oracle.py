@@ -1,0 +1,99 @@
+"""The oracle: a small classifier that reads size, colour, shape and background off a picture.
+
+It is the ground truth of *alignment* (does the picture show what its caption says?) and the feature extractor of
+the Fréchet distance on this data: its 64 penultimate activations take the place of Inception's 2048.
+Its accuracy on fresh renders is at least 99.5%.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from nitrodistill.toy import scenes
+from nitrodistill.toy.manifest import WEIGHTS, verify
+
+NUM_FEATURES = 64
+ORACLE_FILE = "oracle/oracle.fp16.safetensors"
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which pictures show what their captions say.
+
+    Attributes:
+        joint: bool `(B,)`, all four attributes are right.
+        by_attribute: bool `(B,)` for each of size, colour, shape, background.
+    """
+
+    joint: Tensor
+    by_attribute: dict[str, Tensor]
+
+
+class Oracle(nn.Module):
+    """Classifier of 32x32 scenes with one head per attribute, in the order of `scenes.ATTRIBUTE_NAMES`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 2))
+        self.convolutions = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.GroupNorm(8, o), nn.SiLU())
+            for i, o, stride in widths
+        )
+        self.embedding = nn.Linear(64 * 4 * 4, NUM_FEATURES)
+        self.heads = nn.ModuleList(nn.Linear(NUM_FEATURES, len(v)) for v in scenes.ATTRIBUTE_VALUES)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns penultimate features `(B, 64)` of images `(B, 3, 32, 32)` in [-1, 1]."""
+        if images.shape[1:] != (3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE):
+            raise ValueError(
+                f"images have shape {tuple(images.shape)}; the oracle reads (B, 3, 32, 32)"
+            )
+        hidden = images
+        for convolution in self.convolutions:
+            hidden = convolution(hidden)
+        return silu(self.embedding(hidden.flatten(1)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Returns the logits of the four heads: `(B, 2)`, `(B, 6)`, `(B, 5)`, `(B, 6)`."""
+        features = self.features(images)
+        return tuple(head(features) for head in self.heads)
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Tensor:
+        """Returns attribute indices `(B, 4)`, int64, of images `(B, 3, 32, 32)` in [-1, 1]."""
+        return torch.stack([logits.argmax(1) for logits in self(images)], dim=1)
+
+    def alignment(self, images: Tensor, captions: Sequence[str]) -> Alignment:
+        """Compares images `(B, 3, 32, 32)` in [-1, 1] with the captions they were drawn from.
+
+        Raises:
+            ValueError: if there is not one caption per image, or one of them is not in the grammar.
+        """
+        if len(images) != len(captions):
+            raise ValueError(
+                f"{len(images)} images came with {len(captions)} captions; give one for each"
+            )
+        right = self.predict(images).cpu() == scenes.attribute_indices(captions)
+        return Alignment(
+            right.all(1), dict(zip(scenes.ATTRIBUTE_NAMES, right.unbind(1), strict=True))
+        )
+
+
+def load_oracle(path: str | Path | None = None) -> Oracle:
+    """Loads the oracle in float32, frozen, in evaluation mode.
+
+    Args:
+        path: a folder that `python -m nitrodistill.toy.train` wrote; by default the one in the package.
+    """
+    root = WEIGHTS if path is None else Path(path)
+    verify(root)
+    oracle = Oracle()
+    oracle.load_state_dict({k: v.float() for k, v in load_file(root / ORACLE_FILE).items()})
+    return oracle.eval().requires_grad_(False)

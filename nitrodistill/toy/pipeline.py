@@ -1,0 +1,54 @@
+"""The embedded teacher as an ordinary diffusers pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+from nitrodistill.toy.manifest import WEIGHTS, verify
+
+GUIDANCE_SCALE = 3.0
+NUM_INFERENCE_STEPS = 25
+
+
+def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
+    """Loads the embedded teacher in float32, on the CPU, without a network.
+
+    It draws best with `num_inference_steps=25, guidance_scale=3.0`, 32x32 pixels, prompts as in `scenes.captions`.
+
+    Args:
+        path: a folder that `python -m nitrodistill.toy.train` wrote; by default the one in the package.
+
+    Raises:
+        FileNotFoundError: if the folder holds no weights.
+        ValueError: if a file is damaged.
+    """
+    root = WEIGHTS if path is None else Path(path)
+    verify(root)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        root,
+        torch_dtype=torch.float32,
+        local_files_only=True,
+        safety_checker=None,
+        variant="fp16",
+        use_safetensors=True,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(path: str | Path) -> Path:
+    """Writes the embedded teacher as a diffusers folder, for tools that take a path; returns that path.
+
+    Raises:
+        FileExistsError: if the folder exists and holds anything.
+    """
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(
+            f"{target} exists and is not an empty folder; choose another place for the pipeline"
+        )
+    load_pipeline().save_pretrained(target, safe_serialization=True)
+    return target
