@@ -69,7 +69,7 @@ def laplacian_loss(
 def pyramid_shapes(
     height: int, width: int, levels: int, convention: PyramidConvention
 ) -> tuple[tuple[int, int], ...]:
-    """The (height, width) of every band, the finest first; band 0 is larger than the input where it is mirrored."""
+    """The (height, width) of every band, the finest first; band 0 exceeds a mirrored input."""
     if convention == "kornia":
         stride = 1 << (levels - 1)
         power = [n & (n - 1) == 0 for n in (height, width)]

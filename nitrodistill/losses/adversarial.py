@@ -1,0 +1,255 @@
+"""Adversarial losses, generator and discriminator side by side.
+
+With r = D(real), f = D(fake) (logits, high = real):
+
+    name            discriminator                    generator           source
+    non-saturating  softplus(-r) + softplus(f)       softplus(-f)        Goodfellow et al. 2014
+    hinge           relu(1 - r) + relu(1 + f)        -f                  Lim & Ye 2017
+    least squares   ((r - 1)^2 + f^2) / 2            (f - 1)^2 / 2       Mao et al. 2017
+    relativistic    softplus(f - r)                  softplus(r - f)     Jolicoeur-Martineau 2018,
+                                                                         paired: Huang et al. 2024
+
+Logits are one tensor `(B, *)` or a sequence of them, one per head or scale. The value of a sample is
+the mean over the logits of a head, then the mean over heads, so that the number and the size of the
+heads do not change the strength of the term. (Nitro concatenates all logits of a sample first: pass
+that tensor.) Computed in float32 or better: half-precision logits neither overflow nor round.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.losses.base import check_tensor
+
+__all__ = [
+    "AdversarialLoss",
+    "HingeLoss",
+    "LeastSquaresLoss",
+    "Logits",
+    "NonSaturatingLoss",
+    "RelativisticLoss",
+    "as_heads",
+    "hinge_discriminator",
+    "hinge_generator",
+    "least_squares_discriminator",
+    "least_squares_generator",
+    "mean_of_heads",
+    "non_saturating_discriminator",
+    "non_saturating_generator",
+    "relativistic_discriminator",
+    "relativistic_generator",
+]
+
+Logits = Tensor | Sequence[Tensor]
+"""One tensor of logits `(B, *)`, or one per head."""
+
+
+def as_heads(name: str, logits: Logits) -> tuple[Tensor, ...]:
+    """The heads of `logits`, checked.
+
+    Raises:
+        TypeError: for anything but floating-point tensors.
+        ValueError: for no heads, an empty head, or heads of different batch sizes.
+    """
+    heads = (logits,) if isinstance(logits, Tensor) else tuple(logits)
+    for head in heads:
+        check_tensor(name, head)
+    if len({head.shape[0] for head in heads}) != 1:
+        raise ValueError(
+            f"{name} holds heads of shapes {[tuple(head.shape) for head in heads]}; it needs at "
+            "least one head, and all of one batch size."
+        )
+    return heads
+
+
+def mean_of_heads(function: Callable[..., Tensor], *logits: tuple[Tensor, ...]) -> Tensor:
+    """Applies an elementwise function head by head; the mean over logits, then over heads: `(B,)`."""
+    values = []
+    for group in zip(*logits, strict=True):
+        dtype = math_dtype(*group)
+        value = function(*(head.to(dtype) for head in group))
+        values.append(value.reshape(value.shape[0], -1).mean(1))
+    return torch.stack(values).mean(0)
+
+
+def non_saturating_generator(fake: Logits) -> Tensor:
+    """softplus(-D(fake)), `(B,)`; `fake` is `(B, *)` logits or one such tensor per head."""
+    return mean_of_heads(_softplus_negative, as_heads("fake", fake))
+
+
+def non_saturating_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """softplus(-D(real)) + softplus(D(fake)), `(B,)`."""
+    return _sum_of_sides(_softplus_negative, F.softplus, real, fake)
+
+
+def hinge_generator(fake: Logits) -> Tensor:
+    """-D(fake), `(B,)`."""
+    return mean_of_heads(torch.neg, as_heads("fake", fake))
+
+
+def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """relu(1 - D(real)) + relu(1 + D(fake)), `(B,)`."""
+    return _sum_of_sides(_hinge_real, _hinge_fake, real, fake)
+
+
+def least_squares_generator(fake: Logits) -> Tensor:
+    """(D(fake) - 1)^2 / 2, `(B,)`."""
+    return mean_of_heads(_square_real, as_heads("fake", fake))
+
+
+def least_squares_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """((D(real) - 1)^2 + D(fake)^2) / 2, `(B,)`."""
+    return _sum_of_sides(_square_real, _square_fake, real, fake)
+
+
+def relativistic_generator(fake: Logits, real: Logits) -> Tensor:
+    """softplus(D(real) - D(fake)), `(B,)`; every fake is paired with the real of its place."""
+    fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
+    return mean_of_heads(_softplus_difference, reals, fakes)
+
+
+def relativistic_discriminator(real: Logits, fake: Logits) -> Tensor:
+    """softplus(D(fake) - D(real)), `(B,)`; every fake is paired with the real of its place."""
+    fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
+    return mean_of_heads(_softplus_difference, fakes, reals)
+
+
+class AdversarialLoss(ABC):
+    """The two sides of an adversarial game, one value per sample each.
+
+    Attributes:
+        needs_real: whether the generator's side looks at the real logits too.
+    """
+
+    needs_real: ClassVar[bool] = False
+
+    @abstractmethod
+    def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
+        """What the generator minimises.
+
+        Args:
+            fake: logits of generated samples, `(B, *)` or one such tensor per head.
+            real: logits of real samples, where `needs_real`; ignored otherwise.
+
+        Returns:
+            `(B,)`.
+        """
+
+    @abstractmethod
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        """What the discriminator minimises, `(B,)`.
+
+        Args:
+            real: logits of real samples.
+            fake: logits of generated samples, of the same batch size.
+        """
+
+
+@dataclass(frozen=True)
+class NonSaturatingLoss(AdversarialLoss):
+    """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
+
+    def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
+        return non_saturating_generator(fake)
+
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        return non_saturating_discriminator(real, fake)
+
+
+@dataclass(frozen=True)
+class HingeLoss(AdversarialLoss):
+    """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
+
+    def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
+        return hinge_generator(fake)
+
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        return hinge_discriminator(real, fake)
+
+
+@dataclass(frozen=True)
+class LeastSquaresLoss(AdversarialLoss):
+    """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
+
+    def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
+        return least_squares_generator(fake)
+
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        return least_squares_discriminator(real, fake)
+
+
+@dataclass(frozen=True)
+class RelativisticLoss(AdversarialLoss):
+    """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024)."""
+
+    needs_real: ClassVar[bool] = True
+
+    def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
+        if real is None:
+            raise ValueError(
+                "RelativisticLoss.generator got no real logits; it compares every fake with a real "
+                "one, call generator(fake, real)."
+            )
+        return relativistic_generator(fake, real)
+
+    def discriminator(self, real: Logits, fake: Logits) -> Tensor:
+        return relativistic_discriminator(real, fake)
+
+
+def _sum_of_sides(
+    of_real: Callable[[Tensor], Tensor],
+    of_fake: Callable[[Tensor], Tensor],
+    real: Logits,
+    fake: Logits,
+) -> Tensor:
+    reals, fakes = as_heads("real", real), as_heads("fake", fake)
+    if reals[0].shape[0] != fakes[0].shape[0]:
+        raise ValueError(
+            f"real holds {reals[0].shape[0]} samples and fake {fakes[0].shape[0]}; one value per "
+            "sample needs equally many."
+        )
+    return mean_of_heads(of_real, reals) + mean_of_heads(of_fake, fakes)
+
+
+def _paired(
+    fakes: tuple[Tensor, ...], reals: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    shapes = [[tuple(head.shape) for head in heads] for heads in (fakes, reals)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"fake logits have shapes {shapes[0]} and real ones {shapes[1]}; a relativistic loss "
+            "pairs them one by one, they must be equal."
+        )
+    return fakes, reals
+
+
+def _softplus_negative(logits: Tensor) -> Tensor:
+    return F.softplus(-logits)
+
+
+def _softplus_difference(high: Tensor, low: Tensor) -> Tensor:
+    return F.softplus(high - low)
+
+
+def _hinge_real(logits: Tensor) -> Tensor:
+    return F.relu(1 - logits)
+
+
+def _hinge_fake(logits: Tensor) -> Tensor:
+    return F.relu(1 + logits)
+
+
+def _square_real(logits: Tensor) -> Tensor:
+    return 0.5 * (logits - 1).square()
+
+
+def _square_fake(logits: Tensor) -> Tensor:
+    return 0.5 * logits.square()
