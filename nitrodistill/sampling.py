@@ -34,11 +34,11 @@ Transition = Literal["renoise", "ode"]
 
 @dataclass(frozen=True)
 class Step:
-    """One evaluation of a network.
+    """One evaluation of a network, the same for all samples, or `(B,)` with one for each.
 
     Attributes:
-        t: the timestep the network is told, zero-dimensional, in its own unit.
-        input: how its input is mixed, zero-dimensional scales.
+        t: the timestep the network is told, in its own unit.
+        input: how its input is mixed.
         output: with which scales its prediction is read.
     """
 
@@ -47,9 +47,11 @@ class Step:
     output: Scales
 
     def __post_init__(self) -> None:
-        shapes = [tuple(x.shape) for x in (self.t, *self.input, *self.output)]
-        if any(shapes):
-            raise ValueError(f"a Step's t and scales are zero-dimensional tensors, got {shapes}.")
+        shapes = {tuple(x.shape) for x in (self.t, *self.input, *self.output)}
+        if len(shapes) > 1 or len(self.t.shape) > 1:
+            raise ValueError(
+                f"a Step's t and scales are all zero-dimensional, or all (B,), got {shapes}."
+            )
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class StepPlan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("a StepPlan needs at least one step.")
+        if any(step.t.ndim for step in self.steps):
+            raise ValueError("the steps of a StepPlan hold zero-dimensional t and scales.")
         if self.transition not in get_args(Transition):
             raise ValueError(
                 f"transition is {self.transition!r}; it must be one of {get_args(Transition)}."
@@ -120,6 +124,21 @@ class StepPlan:
     def timesteps(self) -> Tensor:
         """`(N,)` the timesteps that the network is told."""
         return torch.stack([step.t for step in self.steps])
+
+    def at(self, u: Tensor) -> Step:
+        """A step for every sample, chosen by uniform draws `u` `(B,)` in [0, 1)."""
+        chosen = [self.steps[i] for i in (u * len(self)).long().tolist()]
+
+        def stacked(sides: list[Scales]) -> Scales:
+            return Scales(
+                torch.stack([s.alpha for s in sides]), torch.stack([s.sigma for s in sides])
+            )
+
+        return Step(
+            torch.stack([step.t for step in chosen]),
+            stacked([step.input for step in chosen]),
+            stacked([step.output for step in chosen]),
+        )
 
 
 def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,8 @@ class FeatureTaps:
 
         Gradients flow to `x_t`. Shapes are the network's own, usually `(B, C_i, H_i, W_i)`.
         """
-        with self._hooked(stop=True) as found:
-            try:
-                self.denoiser(x_t, t, condition)
-            except _AllFound:
-                pass
+        with self._hooked(stop=True) as found, suppress(_AllFound):
+            self.denoiser(x_t, t, condition)
         return self._collect(found)
 
     def prediction_and_features(
