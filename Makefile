@@ -1,0 +1,43 @@
+# Everything starts from python3, make and git alone: `make demo` or `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help venv demo test lint soak aot benchmarks clean
+
+help:           ## list the targets
+	@grep -hE '^[a-z]+: *.*##' Makefile | sed -E 's/: *[^#]*##/\t/' | expand -t 14
+
+venv: .venv/ready  ## make .venv with everything for development
+
+.venv/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
+	touch $@
+
+demo: .venv/ready  ## distil the embedded teacher into a one-step student: runs/demo/
+	$(BIN)/nitrodistill demo
+
+test: .venv/ready  ## the test suite, a short demo included
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/ready  ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes nitrodistill --ignoreexternal
+	$(BIN)/lint-imports
+
+soak: .venv/ready  ## long faults and fuzz, not in CI
+	$(BIN)/python -m pytest -m soak
+
+aot: .venv/ready  ## compile every kernel for every architecture, with the resource gates
+	$(BIN)/python -m nitrodistill.kernels.aot
+
+benchmarks: .venv/ready  ## the benchmark setting of the demo (an hour)
+	$(BIN)/python benchmarks/demo_quality.py
+
+clean:          ## remove the environment and the runs
+	rm -rf .venv runs
