@@ -1,0 +1,207 @@
+"""Checkpoints: folders of safetensors and JSON that are whole or not there.
+
+    checkpoints/stage-0-step-00000500/
+        student.safetensors, student.optimizer.safetensors, student.ema.safetensors, ...
+        state.json       what is not a tensor: stage, step, settings
+        manifest.json    name -> bytes and BLAKE2 hash of every other file
+
+A checkpoint is written aside, flushed to the disk and renamed, so a name that exists is complete. It is
+verified when it is read. There is no pickle in it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["Checkpoint", "find_checkpoints", "newest_checkpoint", "prune", "write_checkpoint"]
+
+_FOLDER = "checkpoints"
+_NAME = re.compile(r"stage-(\d+)-step-(\d+)")
+_ASIDE = ".writing-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk.
+
+    Attributes:
+        path: its folder.
+        stage: number of the recipe's stage.
+        step: optimizer steps done in that stage.
+    """
+
+    path: Path
+    stage: int
+    step: int
+
+    def verify(self) -> None:
+        """Compares every file with the manifest.
+
+        Raises:
+            ValueError: if a file is missing, of another size or damaged.
+        """
+        for name, expected in self._json("manifest.json").items():
+            file = self._file(name)
+            if not file.is_file():
+                raise ValueError(f"checkpoint {self.path} is damaged: {name} is missing.")
+            if expected != _fingerprint(file):
+                raise ValueError(
+                    f"checkpoint {self.path} is damaged: {name} is not what was written."
+                )
+
+    def state(self) -> dict[str, object]:
+        """What `write_checkpoint` got as `state`."""
+        return self._json("state.json")
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """One of the tensor files, on the CPU.
+
+        Raises:
+            ValueError: if there is no such file, or it cannot be read.
+        """
+        try:
+            return load_file(self._file(f"{name}.safetensors"))
+        except (OSError, SafetensorError) as error:
+            raise ValueError(
+                f"checkpoint {self.path} holds no readable {name} ({error})."
+            ) from error
+
+    def _file(self, name: str) -> Path:
+        if Path(name).name != name:
+            raise ValueError(
+                f"checkpoint {self.path} names a file outside of its folder: {name!r}."
+            )
+        return self.path / name
+
+    def _json(self, name: str) -> dict[str, object]:
+        try:
+            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"checkpoint {self.path} is damaged: {name} ({error}).") from error
+        if not isinstance(value, dict):
+            raise ValueError(f"checkpoint {self.path} is damaged: {name} is not an object.")
+        return value
+
+
+def write_checkpoint(
+    output: Path,
+    stage: int,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, object],
+) -> Checkpoint:
+    """Writes a checkpoint below `output`, whole or not at all.
+
+    Args:
+        output: folder of the run.
+        stage: number of the stage.
+        step: steps done in it.
+        tensors: file name (without ending) -> tensors.
+        state: what JSON can hold.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left behind then.
+    """
+    folder = output / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"stage-{stage}-step-{step:08d}"
+    aside = folder / f"{_ASIDE}{final.name}"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir()
+        for name, values in tensors.items():
+            # clones: safetensors refuses tied weights, and wants contiguous ones
+            copies = {
+                k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for k, v in values.items()
+            }
+            save_file(copies, aside / f"{name}.safetensors")
+        _write_json(aside / "state.json", state)
+        _write_json(
+            aside / "manifest.json", {f.name: _fingerprint(f) for f in sorted(aside.iterdir())}
+        )
+        for file in aside.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(f"the checkpoint {final} could not be written: {error}.") from error
+    return Checkpoint(final, stage, step)
+
+
+def find_checkpoints(output: Path, stage: int | None = None) -> list[Checkpoint]:
+    """The checkpoints below `output` (of one stage, if given), newest first; not verified."""
+    found = []
+    for path in (output / _FOLDER).glob("stage-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append(Checkpoint(path, int(match[1]), int(match[2])))
+    chosen = [c for c in found if stage is None or c.stage == stage]
+    return sorted(chosen, key=lambda c: (c.stage, c.step), reverse=True)
+
+
+def newest_checkpoint(output: Path, stage: int | None = None) -> Checkpoint | None:
+    """The newest whole checkpoint, verified; None if there is none at all.
+
+    A damaged one is named in a warning and the one before it is taken: the steps in between are
+    computed again, to the same result.
+
+    Raises:
+        ValueError: if there are checkpoints and all are damaged.
+    """
+    checkpoints = find_checkpoints(output, stage)
+    for checkpoint in checkpoints:
+        try:
+            checkpoint.verify()
+        except ValueError as error:
+            warnings.warn(f"{error} Looking for an older one.", RuntimeWarning, stacklevel=2)
+            continue
+        return checkpoint
+    if checkpoints:
+        raise ValueError(
+            f"every checkpoint in {output / _FOLDER} is damaged; remove that folder to start again."
+        )
+    return None
+
+
+def prune(output: Path, stage: int, keep: int) -> None:
+    """Removes all but the newest `keep` checkpoints of a stage, and what was half written."""
+    for checkpoint in find_checkpoints(output, stage)[keep:]:
+        shutil.rmtree(checkpoint.path)
+    for path in (output / _FOLDER).glob(f"{_ASIDE}*"):
+        shutil.rmtree(path)
+
+
+def _fingerprint(file: Path) -> dict[str, object]:
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return {"bytes": file.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=1), encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

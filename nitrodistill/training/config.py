@@ -1,0 +1,109 @@
+"""Settings of the trainer, and the learning-rate schedule, which is a function of the step alone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+__all__ = ["MixedPrecision", "OptimizerConfig", "TrainerConfig", "learning_rate_factor"]
+
+MixedPrecision = Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for one role (Loshchilov & Hutter 2019).
+
+    Attributes:
+        learning_rate: at its highest, before decay.
+        betas: decay of the two moments; beta1 of 0 or 0.5 is usual in adversarial training.
+        weight_decay: decoupled from the gradient.
+        eps: added to the denominator.
+    """
+
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps"):
+            _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0")
+        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        _check("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Settings of the trainer.
+
+    Attributes:
+        steps: optimizer steps.
+        batch_size: samples of a micro-batch, over all processes.
+        accumulation: micro-batches in a step; N of them equal one that is N times as large.
+        seed: of the data order and of every draw.
+        optimizers: role -> its optimizer; one for each role of the method.
+        lr_warmup_steps: steps over which the learning rates rise linearly.
+        lr_decay_from: fraction of the steps after which the learning rates fall linearly to 0;
+            1 keeps them constant, 0.5 is "flat to half".
+        max_grad_norm: each role's gradient is scaled down to this norm; null does not clip.
+        ema_decay: of the student's moving average, a step; 0 is no averaging.
+        max_skips: non-finite steps in a row after which the run stops.
+        checkpoint_every: steps between checkpoints; 0 writes the last only.
+        keep_checkpoints: how many are kept.
+        log_every: steps between lines of the log.
+        preview_every: steps between previews; 0 draws none.
+        mixed_precision: "bf16" computes in bfloat16 and keeps float32 weights.
+        gradient_checkpointing: recompute activations, to save memory.
+    """
+
+    steps: int = 1000
+    batch_size: int = 32
+    accumulation: int = 1
+    seed: int = 0
+    optimizers: dict[str, OptimizerConfig] = field(default_factory=dict)
+    lr_warmup_steps: int = 0
+    lr_decay_from: float = 1.0
+    max_grad_norm: float | None = 1.0
+    ema_decay: float = 0.999
+    max_skips: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    preview_every: int = 0
+    mixed_precision: MixedPrecision = "no"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        least_one = ("steps", "batch_size", "accumulation", "max_skips", "keep_checkpoints")
+        for name in (*least_one, "log_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
+        for name in ("seed", "lr_warmup_steps", "checkpoint_every", "preview_every"):
+            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
+        _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
+        norm = self.max_grad_norm
+        _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")
+        _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
+        precisions = get_args(MixedPrecision)
+        _check(
+            "mixed_precision", self.mixed_precision, self.mixed_precision in precisions, precisions
+        )
+
+
+def learning_rate_factor(config: TrainerConfig, step: int) -> float:
+    """What the learning rates are multiplied with at `step` (from 0), of N = `config.steps`.
+
+        min(1, (step + 1) / warmup) * min(1, (N - step) / (N - f N)),   f = lr_decay_from
+
+    The last step still learns: its factor is 1 / (N - f N), and the one after it would have 0.
+    """
+    rise = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
+    length = config.steps * (1 - config.lr_decay_from)
+    fall = min(1.0, (config.steps - step) / length) if length > 0 else 1.0
+    return rise * fall
+
+
+def _check(name: str, value: object, ok: bool, rule: object) -> None:
+    if not ok:
+        raise ValueError(f"{name} is {value!r}; it must be {rule}.")
