@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from nitrodistill.models import DiffusersDenoiser, Guided
+from nitrodistill.models.denoiser import first_tensor
+from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.types import Condition, Denoiser
+
+
+def test_it_equals_a_hand_written_call(tiny_denoiser, tiny_condition, generator):
+    x_t = torch.randn(3, 4, 8, 8, generator=generator)
+    t = torch.tensor([1, 500, 999])
+    text = tiny_condition["encoder_hidden_states"]
+    theirs = tiny_denoiser.module(x_t, t, encoder_hidden_states=text).sample
+    assert torch.equal(tiny_denoiser(x_t, t, tiny_condition), theirs)
+    assert isinstance(tiny_denoiser, Denoiser)
+    assert tiny_denoiser.latent_shape() == (4, 8, 8)
+
+
+def test_inputs_are_cast_to_the_network_and_back(tiny_denoiser, tiny_condition, generator):
+    tiny_denoiser.module.to(torch.bfloat16)
+    x_t = torch.randn(3, 4, 8, 8, generator=generator)
+    assert tiny_denoiser(x_t, torch.tensor(5), tiny_condition).dtype == torch.float32
+
+
+def test_a_copy_shares_nothing(tiny_denoiser, tiny_condition, generator):
+    student = tiny_denoiser.copy()
+    with torch.no_grad():
+        for parameter in student.module.parameters():
+            parameter.zero_()
+    x_t = torch.randn(3, 4, 8, 8, generator=generator)
+    assert float(tiny_denoiser(x_t, torch.tensor(5), tiny_condition).abs().sum()) > 0
+
+
+@pytest.mark.parametrize("t", [torch.tensor(300), torch.tensor([1, 500, 999])])
+def test_guidance_is_its_formula(tiny_denoiser, tiny_condition, generator, t):
+    null = Condition({"encoder_hidden_states": torch.randn(1, 5, 16, generator=generator)})
+    x_t = torch.randn(3, 4, 8, 8, generator=generator)
+    guided = Guided(tiny_denoiser, 3.0, null)
+    low = tiny_denoiser(x_t, t, tiny_condition.null(null))
+    high = tiny_denoiser(x_t, t, tiny_condition)
+    torch.testing.assert_close(
+        guided(x_t, t, tiny_condition), low + 3 * (high - low), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(Guided(tiny_denoiser, 1.0, null)(x_t, t, tiny_condition), high)
+    assert guided.prediction_type == "v_prediction"
+    assert guided.module is tiny_denoiser.module
+
+
+def test_bad_guidance(tiny_denoiser, tiny_condition):
+    with pytest.raises(ValueError, match=r"scale is 0\.5"):
+        Guided(tiny_denoiser, 0.5, tiny_condition.index([0]))
+    with pytest.raises(ValueError, match="holds 3 samples"):
+        Guided(tiny_denoiser, 3.0, tiny_condition)
+
+
+def test_unknown_families_are_told_what_an_adapter_must_say(tiny_denoiser):
+    with pytest.raises(TypeError, match=r"module, schedule, prediction_type and __call__"):
+        DiffusersDenoiser(nn.Linear(1, 1), RectifiedFlow(), "epsilon")
+    with pytest.raises(ValueError, match="'velocity'"):
+        DiffusersDenoiser(tiny_denoiser.module, RectifiedFlow(), "velocity")  # type: ignore[arg-type]
+    sdxl = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=64,
+        cross_attention_dim=16,
+    )
+    with pytest.raises(ValueError, match="addition_embed_type='text_time'"):
+        DiffusersDenoiser(sdxl, RectifiedFlow(), "epsilon")
+
+
+def test_first_tensor():
+    x = torch.zeros(1)
+    assert first_tensor((x, (x,))) is x
+    with pytest.raises(TypeError, match="tap a module"):
+        first_tensor({"a": x})

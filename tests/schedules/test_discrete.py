@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
+from nitrodistill.schedules import DiscreteSchedule
+from nitrodistill.types import NoiseSchedule
+
+
+@pytest.fixture
+def scheduler():
+    return DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+
+
+@pytest.fixture
+def schedule(scheduler):
+    return DiscreteSchedule.from_scheduler(scheduler)
+
+
+def test_add_noise_equals_diffusers(scheduler, schedule, generator):
+    x0, noise = torch.randn(2, 6, 4, 8, 8, generator=generator)
+    t = torch.tensor([0, 1, 250, 500, 998, 999])
+    theirs = scheduler.add_noise(x0, noise, t)
+    torch.testing.assert_close(schedule(t).mix(x0, noise), theirs, rtol=0, atol=1e-6)
+
+
+def test_known_values_of_stable_diffusion(schedule):
+    """alpha at t = 249 .. 999 as tabulated for the scaled-linear schedule."""
+    alpha, sigma = schedule(torch.tensor([249, 399, 499, 749, 999]))
+    expected = torch.tensor([0.8218, 0.6528, 0.5269, 0.2380, 0.06826], dtype=torch.float64)
+    torch.testing.assert_close(alpha, expected, rtol=0, atol=5e-5)
+    assert torch.allclose(alpha**2 + sigma**2, torch.ones(5, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("num_steps", [1, 4, 7, 25, 50, 999, 1000])
+def test_the_trailing_grid_is_diffusers(scheduler, schedule, num_steps):
+    trailing = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    trailing.set_timesteps(num_steps)
+    assert torch.equal(schedule.timesteps(num_steps), trailing.timesteps)
+
+
+def test_timestep_and_fraction_are_inverse(schedule):
+    t = torch.arange(1000)
+    assert torch.equal(schedule.timestep(schedule.fraction(t)), t)
+    assert isinstance(schedule, NoiseSchedule)
+
+
+def test_the_table_is_a_copy(schedule):
+    schedule.alphas_cumprod.zero_()
+    assert schedule.alphas_cumprod[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (torch.tensor([0.9]), "T >= 2"),
+        (torch.tensor([0.9, 0.95]), "decrease"),
+        (torch.tensor([1.2, 0.5]), r"\[0, 1\]"),
+        (torch.tensor([float("nan"), 0.5]), r"\[0, 1\]"),
+    ],
+)
+def test_bad_tables(table, message):
+    with pytest.raises(ValueError, match=message):
+        DiscreteSchedule(table)
+
+
+def test_bad_calls(schedule):
+    with pytest.raises(TypeError, match="integers"):
+        schedule(torch.tensor(0.5))
+    with pytest.raises(TypeError, match="RectifiedFlow"):
+        DiscreteSchedule.from_scheduler(FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ValueError, match="num_steps is 0"):
+        schedule.timesteps(0)

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from nitrodistill.method import Draws, Role
+
+
+def test_draws_depend_on_the_index_alone_not_on_the_batch():
+    whole = Draws(3, 11, torch.arange(10)).normal("noise", (4, 2))
+    part = Draws(3, 11, torch.tensor([7, 2])).normal("noise", (4, 2))
+    assert torch.equal(part, whole[[7, 2]])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Draws(4, 11, torch.arange(10)),
+        Draws(3, 12, torch.arange(10)),
+        Draws(3, 11, torch.arange(10, 20)),
+    ],
+)
+def test_seed_step_index_and_name_all_matter(other):
+    draws = Draws(3, 11, torch.arange(10))
+    assert not torch.equal(draws.uniform("t"), other.uniform("t"))
+    assert not torch.equal(draws.uniform("t"), draws.uniform("u"))
+    assert torch.equal(draws.uniform("t"), Draws(3, 11, torch.arange(10)).uniform("t"))
+
+
+def test_draws_have_their_distributions():
+    draws = Draws(0, 0, torch.arange(4000))
+    normal = draws.normal("n", (2,)).flatten().double().numpy()
+    uniform = draws.uniform("u").double().numpy()
+    assert stats.kstest(normal, "norm").pvalue > 1e-3
+    assert stats.kstest(uniform, "uniform").pvalue > 1e-3
+
+
+def test_the_global_generator_is_not_touched():
+    before = torch.random.get_rng_state()
+    Draws(0, 0, torch.arange(3)).normal("n", (8,))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_no_samples_no_draws():
+    assert Draws(0, 0, torch.arange(0)).normal("n", (4, 2)).shape == (0, 4, 2)
+
+
+def test_a_role_is_read_anew_after_bind():
+    class Owner:
+        module: nn.Module = nn.Linear(1, 1)
+
+    owner, wrapped = Owner(), nn.Sequential(nn.Linear(1, 1))
+    role = Role(owner, "module")
+    role.bind(wrapped)
+    assert role.module is wrapped
+    assert owner.module is wrapped
+    with pytest.raises(TypeError, match=r"points at an nn\.Module"):
+        _ = Role(owner, "__doc__").module

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+
+from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform
+
+R = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+
+
+def kolmogorov(u: torch.Tensor, cdf) -> float:
+    """Largest distance between the empirical distribution of `u` and `cdf`."""
+    return float(stats.kstest(u.numpy(), cdf).statistic)
+
+
+def test_uniform_on_one_range():
+    u = Uniform(((0.2, 0.7),))(R)
+    assert kolmogorov(u, stats.uniform(0.2, 0.5).cdf) < 1e-3
+
+
+def test_uniform_on_several_ranges_draws_by_length():
+    u = Uniform(((0.0, 0.1), (0.5, 0.8)))(R)
+    assert not bool(((u > 0.1) & (u < 0.5)).any())
+    assert float((u <= 0.1).double().mean()) == pytest.approx(0.25, abs=1e-3)
+    assert float(u.max()) == pytest.approx(0.8, abs=1e-3)
+
+
+def test_a_point_is_a_law():
+    assert torch.equal(Uniform(((0.4, 0.4),))(R), torch.full_like(R, 0.4))
+
+
+def test_logit_normal_has_its_quantiles():
+    u = LogitNormal(mean=-0.3, std=1.2)(R)
+    assert kolmogorov(torch.logit(u), stats.norm(-0.3, 1.2).cdf) < 1e-3
+
+
+def test_shift_is_the_published_map_and_one_is_none():
+    u = Shifted(3.0)(R)
+    torch.testing.assert_close(u, 3 * R / (1 + 2 * R))
+    assert torch.equal(Shifted(1.0, LogitNormal())(R), LogitNormal()(R))
+
+
+@pytest.mark.parametrize("law", [Uniform(), LogitNormal(), Shifted(2.0)])
+def test_laws_rise_within_the_unit_interval(law):
+    u = law(R)
+    assert isinstance(law, TimestepLaw)
+    assert bool((u.diff() >= 0).all())
+    assert float(u.min()) >= 0
+    assert float(u.max()) <= 1
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Uniform(((0.5, 0.2),)),
+        lambda: Uniform(((0.0, 0.6), (0.5, 1.0))),
+        lambda: Uniform(((0.0, 1.5),)),
+        lambda: Uniform(()),
+        lambda: LogitNormal(std=0),
+        lambda: Shifted(0.0),
+    ],
+)
+def test_bad_values(make):
+    with pytest.raises(ValueError, match=r"must be|give pairs"):
+        make()
