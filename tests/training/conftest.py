@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.method import Draws, Role
+from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.types import Batch, Condition, Terms
 
 
@@ -73,3 +76,43 @@ class TinyStream:
 def weights(module: nn.Module) -> Tensor:
     """All parameters in one vector."""
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+class Tiny(NamedTuple):
+    """What the tests of this folder share; a fixture, so that no test module imports another."""
+
+    Method: type[TinyMethod]
+    Stream: type[TinyStream]
+    weights: Callable[[nn.Module], Tensor]
+    config: Callable[..., TrainerConfig]
+    train: Callable[..., Trainer]
+
+
+def tiny_config(**changes: Any) -> TrainerConfig:
+    """Six steps on batches of 4, with unequal optimizers."""
+    optimizers = {
+        "student": OptimizerConfig(1e-2, (0.5, 0.9), weight_decay=0.01),
+        "critic": OptimizerConfig(3e-2, (0.0, 0.99)),
+    }
+    return TrainerConfig(**({"steps": 6, "batch_size": 4, "optimizers": optimizers} | changes))
+
+
+def tiny_train(config: TrainerConfig, method: TinyMethod | None = None, **options: Any) -> Trainer:
+    """Trains to the end and returns the trainer."""
+    trainer = Trainer(method or TinyMethod(), TinyStream(config.batch_size), config, **options)
+    for _ in trainer.fit():
+        pass
+    return trainer
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def tiny() -> Tiny:
+    return Tiny(TinyMethod, TinyStream, weights, tiny_config, tiny_train)

@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+from nitrodistill.method import Draws, Role
+from nitrodistill.training import OptimizerConfig, Trainer, find_checkpoints
+
+ALTERNATING = (("student",), ("critic",))
+
+
+def _weights(tiny, trainer):
+    roles = trainer.method.trainable().values()
+    return torch.cat([tiny.weights(role.module) for role in roles])
+
+
+def _averages(trainer):
+    return torch.cat([value.flatten() for value in trainer.ema.state_dict().values()])
+
+
+def test_equals_a_plain_loop(tiny):
+    """An independent loop in plain PyTorch: clip, decay of the rate, AdamW, average. Bit for bit."""
+    config = tiny.config(lr_decay_from=0.5, lr_warmup_steps=2, max_grad_norm=0.3, ema_decay=0.9)
+    trainer = tiny.train(config)
+
+    method, stream = tiny.Method(), tiny.Stream(4)
+    networks = {"student": method.student_network, "critic": method.critic_network}
+    optimizers = {
+        name: torch.optim.AdamW(network.parameters(), 1, o.betas, o.eps, o.weight_decay, fused=True)
+        for name, network in networks.items()
+        for o in [config.optimizers[name]]
+    }
+    average = tiny.weights(networks["student"])
+    for step, factor in enumerate([0.5, 1, 1, 1, 2 / 3, 1 / 3]):
+        batch = stream(step)
+        draws = Draws(0, step, batch.index)
+        for _, terms in method.losses(batch, ("student", "critic"), draws):
+            terms.total.backward()
+        for name, network in networks.items():
+            nn.utils.clip_grad_norm_(network.parameters(), 0.3)
+            optimizers[name].param_groups[0]["lr"] = config.optimizers[name].learning_rate * factor
+            optimizers[name].step()
+            optimizers[name].zero_grad()
+        average = average.lerp(tiny.weights(networks["student"]), 1 - 0.9)
+    assert torch.equal(
+        tiny.weights(trainer.method.student_network), tiny.weights(networks["student"])
+    )
+    assert torch.equal(
+        tiny.weights(trainer.method.critic_network), tiny.weights(networks["critic"])
+    )
+    torch.testing.assert_close(_averages(trainer), average, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("turns", [(("student", "critic"),), ALTERNATING])
+def test_accumulating_two_batches_of_4_equals_a_batch_of_8(tiny, turns):
+    large = tiny.train(tiny.config(batch_size=8), tiny.Method(turns))
+    small = tiny.train(tiny.config(accumulation=2), tiny.Method(turns))
+    torch.testing.assert_close(_weights(tiny, small), _weights(tiny, large), rtol=0, atol=1e-6)
+    torch.testing.assert_close(_averages(small), _averages(large), rtol=0, atol=1e-6)
+
+
+def test_roles_change_only_when_they_are_active_and_the_average_only_with_the_student(tiny):
+    method = tiny.Method(ALTERNATING)
+    trainer = Trainer(method, tiny.Stream(4), tiny.config())
+
+    def look():
+        networks = (method.student_network, method.critic_network)
+        return [*(tiny.weights(n) for n in networks), _averages(trainer).clone()]
+
+    before = look()
+    for state in trainer.fit():
+        after = look()
+        changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
+        is_student = state.active == ("student",)
+        assert changed == [is_student, not is_student, is_student]
+        assert set(state.learning_rates) == set(state.active)
+        before = after
+
+
+def test_gradients_are_clipped_per_role(tiny):
+    """AdamW with beta1 0 ignores a common scale, so the norms are looked at where they are applied."""
+    seen = {}
+
+    method = tiny.Method()
+    trainer = Trainer(method, tiny.Stream(4), tiny.config(steps=1, max_grad_norm=0.05))
+    for name, role in method.trainable().items():
+        network = role.module
+        trained = trainer._trained[name]
+        step = trained.optimizer.step
+
+        def spy(name=name, network=network, step=step):
+            grads = [p.grad.flatten() for p in network.parameters()]
+            seen[name] = float(torch.cat(grads).norm())
+            step()
+
+        trained.optimizer.step = spy
+    (state,) = trainer.fit()
+    assert state.metrics()["student/grad_norm"] > 0.05
+    assert seen == {
+        "student": pytest.approx(0.05, rel=1e-4),
+        "critic": pytest.approx(0.05, rel=1e-4),
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("turns", [(("student", "critic"),), ALTERNATING])
+def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns):
+    config = tiny.config(steps=9, accumulation=accumulation, checkpoint_every=2, lr_decay_from=0.5)
+    whole = tiny.train(config, tiny.Method(turns))
+    stopped = Trainer(tiny.Method(turns), tiny.Stream(4), config, output=tmp_path)
+    for state in stopped.fit():
+        if state.step == 5:
+            break
+    resumed = Trainer(tiny.Method(turns, seed=1), tiny.Stream(4), config, output=tmp_path)
+    assert resumed.step == 4
+    assert [state.step for state in resumed.fit()] == [5, 6, 7, 8, 9]
+    assert resumed.stream.asked[0] == 4 * accumulation
+    assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
+    assert torch.equal(_averages(resumed), _averages(whole))
+
+
+def _train_and_die(tiny, config, output, step, during_save):
+    torch.set_num_threads(1)
+
+    def die(*args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = Trainer(tiny.Method(), tiny.Stream(4), config, output=output)
+    for state in trainer.fit():
+        if state.step == step:
+            if not during_save:
+                die()
+            pytest.MonkeyPatch().setattr("nitrodistill.training.checkpoint._write_json", die)
+
+
+@pytest.mark.parametrize(("step", "during_save"), [(1, False), (5, False), (5, True)])
+def test_killed_and_resumed_ends_bit_equal(tiny, tmp_path, step, during_save):
+    config = tiny.config(checkpoint_every=2, accumulation=2, log_every=1)
+    whole = tiny.train(config, output=tmp_path / "whole")
+    arguments = (tiny, config, tmp_path / "killed", step, during_save)
+    child = multiprocessing.get_context("fork").Process(target=_train_and_die, args=arguments)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    resumed = tiny.train(config, output=tmp_path / "killed")
+    assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
+    assert torch.equal(_averages(resumed), _averages(whole))
+    lines = (tmp_path / "killed" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
+
+
+def test_convolutions_on_two_threads_resume_bit_equal(tiny, tmp_path):
+    torch.set_num_threads(2)
+
+    class Conv(tiny.Method):
+        def __init__(self):
+            super().__init__()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.student_network = nn.Sequential(
+                    nn.Unflatten(1, (1, 2, 2)),
+                    nn.Conv2d(1, 64, 3, padding=1),
+                    nn.GroupNorm(8, 64),
+                    nn.SiLU(),
+                    nn.Conv2d(64, 1, 3, padding=1).to(memory_format=torch.channels_last),
+                    nn.Flatten(),
+                )
+
+    config = tiny.config(steps=4, batch_size=16, checkpoint_every=2)
+    whole = tiny.train(config, Conv())
+    stopped = Trainer(Conv(), tiny.Stream(16), config, output=tmp_path)
+    for state in stopped.fit():
+        if state.step == 3:
+            break
+    resumed = tiny.train(config, Conv(), output=tmp_path)
+    assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
+
+
+def test_a_finished_run_does_nothing_more(tiny, tmp_path):
+    config = tiny.config()
+    done = tiny.train(config, output=tmp_path)
+    again = Trainer(tiny.Method(), tiny.Stream(4), config, output=tmp_path)
+    assert list(again.fit()) == []
+    assert torch.equal(_weights(tiny, again), _weights(tiny, done))
+
+
+def test_only_the_last_checkpoints_are_kept(tiny, tmp_path):
+    tiny.train(tiny.config(checkpoint_every=2, keep_checkpoints=2), output=tmp_path)
+    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 4]
+
+
+def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
+    config = tiny.config()
+    tiny.train(config, output=tmp_path)
+    other = dataclasses.replace(config, seed=5)
+    with pytest.raises(ValueError, match=r"other settings \(seed 0 -> 5\)"):
+        tiny.train(other, output=tmp_path)
+    longer = dataclasses.replace(config, steps=8, log_every=3)
+    assert tiny.train(longer, output=tmp_path).step == 8
+
+
+def test_resume_never_refuses_a_folder_with_checkpoints(tiny, tmp_path):
+    tiny.train(tiny.config(), output=tmp_path)
+    with pytest.raises(FileExistsError, match="holds checkpoints already"):
+        tiny.train(tiny.config(), output=tmp_path, resume="never")
+
+
+def test_a_non_finite_step_is_skipped_and_named(tiny):
+    method = tiny.Method()
+    method.poison = {2: "student"}
+    trainer = Trainer(method, tiny.Stream(4), tiny.config())
+    with pytest.warns(RuntimeWarning, match="skipped step 3"):
+        seen = [(state.skipped, _weights(tiny, trainer)) for state in trainer.fit()]
+    assert [bool(skipped) for skipped, _ in seen] == [False, False, True, False, False, False]
+    assert "student/fit (samples [9])" in seen[2][0]
+    assert torch.equal(seen[2][1], seen[1][1])
+    assert seen[-1][1].isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_is_named(tiny):
+    class Steep(tiny.Method):
+        def losses(self, batch, active, draws):
+            for role, terms in super().losses(batch, active, draws):
+                zero = next(self.student_network.parameters()).flatten()[0] * 0
+                yield role, terms._replace(total=terms.total + zero.sqrt())
+
+    with pytest.warns(RuntimeWarning, match="student's gradient"):
+        tiny.train(tiny.config(steps=1), Steep((("student",),)))
+
+
+def test_too_many_non_finite_steps_stop_the_run_and_name_the_last_checkpoint(tiny, tmp_path):
+    method = tiny.Method()
+    method.poison = {1: "student", 3: "student", 4: "student"}
+    config = tiny.config(max_skips=2, checkpoint_every=2)
+    with (
+        pytest.warns(RuntimeWarning),
+        pytest.raises(FloatingPointError, match=r"after 2 non-finite.*student/fit.*step-00000004"),
+    ):
+        tiny.train(config, method, output=tmp_path)
+    assert torch.isfinite(_weights(tiny, Trainer(method, tiny.Stream(4), config))).all()
+
+
+def test_the_log_averages_between_lines(tiny, tmp_path):
+    trainer = Trainer(tiny.Method(), tiny.Stream(4), tiny.config(log_every=3), output=tmp_path)
+    metrics = [state.metrics() for state in trainer.fit()]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    for name in ("student/fit", "critic/total", "student/grad_norm"):
+        mean = sum(m[name] for m in metrics[3:]) / 3
+        assert lines[1][name] == pytest.approx(mean, rel=1e-6)
+    assert lines[1]["student/learning_rate"] == 1e-2
+
+
+def test_the_roles_must_have_optimizers_and_something_to_train(tiny):
+    some = OptimizerConfig()
+    for optimizers, words in [
+        ({"student": some}, r"lacks settings for \['critic'\]"),
+        ({"student": some, "critics": some, "critic": some}, "'critics'.*nearest role is 'critic'"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            tiny.train(tiny.config(optimizers=optimizers))
+    method = tiny.Method()
+    method.critic_network.requires_grad_(False)
+    with pytest.raises(ValueError, match="'critic' has no parameter that requires a gradient"):
+        tiny.train(tiny.config(), method)
+
+
+def test_a_batch_of_another_size_is_refused(tiny):
+    trainer = Trainer(tiny.Method(), tiny.Stream(3), tiny.config())
+    with pytest.raises(ValueError, match=r"3 samples, but batch_size is 4"):
+        next(trainer.fit())
+
+
+def test_frozen_weights_stay_and_are_saved(tiny, tmp_path):
+    method = tiny.Method()
+    method.student_network[0].requires_grad_(False)
+    before = method.student_network[0].weight.detach().clone()
+    tiny.train(tiny.config(), method, output=tmp_path)
+    saved = find_checkpoints(tmp_path)[0]
+    assert torch.equal(saved.tensors("student")["0.weight"], before)
+    assert not any("0.weight" in name for name in saved.tensors("student.optimizer"))
+
+
+def test_two_trainers_with_different_accumulation_do_not_disturb_each_other(tiny):
+    configs = [tiny.config(accumulation=n) for n in (1, 2)]
+    alone = [_weights(tiny, tiny.train(config)) for config in configs]
+    trainers = [Trainer(tiny.Method(), tiny.Stream(4), config) for config in configs]
+    for _ in zip(*(trainer.fit() for trainer in trainers), strict=True):
+        pass
+    for trainer, expected in zip(trainers, alone, strict=True):
+        assert torch.equal(_weights(tiny, trainer), expected)
+
+
+def test_a_role_is_rebound(tiny):
+    class Holder:
+        def __init__(self):
+            self.module = nn.Linear(1, 1)
+
+    holder, other = Holder(), nn.Linear(1, 1)
+    role = Role(holder, "module")
+    role.bind(other)
+    assert role.module is other
+    assert holder.module is other
