@@ -1,23 +1,52 @@
-"""Structural dissimilarity, 1 - SSIM (Wang et al. 2004), one value per sample.
+"""Structural dissimilarity 1 - SSIM (Wang et al. 2004), one value per sample: the definition.
 
 With a normalised separable window w and the moments of x and y under it,
 
     l    = (2 mu_x mu_y + C1) / (mu_x^2 + mu_y^2 + C1)
     cs   = (2 s_xy + C2) / (s_xx + s_yy + C2)
-    loss = mean over positions and channels of 1 - l cs        ("structure": 1 - cs)
+    loss = mean over positions and channels of 1 - l cs        ("structure": of 1 - cs)
+
+Three departures in how, none in what. With s = x + y and d = x - y four filtered maps suffice instead
+of five, and the two factors become
+
+    1 - l  = 2 mu_d^2 / (mu_s^2 + mu_d^2 + 2 C1)          1 - cs = 2 v_d / (v_s + v_d + 2 C2)
+
+(v the variance under the window), which does not cancel where x is near y. The mean of y, per plane, is
+subtracted before anything is squared, and added back to mu_s: variances are invariant to it, and
+`w*x^2 - mu^2` no longer cancels on bright flat images. And the gradient is written out below and taken in
+the forward pass, a few planes at a time, so that everything stays in the cache and one map is kept.
+A second derivative, and a compiled graph, go through the plain definition.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.kernels.banded import Banded, banded, filter_leading, filter_trailing
 
 __all__ = ["SSIMMode", "SSIMPadding", "ssim_loss"]
 
 SSIMMode = Literal["full", "structure"]
 SSIMPadding = Literal["valid", "reflect"]
+
+_CHUNK = 1 << 18
+"""Elements of a map that are worked on at a time, per CPU thread: some twenty such maps stay in a cache."""
+
+
+class _Options(NamedTuple):
+    taps: tuple[float, ...]
+    c1: float | Tensor
+    c2: float | Tensor
+    offset: float | Tensor
+    mode: SSIMMode
+    padding: SSIMPadding
+    weight_map: Tensor | None
 
 
 def ssim_loss(
@@ -37,40 +66,81 @@ def ssim_loss(
     Args:
         x: `(B, C, H, W)`, any floating-point dtype.
         y: `(B, C, H, W)`.
-        taps: the normalised one-dimensional window, an odd number of taps.
-        c1: (K1 L)^2, a float or one value per channel `(C,)`.
-        c2: (K2 L)^2, likewise.
+        taps: the normalised one-dimensional window, an odd number n of taps.
+        c1: (K1 L)^2 > 0, a float or one value per channel `(C,)`.
+        c2: (K2 L)^2 > 0, likewise.
         offset: what is added to both means before `l` is formed (a shift of signed data into
             [0, L]; second moments do not see it), a float or `(C,)`.
         mode: "full" = 1 - l cs, "structure" = 1 - cs.
-        padding: "valid" keeps the H - n + 1 by W - n + 1 whole windows; "reflect" mirrors the border
-            and keeps H by W positions.
-        weight_map: `(B, 1, H', W')` or `(B, C, H', W')` float weights of the positions of the result;
-            the loss is their weighted *sum* over positions and channels (the caller normalises).
-            None is the plain mean. No gradient flows into it.
+        padding: "valid" keeps the H - n + 1 by W - n + 1 whole windows, and needs sides >= n;
+            "reflect" mirrors the border, keeps H by W positions, and needs sides > n // 2.
+        weight_map: `(B, 1, H', W')` or `(B, C, H', W')` weights of the result's positions; the loss
+            is their weighted *sum* over positions and channels (the caller normalises). None is
+            the plain mean. No gradient flows into it.
 
     Returns:
         `(B,)`, float64 if either input is, else float32.
     """
-    dtype = torch.float64 if torch.float64 in (x.dtype, y.dtype) else torch.float32
+    options = _Options(taps, c1, c2, offset, mode, padding, weight_map)
+    if torch.compiler.is_compiling():
+        return _plain(x, y, options)
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        return _SSIM.apply(x, y, options)
+    return _fused(x, y, options, False, False)[0]
+
+
+class _SSIM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, options: _Options) -> Tensor:
+        need_x, need_y, _ = ctx.needs_input_grad
+        loss, grad_x, grad_y = _fused(x, y, options, need_x, need_y)
+        ctx.options = options
+        ctx.save_for_backward(x, y, grad_x, grad_y)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, y, grad_x, grad_y = ctx.saved_tensors
+        (grad,) = grad_outputs
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(x, y, ctx, grad), None
+        scale = grad.view(-1, 1, 1, 1)
+        return (
+            None if grad_x is None else (grad_x * scale).to(x.dtype),
+            None if grad_y is None else (grad_y * scale).to(y.dtype),
+            None,
+        )
+
+
+def _differentiable_gradients(
+    x: Tensor, y: Tensor, ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients with a graph of their own, for a second derivative."""
+    need_x, need_y, _ = ctx.needs_input_grad
+    wanted = [tensor for tensor, need in ((x, need_x), (y, need_y)) if need]
+    found = torch.autograd.grad(_plain(x, y, ctx.options), wanted, grad, create_graph=True)
+    return found[0] if need_x else None, found[-1] if need_y else None
+
+
+def _plain(x: Tensor, y: Tensor, options: _Options) -> Tensor:
+    """The definition in differentiable operations."""
+    dtype = math_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    height = _band(x.shape[-2], taps, padding, x)
-    width = _band(x.shape[-1], taps, padding, x)
-    c1, c2, offset = (_per_channel(value, x) for value in (c1, c2, offset))
+    c1, c2, offset = (_per_channel(value, x) for value in options[1:4])
     shift = y.detach().mean((-2, -1), keepdim=True)
-    s, d = x + y - 2 * shift, x - y
-    with torch.autocast(x.device.type, enabled=False):
-        maps = height @ torch.stack([s, d, s * s, d * d]) @ width.T
-    mean_s, mean_d, square_s, square_d = maps.unbind(0)
-    var_s, var_d = square_s - mean_s**2, square_d - mean_d**2
+    x, y = x - shift, y - shift
+    s, d = x + y, x - y
+    maps = _filter(torch.cat([s, d, s * s, d * d]), options.taps, options.padding)
+    mean_s, mean_d, square_s, square_d = maps.chunk(4)
+    var_s, var_d = square_s - mean_s * mean_s, square_d - mean_d * mean_d
     loss = 2 * var_d / (var_s + var_d + 2 * c2)
-    if mode == "full":
-        luminance = 2 * mean_d**2
-        luminance = luminance / ((mean_s + 2 * (shift + offset)) ** 2 + mean_d**2 + 2 * c1)
-        loss = luminance + loss - luminance * loss
-    if weight_map is None:
+    if options.mode == "full":
+        square = mean_d * mean_d
+        bright = 2 * square / ((mean_s + 2 * (shift + offset)) ** 2 + square + 2 * c1)
+        loss = bright + loss - bright * loss
+    if options.weight_map is None:
         return loss.flatten(1).mean(1)
-    return (loss * weight_map).flatten(1).sum(1)
+    return (loss * options.weight_map).flatten(1).sum(1)
 
 
 def _per_channel(value: float | Tensor, like: Tensor) -> float | Tensor:
@@ -79,13 +149,203 @@ def _per_channel(value: float | Tensor, like: Tensor) -> float | Tensor:
     return value
 
 
-def _band(size: int, taps: tuple[float, ...], padding: SSIMPadding, like: Tensor) -> Tensor:
-    """The `(size', size)` matrix that filters one axis of length `size`."""
+def _filter(x: Tensor, taps: tuple[float, ...], padding: SSIMPadding) -> Tensor:
+    """Both axes as sums of shifted views, which a compiler fuses."""
+    reach = len(taps) // 2
+    if padding == "reflect":
+        x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
+    for dim in (-2, -1):
+        size = x.shape[dim] - 2 * reach
+        filtered = taps[0] * x.narrow(dim, 0, size)
+        for k in range(1, len(taps)):
+            filtered = filtered + taps[k] * x.narrow(dim, k, size)
+        x = filtered
+    return x
+
+
+class _Filter(NamedTuple):
+    """One axis: the window, and its adjoint for the gradient."""
+
+    forward: Banded
+    adjoint: Banded
+
+    @property
+    def size(self) -> int:
+        """How many positions the window has along the axis."""
+        return self.forward[-1].rows.stop
+
+
+class _Planes(NamedTuple):
+    """Some planes of the input, `(H, P, W)`, and what belongs to them.
+
+    Planes stand between rows and columns, so that both axes are filtered without a transposition.
+    """
+
+    x: Tensor
+    y: Tensor
+    c1: float | Tensor
+    c2: float | Tensor
+    offset: float | Tensor
+    weight: Tensor | None
+
+
+def _fused(
+    x: Tensor, y: Tensor, options: _Options, need_x: bool, need_y: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The loss, and its gradient per unit of every sample's loss, without autograd."""
+    batch, channels, height, width = x.shape
+    dtype, device = math_dtype(x, y), x.device
+    vertical = _filter_of(height, options.taps, options.padding, dtype, device)
+    horizontal = _filter_of(width, options.taps, options.padding, dtype, device)
+    x, y = _rows_first(x.detach()), _rows_first(y.detach())
+    c1, c2, offset = (_per_plane(value, batch, dtype) for value in options[1:4])
+    weight, scale = options.weight_map, 1.0
+    if weight is None:
+        scale = 1 / (channels * vertical.size * horizontal.size)
+    else:
+        weight = _rows_first(weight.detach().to(dtype).expand(batch, channels, -1, -1))
+    grad_x, grad_y = (
+        torch.empty(batch * channels, height, width, dtype=dtype, device=device) if need else None
+        for need in (need_x, need_y)
+    )
+    sums: list[Tensor] = []
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for part in _chunks(batch * channels, height * width, device):
+            planes = _Planes(
+                x[:, part].to(dtype),
+                y[:, part].to(dtype),
+                c1[part] if isinstance(c1, Tensor) else c1,
+                c2[part] if isinstance(c2, Tensor) else c2,
+                offset[part] if isinstance(offset, Tensor) else offset,
+                None if weight is None else weight[:, part],
+            )
+            of_x = None if grad_x is None else grad_x[part].transpose(0, 1)
+            of_y = None if grad_y is None else grad_y[part].transpose(0, 1)
+            sums.append(
+                _fused_planes(planes, vertical, horizontal, options.mode, 2 * scale, of_x, of_y)
+            )
+        loss = torch.cat(sums).view(batch, channels).sum(1) * (2 * scale)
+    shape = (batch, channels, height, width)
+    return (
+        loss,
+        None if grad_x is None else grad_x.view(shape),
+        None if grad_y is None else grad_y.view(shape),
+    )
+
+
+def _fused_planes(
+    planes: _Planes,
+    vertical: _Filter,
+    horizontal: _Filter,
+    mode: SSIMMode,
+    scale: float,
+    grad_x: Tensor | None,
+    grad_y: Tensor | None,
+) -> Tensor:
+    """The sum of e over each plane `(P,)`; writes the gradients of `scale` e that are wanted.
+
+    With a = (1 - l) / 2 and b = (1 - cs) / 2 the map is 2 e, e = a + b - 2 a b.
+    """
+    sd, shift = _sum_and_difference(planes.x, planes.y)
+    maps = [filter_trailing(filter_leading(m, vertical.forward), horizontal.forward) for m in sd]
+    mean_s, mean_d, var_s, var_d = maps
+    var_s.addcmul_(mean_s, mean_s, value=-1)
+    var_d.addcmul_(mean_d, mean_d, value=-1)
+    inverse = var_s.add_(planes.c2, alpha=2).add_(var_d).reciprocal_()
+    b = var_d.mul_(inverse)
+    a = bright = bright_inverse = None
+    e = b
+    if mode == "full":
+        bright = mean_s + 2 * (shift + planes.offset)
+        a = mean_d * mean_d
+        bright_inverse = torch.addcmul(a, bright, bright)
+        bright_inverse.add_(planes.c1, alpha=2).reciprocal_()
+        a.mul_(bright_inverse)
+        e = torch.add(a, b).addcmul_(a, b, value=-2)
+    total = (e if planes.weight is None else e * planes.weight).sum((0, 2))
+    if grad_x is None and grad_y is None:
+        return total
+
+    # The adjoints of var_s and var_d are -q and p; of mean_s and mean_d, halved, g_s and g_d mean_d.
+    r = inverse if a is None else inverse.addcmul_(inverse, a, value=-2)
+    if planes.weight is not None:
+        r.mul_(planes.weight)
+    q = r * b
+    p = r.sub_(q)
+    g_s, g_d = mean_s * q, p.neg()
+    if a is not None and bright is not None and bright_inverse is not None:
+        u = bright_inverse.addcmul_(bright_inverse, b, value=-2)
+        if planes.weight is not None:
+            u.mul_(planes.weight)
+        ua = a.mul_(u)
+        g_s.addcmul_(ua, bright, value=-1)
+        g_d.add_(u.sub_(ua))
+
+    def adjoint(values: Tensor) -> Tensor:
+        return filter_trailing(filter_leading(values, vertical.adjoint), horizontal.adjoint)
+
+    both = grad_x is not None and grad_y is not None
+    if not both:
+        g_s.addcmul_(g_d, mean_d, value=1 if grad_y is None else -1)
+    along_s = adjoint(g_s).addcmul_(sd[0], adjoint(q), value=-1)
+    along_d = adjoint(p).mul_(sd[1])
+    if both:
+        along_d.add_(adjoint(g_d.mul_(mean_d)))
+    if grad_x is not None:
+        torch.add(along_s, along_d, out=grad_x).mul_(2 * scale)
+    if grad_y is not None:
+        torch.sub(along_s, along_d, out=grad_y).mul_(2 * scale)
+    return total
+
+
+def _sum_and_difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(s, d, s^2, d^2) of the centred planes as `(4, H, P, W)`, and the centre `(P, 1)`."""
+    maps = x.new_empty(4, *x.shape)
+    s, d, ss, dd = maps
+    shift = y.mean((0, 2)).unsqueeze(1)
+    torch.sub(x, shift, out=ss)
+    torch.sub(y, shift, out=dd)
+    torch.add(ss, dd, out=s)
+    torch.sub(ss, dd, out=d)
+    torch.mul(s, s, out=ss)
+    torch.mul(d, d, out=dd)
+    return maps, shift
+
+
+def _rows_first(x: Tensor) -> Tensor:
+    """`(B, C, H, W)` as `(H, B * C, W)`."""
+    return x.reshape(-1, *x.shape[2:]).transpose(0, 1)
+
+
+def _chunks(planes: int, size: int, device: torch.device) -> list[slice]:
+    """Ranges of planes that are worked on together: what fits a cache, on a device everything."""
+    if device.type != "cpu":
+        return [slice(0, planes)]
+    step = max(1, _CHUNK * torch.get_num_threads() // size)
+    return [slice(start, start + step) for start in range(0, planes, step)]
+
+
+def _per_plane(value: float | Tensor, batch: int, dtype: torch.dtype) -> float | Tensor:
+    if isinstance(value, Tensor) and value.ndim == 1:
+        return value.to(dtype).repeat(batch).unsqueeze(1)
+    return value
+
+
+@lru_cache(maxsize=32)
+def _filter_of(
+    size: int,
+    taps: tuple[float, ...],
+    padding: SSIMPadding,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _Filter:
+    """The window along an axis of length `size`."""
     reach = len(taps) // 2
     start = reach if padding == "valid" else 0
-    matrix = torch.zeros(size - 2 * start, size, dtype=torch.float64)
-    for row in range(matrix.shape[0]):
-        for k, tap in enumerate(taps):
-            column = abs(row + start + k - reach)
-            matrix[row, min(column, 2 * (size - 1) - column)] += tap
-    return matrix.to(like)
+    rows = torch.arange(size - 2 * start)
+    matrix = torch.zeros(len(rows), size, dtype=torch.float64)
+    for k, tap in enumerate(taps):
+        column = (rows + start + k - reach).abs()
+        column = torch.minimum(column, 2 * (size - 1) - column)
+        matrix[rows, column] += tap
+    return _Filter(banded(matrix, dtype, device), banded(matrix.T, dtype, device))
