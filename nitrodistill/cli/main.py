@@ -1,0 +1,95 @@
+"""`nitrodistill VERB [options]`: finds the verb, and turns errors into one sentence and an exit code.
+
+Exit codes: 0 done, 2 a mistake in what was asked (one sentence says which), 130 interrupted by Ctrl-C.
+A verb's module is imported when it is called, so that this file needs nothing but the standard library.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+VERBS = {
+    "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
+    "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
+    "train": "distil a student from a recipe; goes on where a killed run stopped",
+    "evaluate": "measure a run's student beside its teacher",
+    "export": "write a run's student as a diffusers pipeline",
+    "doctor": "say what this machine can do, and what is missing",
+}
+
+_HELP = """usage: nitrodistill VERB [options]
+
+Distil a diffusion teacher into a student that draws in one step.
+
+verbs:
+{verbs}
+
+`nitrodistill VERB --help` explains a verb, with every option and an example.
+
+options:
+  --help       show this and exit
+  --version    show the version and exit
+  --traceback  anywhere: show where an error came from, not only its sentence
+
+The road, on the teacher that ships with the package:
+  nitrodistill demo
+
+The same road by hand:
+  nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs
+  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
+  nitrodistill evaluate --run runs/student
+  nitrodistill export --run runs/student --output runs/pipeline
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        argv: the arguments after the program's name; None takes `sys.argv`.
+
+    Returns:
+        the exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show_traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("nitrodistill: interrupted.", file=sys.stderr)
+        return 130
+    except SystemExit as leaving:  # argparse: --help is 0, a mistake 2
+        return leaving.code if isinstance(leaving.code, int) else 2
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        if show_traceback:
+            raise
+        print(f"nitrodistill: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        return 2
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {verb:<10} {summary}" for verb, summary in VERBS.items())
+        print(_HELP.format(verbs=verbs), end="")
+        return 0 if arguments else 2
+    verb = arguments[0]
+    if verb == "--version":
+        from importlib.metadata import version
+
+        print(f"nitrodistill {version('nitrodistill')}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(VERBS)}."
+        raise ValueError(f"there is no verb {verb!r}; {hint}")
+    return importlib.import_module(f"nitrodistill.cli.{verb}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""Teachers by name: the embedded one, a directory, or a name on the Hub."""
+
+from __future__ import annotations
+
+from nitrodistill.models.pipeline import Pipeline
+
+__all__ = ["load_teacher"]
+
+
+def load_teacher(name: str) -> Pipeline:
+    """Loads a teacher, in float32 on the CPU.
+
+    Args:
+        name: "toy" is the teacher that ships with the package; else a directory with a diffusers
+            pipeline (write `./toy` for a directory of that name), or a name on the Hub.
+
+    Raises:
+        FileNotFoundError: if there is no such directory.
+        ValueError: if it is no diffusers pipeline.
+        TypeError: if it is one that is not supported.
+    """
+    if name != "toy":
+        return Pipeline.load(name)
+    from nitrodistill import toy
+
+    return Pipeline.from_diffusers(toy.load_pipeline(), check_prompt=toy.check_prompt)
