@@ -1,7 +1,7 @@
-"""The embedded teacher: a complete text-conditioned latent diffusion pipeline that ships with the package.
+"""The embedded teacher: a whole text-conditioned latent diffusion pipeline that ships with the package.
 
-32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all of them
-diffusers' and transformers' own classes at 2.5 million parameters, and an oracle that reads the pictures.
+32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all
+of them diffusers' and transformers' own classes, 2.5 million parameters, and an oracle that reads the pictures.
 `python -m nitrodistill.toy.train` makes the weights from scratch.
 """
 

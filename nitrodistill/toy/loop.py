@@ -2,7 +2,8 @@
 
 The library's trainer distils; these loops make the teacher that it distils, and sit below it. Every draw is a
 function of (seed, stage, step, rank), so a stage that was killed and resumed ends with the same weights as one
-that was not. Under `torchrun` the batch is split over the processes and gradients are averaged (gloo).
+that was not. Under `torchrun` the batch is split over the processes and gradients are averaged (gloo); a run
+resumed with another number of processes goes on, but draws other samples.
 """
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ class LoopConfig:
         clip: largest global gradient norm.
         seed: seed of initialisation and data.
         checkpoint_every: steps between checkpoints.
-        num_processes: processes that share the batch; part of what a resumed run must agree on.
     """
 
     stage: str
@@ -52,16 +52,10 @@ class LoopConfig:
     clip: float = 1.0
     seed: int = 0
     checkpoint_every: int = 500
-    num_processes: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"stage {self.stage!r} has {self.steps} steps; give at least 1")
-        if self.batch_size % self.num_processes:
-            raise ValueError(
-                f"batch of {self.batch_size} does not split over {self.num_processes} processes; "
-                "use a number of processes that divides it"
-            )
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: linear warm-up, flat, cosine to 0."""
@@ -116,6 +110,10 @@ def fit(
         The moving average of the module, in evaluation mode.
     """
     rank, size = rank_and_size()
+    if config.batch_size % size:
+        raise ValueError(
+            f"a batch of {config.batch_size} does not split over {size} processes; use a divisor of it"
+        )
     average = copy.deepcopy(module).requires_grad_(False)
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.01, foreach=True

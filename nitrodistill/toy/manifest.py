@@ -1,4 +1,4 @@
-"""Where the shipped weights are, and the proof that they are what was trained: `manifest.json`, sha256 per file."""
+"""Where the shipped weights are, and the proof that they are what was trained: a sha256 for each file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verify(root: Path) -> None:
     manifest = root / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(
-            f"{root} holds no toy weights ({MANIFEST} is missing); train some with `python -m nitrodistill.toy.train`"
+            f"{root} holds no toy weights ({MANIFEST} is missing); make some: `python -m nitrodistill.toy.train`"
         )
     for name, expected in json.loads(manifest.read_text())["sha256"].items():
         path = root / name
@@ -42,5 +42,5 @@ def verify(root: Path) -> None:
             raise FileNotFoundError(f"toy weights {path} are missing; reinstall nitrodistill")
         if digest(path) != expected:
             raise ValueError(
-                f"toy weights {path} are damaged: their sha256 is not the one in {MANIFEST}; reinstall nitrodistill"
+                f"toy weights {path} are damaged: their sha256 is not {MANIFEST}'s; reinstall nitrodistill"
             )

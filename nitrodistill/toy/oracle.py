@@ -20,7 +20,7 @@ from nitrodistill.toy import scenes
 from nitrodistill.toy.manifest import WEIGHTS, verify
 
 NUM_FEATURES = 64
-ORACLE_FILE = "oracle/oracle.fp16.safetensors"
+ORACLE_FILE = "oracle/oracle.safetensors"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from diffusers import StableDiffusionPipeline
 
 from nitrodistill.toy.manifest import WEIGHTS, verify
@@ -29,12 +28,12 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     verify(root)
     pipeline = StableDiffusionPipeline.from_pretrained(
         root,
-        torch_dtype=torch.float32,
         local_files_only=True,
         safety_checker=None,
-        variant="fp16",
         use_safetensors=True,
     )
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.float()  # stored in fp16; each library has its own default for what it loads
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -2,9 +2,9 @@
 
     loss = || v_theta(x_t, t, c) - v ||^2,  x_t = alpha_t x0 + sigma_t eps,  v = alpha_t eps - sigma_t x0
 
-with zero terminal SNR (Lin et al. 2023), so that one step from pure noise is well defined. t follows a logit-normal
-law (mean -0.3, deviation 1) in 80% of the cases and a uniform one in the rest; a tenth of the captions is dropped
-for classifier-free guidance.
+with zero terminal SNR (Lin et al. 2023), so that one step from pure noise is well defined. t follows a
+logit-normal law (mean -0.3, deviation 1) in 80% of the cases and a uniform one in the rest; a tenth of the
+captions is dropped for classifier-free guidance.
 """
 
 from __future__ import annotations

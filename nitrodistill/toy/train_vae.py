@@ -2,9 +2,10 @@
 
     loss = L1 + 2 MSE + L1 of the image gradients + 1e-3 KL,  z = mean + 0.05 n,  n ~ N(0, I)
 
-Encoder and decoder are trained together: freezing an encoder early loses the small shapes for good. The posterior
-has a fixed deviation of 0.05. After training, a channel-wise affine map is folded into `quant_conv` and its inverse into `post_quant_conv`, so that every
-latent channel has zero mean and the deviation 1 / scaling_factor; pictures are unchanged by this.
+Encoder and decoder are trained together: freezing an encoder early loses the small shapes for good. The
+posterior has a fixed deviation of 0.05. After training, a channel-wise affine map is folded into `quant_conv`
+and its inverse into `post_quant_conv`, so that every latent channel has zero mean and the deviation
+1 / scaling_factor; pictures are unchanged by this.
 """
 
 from __future__ import annotations

@@ -1,0 +1,120 @@
+"""What the toy reports of itself after training: oracle, autoencoder and teacher, with floors.
+
+The Fréchet distance is || m1 - m2 ||^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) on the oracle's 64 features. Its floor is
+that of two independent sets of renders of the same size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import Tensor
+from tqdm import tqdm
+
+from nitrodistill.toy import scenes
+from nitrodistill.toy.loop import seeded
+from nitrodistill.toy.oracle import Oracle
+from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from nitrodistill.toy.train_vae import encode, psnr
+
+EDGE_QUANTILE = 0.98
+
+
+def random_captions(count: int, generator: torch.Generator) -> list[str]:
+    """Draws `count` captions, with repetition."""
+    every = scenes.captions()
+    return [every[i] for i in torch.randint(len(every), (count,), generator=generator).tolist()]
+
+
+def frechet_distance(first: Tensor, second: Tensor) -> float:
+    """Fréchet distance of two sets of features `(N, D)` and `(M, D)`, in float64."""
+    first, second = first.double(), second.double()
+    product = first.T.cov() @ second.T.cov()
+    root_trace = torch.linalg.eigvals(product).real.clamp(min=0).sqrt().sum()
+    distance = (first.mean(0) - second.mean(0)).square().sum()
+    return (distance + first.T.cov().trace() + second.T.cov().trace() - 2 * root_trace).item()
+
+
+def edge(images: Tensor) -> float:
+    """Mean over images `(B, 3, H, W)` of the 98th percentile of the gradient's magnitude."""
+    across = images.diff(dim=-1)[..., :-1, :]
+    down = images.diff(dim=-2)[..., :, :-1]
+    magnitude = (across.square() + down.square()).sum(1).sqrt().flatten(1)
+    return magnitude.quantile(EDGE_QUANTILE, dim=1).mean().item()
+
+
+def oracle_features(oracle: Oracle, images: Tensor) -> Tensor:
+    """Features `(B, 64)`, in batches of 512."""
+    return torch.cat([oracle.features(part) for part in images.split(512)])
+
+
+def joint_alignment(oracle: Oracle, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
+    """Fraction of images that show their caption: `joint` and by attribute."""
+    found = oracle.alignment(images, captions)
+    return {
+        "joint": found.joint.double().mean().item(),
+        **{name: right.double().mean().item() for name, right in found.by_attribute.items()},
+    }
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Scaled latents `(N, 4, 8, 8)` to images `(N, 3, 32, 32)` in [-1, 1], clamped as a pipeline does."""
+    parts = latents.split(256)
+    images = [vae.decode(part / vae.config["scaling_factor"]).sample for part in parts]
+    return torch.cat(images).clamp(-1, 1)
+
+
+@torch.no_grad()
+def sample(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    generator: torch.Generator,
+    batch_size: int = 64,
+) -> Tensor:
+    """Draws images `(N, 3, 32, 32)` in [-1, 1] with the teacher's own settings."""
+    images = []
+    for start in tqdm(range(0, len(prompts), batch_size), "sampling", mininterval=5.0):
+        output = pipeline(
+            list(prompts[start : start + batch_size]),
+            height=scenes.IMAGE_SIZE,
+            width=scenes.IMAGE_SIZE,
+            num_inference_steps=NUM_INFERENCE_STEPS,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=generator,
+            output_type="pt",
+        )
+        images.append(output.images.float().cpu() * 2 - 1)
+    return torch.cat(images)
+
+
+def measure(
+    pipeline: StableDiffusionPipeline, oracle: Oracle, seed: int = 0, count: int = 2048
+) -> dict[str, dict[str, float]]:
+    """Measures oracle, autoencoder and teacher on `count` scenes that no stage was trained on.
+
+    Returns:
+        `{"oracle": ..., "vae": ..., "teacher": ...}`: accuracies and alignments as fractions, PSNR in dB, Fréchet
+        distances to real renders with the floor beside them, edges as a ratio to the renders'.
+    """
+    generator = seeded(seed, "measure")
+    prompts = random_captions(count, generator)
+    real, other = (scenes.render(prompts, generator) for _ in range(2))
+    decoded = decode(pipeline.vae, encode(pipeline.vae, real))
+    drawn = sample(pipeline, prompts, generator)
+    reference = oracle_features(oracle, other)
+
+    def report(images: Tensor) -> dict[str, float]:
+        return {
+            **joint_alignment(oracle, images, prompts),
+            "frechet_distance": frechet_distance(oracle_features(oracle, images), reference),
+            "edge_ratio": edge(images) / edge(other),
+        }
+
+    return {
+        "oracle": report(real),
+        "vae": {"psnr_db": psnr(decoded, real), **report(decoded)},
+        "teacher": report(drawn),
+    }

@@ -1,0 +1,132 @@
+"""Makes the embedded teacher from scratch: `python -m nitrodistill.toy.train --output DIR`.
+
+Stages, in order: `oracle`, `vae`, `teacher` (UNet and text encoder), `evaluate` (fp16 weights with their manifest
+in DIR/weights, with metrics). Each one is seeded, writes atomic checkpoints to DIR and goes on where it was
+stopped. To use two cores, run `torchrun --nproc-per-node 2 -m nitrodistill.toy.train --output DIR`; each process
+computes with one thread, because these networks are too small to share one between threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from torch import distributed
+
+from nitrodistill.toy.loop import LoopConfig, rank_and_size, save_atomic
+from nitrodistill.toy.manifest import WEIGHTS, write_manifest
+from nitrodistill.toy.measure import measure
+from nitrodistill.toy.oracle import ORACLE_FILE, Oracle, load_oracle
+from nitrodistill.toy.pipeline import load_pipeline
+from nitrodistill.toy.text import make_tokenizer
+from nitrodistill.toy.train_oracle import train_oracle
+from nitrodistill.toy.train_teacher import Teacher, make_scheduler, train_teacher
+from nitrodistill.toy.train_vae import train_vae
+
+STAGES: tuple[str, ...] = ("oracle", "vae", "teacher", "evaluate")
+STEPS: dict[str, int] = {"oracle": 2000, "vae": 8000, "teacher": 12_000}
+
+
+def oracle_config(seed: int, steps: int) -> LoopConfig:
+    """How the shipped oracle was trained."""
+    return LoopConfig("oracle", steps, batch_size=64, learning_rate=2e-3, seed=seed)
+
+
+def vae_config(seed: int, steps: int) -> LoopConfig:
+    """How the shipped autoencoder was trained."""
+    return LoopConfig("vae", steps, batch_size=24, learning_rate=2.5e-3, seed=seed)
+
+
+def teacher_config(seed: int, steps: int) -> LoopConfig:
+    """How the shipped UNet and text encoder were trained."""
+    return LoopConfig(
+        "teacher", steps, 64, learning_rate=1e-3, flat=0.4, ema_decay=0.998, seed=seed
+    )
+
+
+def assemble(vae: AutoencoderKL, teacher: Teacher) -> StableDiffusionPipeline:
+    """Puts the trained parts together."""
+    return StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=teacher.text_encoder,
+        tokenizer=make_tokenizer(),
+        unet=teacher.unet,
+        scheduler=make_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def save_weights(pipeline: StableDiffusionPipeline, oracle: Oracle, root: Path) -> None:
+    """Writes pipeline and oracle to `root` in fp16; the pipeline itself becomes fp16."""
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.half()
+    pipeline.save_pretrained(root, safe_serialization=True)
+    (root / ORACLE_FILE).parent.mkdir(parents=True, exist_ok=True)
+    save_atomic({k: v.half() for k, v in oracle.state_dict().items()}, root / ORACLE_FILE, {})
+
+
+def train(output: Path, until: str, seed: int, device: torch.device, steps: dict[str, int]) -> None:
+    """Runs the stages up to and with `until`; a stage that is done already is loaded.
+
+    Args:
+        output: folder of checkpoints and results; made if it is missing.
+        until: last of `STAGES` to run.
+        seed: seed of everything.
+        device: where to train.
+        steps: optimizer steps of the stages `oracle`, `vae` and `teacher`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    last = STAGES.index(until)
+    oracle = train_oracle(oracle_config(seed, steps["oracle"]), output, device)
+    if last == 0:
+        return
+    vae = train_vae(vae_config(seed, steps["vae"]), output, device)
+    if last == 1:
+        return
+    teacher = train_teacher(teacher_config(seed, steps["teacher"]), vae, output, device)
+    if last == 2 or rank_and_size()[0] > 0:
+        return
+    evaluate(assemble(vae, teacher), oracle, output, seed)
+
+
+def evaluate(pipeline: StableDiffusionPipeline, oracle: Oracle, output: Path, seed: int) -> None:
+    """Writes the weights in fp16 to `output/weights`, then measures what was written, as `metrics.json` in it."""
+    root = output / WEIGHTS.name
+    save_weights(pipeline, oracle, root)
+    write_manifest(root)
+    metrics = measure(load_pipeline(root), load_oracle(root), seed)
+    (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_manifest(root)
+    print(json.dumps(metrics, indent=2))
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(prog="python -m nitrodistill.toy.train", description=__doc__)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of checkpoints and results"
+    )
+    parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    for name, default in STEPS.items():
+        parser.add_argument(
+            f"--{name}-steps", type=int, default=default, help=f"steps of the {name}"
+        )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if distributed.is_torchelastic_launched():
+        distributed.init_process_group("gloo")
+    steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
+    train(options.output, options.until, options.seed, torch.device(options.device), steps)
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
