@@ -14,9 +14,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Banded", "Tile", "banded", "filter_leading", "filter_trailing"]
+__all__ = [
+    "Banded",
+    "Tile",
+    "banded",
+    "filter_leading",
+    "filter_trailing",
+    "plane_chunks",
+    "rows_first",
+]
 
 _ROWS_ON_CPU, _ROWS_ELSEWHERE = 16, 128
+_CHUNK = 1 << 18
+"""Elements of a map that are worked on at a time, per CPU thread: some twenty stay in a cache."""
 
 
 class Tile(NamedTuple):
@@ -69,3 +79,19 @@ def filter_trailing(x: Tensor, matrix: Banded) -> Tensor:
     for tile in matrix:
         torch.mm(flat[:, tile.columns], tile.transposed, out=flat_out[:, tile.rows])
     return out
+
+
+def rows_first(x: Tensor) -> Tensor:
+    """Views `(B, C, H, W)` as `(H, B * C, W)`.
+
+    With the planes between rows and columns both axes are filtered without a transposition.
+    """
+    return x.reshape(-1, *x.shape[2:]).transpose(0, 1)
+
+
+def plane_chunks(planes: int, size: int, device: torch.device) -> list[slice]:
+    """Ranges of planes of `size` elements to work on together: what caches hold; on a device all."""
+    if device.type != "cpu":
+        return [slice(0, planes)]
+    step = max(1, _CHUNK * torch.get_num_threads() // size)
+    return [slice(start, start + step) for start in range(0, planes, step)]

@@ -28,15 +28,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.kernels.banded import Banded, banded, filter_leading, filter_trailing
+from nitrodistill.kernels.banded import (
+    Banded,
+    banded,
+    filter_leading,
+    filter_trailing,
+    plane_chunks,
+    rows_first,
+)
 
 __all__ = ["SSIMMode", "SSIMPadding", "ssim_loss"]
 
 SSIMMode = Literal["full", "structure"]
 SSIMPadding = Literal["valid", "reflect"]
-
-_CHUNK = 1 << 18
-"""Elements of a map that are worked on at a time, per CPU thread: some twenty such maps stay in a cache."""
 
 
 class _Options(NamedTuple):
@@ -197,20 +201,20 @@ def _fused(
     dtype, device = math_dtype(x, y), x.device
     vertical = _filter_of(height, options.taps, options.padding, dtype, device)
     horizontal = _filter_of(width, options.taps, options.padding, dtype, device)
-    x, y = _rows_first(x.detach()), _rows_first(y.detach())
+    x, y = rows_first(x.detach()), rows_first(y.detach())
     c1, c2, offset = (_per_plane(value, batch, dtype) for value in options[1:4])
     weight, scale = options.weight_map, 1.0
     if weight is None:
         scale = 1 / (channels * vertical.size * horizontal.size)
     else:
-        weight = _rows_first(weight.detach().to(dtype).expand(batch, channels, -1, -1))
+        weight = rows_first(weight.detach().to(dtype).expand(batch, channels, -1, -1))
     grad_x, grad_y = (
         torch.empty(batch * channels, height, width, dtype=dtype, device=device) if need else None
         for need in (need_x, need_y)
     )
     sums: list[Tensor] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for part in _chunks(batch * channels, height * width, device):
+        for part in plane_chunks(batch * channels, height * width, device):
             planes = _Planes(
                 x[:, part].to(dtype),
                 y[:, part].to(dtype),
@@ -310,19 +314,6 @@ def _sum_and_difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     torch.mul(s, s, out=ss)
     torch.mul(d, d, out=dd)
     return maps, shift
-
-
-def _rows_first(x: Tensor) -> Tensor:
-    """`(B, C, H, W)` as `(H, B * C, W)`."""
-    return x.reshape(-1, *x.shape[2:]).transpose(0, 1)
-
-
-def _chunks(planes: int, size: int, device: torch.device) -> list[slice]:
-    """Ranges of planes that are worked on together: what fits a cache, on a device everything."""
-    if device.type != "cpu":
-        return [slice(0, planes)]
-    step = max(1, _CHUNK * torch.get_num_threads() // size)
-    return [slice(start, start + step) for start in range(0, planes, step)]
 
 
 def _per_plane(value: float | Tensor, batch: int, dtype: torch.dtype) -> float | Tensor:
