@@ -64,8 +64,9 @@ class DiffusersDenoiser:
         return out[0].to(x_t.dtype)
 
     def copy(self) -> DiffusersDenoiser:
-        """A denoiser with a deep copy of the network: a student that starts as its teacher."""
-        return DiffusersDenoiser(copy.deepcopy(self.module), self._schedule, self._prediction_type)
+        """A denoiser with a deep, trainable copy of the network: a student that starts as this."""
+        module = copy.deepcopy(self.module).requires_grad_(True)
+        return DiffusersDenoiser(module, self._schedule, self._prediction_type)
 
     def with_schedule(self, schedule: NoiseSchedule) -> DiffusersDenoiser:
         """The same network (not a copy) on another schedule."""

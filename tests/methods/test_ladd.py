@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nitrodistill.discriminator import LatentDiscriminator
+from nitrodistill.losses import NonSaturatingLoss, RelativisticLoss
+from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.prediction import to_x0
+from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.types import Batch, Condition, expand
+
+TAPS = ("conv_in", "mid_block")
+
+
+def make_batch(start: int, size: int, seed: int = 5) -> Batch:
+    index = torch.arange(start, start + size)
+    draws = Draws(seed, 0, index)
+    text = draws.normal("text", (5, 16))
+    condition = Condition({"encoder_hidden_states": text})
+    x0, noise = (draws.normal(name, (4, 8, 8)) for name in ("x0", "noise"))
+    return Batch(index, x0, noise, condition)
+
+
+def make_method(denoiser, **settings) -> LADD:
+    config = LADDConfig(taps=TAPS, head_width=8, **settings)
+    return LADD.from_config(config, denoiser, denoiser.copy())
+
+
+def run(method: LADD, batch: Batch, step: int = 0, seed: int = 0) -> dict:
+    """Role -> (total, parts) with gradients accumulated, as a plain loop does."""
+    found = {}
+    for role, terms in method.losses(batch, method.active(step), Draws(seed, step, batch.index)):
+        terms.total.backward()
+        found[role] = (terms.total.detach(), terms.parts)
+    return found
+
+
+def has_gradient(module: nn.Module) -> bool:
+    return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+@pytest.mark.parametrize("updates", ["shared", "alternating"])
+def test_each_term_reaches_its_own_role_alone(tiny_denoiser, updates):
+    method = make_method(tiny_denoiser, updates=updates)
+    assert isinstance(method, DistillationMethod)
+    roles = {name: role.module for name, role in method.trainable().items()}
+    for step in (0, 1):
+        batch = make_batch(0, 3)
+        for role, terms in method.losses(batch, method.active(step), Draws(0, step, batch.index)):
+            terms.total.backward()
+            assert {name for name, module in roles.items() if has_gradient(module)} == {role}
+            for module in roles.values():
+                module.zero_grad()
+    assert not has_gradient(tiny_denoiser.module)
+
+
+def test_turns():
+    teacher = _toy_2d()
+    method = _method_2d(teacher, warmup_steps=2)
+    assert [method.active(s) for s in range(5)] == [
+        ("student",),
+        ("student",),
+        ("student",),
+        ("discriminator",),
+        ("student",),
+    ]
+    shared = _method_2d(teacher, warmup_steps=1, updates="shared")
+    assert [len(shared.active(s)) for s in range(3)] == [1, 2, 2]
+    alone = _method_2d(teacher, adversarial_weight=0.0)
+    assert alone.active(7) == ("student",)
+    assert list(alone.trainable()) == ["student"]
+
+
+def test_the_student_term_is_the_published_formula(tiny_denoiser):
+    """Nitro: softplus(-D(noised x0)) + smooth_l1(x0, z), both on the pairs, written out by hand."""
+    method = make_method(tiny_denoiser, reconstruction_weight=2.0, adversarial_weight=0.5)
+    batch = make_batch(3, 4)
+    draws = Draws(9, 0, batch.index)
+    total, parts = run(method, batch, seed=9)["student"]
+
+    t_last = torch.tensor(999)
+    text = batch.condition["encoder_hidden_states"]
+    v = tiny_denoiser.module(batch.noise, t_last, encoder_hidden_states=text).sample
+    x0 = -v  # zero terminal SNR
+    reconstruction = F.smooth_l1_loss(x0, batch.x0)
+    t = (draws.uniform("generator.t").double() * 0.75 * 999).round().long()
+    abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    eps = draws.normal("generator.noise", (4, 8, 8))
+    x_t = (abar.sqrt() * x0 + (1 - abar).sqrt() * eps).float()
+    logits = method.discriminator(x_t, t, batch.condition)
+    adversarial = sum(F.softplus(-scale).mean() for scale in logits) / len(logits)
+    torch.testing.assert_close(total, 2 * reconstruction + 0.5 * adversarial.detach())
+    torch.testing.assert_close(parts["reconstruction"].mean(), reconstruction.detach())
+
+
+@pytest.mark.parametrize("misaligned", [False, True])
+def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misaligned):
+    """mean over real of softplus(-D) + mean over all fakes of softplus(D); mismatches are half."""
+    method = make_method(tiny_denoiser, misaligned_negatives=misaligned)
+    batch = make_batch(0, 3)
+    total, _ = run(method, batch, step=1)["discriminator"]
+
+    draws = Draws(0, 1, batch.index)
+    text = batch.condition["encoder_hidden_states"]
+    student = -method.student.module(
+        batch.noise, torch.tensor(999), encoder_hidden_states=text
+    ).sample
+
+    def side(x0: Tensor, name: str, sign: int) -> Tensor:
+        t = (draws.uniform(f"{name}.t").double() * 0.75 * 999).round().long()
+        abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * draws.normal(f"{name}.noise", (4, 8, 8))
+        logits = method.discriminator(x_t.float(), t, batch.condition)
+        return sum(F.softplus(sign * scale).mean() for scale in logits) / len(logits)
+
+    fakes = side(student, "fake", 1)
+    if misaligned:
+        fakes = (fakes + side(batch.x0.roll(1, 0), "misaligned", 1)) / 2
+    expected = side(batch.x0, "real", -1) + fakes
+    torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"updates": "shared"},
+        {"updates": "shared", "fresh_fraction": 0.5, "adversarial": "hinge"},
+        {"updates": "shared", "num_steps": 4},
+    ],
+)
+def test_two_micro_batches_are_one_batch(tiny_denoiser, settings):
+    method = make_method(tiny_denoiser, **settings)
+    whole = run(method, make_batch(0, 8))
+    gradient = [p.grad.clone() for p in method.student.module.parameters()]
+    method.student.module.zero_grad()
+    halves = [run(method, make_batch(start, 4)) for start in (0, 4)]
+    for role, (total, _) in whole.items():
+        mean = (halves[0][role][0] + halves[1][role][0]) / 2
+        torch.testing.assert_close(total, mean, rtol=1e-5, atol=1e-6)
+    for whole_grad, parameter in zip(gradient, method.student.module.parameters(), strict=True):
+        torch.testing.assert_close(whole_grad, parameter.grad / 2, rtol=1e-4, atol=1e-6)
+
+
+def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny_denoiser):
+    method = make_method(tiny_denoiser, fresh_fraction=2 / 3, updates="shared")
+    found = run(method, make_batch(12, 12))
+    assert found["student"][1]["adversarial"].shape == (8,)
+    assert found["student"][1]["reconstruction"].shape == (4,)
+    assert found["discriminator"][1]["discriminator"].shape == (8,)
+    warm = make_method(tiny_denoiser, fresh_fraction=2 / 3, warmup_steps=1)
+    assert run(warm, make_batch(12, 12))["student"][1]["reconstruction"].shape == (12,)
+
+
+def test_fresh_noise_is_fresh(tiny_denoiser):
+    """With everything fresh, the student's loss must not depend on the pairs' noise."""
+    method = make_method(tiny_denoiser, fresh_fraction=1.0)
+    batch = make_batch(0, 4)
+    other = Batch(batch.index, batch.x0, batch.noise + 1, batch.condition)
+    assert run(method, batch)["student"][0] == run(method, other)["student"][0]
+
+
+def test_a_relativistic_generator_sees_the_real_side(tiny_denoiser):
+    plan = StepPlan.from_schedule(tiny_denoiser.schedule)
+    discriminator = LatentDiscriminator(tiny_denoiser, TAPS, width=8)
+    values = {}
+    for loss in (NonSaturatingLoss(), RelativisticLoss()):
+        method = LADD(tiny_denoiser.copy(), discriminator, plan, adversarial=loss)
+        values[type(loss)] = run(method, make_batch(0, 3))["student"][0]
+    assert values[NonSaturatingLoss] != values[RelativisticLoss]
+
+
+def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
+    method = make_method(tiny_denoiser)
+    batch = make_batch(0, 2)
+    for _ in method.losses(batch, ("student",), Draws(0, 0, batch.index)):
+        assert not any(p.requires_grad for p in method.discriminator.heads.parameters())
+        break
+    assert all(p.requires_grad for p in method.discriminator.heads.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fresh_fraction": 1.5}, "fresh_fraction is 1.5"),
+        ({"reconstruction": "lpips"}, "reconstruction is 'lpips'"),
+        ({"adversarial": "wgan"}, "adversarial is 'wgan'"),
+        ({"reconstruction_weight": -1.0}, "reconstruction_weight is -1.0"),
+        ({"reconstruction_weight": 0.0, "adversarial_weight": 0.0}, "nothing to do"),
+        ({"discriminator_range": (0.5, 0.2)}, "rise and do not overlap"),
+        ({"num_steps": 0}, "num_steps is 0"),
+        ({"num_steps": 2, "timestep": 400}, "one-step student"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        LADDConfig(**settings)
+
+
+def test_an_adversarial_term_needs_a_discriminator(tiny_denoiser):
+    plan = StepPlan.from_schedule(tiny_denoiser.schedule)
+    with pytest.raises(ValueError, match="needs a discriminator"):
+        LADD(tiny_denoiser, None, plan)
+
+
+# A mixture of 8 Gaussians on a circle, with its exact denoiser: does a run keep all modes?
+
+MODES = torch.stack(
+    [torch.tensor([math.cos(a), math.sin(a)]) for a in torch.arange(8) * math.pi / 4]
+)
+STD = 0.1
+
+
+class Exact:
+    """E[x0 | x_t] of the mixture, in closed form; points are `(B, 2, 1, 1)`."""
+
+    schedule = RectifiedFlow(t_max=1)
+    prediction_type = "sample"
+    module = nn.Identity()
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        alpha, sigma = (expand(s.expand(len(x_t)), x_t).float() for s in self.schedule(t))
+        variance = (alpha**2 * STD**2 + sigma**2).flatten(1)
+        x, a = x_t.flatten(1), alpha.flatten(1)
+        weights = (-(x[:, None] - a[..., None] * MODES).square().sum(2) / (2 * variance)).softmax(1)
+        gain = a * STD**2 / variance
+        means = MODES + gain[..., None] * (x[:, None] - a[..., None] * MODES)
+        return (weights[..., None] * means).sum(1).reshape(x_t.shape)
+
+
+class Network(nn.Module):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(3, width, 1), nn.SiLU(), nn.Conv2d(width, width, 1))
+        self.outer = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, 2, 1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x))
+
+
+class Toy2d:
+    """A learned denoiser on 2-D points, as any user of the contract would write it."""
+
+    schedule = RectifiedFlow(t_max=1)
+    prediction_type = "flow_prediction"
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        u = expand(t.expand(len(x_t)), x_t).float()
+        return self.module(torch.cat([x_t, u.expand(-1, 1, *x_t.shape[2:])], dim=1))
+
+
+def _toy_2d() -> Toy2d:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Toy2d(Network())
+
+
+def _method_2d(teacher: Toy2d, **settings) -> LADD:
+    config = LADDConfig(taps=("inner",), head_width=32, **settings)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        student = Toy2d(Network())
+    student.module.load_state_dict(teacher.module.state_dict())
+    example = (torch.zeros(1, 2, 1, 1), torch.zeros(()), Condition())
+    discriminator = LatentDiscriminator(teacher, config.taps, width=32, example=example)
+    plan = StepPlan.from_schedule(student.schedule)
+    return LADD(student, discriminator, plan, config)
+
+
+def _train_teacher(teacher: Toy2d, points: Tensor) -> None:
+    optimizer = torch.optim.Adam(teacher.module.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(300):
+        x0 = points[torch.randint(len(points), (256,), generator=generator)]
+        t = torch.rand(256, generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        x_t = teacher.schedule(t).mix(x0, eps)
+        prediction = teacher(x_t, t, Condition())
+        loss = (to_x0(prediction, x_t, teacher.schedule(t), "flow_prediction") - x0).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def test_a_run_on_a_mixture_keeps_all_modes():
+    exact, teacher = Exact(), _toy_2d()
+    noise = Draws(0, 0, torch.arange(2048)).normal("pairs", (2, 1, 1))
+    with torch.no_grad():
+        data = sample(exact, StepPlan.from_schedule(exact.schedule, 50), noise, Condition())
+    _train_teacher(teacher, data)
+    method = _method_2d(
+        teacher,
+        fresh_fraction=0.5,
+        warmup_steps=100,
+        updates="shared",
+        adversarial_weight=0.2,
+        discriminator_range=(0.05, 0.5),
+    )
+    optimizers = {
+        name: torch.optim.Adam(role.module.parameters(), lr=2e-3, betas=(0.5, 0.99))
+        for name, role in method.trainable().items()
+    }
+    for step in range(400):
+        index = torch.arange(step * 96, (step + 1) * 96)
+        rows = index % len(data)
+        batch = Batch(index, data[rows], noise[rows], Condition())
+        for role, terms in method.losses(batch, method.active(step), Draws(0, step, index)):
+            optimizers[role].zero_grad()
+            terms.total.backward()
+            optimizers[role].step()
+
+    fresh = Draws(7, 0, torch.arange(2000)).normal("held out", (2, 1, 1))
+    with torch.no_grad():
+        points = sample(method.student, method.plan, fresh, Condition()).flatten(1)
+    distance, mode = (points[:, None] - MODES).norm(dim=2).min(1)
+    shares = torch.bincount(mode, minlength=8) / len(points)
+    assert float(shares.min()) > 0.08, "every mode has 1/8 of the mass"
+    assert float(shares.max()) < 0.18
+    assert float((distance < 4 * STD).float().mean()) > 0.8
