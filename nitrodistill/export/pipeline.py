@@ -41,8 +41,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 folder, given, answer, settings = sys.argv[1:]
 settings = json.loads(settings)
-pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=getattr(torch, settings["dtype"]))
-pipe.to(settings["device"]).set_progress_bar_config(disable=True)
+pipe = DiffusionPipeline.from_pretrained(folder)
+pipe.to(settings["device"], getattr(torch, settings["dtype"]))
+pipe.set_progress_bar_config(disable=True)
 noise = load_file(given)["noise"].to(pipe.unet.device, pipe.unet.dtype)
 call = dict(num_inference_steps=settings["steps"], guidance_scale=0, latents=noise)
 latents, images = (

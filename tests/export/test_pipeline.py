@@ -1,8 +1,10 @@
-"""Exported pipelines, reloaded: the two fresh-process tests, and what is refused before one is started."""
+"""Exported pipelines, reloaded: one in a fresh process, and what is refused before one is started."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,19 @@ def trained(pipeline: Pipeline) -> DiffusersDenoiser:
     return student
 
 
+def run_here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the script of the fresh process in this one."""
+    executable, flag, script, *arguments = command
+    assert (executable, flag) == (sys.executable, "-c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", *arguments])
+        exec(script, {})
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+
 @pytest.fixture(scope="module")
 def rescaled(tiny_diffusers: Callable[..., Any]) -> Pipeline:
-    plain = DDIMScheduler(**SCALED_LINEAR, prediction_type="v_prediction")
+    plain = DDIMScheduler(**SCALED_LINEAR, prediction_type="v_prediction", steps_offset=1)
     return teacher(tiny_diffusers, ZeroTerminalSNR()(plain))
 
 
@@ -85,9 +97,13 @@ def test_v_prediction_at_zero_snr_equals_the_student(rescaled: Pipeline, tmp_pat
 
 
 def test_epsilon_conditioned_at_an_early_timestep_equals_the_student(
-    tiny_diffusers: Callable[..., Any], tmp_path: Path
+    tiny_diffusers: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pipeline = teacher(tiny_diffusers, DDIMScheduler(**LINEAR, prediction_type="epsilon"))
+    monkeypatch.setattr(exporting.subprocess, "run", run_here)  # a process costs ten seconds
+    scheduler = DDIMScheduler(
+        **LINEAR, prediction_type="epsilon", clip_sample=False, steps_offset=1
+    )
+    pipeline = teacher(tiny_diffusers, scheduler)
     student = trained(pipeline)
     plan = StepPlan.from_noise(student.schedule, 400)
     output = tmp_path / "student"
@@ -102,6 +118,16 @@ def test_epsilon_conditioned_at_an_early_timestep_equals_the_student(
     assert step.t == 400, "the plan can be read back from the folder"
     torch.testing.assert_close(step.output, plan.steps[0].output, rtol=0, atol=1e-6)
     assert "base_model:" not in (output / "README.md").read_text(), "words are no Hub name"
+
+
+def test_a_pipeline_that_does_not_run_is_removed(
+    rescaled: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "_FRESH_PROCESS", "raise SystemExit('out of memory')")
+    plan = StepPlan.from_schedule(rescaled.denoiser.schedule)
+    with pytest.raises(RuntimeError, match=r"does not load and run .*out of memory"):
+        export(rescaled, rescaled.denoiser, plan, tmp_path / "out", base_model="x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pipeline_that_draws_something_else_is_removed(

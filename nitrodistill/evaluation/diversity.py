@@ -1,0 +1,48 @@
+"""Diversity: how much the pictures of one prompt differ, against the teacher's at the same noises.
+
+    spread = sqrt( mean over prompts of  1/F sum_f var(x_f | prompt) )
+
+with the unbiased variance over a prompt's samples. A student that draws one picture a prompt has 0; one that
+draws the mean of its teacher's pictures comes out below the teacher. Noise would raise it: read it beside the
+Fréchet distance. The sums are streamed: memory grows with the prompts, not with the samples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["PromptSpread"]
+
+
+class PromptSpread:
+    """Streams samples and gives the spread within prompts.
+
+    Args:
+        num_prompts: prompts are numbered 0..num_prompts - 1.
+    """
+
+    def __init__(self, num_prompts: int) -> None:
+        self._counts = torch.zeros(num_prompts, dtype=torch.float64)
+        self._sums = torch.zeros(num_prompts, 0, dtype=torch.float64)
+        self._squares = torch.zeros(num_prompts, dtype=torch.float64)
+
+    def update(self, prompt_ids: Tensor, samples: Tensor) -> None:
+        """Adds samples `(B, *)` of the prompts `(B,)`."""
+        wide = samples.detach().to("cpu", torch.float64).flatten(1)
+        if self._sums.shape[1] == 0:
+            self._sums = torch.zeros(len(self._counts), wide.shape[1], dtype=torch.float64)
+        ids = prompt_ids.cpu()
+        self._counts.index_add_(0, ids, torch.ones(len(ids), dtype=torch.float64))
+        self._sums.index_add_(0, ids, wide)
+        self._squares.index_add_(0, ids, wide.square().sum(1))
+
+    def spread(self) -> float | None:
+        """The RMS deviation from a prompt's mean; None if no prompt has two samples."""
+        several = self._counts > 1
+        if not bool(several.any()):
+            return None
+        count, total = self._counts[several], self._sums[several]
+        scatter = self._squares[several] - total.square().sum(1) / count
+        variance = scatter.clamp_min(0) / (count - 1) / total.shape[1]
+        return float(variance.mean().sqrt())
