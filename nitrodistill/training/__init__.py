@@ -4,18 +4,30 @@ from nitrodistill.training.checkpoint import Checkpoint, find_checkpoints, newes
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import make_accelerator, with_progress
+from nitrodistill.training.previews import Previewer
+from nitrodistill.training.recipe import Recipe, Stage, load_recipe, parse_recipe, save_recipe
+from nitrodistill.training.stages import TrainedStudent, load_student, run_recipe
 from nitrodistill.training.trainer import State, Trainer
 
 __all__ = [
     "EMA",
     "Checkpoint",
     "OptimizerConfig",
+    "Previewer",
+    "Recipe",
+    "Stage",
     "State",
+    "TrainedStudent",
     "Trainer",
     "TrainerConfig",
     "find_checkpoints",
     "learning_rate_factor",
+    "load_recipe",
+    "load_student",
     "make_accelerator",
     "newest_checkpoint",
+    "parse_recipe",
+    "run_recipe",
+    "save_recipe",
     "with_progress",
 ]

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, get_args
 
-__all__ = ["MixedPrecision", "OptimizerConfig", "TrainerConfig", "learning_rate_factor"]
+__all__ = [
+    "FREE",
+    "MixedPrecision",
+    "OptimizerConfig",
+    "TrainerConfig",
+    "learning_rate_factor",
+    "to_plain",
+]
 
 MixedPrecision = Literal["no", "bf16"]
+
+FREE = ("steps", "max_skips", "checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
+"""Settings of the trainer that may differ between a run and its resumption."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,17 @@ def learning_rate_factor(config: TrainerConfig, step: int) -> float:
     length = config.steps * (1 - config.lr_decay_from)
     fall = min(1.0, (config.steps - step) / length) if length > 0 else 1.0
     return rise * fall
+
+
+def to_plain(value: object) -> Any:
+    """Dataclasses -> dicts and tuples -> lists, down to the leaves: what JSON and YAML can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(inner) for inner in value]
+    return value
 
 
 def _check(name: str, value: object, ok: bool, rule: object) -> None:

@@ -35,15 +35,12 @@ def make_accelerator(
     from accelerate import Accelerator
 
     tracked = output is not None and importlib.util.find_spec("tensorboard") is not None
-    accelerator = Accelerator(
+    return Accelerator(
         mixed_precision=mixed_precision,
         cpu=cpu,
         log_with="tensorboard" if tracked else None,
         project_dir=None if output is None else str(output),
     )
-    if tracked:
-        accelerator.init_trackers("logs")
-    return accelerator
 
 
 class RunLog:
@@ -51,7 +48,7 @@ class RunLog:
 
     Args:
         file: `log.jsonl`; lines of steps after `step` (of a run that was killed) are dropped.
-        accelerator: whose trackers get the same numbers.
+        accelerator: whose trackers get the same numbers; they are started here.
         every: steps between lines.
         stage: number of the stage.
         step: steps that are done.
@@ -68,6 +65,8 @@ class RunLog:
         self._samples = 0
         self._since = time.perf_counter()
         _keep_until(file, stage, step)
+        if accelerator.log_with and not accelerator.trackers:
+            accelerator.init_trackers("logs")
 
     def record(self, state: State) -> None:
         """Takes a step in, and writes a line every so often, at the last step and at a skipped one."""

@@ -24,7 +24,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -39,7 +39,13 @@ from nitrodistill.training.checkpoint import (
     prune,
     write_checkpoint,
 )
-from nitrodistill.training.config import OptimizerConfig, TrainerConfig, learning_rate_factor
+from nitrodistill.training.config import (
+    FREE,
+    OptimizerConfig,
+    TrainerConfig,
+    learning_rate_factor,
+    to_plain,
+)
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, fetch, make_accelerator
 from nitrodistill.types import Batch, Terms
@@ -50,8 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["State", "Trainer"]
 
 STUDENT = "student"
-FREE = ("steps", "max_skips", "checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
-"""Settings that may differ between a run and its resumption."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ class Trainer:
         method: what is trained; its roles are rebound to prepared modules.
         stream: number of a micro-batch -> Batch; a pure function.
         config: the settings.
-        output: folder for checkpoints and `log.jsonl`; None writes nothing.
+        output: folder for checkpoints and `log.jsonl`; None writes nothing. It is made by `fit`.
         resume: "auto" goes on from the newest whole checkpoint in `output`, if there is one;
             "never" refuses a folder that has any.
         stage: number of the stage in a recipe.
@@ -153,7 +157,6 @@ class Trainer:
             self.ema = EMA(self._unwrap(STUDENT), config.ema_decay)
         if checkpoint is not None:
             self._load(checkpoint)
-        self._log = self._open_log()
 
     def fit(self) -> Iterator[State]:
         """Trains to `config.steps`, writing logs and checkpoints on the way.
@@ -164,12 +167,12 @@ class Trainer:
         Raises:
             FloatingPointError: after `config.max_skips` non-finite steps in a row.
         """
-        skips = 0
+        log, skips = self._open_log(), 0
         while self.step < self.config.steps:
             state = self._train_step()
             self.step += 1
-            if self._log is not None:
-                self._log.record(state)
+            if log is not None:
+                log.record(state)
             every = self.config.checkpoint_every
             if self.step == self.config.steps or (every and self.step % every == 0):
                 self.save()
@@ -195,7 +198,7 @@ class Trainer:
         state = {
             "stage": self.stage,
             "step": self.step,
-            "trainer": _plain(self.config),
+            "trainer": to_plain(self.config),
             **self.record,
         }
         checkpoint = write_checkpoint(self.output, self.stage, self.step, tensors, state)
@@ -282,7 +285,7 @@ class Trainer:
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
-        _check_same(checkpoint, state.get("trainer"), _plain(self.config))
+        _check_same(checkpoint, state.get("trainer"), to_plain(self.config))
         for name, trained in self._trained.items():
             self._unwrap(name).load_state_dict(checkpoint.tensors(name))
             trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
@@ -400,13 +403,6 @@ def _causes(record: _Record) -> Iterator[str]:
             known = bad.ndim == 1 and len(bad) == len(record.index)
             where = f" (samples {record.index[bad].tolist()})" if known else ""
             yield f"{record.role}/{name}{where}"
-
-
-def _plain(config: TrainerConfig) -> dict[str, object]:
-    values = asdict(config)
-    for settings in values["optimizers"].values():
-        settings["betas"] = list(settings["betas"])
-    return values
 
 
 def _check_same(checkpoint: Checkpoint, before: object, now: Mapping[str, object]) -> None:

@@ -1,0 +1,101 @@
+"""Previews: fixed prompts and seeds, drawn by the teacher, the student and its moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from nitrodistill.method import Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.types import Denoiser
+
+if TYPE_CHECKING:
+    from nitrodistill.training.trainer import Trainer
+
+__all__ = ["Previewer", "save_grid"]
+
+
+class Previewer:
+    """Draws a grid: a row each for teacher, student and average, a column a prompt, the same noise.
+
+    Args:
+        pipeline: the teacher, with its text encoder and VAE.
+        prompts: one a column.
+        plan: the student's steps.
+        teacher_steps: of the teacher's sampler.
+        guidance: the teacher's scale.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        prompts: Sequence[str],
+        plan: StepPlan,
+        teacher_steps: int,
+        guidance: float,
+        seed: int = 0,
+    ) -> None:
+        self.pipeline = pipeline
+        self.prompts = tuple(prompts)
+        self.plan = plan
+        self.guidance = guidance
+        self.teacher_plan: StepPlan = StepPlan.from_schedule(
+            pipeline.denoiser.schedule, teacher_steps
+        )
+        self._draws = Draws(seed, 0, torch.arange(len(self.prompts)))
+
+    def write(self, trainer: Trainer, student: Denoiser, file: Path) -> None:
+        """Writes the grid as a PNG, and passes it to the trainer's tensorboard.
+
+        Args:
+            trainer: whose moving average is drawn.
+            student: the denoiser that it trains.
+            file: where; its folder is made.
+        """
+        rows = [self._teacher, self._draw(student, self.plan)]
+        if trainer.ema is not None:
+            with trainer.ema.applied():
+                rows.append(self._draw(student, self.plan))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(rows, file)
+        grid = (torch.cat(rows) / 2 + 0.5).numpy()
+        for tracker in trainer.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"previews": grid}, step=trainer.step)
+
+    @cached_property
+    def _teacher(self) -> Tensor:
+        return self._draw(self.pipeline.guided(self.guidance), self.teacher_plan)
+
+    @torch.no_grad()
+    def _draw(self, denoiser: Denoiser, plan: StepPlan) -> Tensor:
+        device = self.pipeline.device
+        shape = self.pipeline.latent_shape
+        condition = self.pipeline.encode_prompt(self.prompts)
+        x0 = sample(
+            denoiser,
+            plan,
+            self._draws.normal("noise", shape, device),
+            condition,
+            renoise=lambda step: self._draws.normal(f"renoise {step}", shape, device),
+        )
+        return self.pipeline.decode(x0).cpu()
+
+
+def save_grid(rows: Sequence[Tensor], file: Path) -> None:
+    """Writes rows of images `(N, 3, H, W)` in [-1, 1] as one PNG, small ones enlarged to 96 pixels."""
+    from PIL import Image
+
+    grid = torch.cat([torch.cat(row.unbind(), dim=2) for row in rows], dim=1)
+    pixels = ((grid / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
+    picture = Image.fromarray(pixels.numpy())
+    factor = max(1, 96 // rows[0].shape[-1])
+    size = (picture.width * factor, picture.height * factor)
+    picture.resize(size, Image.Resampling.NEAREST).save(file)

@@ -1,0 +1,166 @@
+"""Recipes: what is distilled, from which pairs, in which stages; YAML <-> frozen dataclasses.
+
+Unknown keys are errors that show the nearest name. The recipe of a run, with every default written out, lies
+beside its checkpoints as `recipe.yaml`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from argparse import ArgumentError
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_type_hints
+
+from nitrodistill.methods import LADDConfig
+from nitrodistill.training.config import TrainerConfig, to_plain
+
+__all__ = ["RECIPE", "Recipe", "Stage", "check_keys", "load_recipe", "parse_recipe", "save_recipe"]
+
+RECIPE = "recipe.yaml"
+"""Name of the recipe's file in the folder of a run."""
+
+Start = Literal["teacher", "previous"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe.
+
+    Attributes:
+        method: the distillation method's settings.
+        trainer: the trainer's.
+        student: what the student starts as: a copy of the teacher, or the student of the stage before
+            (its moving average).
+    """
+
+    method: LADDConfig
+    trainer: TrainerConfig
+    student: Start = "teacher"
+
+    def __post_init__(self) -> None:
+        if self.student not in get_args(Start):
+            raise ValueError(f"student is {self.student!r}; it must be one of {get_args(Start)}.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole distillation.
+
+    Attributes:
+        teacher: "toy" for the embedded one, else a directory with a diffusers pipeline or a name on
+            the Hub.
+        pairs: folder of the pair store that this teacher made.
+        output: folder of the run: checkpoints, log, previews.
+        stages: what is trained, one after the other.
+        preview_prompts: prompts of the previews; none takes the first eight of the pairs.
+    """
+
+    teacher: str
+    pairs: str
+    output: str
+    stages: list[Stage]
+    preview_prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("stages is empty; a recipe has at least one stage.")
+        if self.stages[0].student == "previous":
+            raise ValueError("the first stage's student is 'previous'; it can only be 'teacher'.")
+        precisions = {stage.trainer.mixed_precision for stage in self.stages}
+        if len(precisions) > 1:
+            raise ValueError(f"the stages' mixed_precision are {precisions}; use one for all.")
+
+
+def check_keys(kind: type[Any], data: object, where: str = "") -> None:
+    """Checks the names in what a YAML file holds, down to the leaves.
+
+    Args:
+        kind: the dataclass that it is to become.
+        data: what was read.
+        where: dotted path so far, for the message.
+
+    Raises:
+        ValueError: if a key is unknown; the nearest name is shown.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where or 'the recipe'} is {data!r:.60}; it must hold names and values.")
+    hints = get_type_hints(kind)
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}."
+            raise ValueError(f"unknown key {path!r}; {hint}")
+        for inner in (hints[key], *get_args(hints[key])):
+            if is_dataclass(inner) and isinstance(inner, type):
+                for label, part in _parts(value, inner is hints[key], path):
+                    check_keys(inner, part, label)
+
+
+def _parts(value: object, single: bool, path: str) -> list[tuple[str, object]]:
+    if single:
+        return [(path, value)]
+    if isinstance(value, list):
+        return [(f"{path}.{i}", part) for i, part in enumerate(value)]
+    return [(f"{path}.{n}", part) for n, part in value.items()] if isinstance(value, dict) else []
+
+
+def parse_recipe(data: object) -> Recipe:
+    """Builds a recipe from plain mappings, lists and numbers.
+
+    Raises:
+        ValueError: if a key is unknown or missing, or a value is of the wrong type or out of range.
+    """
+    from jsonargparse import ArgumentParser
+
+    check_keys(Recipe, data)
+    assert isinstance(data, Mapping)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    try:
+        values = parser.instantiate(parser.parse_object(dict(data)))
+    except ArgumentError as error:
+        raise ValueError(f"the recipe cannot be read: {' '.join(str(error).split())}") from error
+    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Reads a recipe from a YAML file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is no recipe.
+    """
+    try:
+        return parse_recipe(read_yaml(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_yaml(path: str | Path) -> object:
+    """What a YAML file holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not YAML.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no recipe at {str(path)!r}; give a YAML file.")
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"this is not YAML: {' '.join(str(error).split())}") from error
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes a recipe with every default written out; the file is whole or not there."""
+    import yaml
+
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(yaml.safe_dump(to_plain(recipe), sort_keys=False), encoding="utf-8")
+    aside.replace(path)
