@@ -32,8 +32,9 @@ def architecture(index: int) -> str:
 
 
 def options(operation: str, device: torch.device) -> Options:
-    """The launch options of `operation` on a device; on a CPU (the interpreter) those of sm_90."""
-    return table("sm_90" if device.index is None else architecture(device.index))[operation]
+    """The launch options of `operation` on a device; a CPU has its own, for the interpreter."""
+    name = "interpreter" if device.type == "cpu" else architecture(device.index or 0)
+    return table(name)[operation]
 
 
 @functools.cache
