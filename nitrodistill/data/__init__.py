@@ -1,0 +1,25 @@
+"""Pairs: what a teacher made and from what; their store on disk, their maker and their loader."""
+
+from nitrodistill.data.generate import generate
+from nitrodistill.data.generation import FloatType, GenerateConfig, Generation
+from nitrodistill.data.loader import PairSource, PairStream, RowPairs
+from nitrodistill.data.manifest import Column, File, Generated, Grid, Manifest
+from nitrodistill.data.pairs import PairStore
+from nitrodistill.data.text import read_prompts
+
+__all__ = [
+    "Column",
+    "File",
+    "FloatType",
+    "GenerateConfig",
+    "Generated",
+    "Generation",
+    "Grid",
+    "Manifest",
+    "PairSource",
+    "PairStore",
+    "PairStream",
+    "RowPairs",
+    "generate",
+    "read_prompts",
+]

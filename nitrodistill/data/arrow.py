@@ -1,0 +1,229 @@
+"""The Arrow files of a pair store: rows of raw tensors with a checksum each, memory-mapped.
+
+A file is an Arrow IPC stream, which `datasets.Dataset.from_file` reads as well. Its schema carries
+the identity of its store; every row carries the CRC-32 of its numbers and tensors, so that a damaged
+row is an error where it is read, and the rest of the file is never touched.
+"""
+
+from __future__ import annotations
+
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from nitrodistill.data.files import atomic
+from nitrodistill.data.manifest import Column, Manifest
+
+__all__ = ["ArrowFile", "Layout", "Table", "write_rows"]
+
+Rows = Mapping[str, Sequence[Any]]
+"""Column name -> one value a row: an int, a text, or a tensor of the row's shape."""
+
+
+class Layout:
+    """The columns of one kind of file.
+
+    Args:
+        manifest: of the store.
+        kind: "shards" (index, prompt_id, x0, noise) or "prompts" (prompt_id, text, the conditions).
+    """
+
+    def __init__(self, manifest: Manifest, kind: str) -> None:
+        self.kind = kind
+        if kind == "shards":
+            self.key, numbers, texts = "index", ("index", "prompt_id"), ()
+            self.tensors = dict(manifest.columns)
+        else:
+            self.key, numbers, texts = "prompt_id", ("prompt_id",), ("text",)
+            self.tensors = {f"condition.{n}": c for n, c in manifest.conditions.items()}
+        self.numbers: tuple[str, ...] = numbers
+        columns = [(name, pa.int64()) for name in numbers]
+        columns += [(name, pa.string()) for name in texts]
+        columns += [(name, pa.binary()) for name in self.tensors]
+        columns += [("crc32", pa.uint32())]
+        identity = {"nitrodistill.pairs": manifest.identity(), "nitrodistill.kind": kind}
+        self.schema: Any = pa.schema(
+            [pa.field(name, kind, nullable=False) for name, kind in columns], metadata=identity
+        )
+
+    def crc32(self, numbers: Sequence[int], tensors: Sequence[Any]) -> int:
+        """Checksum of a row: its int64 numbers, then the bytes of its tensors."""
+        value = zlib.crc32(np.array(numbers, "<i8").tobytes())
+        for tensor in tensors:
+            value = zlib.crc32(tensor, value)
+        return value
+
+    def record_batch(self, rows: Rows) -> Any:
+        """Rows as an Arrow record batch; tensors must have their column's dtype and shape."""
+        values = dict(rows)
+        for name, column in self.tensors.items():
+            values[name] = [to_bytes(tensor, column, name) for tensor in rows[name]]
+        numbers = zip(*(values[name] for name in self.numbers), strict=True)
+        tensors = zip(*(values[name] for name in self.tensors), strict=True)
+        values["crc32"] = [self.crc32(n, t) for n, t in zip(numbers, tensors, strict=True)]
+        return pa.record_batch([values[name] for name in self.schema.names], schema=self.schema)
+
+
+class ArrowFile:
+    """One memory-mapped file; rows are read on demand.
+
+    Raises:
+        FileNotFoundError: if it is not there.
+        ValueError: if it is torn, has other columns, or belongs to another store.
+    """
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self.path = path
+        self.layout = layout
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; {_REPAIR}")
+        try:
+            # Closing the file leaves the mapping: a store of many shards holds no descriptors.
+            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+                table = reader.read_all()
+            table.validate(full=True)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is torn or not Arrow; {_REPAIR}") from error
+        if not table.schema.equals(layout.schema, check_metadata=True):
+            raise ValueError(f"{path} belongs to another store; {_REPAIR}")
+        if any(column.null_count for column in table.columns):
+            raise ValueError(f"{path} has empty fields; {_REPAIR}")
+        self._columns = dict(zip(table.column_names, table.columns, strict=True))
+        self._numbers = {n: self._columns[n].to_numpy() for n in (*layout.numbers, "crc32")}
+
+    def __len__(self) -> int:
+        return len(self._numbers["crc32"])
+
+    def number(self, name: str, row: int) -> int:
+        """An integer of a row."""
+        return int(self._numbers[name][row])
+
+    def texts(self) -> list[str]:
+        """The texts of all rows."""
+        return self._columns["text"].to_pylist()
+
+    def tensors(self, row: int) -> dict[str, Any]:
+        """Column name -> buffer of a row's tensor, not copied.
+
+        Raises:
+            ValueError: if the row's checksum is not that of its content.
+        """
+        buffers = {name: self._columns[name][row].as_buffer() for name in self.layout.tensors}
+        numbers = [self.number(name, row) for name in self.layout.numbers]
+        if self.layout.crc32(numbers, list(buffers.values())) != self.number("crc32", row):
+            raise ValueError(f"{self.path} is damaged at row {row}; {_REPAIR}")
+        return buffers
+
+    def check(self, first: int, rows: int) -> None:
+        """Reads everything: keys `first ... first + rows - 1` in order, and every checksum.
+
+        Raises:
+            ValueError: if a row is missing or damaged.
+        """
+        keys = self._numbers[self.layout.key]
+        if not np.array_equal(keys, np.arange(first, first + rows)):
+            raise ValueError(
+                f"{self.path} does not hold rows {first} to {first + rows - 1}; {_REPAIR}"
+            )
+        for row in range(rows):
+            self.tensors(row)
+
+
+class Table:
+    """The files of one kind as one sequence of rows; files are opened when first needed.
+
+    Args:
+        root: folder of the store.
+        layout: the columns.
+        files: name and number of rows of each file, in order.
+    """
+
+    def __init__(self, root: Path, layout: Layout, files: Sequence[tuple[str, int]]) -> None:
+        self._root = root
+        self._layout = layout
+        self._files = tuple(files)
+        self._ends = tuple(accumulate(rows for _, rows in files))
+        self._open: dict[int, ArrowFile] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def files(self) -> Iterator[ArrowFile]:
+        """All files, in order."""
+        return (self._file(k) for k in range(len(self._files)))
+
+    def locate(self, row: int) -> tuple[ArrowFile, int]:
+        """The file of row `row`, and the row's place in it.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}; rows run from 0 to {len(self) - 1}.")
+        k = bisect_right(self._ends, row)
+        return self._file(k), row - (self._ends[k - 1] if k else 0)
+
+    def _file(self, k: int) -> ArrowFile:
+        if k not in self._open:
+            name, rows = self._files[k]
+            file = ArrowFile(self._root / name, self._layout)
+            if len(file) != rows:
+                raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {_REPAIR}")
+            self._open[k] = file
+        return self._open[k]
+
+
+def to_bytes(tensor: Tensor, column: Column, name: str) -> bytes:
+    """The raw bytes of one row's tensor.
+
+    Raises:
+        ValueError: if its dtype or shape is not the column's.
+    """
+    free = column.shape[:1] == (None,)
+    shape = (None, *tensor.shape[1:]) if free and tensor.ndim else tuple(tensor.shape)
+    if tensor.dtype != column.torch_dtype or shape != column.shape:
+        raise ValueError(
+            f"{name} is {tensor.dtype} {tuple(tensor.shape)}; the store holds {column.dtype} "
+            f"{column.shape} (None: any length)."
+        )
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def from_buffers(buffers: Sequence[Any], column: Column, name: str) -> Tensor:
+    """Rows `(B, *shape)` in the stored dtype; shorter rows are padded with zeros to the longest.
+
+    Raises:
+        ValueError: if a row's size is not the column's.
+    """
+    stride = column.stride_bytes
+    sizes = [len(buffer) for buffer in buffers]
+    free = column.shape[:1] == (None,)
+    if any(size % stride if free else size != stride for size in sizes):
+        raise ValueError(f"a row of {name} has {sizes} bytes, which is no {column}; {_REPAIR}")
+    out = np.zeros((len(buffers), max(sizes)), np.uint8)
+    for row, buffer in zip(out, buffers, strict=True):
+        row[: len(buffer)] = np.frombuffer(buffer, np.uint8)
+    shape = [n if n is not None else max(sizes) // stride for n in column.shape]
+    return torch.from_numpy(out).view(column.torch_dtype).reshape([len(buffers), *shape])
+
+
+def write_rows(path: Path, layout: Layout, batches: Iterator[Rows]) -> None:
+    """Writes a file, a record batch for each element of `batches`; it appears when it is complete."""
+    with (
+        atomic(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_stream(sink, layout.schema) as out,
+    ):
+        for rows in batches:
+            out.write_batch(layout.record_batch(rows))
+
+
+_REPAIR = "generate again with the same settings to repair the store."

@@ -1,0 +1,140 @@
+"""PairStream: the training stream, pure in its index.
+
+Sample n of the stream is row `order_e[n mod N]` of the N pairs, in epoch `e = n div N`, where `order_e` is a
+permutation drawn from (seed, e) alone. Micro-batch i holds samples `i B ... (i + 1) B - 1`. Nothing is remembered
+from one batch to the next, so resuming is one integer, and any worker can take any part of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nitrodistill.types import Batch, Condition
+
+__all__ = ["PairSource", "PairStream", "RowPairs"]
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Anything that pairs can be read from by number: a `PairStore`, or `RowPairs`."""
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        ...
+
+    def batch(self, rows: Sequence[int], index: Tensor) -> Batch:
+        """Reads pairs; `index` `(B,)` becomes `Batch.index`."""
+        ...
+
+
+class RowPairs:
+    """Pairs from any sequence of dicts, such as a torch or `datasets` Dataset.
+
+    Args:
+        rows: each with tensors `x0` and `noise` `(C, H, W)`, optionally an int `prompt_id`, and the
+            sample's conditioning without a batch dimension under the names that `Condition` has.
+    """
+
+    def __init__(self, rows: Sequence[Mapping[str, Tensor | int]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Sequence[int], index: Tensor) -> Batch:
+        """Reads pairs; sequences are padded with zeros to the longest.
+
+        Raises:
+            ValueError: if a row lacks `x0` or `noise`.
+        """
+        read = [self._rows[row] for row in rows]
+        for row, data in zip(rows, read, strict=True):
+            if "x0" not in data or "noise" not in data:
+                raise ValueError(f"row {row} holds {sorted(data)}; a pair needs x0 and noise.")
+        conditions = [_condition(data) for data in read]
+        x0, noise = (torch.stack([torch.as_tensor(d[k]) for d in read]) for k in ("x0", "noise"))
+        return Batch(index, x0, noise, Condition.cat(conditions))
+
+
+class PairStream:
+    """The micro-batches of a training run, each a function of its number.
+
+    Args:
+        source: a `PairStore`, or any sequence of dicts as `RowPairs` takes them.
+        seed: of the order.
+        batch_size: of the global micro-batch; may exceed the number of pairs.
+        rank: number of this process.
+        world_size: how many processes share a micro-batch, in contiguous parts.
+
+    Raises:
+        ValueError: if there are no pairs, or the sizes do not fit.
+
+    Example:
+        >>> import torch
+        >>> rows = [{"x0": torch.full((1, 2, 2), float(i)), "noise": torch.zeros(1, 2, 2)} for i in range(3)]
+        >>> stream = PairStream(rows, seed=0, batch_size=3)
+        >>> sorted(stream(7).x0[:, 0, 0, 0].tolist()), stream(7).index.tolist()
+        ([0.0, 1.0, 2.0], [21, 22, 23])
+    """
+
+    def __init__(
+        self,
+        source: PairSource | Sequence[Mapping[str, Tensor | int]],
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(source) < 1:
+            raise ValueError("the stream got no pairs; it needs at least one.")
+        if batch_size < 1 or world_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"batch_size is {batch_size} and world_size {world_size}; both must be at least 1, and "
+                "the batch a multiple of the number of processes."
+            )
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is {rank}; it must be in 0 ... {world_size - 1}.")
+        self.source: PairSource = source if isinstance(source, PairSource) else RowPairs(source)
+        self.seed = seed
+        self.batch_size = batch_size
+        self._start = rank * (batch_size // world_size)
+        self._count = batch_size // world_size
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __call__(self, i: int) -> Batch:
+        """This process's part of micro-batch i; `Batch.index` holds the sample numbers in the stream."""
+        if i < 0:
+            raise ValueError(f"micro-batch {i} was asked for; they are numbered from 0.")
+        first = i * self.batch_size + self._start
+        numbers = range(first, first + self._count)
+        return self.source.batch([self.row(n) for n in numbers], torch.tensor(numbers))
+
+    def row(self, n: int) -> int:
+        """Which pair sample n of the stream is."""
+        epoch, place = divmod(n, len(self.source))
+        if epoch not in self._orders:
+            # A batch touches at most a few epochs, in order: keep the newest two.
+            self._orders = dict([*self._orders.items()][-1:])
+            self._orders[epoch] = self._order(epoch)
+        return int(self._orders[epoch][place])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        digest = hashlib.blake2b(f"{self.seed}/epoch/{epoch}".encode(), digest_size=16).digest()
+        key = np.frombuffer(digest, "<u8").astype(np.uint64)
+        return np.random.Generator(np.random.Philox(key=key)).permutation(len(self.source))
+
+
+def _condition(data: Mapping[str, Tensor | int]) -> Condition:
+    tensors = {
+        name: torch.as_tensor(value)[None]
+        for name, value in data.items()
+        if name not in ("x0", "noise", "prompt_id")
+    }
+    ids = torch.tensor([int(data["prompt_id"])]) if "prompt_id" in data else None
+    return Condition(tensors, ids)

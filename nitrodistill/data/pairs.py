@@ -1,0 +1,224 @@
+"""PairStore: what the teacher made, on disk.
+
+A pair is the noise the teacher really saw and the x0 it made of it, with the prompt it was told:
+
+    x0 = sample(Guided(teacher), plan, noise, condition)
+
+A store is a folder of Arrow files with a versioned manifest (`docs/pair_store.md`). Tensors are raw fp16,
+bf16 or fp32 bytes; noise and text conditioning were rounded to them *before* the teacher saw them, so
+that what is stored is exact. Text conditioning is kept once a prompt and trimmed to its mask. Rows are
+read by memory map, each with its checksum; there is no pickle anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nitrodistill.data.arrow import Layout, Table, from_buffers
+from nitrodistill.data.files import digest_of
+from nitrodistill.data.manifest import File, Manifest
+from nitrodistill.data.text import hash_texts
+from nitrodistill.types import Batch, Condition
+
+__all__ = ["MANIFEST", "PairStore", "read_condition"]
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, eq=False)
+class PairStore:
+    """A finished pair store, read by random access; build one with `PairStore.open`.
+
+    Attributes:
+        path: its folder.
+        manifest: what is in it and how it was made.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | Path) -> PairStore:
+        """Opens a store. The size of every file is checked here, rows when they are read.
+
+        Raises:
+            FileNotFoundError: if there is no store, or a file of it is missing.
+            ValueError: if the manifest is of another format or version or broken, or a file has
+                another size than it says.
+        """
+        root = Path(path)
+        file = root / MANIFEST
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"no pair store at {str(path)!r} (it has no {MANIFEST}); make one with generate, or "
+                "run it again with the same settings if it was stopped."
+            )
+        try:
+            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{str(path)!r} is not a pair store that can be read: {error}"
+            ) from error
+        store = cls(root, manifest)
+        store._check_files()
+        return store
+
+    def __len__(self) -> int:
+        """How many pairs it holds."""
+        return self.manifest.num_samples
+
+    def batch(
+        self, rows: Sequence[int], index: Tensor, dtype: torch.dtype | None = torch.float32
+    ) -> Batch:
+        """Reads pairs.
+
+        Args:
+            rows: which, each in 0 ... len - 1, in the order wanted; repeats are allowed.
+            index: `(B,)` int64, the number of each in the training stream; becomes `Batch.index`.
+            dtype: of the floating-point tensors; None leaves them as they are stored.
+
+        Returns:
+            x0 and noise `(B, C, H, W)`; the condition holds the prompt ids, and its sequences are
+            padded with zeros to the longest of the batch.
+
+        Raises:
+            IndexError: if a row does not exist.
+            ValueError: if `rows` is empty or not as long as `index`, or a row is damaged.
+        """
+        if not len(rows) or index.shape != (len(rows),):
+            raise ValueError(
+                f"batch got {len(rows)} rows and an index of shape {tuple(index.shape)}; it needs at "
+                "least one row, and one index each."
+            )
+        places = [self._pairs.locate(int(row)) for row in rows]
+        buffers = [file.tensors(row) for file, row in places]
+        ids = [file.number("prompt_id", row) for file, row in places]
+        tensors = {
+            name: from_buffers([row[name] for row in buffers], column, name).to(dtype=dtype)
+            for name, column in self.manifest.columns.items()
+        }
+        return Batch(index, tensors["x0"], tensors["noise"], self.condition(ids, dtype))
+
+    def condition(
+        self, prompt_ids: Sequence[int], dtype: torch.dtype | None = torch.float32
+    ) -> Condition:
+        """The stored conditioning of prompts; `prompts[i]` has id i.
+
+        Raises:
+            IndexError: if there is no such prompt.
+            ValueError: if there are none, or a row is damaged.
+        """
+        return read_condition(self._prompts, self.manifest, prompt_ids, dtype)
+
+    @cached_property
+    def prompts(self) -> tuple[str, ...]:
+        """The different prompts; a sample's prompt id is its prompt's place here.
+
+        Raises:
+            ValueError: if a file of the prompt table is damaged.
+        """
+        texts = tuple(text for file in self._prompts.files() for text in file.texts())
+        if hash_texts(texts) != self.manifest.texts_hash:
+            raise ValueError(
+                f"the prompt texts in {str(self.path)!r} are damaged; generate again with the same "
+                "settings to repair the store."
+            )
+        return texts
+
+    def check_teacher(self, fingerprint: str) -> None:
+        """Checks that the pairs were made by the teacher with these weights.
+
+        Args:
+            fingerprint: of the denoiser's weights, `models.pipeline.fingerprint(module)`.
+
+        Raises:
+            ValueError: if another teacher made them.
+        """
+        for source in self.manifest.sources:
+            if source.fingerprint != fingerprint:
+                raise ValueError(
+                    f"the pairs in {str(self.path)!r} were made by teacher {source.teacher!r} with "
+                    f"weights {source.fingerprint[:12]}, and this teacher's are {fingerprint[:12]}; "
+                    "use that teacher, or generate pairs with this one."
+                )
+
+    def verify(self) -> None:
+        """Reads the whole store and compares every file with its hash, every row with its checksum.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if a file or a row is damaged; the message names it.
+        """
+        self._check_files()
+        for entry in self._entries():
+            found = digest_of(self.path / entry.name, self.path, entry.rows)
+            if found != entry:
+                raise ValueError(
+                    f"{self.path / entry.name} is damaged: its hash is not the manifest's; generate "
+                    "again with the same settings to repair the store."
+                )
+        for table in (self._prompts, self._pairs):
+            for file in table.files():
+                for row in range(len(file)):
+                    file.tensors(row)
+
+    @cached_property
+    def _pairs(self) -> Table:
+        return self._table("shards", self.manifest.shards)
+
+    @cached_property
+    def _prompts(self) -> Table:
+        return self._table("prompts", self.manifest.prompts)
+
+    def _table(self, kind: str, files: Iterable[File]) -> Table:
+        layout = Layout(self.manifest, kind)
+        return Table(self.path, layout, [(file.name, file.rows) for file in files])
+
+    def _entries(self) -> tuple[File, ...]:
+        return (*self.manifest.prompts, *self.manifest.shards)
+
+    def _check_files(self) -> None:
+        rows = sum(file.rows for file in self.manifest.shards)
+        if rows != len(self):
+            raise ValueError(
+                f"{str(self.path)!r} is not a pair store that can be read: its shards hold {rows} rows "
+                f"and its sources made {len(self)}."
+            )
+        for entry in self._entries():
+            path = self.path / entry.name
+            size = path.stat().st_size if path.is_file() else None
+            if size is None:
+                raise FileNotFoundError(
+                    f"{path} is missing; generate again with the same settings to repair the store."
+                )
+            if size != entry.bytes:
+                raise ValueError(
+                    f"{path} is torn: {size} bytes and not {entry.bytes}; generate again with the same "
+                    "settings to repair the store."
+                )
+
+
+def read_condition(
+    table: Table, manifest: Manifest, prompt_ids: Sequence[int], dtype: torch.dtype | None
+) -> Condition:
+    """The conditioning of prompts in a prompt table; see `PairStore.condition`."""
+    if not len(prompt_ids):
+        raise ValueError("condition got no prompt ids; it needs at least one.")
+    rows = []
+    for prompt_id in prompt_ids:
+        file, row = table.locate(int(prompt_id))
+        if file.number("prompt_id", row) != prompt_id:
+            raise ValueError(f"{file.path} does not hold prompt {prompt_id} where it should.")
+        rows.append(file.tensors(row))
+    tensors: dict[str, Tensor] = {}
+    for name, column in manifest.conditions.items():
+        key = f"condition.{name}"
+        value = from_buffers([row[key] for row in rows], column, name)
+        tensors[name] = value.to(dtype=dtype) if value.is_floating_point() else value
+    return Condition(tensors, torch.tensor(prompt_ids))

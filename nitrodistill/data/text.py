@@ -1,0 +1,59 @@
+"""Texts and their token masks: the prompt file, hashes of prompt lists, how long a prompt is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from nitrodistill.types import Condition
+
+__all__ = ["hash_texts", "read_prompts", "token_lengths"]
+
+
+def read_prompts(path: str | Path) -> list[str]:
+    """Reads a UTF-8 file with a prompt a line; lines are stripped and empty ones dropped.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8, or holds no prompt.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no prompt file at {str(path)!r}; give a text file, a prompt a line."
+        )
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"the prompt file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8."
+        ) from error
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; write one a line.")
+    return prompts
+
+
+def hash_texts(texts: Sequence[str]) -> str:
+    """Hex digest of a list of texts, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        data = text.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def token_lengths(condition: Condition) -> dict[str, list[int]]:
+    """How many tokens of each sample its mask keeps, for the tensors that run along a mask."""
+    masks = [v for n, v in condition.tensors.items() if n.endswith("mask") and v.ndim == 2]
+    lengths: dict[str, list[int]] = {}
+    for name, value in condition.tensors.items():
+        along = [mask for mask in masks if value.ndim > 1 and mask.shape[1] == value.shape[1]]
+        if along and (name.endswith("mask") or value.ndim > 2):
+            kept = torch.stack([mask != 0 for mask in along]).any(0)
+            position = torch.arange(1, value.shape[1] + 1)
+            lengths[name] = (kept * position).amax(1).clamp(min=1).tolist()
+    return lengths

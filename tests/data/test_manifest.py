@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nitrodistill.data import Column, File, Generated, Grid, Manifest
+
+
+def manifest(**changes: Any) -> Manifest:
+    source = Generated(
+        num_samples=5,
+        teacher="t",
+        fingerprint="f",
+        prediction_type="epsilon",
+        sampler="ode",
+        steps=2,
+        guidance=3.0,
+        grid=Grid("DiscreteSchedule", (999, 499), (0.1, 0.5), (0.9, 0.8)),
+        seed=0,
+        batch_size=2,
+        num_prompts=3,
+        prompts_hash="p",
+        code_version="0.1",
+    )
+    latent = Column("bfloat16", (4, 8, 8))
+    values = {
+        "shard_size": 4,
+        "columns": {"x0": latent, "noise": latent},
+        "conditions": {"text": Column("float16", (None, 6)), "pooled": Column("float32", (3,))},
+        "texts_hash": "h",
+        "sources": (source,),
+        "prompts": (File("prompts/000000.arrow", 3, 100, "a"),),
+        "shards": (File("shards/000000.arrow", 4, 90, "b"), File("shards/1.arrow", 1, 80, "c")),
+    }
+    return Manifest(**(values | changes))
+
+
+def test_json_round_trip_is_exact() -> None:
+    assert Manifest.from_json(manifest().to_json()) == manifest()
+    assert manifest().num_samples == 5
+    assert manifest().num_prompts == 3
+
+
+def test_stride_is_bytes_of_a_row_or_of_a_token() -> None:
+    assert Column("bfloat16", (4, 8, 8)).stride_bytes == 2 * 4 * 8 * 8
+    assert Column("float32", (None, 6)).stride_bytes == 4 * 6
+    assert Column("bool", ()).stride_bytes == 1
+
+
+def test_identity_ignores_records_and_files_and_sees_settings() -> None:
+    one = manifest()
+    [source] = one.sources
+    renamed = replace(source, teacher="other", code_version="9")
+    assert replace(one, sources=(renamed,), shards=(), prompts=()).identity() == one.identity()
+    for other in (
+        replace(one, sources=(replace(source, guidance=4.0),)),
+        replace(one, shard_size=8),
+        replace(one, texts_hash="i"),
+        replace(one, columns={n: Column("float16", (4, 8, 8)) for n in one.columns}),
+    ):
+        assert other.identity() != one.identity()
+
+
+def test_differences_name_the_setting() -> None:
+    one = manifest()
+    [source] = one.sources
+    grid = Grid("DiscreteSchedule", (999,), (0.1,), (0.9,))
+    other = replace(one, sources=(replace(source, steps=1, grid=grid),))
+    assert one.differences(other) == ["steps is 2 there and 1 here"]
+    assert one.differences(one) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["format"], "zip", "another format"),
+        (["version"], 2, "reads 1: update"),
+        (["num_samples"], 6, "says 6 samples and its sources made 5"),
+        (["surprise"], 1, "unknown key 'surprise'"),
+        (["shard_size"], True, "shard_size is True"),
+        (["columns", "x0", "dtype"], "object", "dtype is 'object'"),
+        (["columns", "x0", "encoding"], "int8", "encoding is 'int8'"),
+        (["columns", "x0", "shape"], [None, 8], "fixed shape"),
+        (["columns", "x0", "shape"], [0, 8], "a size in a column's shape is 0"),
+        (["columns"], {}, "x0 and noise"),
+        (["sources"], [], "no source"),
+        (["sources", 0, "kind"], "dreamt", "kind"),
+        (["sources", 0, "seed"], -1, "seed is -1"),
+        (["sources", 0, "prediction_type"], "y", "prediction_type is 'y'"),
+        (["sources", 0, "grid", "t"], [1], "one value a step"),
+        (["shards", 0, "rows"], "4", "rows of shards"),
+        (["shards", 0], "x", "must be an object"),
+        (["shards", 1, "name"], "shards/000000.arrow", "twice"),
+    ],
+)
+def test_what_is_not_known_is_refused(path: list[Any], value: Any, message: str) -> None:
+    data = manifest().to_dict()
+    data = json.loads(json.dumps(data))
+    place = data
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    with pytest.raises(ValueError, match=message):
+        Manifest.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../shards/0.arrow",
+        "shards/../../0.arrow",
+        "/shards/0.arrow",
+        "shards/.0.arrow",
+        "shards/a/0.arrow",
+        "shards\\0.arrow",
+        "C:/shards/0.arrow",
+        "shards/0.arrow\n",
+        "0.arrow",
+    ],
+)
+def test_file_names_cannot_leave_the_folder(name: str) -> None:
+    with pytest.raises(ValueError, match="files lie in shards/ or prompts/"):
+        File(name, 1, 1, "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "null", "[" * 100_000, '{"format": NaN}'])
+def test_what_is_no_manifest_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"not JSON|another format"):
+        Manifest.from_json(text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_mutated_manifests_raise_only_value_errors(data: st.DataObject) -> None:
+    text = manifest().to_json()
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start, min(len(text), start + 20)))
+    mutated = text[:start] + data.draw(st.text(max_size=8)) + text[end:]
+    try:
+        Manifest.from_json(mutated).to_json()
+    except ValueError as error:
+        assert str(error)  # noqa: PT017

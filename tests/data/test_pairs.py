@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from nitrodistill.data import PairStore
+from nitrodistill.models import Pipeline
+from nitrodistill.models.pipeline import fingerprint
+
+
+def test_a_batch_is_its_rows(made: PairStore) -> None:
+    order = [10, 0, 4, 4, 3]
+    batch = made.batch(order, torch.tensor([7, 6, 5, 4, 3]))
+    assert batch.index.tolist() == [7, 6, 5, 4, 3]
+    assert batch.x0.dtype == batch.noise.dtype == torch.float32
+    assert batch.x0.shape == batch.noise.shape == (5, 2, 4, 4)
+    for k, row in enumerate(order):
+        one = made.batch([row], torch.tensor([0]))
+        assert torch.equal(batch.x0[k], one.x0[0])
+        assert torch.equal(batch.noise[k], one.noise[0])
+        assert torch.equal(
+            batch.condition["encoder_hidden_states"][k], one.condition["encoder_hidden_states"][0]
+        )
+    stored = made.batch(order, torch.zeros(5), dtype=None)
+    assert stored.x0.dtype == stored.condition["encoder_hidden_states"].dtype == torch.float16
+    assert torch.equal(stored.x0.float(), batch.x0)
+
+
+def test_sample_i_has_prompt_i(made: PairStore, prompts: list[str]) -> None:
+    ids = made.batch(range(11), torch.arange(11)).condition.prompt_ids
+    assert ids is not None
+    assert [made.prompts[i] for i in ids] == [prompts[i % 7] for i in range(11)]
+    assert len(made.prompts) == len(set(made.prompts)) == 6
+
+
+def test_conditions_are_the_text_encoder_s_rounded(made: PairStore, pipeline: Pipeline) -> None:
+    encoded = pipeline.encode_prompt(made.prompts)["encoder_hidden_states"]
+    stored = made.condition(range(6))
+    torch.testing.assert_close(stored["encoder_hidden_states"], encoded, rtol=2**-10, atol=1e-7)
+    assert stored.prompt_ids is not None
+    assert stored.prompt_ids.tolist() == list(range(6))
+
+
+def test_bad_rows(made: PairStore) -> None:
+    with pytest.raises(IndexError, match="row 11 of 11"):
+        made.batch([11], torch.tensor([0]))
+    with pytest.raises(IndexError, match="row -1 of 11"):
+        made.batch([-1], torch.tensor([0]))
+    with pytest.raises(IndexError, match="row 6 of 6"):
+        made.condition([6])
+    with pytest.raises(ValueError, match="0 rows"):
+        made.batch([], torch.tensor([]))
+    with pytest.raises(ValueError, match="one index each"):
+        made.batch([1, 2], torch.tensor([0]))
+    with pytest.raises(ValueError, match="no prompt ids"):
+        made.condition([])
+
+
+def test_another_teacher_is_refused(made: PairStore, pipeline: Pipeline) -> None:
+    made.check_teacher(fingerprint(pipeline.denoiser.module))
+    other = pipeline.denoiser.copy()
+    with torch.no_grad():
+        next(other.module.parameters()).flatten()[0] += 1
+    with pytest.raises(ValueError, match=r"made by teacher 'tiny'.*generate pairs with this one"):
+        made.check_teacher(fingerprint(other.module))
+
+
+def test_places_without_a_store(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(FileNotFoundError, match="no pair store at"):
+            PairStore.open(path)
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not a pair store that can be read"):
+        PairStore.open(tmp_path)
+    (tmp_path / "manifest.json").write_text('{"format": "nitrodistill.pairs", "version": 7}')
+    with pytest.raises(ValueError, match="version is 7 and this nitrodistill reads 1"):
+        PairStore.open(tmp_path)
+
+
+def test_a_missing_or_torn_file_is_seen_at_once(copied: Path) -> None:
+    shard = copied / "shards/000001.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=r"000001.arrow is torn: \d+ bytes and not"):
+        PairStore.open(copied)
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=r"000001.arrow is missing"):
+        PairStore.open(copied)
+
+
+def test_a_manifest_that_counts_wrong_is_refused(copied: Path) -> None:
+    path = copied / "manifest.json"
+    data = json.loads(path.read_text())
+    data["shards"][0]["rows"] = 5
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="its shards hold 12 rows and its sources made 11"):
+        PairStore.open(copied)
+    data["shards"][1]["rows"] = 3
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="has 4 rows and not 5"):
+        PairStore.open(copied).batch([0], torch.tensor([0]))
+
+
+def _flip(path: Path, content: bytes) -> None:
+    """Flips a bit of the first byte of `content` in the file."""
+    data = bytearray(path.read_bytes())
+    data[data.index(content)] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_is_an_error_where_it_is_read(made: PairStore, copied: Path) -> None:
+    made.verify()
+    latents = made.batch([5], torch.tensor([5]), dtype=None).x0[0].numpy().tobytes()
+    _flip(copied / "shards/000001.arrow", latents)
+    store = PairStore.open(copied)
+    store.batch([4, 6], torch.tensor([0, 1]))  # its neighbours are whole
+    with pytest.raises(ValueError, match=r"000001.arrow is damaged at row 1"):
+        store.batch([4, 5], torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=r"000001.arrow is damaged: its hash"):
+        store.verify()
+
+
+def test_a_changed_prompt_is_an_error(copied: Path) -> None:
+    _flip(copied / "prompts/000000.arrow", b"two dogs")
+    with pytest.raises(ValueError, match="prompt texts"):
+        _ = PairStore.open(copied).prompts
+
+
+def test_exchanged_files_are_an_error(made: PairStore, copied: Path) -> None:
+    path = copied / "manifest.json"
+    data = json.loads(path.read_text())
+    data["prompts"].reverse()
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="does not hold prompt 0 where it should"):
+        PairStore.open(copied).condition([0])
