@@ -1,0 +1,43 @@
+"""Evaluation: does the student match its teacher?"""
+
+from nitrodistill.evaluation.alignment import Alignment, AlignmentCounts
+from nitrodistill.evaluation.config import EvaluateConfig
+from nitrodistill.evaluation.cost import Timing, measure
+from nitrodistill.evaluation.diversity import PromptSpread
+from nitrodistill.evaluation.evaluate import RealImages, evaluate
+from nitrodistill.evaluation.frechet import (
+    GaussianStatistics,
+    extrapolated_floor,
+    frechet_distance,
+    gaussian_distance,
+)
+from nitrodistill.evaluation.picture import draw_curves, draw_grid
+from nitrodistill.evaluation.result import Evaluation, Pictures, Scores
+from nitrodistill.evaluation.sharpness import (
+    TextureFeatures,
+    edge_strength,
+    high_frequency_energy,
+)
+
+__all__ = [
+    "Alignment",
+    "AlignmentCounts",
+    "EvaluateConfig",
+    "Evaluation",
+    "GaussianStatistics",
+    "Pictures",
+    "PromptSpread",
+    "RealImages",
+    "Scores",
+    "TextureFeatures",
+    "Timing",
+    "draw_curves",
+    "draw_grid",
+    "edge_strength",
+    "evaluate",
+    "extrapolated_floor",
+    "frechet_distance",
+    "gaussian_distance",
+    "high_frequency_energy",
+    "measure",
+]

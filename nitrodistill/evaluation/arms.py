@@ -1,0 +1,97 @@
+"""The arms of an evaluation: teacher, naive one-step teacher, student; how each draws and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nitrodistill.evaluation.config import EvaluateConfig, Sheet
+from nitrodistill.evaluation.cost import measure
+from nitrodistill.method import Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.types import Condition, Denoiser
+
+__all__ = ["NOISE", "Arm", "cost_of", "make_arms"]
+
+NOISE = "evaluation"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Something that draws.
+
+    Attributes:
+        denoiser: the network, guided or not.
+        plan: how it samples.
+        pipeline: what encodes prompts and decodes latents for it.
+        prepare: makes the denoiser anew, as each call of a pipeline does: for timing.
+    """
+
+    denoiser: Denoiser
+    plan: StepPlan
+    pipeline: Pipeline
+    prepare: Callable[[], Denoiser]
+
+    def draw(self, noise: Tensor, condition: Condition, draws: Draws) -> Tensor:
+        """Latents from noise."""
+        return _follow(self.denoiser, self.plan, noise, condition, draws)
+
+    def whole(self, prompts: Sequence[str], noise: Tensor, draws: Draws) -> Tensor:
+        """Pictures from prompts, as a user pays for them: guidance's null prompt is encoded too."""
+        condition = self.pipeline.encode_prompt(prompts)
+        return self.pipeline.decode(_follow(self.prepare(), self.plan, noise, condition, draws))
+
+
+def _follow(
+    denoiser: Denoiser, plan: StepPlan, noise: Tensor, condition: Condition, draws: Draws
+) -> Tensor:
+    def renoise(step: int) -> Tensor:
+        return draws.normal(f"evaluation_renoise_{step}", noise.shape[1:], noise.device)
+
+    return sample(denoiser, plan, noise, condition, renoise)
+
+
+def make_arms(
+    teacher: Pipeline, student: Denoiser | Pipeline, plan: StepPlan, config: EvaluateConfig
+) -> dict[str, Arm]:
+    """Teacher, naive and student, by name."""
+    pipeline = student if isinstance(student, Pipeline) else teacher
+    denoiser = student.denoiser if isinstance(student, Pipeline) else student
+
+    def guide() -> Denoiser:
+        return teacher.guided(config.guidance)
+
+    many = StepPlan.from_schedule(teacher.denoiser.schedule, config.teacher_steps)
+    one = StepPlan.from_schedule(teacher.denoiser.schedule)
+    return {
+        "teacher": Arm(guide(), many, teacher, guide),
+        "naive": Arm(teacher.denoiser, one, teacher, lambda: teacher.denoiser),
+        "student": Arm(denoiser, plan, pipeline, lambda: denoiser),
+    }
+
+
+def cost_of(arms: dict[str, Arm], sheet: Sheet) -> dict[str, tuple[float, float]]:
+    """Arm -> milliseconds per picture, for the latents alone and from prompt to picture."""
+    size = sheet.config.cost_batch_size
+    draws = Draws(sheet.config.seed, 0, torch.arange(size))
+    prompts = [sheet.prompts[i % len(sheet.prompts)] for i in range(size)]
+    tasks: dict[str, Callable[[], object]] = {}
+    for name, arm in arms.items():
+        noise = draws.normal(NOISE, arm.pipeline.latent_shape, arm.pipeline.device)
+        condition = arm.pipeline.encode_prompt(prompts)
+        tasks[f"{name} latents"] = partial(arm.draw, noise, condition, draws)
+        tasks[f"{name} pictures"] = partial(arm.whole, prompts, noise, draws)
+    device = arms["teacher"].pipeline.device
+    times = measure(tasks, sheet.config.cost_repeats, device=device)
+    return {
+        name: (
+            times[f"{name} latents"].median_ms / size,
+            times[f"{name} pictures"].median_ms / size,
+        )
+        for name in arms
+    }

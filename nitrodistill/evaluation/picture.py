@@ -1,0 +1,130 @@
+"""Pictures for people: the grid of teacher and student at the same noise, and training curves."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from nitrodistill.evaluation.result import Pictures
+
+if TYPE_CHECKING:
+    from PIL import Image, ImageFont
+
+__all__ = ["draw_curves", "draw_grid"]
+
+CELL = 160  # pixels: small pictures are enlarged to about this
+GAP = 8
+TITLE, CAPTION = 18, 14  # font sizes
+PAPER, INK = (255, 255, 255), (20, 20, 20)
+
+
+def draw_grid(
+    pictures: Pictures,
+    path: str | Path,
+    titles: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a PNG with a row for each prompt, its text above, and a column for each arm.
+
+    Pictures below 160 pixels are enlarged by a whole factor without smoothing, so that blur seen is blur drawn.
+
+    Args:
+        pictures: what `evaluate` hands back.
+        path: the file.
+        titles: arm -> column title; by default the arm's name.
+
+    Raises:
+        ValueError: if there are no pictures.
+    """
+    from PIL import Image, ImageDraw
+
+    images = {name: _to_pil(batch) for name, batch in pictures.images.items()}
+    if not images or not pictures.prompts:
+        raise ValueError("there are no pictures to draw; evaluate with num_pictures of 1 or more.")
+    width, height = next(iter(images.values()))[0].size
+    factor = max(1, round(CELL / max(width, height)))
+    width, height = factor * width, factor * height
+    row = CAPTION + GAP + height + 2 * GAP
+    size = (GAP + len(images) * (width + GAP), TITLE + 3 * GAP + len(pictures.prompts) * row)
+    sheet = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(sheet)
+    for column, (name, batch) in enumerate(images.items()):
+        left = GAP + column * (width + GAP)
+        title = (titles or {}).get(name, name)
+        pen.text((left + width / 2, GAP), _fit(title, _font(TITLE), width), INK, _font(TITLE), "ma")
+        for i, image in enumerate(batch):
+            top = TITLE + 3 * GAP + i * row + CAPTION + GAP
+            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
+    for i, prompt in enumerate(pictures.prompts):
+        text = _fit(prompt, _font(CAPTION), size[0] - 2 * GAP)
+        pen.text((GAP, TITLE + 3 * GAP + i * row), text, INK, _font(CAPTION))
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(target, format="PNG")
+    return target
+
+
+def draw_curves(logs: Sequence[Mapping[str, float]], path: str | Path, x: str = "step") -> Path:
+    """Writes a PNG with one small plot for each name in the logs, over `x`.
+
+    Args:
+        logs: one mapping of numbers for each logged step; `x` is in all of them, other names may come and go.
+        path: the file.
+        x: the horizontal axis.
+
+    Raises:
+        ModuleNotFoundError: without matplotlib.
+        ValueError: if the logs hold nothing to plot.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ModuleNotFoundError(
+            "training curves need matplotlib; install it with `pip install nitrodistill[plots]`."
+        )
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for entry in logs for name in entry if name != x))
+    if not names:
+        raise ValueError(f"the logs hold nothing to plot over {x!r}.")
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    for name, axes in zip(names, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
+        points = [(entry[x], entry[name]) for entry in logs if name in entry]
+        axes.plot(*zip(*points, strict=True), linewidth=1.0)
+        axes.set_title(name, fontsize=9)
+        axes.set_xlabel(x, fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    for axes in figure.axes[len(names) :]:
+        axes.set_visible(False)
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=120, format="png")
+    return target
+
+
+def _to_pil(images: Tensor) -> list[Image.Image]:
+    """Pictures of `(K, 3, H, W)` in [-1, 1]."""
+    from PIL import Image
+
+    levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
+    return [Image.fromarray(level.permute(1, 2, 0).numpy()) for level in levels]
+
+
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(size)
+
+
+def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: float) -> str:
+    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "...") > width:
+        text = text[:-1]
+    return text.rstrip() + "..."
