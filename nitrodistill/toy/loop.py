@@ -78,11 +78,16 @@ def seeded(*parts: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
 
 
-def build(make: Callable[[], ModuleT], *seed: object) -> ModuleT:
-    """Builds a module whose initial weights depend on the seed alone; the global generator is left as it was."""
+def build(
+    make: Callable[[], ModuleT], *seed: object, device: torch.device | str = "cpu"
+) -> ModuleT:
+    """Builds a module whose initial weights depend on the seed alone, and moves it to the device.
+
+    The global generator is left as it was.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(seeded(*seed).get_state())
-        return make()
+        return make().to(device)
 
 
 def rank_and_size() -> tuple[int, int]:

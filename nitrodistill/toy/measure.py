@@ -17,7 +17,7 @@ from nitrodistill.toy import scenes
 from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle
 from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from nitrodistill.toy.train_vae import encode, psnr
+from nitrodistill.toy.train_vae import decode_raw, encode, psnr
 
 EDGE_QUANTILE = 0.98
 
@@ -62,9 +62,8 @@ def joint_alignment(oracle: Oracle, images: Tensor, captions: Sequence[str]) -> 
 @torch.no_grad()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Scaled latents `(N, 4, 8, 8)` to images `(N, 3, 32, 32)` in [-1, 1], clamped as a pipeline does."""
-    parts = latents.split(256)
-    images = [vae.decode(part / vae.config["scaling_factor"]).sample for part in parts]
-    return torch.cat(images).clamp(-1, 1)
+    parts = (latents / vae.config["scaling_factor"]).split(256)
+    return torch.cat([decode_raw(vae, part) for part in parts]).clamp(-1, 1)
 
 
 @torch.no_grad()
@@ -85,8 +84,9 @@ def sample(
             guidance_scale=GUIDANCE_SCALE,
             generator=generator,
             output_type="pt",
+            return_dict=False,
         )
-        images.append(output.images.float().cpu() * 2 - 1)
+        images.append(torch.as_tensor(output[0]).float().cpu() * 2 - 1)
     return torch.cat(images)
 
 

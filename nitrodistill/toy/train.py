@@ -27,7 +27,7 @@ from nitrodistill.toy.train_teacher import Teacher, make_scheduler, train_teache
 from nitrodistill.toy.train_vae import train_vae
 
 STAGES: tuple[str, ...] = ("oracle", "vae", "teacher", "evaluate")
-STEPS: dict[str, int] = {"oracle": 2000, "vae": 8000, "teacher": 12_000}
+STEPS: dict[str, int] = {"oracle": 2000, "vae": 8000, "teacher": 8000}
 
 
 def oracle_config(seed: int, steps: int) -> LoopConfig:
@@ -49,14 +49,15 @@ def teacher_config(seed: int, steps: int) -> LoopConfig:
 
 def assemble(vae: AutoencoderKL, teacher: Teacher) -> StableDiffusionPipeline:
     """Puts the trained parts together."""
+    # diffusers declares narrower types than it takes.
     return StableDiffusionPipeline(
         vae=vae,
         text_encoder=teacher.text_encoder,
         tokenizer=make_tokenizer(),
         unet=teacher.unet,
-        scheduler=make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
+        scheduler=make_scheduler(),  # pyright: ignore[reportArgumentType]
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
 
@@ -80,15 +81,20 @@ def train(output: Path, until: str, seed: int, device: torch.device, steps: dict
         device: where to train.
         steps: optimizer steps of the stages `oracle`, `vae` and `teacher`.
     """
-    output.mkdir(parents=True, exist_ok=True)
     last = STAGES.index(until)
-    oracle = train_oracle(oracle_config(seed, steps["oracle"]), output, device)
+    configs = (
+        oracle_config(seed, steps["oracle"]),
+        vae_config(seed, steps["vae"]),
+        teacher_config(seed, steps["teacher"]),
+    )
+    output.mkdir(parents=True, exist_ok=True)
+    oracle = train_oracle(configs[0], output, device)
     if last == 0:
         return
-    vae = train_vae(vae_config(seed, steps["vae"]), output, device)
+    vae = train_vae(configs[1], output, device)
     if last == 1:
         return
-    teacher = train_teacher(teacher_config(seed, steps["teacher"]), vae, output, device)
+    teacher = train_teacher(configs[2], vae, output, device)
     if last == 2 or rank_and_size()[0] > 0:
         return
     evaluate(assemble(vae, teacher), oracle, output, seed)
@@ -123,7 +129,10 @@ def main() -> None:
     if distributed.is_torchelastic_launched():
         distributed.init_process_group("gloo")
     steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
-    train(options.output, options.until, options.seed, torch.device(options.device), steps)
+    try:
+        train(options.output, options.until, options.seed, torch.device(options.device), steps)
+    except ValueError as error:
+        parser.error(str(error))
     if distributed.is_initialized():
         distributed.destroy_process_group()
 

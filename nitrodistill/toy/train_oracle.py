@@ -21,7 +21,7 @@ from nitrodistill.toy.train_vae import random_scenes
 
 def train_oracle(config: LoopConfig, folder: Path, device: torch.device) -> Oracle:
     """Trains the oracle; resumes from `folder`."""
-    return fit(build(Oracle, config.seed, "oracle").to(device), _loss, config, folder)
+    return fit(build(Oracle, config.seed, "oracle", device=device), _loss, config, folder)
 
 
 def _loss(oracle: Oracle, batch_size: int, generator: torch.Generator) -> Tensor:

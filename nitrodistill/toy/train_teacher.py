@@ -46,18 +46,22 @@ def make_scheduler() -> DDIMScheduler:
 
 def make_unet() -> UNet2DConditionModel:
     """Returns an untrained UNet (2,220,820 parameters) on 4x8x8 latents."""
-    return UNet2DConditionModel(
-        sample_size=scenes.IMAGE_SIZE // scenes.GRID,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(48, 96),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+    unet = UNet2DConditionModel.from_config(
+        {
+            "sample_size": scenes.IMAGE_SIZE // scenes.GRID,
+            "in_channels": 4,
+            "out_channels": 4,
+            "layers_per_block": 1,
+            "block_out_channels": (48, 96),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "cross_attention_dim": TEXT_WIDTH,
+            "attention_head_dim": 4,
+            "norm_num_groups": 16,
+        }
     )
+    assert isinstance(unet, UNet2DConditionModel)
+    return unet
 
 
 class Teacher(nn.Module):
@@ -70,7 +74,7 @@ class Teacher(nn.Module):
 
     def forward(self, x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Returns v `(B, 4, 8, 8)` for latents `(B, 4, 8, 8)`, timesteps `(B,)` and token ids `(B, 12)`."""
-        return self.unet(x_t, t, self.text_encoder(tokens).last_hidden_state).sample
+        return self.unet(x_t, t, self.text_encoder(tokens)[0], return_dict=False)[0]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def train_teacher(
     config: LoopConfig, vae: AutoencoderKL, folder: Path, device: torch.device, pool: int = 65_536
 ) -> Teacher:
     """Trains UNet and text encoder on `pool` latents for each process; resumes from `folder`."""
-    teacher = build(Teacher, config.seed, "teacher").to(device)
+    teacher = build(Teacher, config.seed, "teacher", device=device)
     return fit(teacher, make_latents(vae, pool, config.seed).loss, config, folder)
 
 

@@ -26,33 +26,36 @@ KL_WEIGHT = 1e-3
 
 def make_vae() -> AutoencoderKL:
     """Returns an untrained autoencoder (224,835 parameters)."""
-    return AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        latent_channels=4,
-        block_out_channels=(12, 32, 32),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1,
-        norm_num_groups=4,
-        mid_block_add_attention=False,
-        sample_size=scenes.IMAGE_SIZE,
+    vae = AutoencoderKL.from_config(
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": 4,
+            "block_out_channels": (12, 32, 32),
+            "down_block_types": ("DownEncoderBlock2D",) * 3,
+            "up_block_types": ("UpDecoderBlock2D",) * 3,
+            "layers_per_block": 1,
+            "norm_num_groups": 4,
+            "mid_block_add_attention": False,
+            "sample_size": scenes.IMAGE_SIZE,
+        }
     )
+    assert isinstance(vae, AutoencoderKL)
+    return vae
 
 
 def train_vae(config: LoopConfig, folder: Path, device: torch.device) -> AutoencoderKL:
     """Trains the autoencoder and normalises its latents; resumes from `folder`."""
-    vae = build(make_vae, config.seed, "vae").to(device, memory_format=torch.channels_last)
+    vae = build(make_vae, config.seed, "vae", device=device)
     vae = fit(vae, _loss, config, folder)
     return normalise_latents(vae, config.seed)
 
 
 def _loss(vae: AutoencoderKL, batch_size: int, generator: torch.Generator) -> Tensor:
     images = random_scenes(batch_size, generator, vae.device)[1]
-    images = images.contiguous(memory_format=torch.channels_last)
-    mean = vae.encode(images).latent_dist.mean
+    mean = vae.encode(images, return_dict=False)[0].mean
     noise = torch.randn(mean.shape, generator=generator).to(mean)
-    error = vae.decode(mean + LATENT_NOISE * noise).sample - images
+    error = decode_raw(vae, mean + LATENT_NOISE * noise) - images
     across, down = error.diff(dim=-1).abs().mean(), error.diff(dim=-2).abs().mean()
     divergence = 0.5 * mean.square().mean()  # up to a constant: the deviation is fixed
     return error.abs().mean() + 2 * error.square().mean() + across + down + KL_WEIGHT * divergence
@@ -67,14 +70,17 @@ def random_scenes(
     return indices, scenes.render(indices, generator, device)
 
 
+def decode_raw(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Unscaled latents `(B, 4, 8, 8)` to images `(B, 3, 32, 32)`, not clamped."""
+    # diffusers declares FloatTensor and takes any Tensor.
+    return vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+
+
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Tensor, batch_size: int = 256) -> Tensor:
     """Returns scaled latent means `(N, 4, 8, 8)` of images `(N, 3, 32, 32)`: what the UNet is trained on."""
-    parts = [
-        vae.encode(part.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-        for part in images.split(batch_size)
-    ]
-    return torch.cat(parts).contiguous() * vae.config["scaling_factor"]
+    parts = [vae.encode(part, return_dict=False)[0].mean for part in images.split(batch_size)]
+    return torch.cat(parts) * vae.config["scaling_factor"]
 
 
 @torch.no_grad()
@@ -86,6 +92,10 @@ def normalise_latents(vae: AutoencoderKL, seed: int, count: int = 4096) -> Autoe
     overall = deviation.square().mean().sqrt()
     gain = overall / deviation
     before, after = vae.quant_conv, vae.post_quant_conv
+    assert before is not None
+    assert before.bias is not None
+    assert after is not None
+    assert after.bias is not None
     half = len(mean)
     before.weight[:half] *= gain[:, None, None, None]
     before.bias[:half] = (before.bias[:half] - mean) * gain
