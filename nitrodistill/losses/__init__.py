@@ -10,6 +10,10 @@ from nitrodistill.losses.adversarial import (
     RelativisticLoss,
 )
 from nitrodistill.losses.base import Loss, Reduction
+from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
+from nitrodistill.losses.denoising import denoising_loss
+from nitrodistill.losses.laplacian import LaplacianPyramidLoss
+from nitrodistill.losses.ms_ssim import MSSSIMLoss
 from nitrodistill.losses.reconstruction import (
     CharbonnierLoss,
     HuberLoss,
@@ -18,6 +22,7 @@ from nitrodistill.losses.reconstruction import (
     PseudoHuberLoss,
     SmoothL1Loss,
 )
+from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
 
 __all__ = [
     "AdversarialLoss",
@@ -26,11 +31,18 @@ __all__ = [
     "HuberLoss",
     "L1Loss",
     "L2Loss",
+    "LaplacianPyramidLoss",
+    "LatentSSIMLoss",
     "LeastSquaresLoss",
     "Loss",
+    "MSSSIMLoss",
+    "MultiScaleLoss",
     "NonSaturatingLoss",
     "PseudoHuberLoss",
     "Reduction",
     "RelativisticLoss",
+    "SSIMLoss",
     "SmoothL1Loss",
+    "WeightedSum",
+    "denoising_loss",
 ]

@@ -27,6 +27,7 @@ __all__ = [
     "check_positive",
     "check_tensor",
     "check_weight",
+    "expand_frames",
     "reduce",
     "to_frames",
 ]
@@ -231,6 +232,19 @@ def to_frames(data: Tensor, name: str = "pred") -> Tensor:
             "are wanted."
         )
     return data if data.ndim == 4 else data.flatten(1, 2)
+
+
+def expand_frames(mask: Tensor, data: Tensor) -> Tensor:
+    """A mask that broadcasts to `data`, as one that broadcasts to `to_frames(data)` over channels.
+
+    Its last two dimensions are those of the data.
+    """
+    mask = mask.expand(data.shape[0], *mask.shape[1:-2], *data.shape[-2:])
+    if mask.ndim == 5:
+        if mask.shape[1] > 1 or mask.shape[2] > 1:
+            mask = mask.expand(data.shape)
+        mask = mask.flatten(1, 2)
+    return mask
 
 
 def _describe(value: object) -> str:

@@ -12,6 +12,10 @@ from nitrodistill.losses.adversarial import (
     relativistic_discriminator,
     relativistic_generator,
 )
+from nitrodistill.losses.denoising import denoising_loss
+from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
+from nitrodistill.losses.laplacian import laplacian_pyramid_loss
+from nitrodistill.losses.ms_ssim import ms_ssim_loss
 from nitrodistill.losses.reconstruction import (
     charbonnier_loss,
     huber_loss,
@@ -20,20 +24,27 @@ from nitrodistill.losses.reconstruction import (
     pseudo_huber_loss,
     smooth_l1_loss,
 )
+from nitrodistill.losses.ssim import ssim_loss
 
 __all__ = [
+    "approximate_gradient_penalty",
     "charbonnier_loss",
+    "denoising_loss",
+    "gradient_penalty",
     "hinge_discriminator",
     "hinge_generator",
     "huber_loss",
     "l1_loss",
     "l2_loss",
+    "laplacian_pyramid_loss",
     "least_squares_discriminator",
     "least_squares_generator",
+    "ms_ssim_loss",
     "non_saturating_discriminator",
     "non_saturating_generator",
     "pseudo_huber_loss",
     "relativistic_discriminator",
     "relativistic_generator",
     "smooth_l1_loss",
+    "ssim_loss",
 ]

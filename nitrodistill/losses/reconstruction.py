@@ -8,8 +8,8 @@
     Charbonnier   sqrt(d^2 + eps^2)            (Lai et al. 2017)
 
 The value of a sample is the mean over its elements, with a mask m the mean sum(m e) / sum(m).
-`dim="sample"` of pseudo-Huber takes the norm over the whole sample, sqrt(||d||^2 + c^2) - c, as in improved
-consistency training (Song & Dhariwal 2023, sec. 3.3); under a mask ||d||^2 is N sum(m d^2) / sum(m).
+`dim="sample"` of pseudo-Huber takes the norm over the whole sample, sqrt(||d||^2 + c^2) - c, as in
+improved consistency training (Song & Dhariwal 2023); under a mask ||d||^2 is N sum(m d^2) / sum(m).
 Pseudo-Huber is computed as d^2 / (sqrt(d^2 + c^2) + c), which does not cancel where d is far below c.
 """
 

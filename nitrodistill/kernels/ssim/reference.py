@@ -37,7 +37,7 @@ from nitrodistill.kernels.banded import (
     rows_first,
 )
 
-__all__ = ["SSIMMode", "SSIMPadding", "ssim_loss"]
+__all__ = ["SSIMMode", "SSIMPadding", "ssim_loss", "window_mean"]
 
 SSIMMode = Literal["full", "structure"]
 SSIMPadding = Literal["valid", "reflect"]
@@ -134,7 +134,7 @@ def _plain(x: Tensor, y: Tensor, options: _Options) -> Tensor:
     shift = y.detach().mean((-2, -1), keepdim=True)
     x, y = x - shift, y - shift
     s, d = x + y, x - y
-    maps = _filter(torch.cat([s, d, s * s, d * d]), options.taps, options.padding)
+    maps = window_mean(torch.cat([s, d, s * s, d * d]), options.taps, options.padding)
     mean_s, mean_d, square_s, square_d = maps.chunk(4)
     var_s, var_d = square_s - mean_s * mean_s, square_d - mean_d * mean_d
     loss = 2 * var_d / (var_s + var_d + 2 * c2)
@@ -153,8 +153,8 @@ def _per_channel(value: float | Tensor, like: Tensor) -> float | Tensor:
     return value
 
 
-def _filter(x: Tensor, taps: tuple[float, ...], padding: SSIMPadding) -> Tensor:
-    """Both axes as sums of shifted views, which a compiler fuses."""
+def window_mean(x: Tensor, taps: tuple[float, ...], padding: SSIMPadding) -> Tensor:
+    """The mean under the window of `(B, C, H, W)`: sums of shifted views, which a compiler fuses."""
     reach = len(taps) // 2
     if padding == "reflect":
         x = F.pad(x, (reach, reach, reach, reach), mode="reflect")

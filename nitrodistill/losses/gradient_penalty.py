@@ -1,0 +1,116 @@
+"""Regularisers of a discriminator: how fast its logits move with its input.
+
+    R1   ||grad_x D(x)||^2  at real samples      R2   the same at fake ones      (Mescheder et al. 2018)
+    approximate R1   mean (D(x) - D(x + scale n))^2,  n ~ N(0, I)                (APT: Lin et al. 2025)
+
+The exact form differentiates twice and so cannot go through every backbone; ADD (Sauer et al. 2023)
+applies it at the input of each *head*: pass those features as `inputs`. The approximate form needs two
+evaluations only. For a discriminator that noises its input itself, both evaluations must see the *same*
+noise and timestep, else the penalty measures the noise and does not vanish with the perturbation: here
+the discriminator is called with nothing but the samples, so that what it draws is fixed outside. At
+scale = 0 the penalty is 0.
+
+No factor is included: the usual gamma / 2 is the caller's weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
+from nitrodistill.losses.base import check_positive, check_tensor
+
+__all__ = ["approximate_gradient_penalty", "gradient_penalty"]
+
+
+def gradient_penalty(logits: Logits, inputs: Tensor | Sequence[Tensor]) -> Tensor:
+    """The squared gradient norm of every sample's logits, exact R1 on real and R2 on fake samples.
+
+    A head's logits are averaged over a sample first, and heads are summed, so that their gradients
+    are independent where every head has its own input.
+
+    Args:
+        logits: `(B, *)`, or one tensor per head.
+        inputs: `(B, *)` samples or features that require gradients and that the logits were made
+            from: the pixels, or each head's input as in ADD.
+
+    Returns:
+        `(B,)`: the sum over the inputs of ||gradient||^2, differentiable.
+
+    Raises:
+        ValueError: for inputs that do not require gradients, or that no logit depends on.
+        TypeError: for tensors that are not floating point.
+    """
+    heads = as_heads("logits", logits)
+    tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    for tensor in tensors:
+        check_tensor("inputs", tensor)
+        if not tensor.requires_grad:
+            raise ValueError(
+                "an input does not require gradients; call requires_grad_() on it before the "
+                "discriminator sees it."
+            )
+    outputs = [head.reshape(head.shape[0], -1).mean(1).sum() for head in heads]
+    gradients = torch.autograd.grad(outputs, tensors, create_graph=True, allow_unused=True)
+    norms = []
+    for gradient in gradients:
+        if gradient is None:
+            raise ValueError(
+                "an input was not used by these logits; pass the tensors that the discriminator saw."
+            )
+        norms.append(gradient.to(math_dtype(gradient)).flatten(1).square().sum(1))
+    return torch.stack(norms).sum(0)
+
+
+def approximate_gradient_penalty(
+    discriminate: Callable[[Tensor], Logits],
+    samples: Tensor,
+    *,
+    scale: float,
+    generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
+    logits: Logits | None = None,
+) -> Tensor:
+    """The squared change of the logits under a small perturbation: approximate R1 (real), R2 (fake).
+
+    Args:
+        discriminate: samples -> logits. It must give the same logits for the same samples: fix its
+            noise, its timestep and its condition outside.
+        samples: `(B, *)`, real for R1, fake for R2.
+        scale: standard deviation of the perturbation, >= 0, in the samples' unit (0.01 for images in
+            [-1, 1], 0.1 for latents in APT).
+        generator: what the perturbation is drawn from, on the samples' device.
+        noise: instead of `generator`, the perturbation before its scale, the shape of `samples`.
+        logits: `discriminate(samples)`, where it is known already.
+
+    Returns:
+        `(B,)`: the mean over a head's logits, then over heads, of (D(x) - D(x + scale n))^2.
+
+    Raises:
+        ValueError: unless exactly one of `generator` and `noise` is given, or for a wrong shape.
+        TypeError: for tensors that are not floating point.
+    """
+    check_tensor("samples", samples)
+    check_positive("scale", scale, zero=True)
+    if (generator is None) == (noise is None):
+        raise ValueError("give exactly one of generator and noise; nothing is drawn globally.")
+    if noise is None:
+        noise = torch.randn(
+            samples.shape, generator=generator, device=samples.device, dtype=samples.dtype
+        )
+    if noise.shape != samples.shape:
+        raise ValueError(
+            f"noise has shape {tuple(noise.shape)} and samples {tuple(samples.shape)}; they must be "
+            "equal."
+        )
+    here = as_heads("logits", discriminate(samples) if logits is None else logits)
+    moved = as_heads("logits", discriminate(samples + scale * noise))
+    return mean_of_heads(_squared_difference, here, moved)
+
+
+def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
+    return (a - b).square()

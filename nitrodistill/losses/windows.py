@@ -1,0 +1,105 @@
+"""What losses over windows share: the window, the size rule, the data range, the weights of a mask."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from nitrodistill.kernels.ssim.reference import SSIMPadding, window_mean
+from nitrodistill.losses.base import check_positive
+
+__all__ = [
+    "DataRange",
+    "channel_constant",
+    "check_size",
+    "checked_range",
+    "gaussian_taps",
+    "per_channel",
+    "window_weights",
+]
+
+DataRange = float | Sequence[float]
+"""One number for all channels, or one per channel."""
+
+
+def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
+    """The normalised Gaussian window of `window_size` taps.
+
+    Raises:
+        ValueError: for an even or non-positive size, or a non-positive sigma.
+    """
+    if window_size != int(window_size) or window_size < 1 or window_size % 2 == 0:
+        raise ValueError(f"window_size is {window_size}; it must be odd and positive.")
+    check_positive("sigma", sigma)
+    taps = [math.exp(-((k - window_size // 2) ** 2) / (2 * sigma**2)) for k in range(window_size)]
+    return tuple(tap / sum(taps) for tap in taps)
+
+
+def check_size(x: Tensor, window_size: int, padding: SSIMPadding, scales: int = 1) -> None:
+    smallest = min(x.shape[-2:])
+    for _ in range(scales - 1):
+        smallest = -(-smallest // 2)
+    needed = window_size if padding == "valid" else window_size // 2 + 1
+    if smallest >= needed:
+        return
+    where = f"{x.shape[-2]}x{x.shape[-1]}"
+    if scales > 1:
+        where += f" ({smallest} on the short side at scale {scales} of {scales})"
+    way_out = "a smaller odd window_size" + (" or fewer weights" if scales > 1 else "")
+    if padding == "valid":
+        way_out += f", or padding='reflect' (sides of {window_size // 2 + 1} or more)"
+    raise ValueError(
+        f"the images are {where}; a {window_size}-tap window with padding={padding!r} needs sides "
+        f"of {needed} or more. Use {way_out}."
+    )
+
+
+def window_weights(
+    mask: Tensor, taps: tuple[float, ...], padding: SSIMPadding, like: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """The mask's mean under every window, scaled so that a sample's weights sum to one (or to 0)."""
+    mask = mask.detach().to(dtype).expand(-1, -1, *like.shape[-2:])
+    mean = window_mean(mask, taps, padding)
+    total = mean.sum((1, 2, 3), keepdim=True) * (like.shape[1] // mean.shape[1])
+    return (mean / (total + (total == 0))).expand(like.shape[0], -1, -1, -1)
+
+
+def checked_range(name: str, value: DataRange) -> float | tuple[float, ...]:
+    if isinstance(value, Sequence):
+        return tuple(check_positive(name, v) for v in value)
+    return check_positive(name, value)
+
+
+def per_channel(
+    name: str, value: DataRange, channels: int, *, positive: bool = True
+) -> tuple[float, ...]:
+    """One number per channel, or a single one for all."""
+    values = tuple(value) if isinstance(value, Sequence) else (float(value),)
+    if len(values) not in (1, channels):
+        raise ValueError(
+            f"{name} has {len(values)} values but the data {channels} channels; give one number, or "
+            "one per channel."
+        )
+    return tuple(check_positive(name, v) if positive else float(v) for v in values)
+
+
+def channel_constant(
+    values: tuple[float, ...], frames: int, dtype: torch.dtype, device: torch.device
+) -> float | Tensor:
+    """One number, or a `(C * frames,)` tensor that is made once per device."""
+    if len(values) == 1:
+        return values[0]
+    if torch.compiler.is_compiling():  # a graph keeps its constants itself
+        return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(frames)
+    return _kept_constant(values, frames, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _kept_constant(
+    values: tuple[float, ...], frames: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(frames)
