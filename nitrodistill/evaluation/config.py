@@ -26,8 +26,8 @@ class EvaluateConfig:
         guidance: the teacher's guidance scale; 1 is none.
         samples_per_prompt: at least so many pictures of each prompt (fewer prompts are used if needed);
             1 leaves diversity out, and the floor from halves.
-        floor: where the teacher's floor comes from. "halves": from the distance of two halves of its
-            pictures with the same prompts, extrapolated to the whole. "fresh": from a second set with other noise, at
+        floor: where the teacher's floor comes from. "halves": from two halves of its pictures with the
+            same prompts, extrapolated to the whole. "fresh": from a second set with other noise, at
             twice the cost.
         cost_batch_size: pictures at a time when time is measured.
         cost_repeats: timed runs of each arm, after one for warming up; 0 measures no time.

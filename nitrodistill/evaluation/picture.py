@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,6 +126,5 @@ def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: f
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
     if font.getlength(text) <= width:
         return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text.rstrip() + "..."
+    kept = bisect_right(range(len(text)), width, key=lambda n: font.getlength(text[:n] + "..."))
+    return text[: max(0, kept - 1)].rstrip() + "..."

@@ -1,0 +1,31 @@
+"""The cache: read instead of made, under a key that everything changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nitrodistill.evaluation.cache import LatentCache
+
+
+def test_latents_are_made_once(tmp_path: Path) -> None:
+    made: list[int] = []
+
+    def make() -> Tensor:
+        made.append(1)
+        return torch.full((2, 4, 1, 1), float(len(made)))
+
+    for _ in range(2):
+        cache = LatentCache(tmp_path, {"seed": 0})
+        assert torch.equal(cache.get("noise", 0, make), torch.full((2, 4, 1, 1), 1.0))
+    assert len(made) == 1
+    cache.get("noise", 1, make)
+    cache.get("other", 0, make)
+    LatentCache(tmp_path, {"seed": 1}).get("noise", 0, make)
+    assert len(made) == 4
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
+
+    nothing = LatentCache(None, {"seed": 0})
+    assert nothing.get("noise", 0, make)[0, 0, 0, 0] == 5

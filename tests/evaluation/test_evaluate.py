@@ -1,0 +1,170 @@
+"""evaluate() on a random pipeline: identities, collapse, the cache, independence of the batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from nitrodistill.evaluation import EvaluateConfig, evaluate
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.types import Condition, NoiseSchedule, PredictionType
+
+PROMPTS = ["a red ring", "a blue circle", "a green square"]
+QUICK = EvaluateConfig(
+    num_samples=12, batch_size=5, teacher_steps=2, cost_repeats=0, num_pictures=7
+)
+
+
+def features(images: Tensor) -> Tensor:
+    return adaptive_avg_pool2d(images, 2).flatten(1)
+
+
+def alignment(images: Tensor, prompts: Any) -> dict[str, Tensor]:
+    return {
+        "bright": images.mean((1, 2, 3)) > -2,
+        "ring": torch.tensor(["ring" in p for p in prompts]),
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(tiny_diffusers: Callable[..., Any], tiny_scheduler: Any) -> Pipeline:
+    return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+
+
+def quick(teacher: Pipeline, student: Any, plan: StepPlan, **settings: Any) -> Any:
+    settings = {"config": QUICK, "progress": False, **settings}
+    return evaluate(teacher, student, plan, PROMPTS, features, **settings)
+
+
+class Deaf:
+    """Draws one picture a prompt: it never looks at its input."""
+
+    prediction_type: PredictionType = "sample"
+
+    def __init__(self, schedule: NoiseSchedule) -> None:
+        self.module: nn.Module = nn.Linear(1, 1)
+        self.schedule = schedule
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        text = condition["encoder_hidden_states"].mean((1, 2))
+        return text[:, None, None, None].expand_as(x_t)
+
+
+def test_the_teacher_itself_is_at_no_distance(teacher: Pipeline) -> None:
+    schedule = teacher.denoiser.schedule
+    student, plan = teacher.guided(QUICK.guidance), StepPlan.from_schedule(schedule, 2)
+    found = quick(teacher, student, plan, alignment=alignment)
+    scores = found.student
+    for distance in (scores.fd_teacher, scores.fd_latents, scores.fd_texture):
+        assert distance == pytest.approx(0, abs=1e-9)
+    assert (scores.edge_ratio, scores.high_frequency_ratio, scores.diversity) == (1, 1, 1)
+    assert scores.alignment == pytest.approx(1 / 3)
+    assert scores.alignment_by_attribute == {"bright": 1.0, "ring": pytest.approx(1 / 3)}
+    assert found.floor.fd_teacher > 0
+    assert found.floor.fd_real is None
+    assert "real" not in found.arms
+    assert found.pictures.images["teacher"].shape == (7, 3, 16, 16)
+    assert torch.equal(found.pictures.images["teacher"], found.pictures.images["student"])
+    assert len(found.pictures.prompts) == 7
+
+
+def test_an_untrained_student_is_the_naive_arm(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    student = teacher.denoiser.copy()
+    student.module.train()
+    found = quick(teacher, student, plan)
+    assert found.student == found.arms["naive"]
+    assert found.student.fd_latents > 0
+    assert student.module.training, "the caller's mode is given back"
+    assert quick(teacher, teacher, plan).student == found.student, "a pipeline is as good"
+
+
+def test_a_deaf_student_has_no_diversity(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    found = quick(teacher, Deaf(teacher.denoiser.schedule), plan)
+    assert found.student.diversity < 1e-4
+
+
+def test_the_batch_size_changes_nothing(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule, 2, "renoise")
+    small, large = (
+        quick(teacher, teacher.denoiser, plan, config=replace(QUICK, batch_size=size))
+        for size in (5, 12)
+    )
+    for name, value in small.table()["student"].items():
+        assert large.table()["student"][name] == pytest.approx(value, rel=1e-3), name
+
+
+def test_real_pictures_give_a_distance_and_a_floor(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = quick(teacher, teacher.denoiser, plan, real_images=images)
+    again = quick(teacher, teacher.denoiser, plan, real_images=lambda p, index: images[index])
+    assert found.student.fd_real > 0
+    assert found.floor.fd_real > 0
+    assert found.arms["real"].edge_ratio > 1, "noise has more edges"
+    assert found.arms["real"].fd_real is None
+    assert again == replace(found, pictures=again.pictures)
+    with pytest.raises(ValueError, match="at least 24"):
+        quick(teacher, teacher.denoiser, plan, real_images=images[:23])
+
+
+def test_the_teacher_is_sampled_once(
+    teacher: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    fresh = replace(QUICK, floor="fresh")
+    first = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) == 2 * 3, "two noises, three batches"
+    assert first.floor.fd_latents > 0
+    assert first.floor.diversity == pytest.approx(1, abs=0.2)
+    files[1].unlink()  # as if it had been interrupted there
+
+    calls = []
+    forward = teacher.denoiser.module.forward
+    monkeypatch.setattr(
+        teacher.denoiser.module,
+        "forward",
+        lambda *a, **k: calls.append(len(a[0])) or forward(*a, **k),
+    )
+    second = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
+    assert second.arms == first.arms
+    assert second.floor == first.floor
+    guided = [size for size in calls if size == 10]
+    assert len(guided) == 2, "the lost batch alone, in two steps"
+
+
+def test_time_is_measured_for_every_arm(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    config = replace(QUICK, cost_repeats=1, cost_batch_size=2)
+    found = quick(teacher, teacher.denoiser, plan, config=config)
+    for name in ("teacher", "naive", "student"):
+        scores = found.arms[name]
+        assert scores.denoise_ms > 0
+        assert scores.pipeline_ms > 0
+
+
+def test_a_student_that_diverged_is_named(teacher: Pipeline) -> None:
+    student = teacher.denoiser.copy()
+    plan = StepPlan.from_schedule(student.schedule)
+    with torch.no_grad():
+        next(student.module.parameters()).fill_(float("nan"))
+    with pytest.raises(ValueError, match="the latents of the student hold NaN"):
+        quick(teacher, student, plan)
+
+
+def test_the_progress_bar_counts_images(
+    teacher: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    quick(teacher, teacher.denoiser, plan, progress=True)
+    assert "12/12" in capsys.readouterr().err

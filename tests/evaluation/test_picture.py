@@ -1,0 +1,60 @@
+"""Pictures: the right cell in the right place, and curves of what was logged."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from nitrodistill.evaluation import Pictures, draw_curves, draw_grid
+
+COLOURS = {"teacher": (-1.0, 1.0, -1.0), "naive": (1.0, -1.0, -1.0), "student": (-1.0, -1.0, 1.0)}
+
+
+def pictures(size: int, prompts: tuple[str, ...]) -> Pictures:
+    images = {
+        name: torch.tensor(colour)[None, :, None, None].expand(len(prompts), 3, size, size)
+        for name, colour in COLOURS.items()
+    }
+    return Pictures(prompts, images)
+
+
+@pytest.mark.parametrize("size", [32, 256])
+def test_columns_are_arms_and_rows_prompts(tmp_path: Path, size: int) -> None:
+    long = "a prompt that is much longer than the grid is wide, " * 20
+    path = draw_grid(pictures(size, ("a ring", long)), tmp_path / "new" / "grid.png")
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    side = 160 if size == 32 else 256
+    assert sheet.shape[1] == 8 + 3 * (side + 8)
+    for column, colour in enumerate(COLOURS.values()):
+        levels = [round(127.5 * (c + 1)) for c in colour]
+        cells = (sheet == levels).all(-1)
+        assert cells.sum() == 2 * side * side
+        left = 8 + column * (side + 8)
+        assert cells[:, left : left + side].sum() == 2 * side * side
+    assert (sheet < 128).all(-1).any(), "there is text"
+
+
+def test_an_empty_grid_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no pictures"):
+        draw_grid(Pictures((), {}), tmp_path / "grid.png")
+
+
+def test_curves_show_every_logged_name(tmp_path: Path) -> None:
+    logs = [{"step": i, "loss": 1 / (i + 1)} for i in range(5)] + [{"step": 5.0, "fd": 3.0}]
+    path = draw_curves(logs, tmp_path / "curves.png")
+    assert np.asarray(Image.open(path).convert("L")).std() > 5
+    with pytest.raises(ValueError, match="nothing to plot"):
+        draw_curves([{"step": 1.0}], tmp_path / "none.png")
+
+
+def test_without_matplotlib_the_way_out_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"nitrodistill\[plots\]"):
+        draw_curves([{"step": 1.0, "loss": 2.0}], tmp_path / "curves.png")
