@@ -2,13 +2,14 @@
 
 from nitrodistill.data.generate import generate
 from nitrodistill.data.generation import FloatType, GenerateConfig, Generation
-from nitrodistill.data.loader import PairSource, PairStream, RowPairs
+from nitrodistill.data.loader import DictRows, PairStream, RowPairs
 from nitrodistill.data.manifest import Column, File, Generated, Grid, Manifest
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import read_prompts
 
 __all__ = [
     "Column",
+    "DictRows",
     "File",
     "FloatType",
     "GenerateConfig",
@@ -16,7 +17,6 @@ __all__ = [
     "Generation",
     "Grid",
     "Manifest",
-    "PairSource",
     "PairStore",
     "PairStream",
     "RowPairs",

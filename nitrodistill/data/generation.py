@@ -359,8 +359,9 @@ class Generation:
 
 def _check_finite(tensors: Mapping[str, Tensor], ids: range, what: str, dtype: str) -> None:
     for name, value in tensors.items():
-        bad = [i for i, row in zip(ids, value, strict=True) if not torch.isfinite(row).all()]
-        if bad:
+        finite = torch.isfinite(value).reshape(len(ids), -1).all(1)
+        if not finite.all():
+            bad = [i for i, fine in zip(ids, finite.tolist(), strict=True) if not fine]
             raise ValueError(
                 f"{name} of the {what} {bad[:8]} is not finite in {dtype}; try dtype=bfloat16 or float32, "
                 "and check that the teacher draws well with these steps and this guidance."

@@ -9,39 +9,39 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nitrodistill.data.pairs import PairStore
 from nitrodistill.types import Batch, Condition
 
-__all__ = ["PairSource", "PairStream", "RowPairs"]
+__all__ = ["DictRows", "PairStream", "RowPairs"]
 
 
-@runtime_checkable
-class PairSource(Protocol):
-    """Anything that pairs can be read from by number: a `PairStore`, or `RowPairs`."""
+class DictRows(Protocol):
+    """A sequence of dicts: a list, or a torch or `datasets` Dataset."""
 
     def __len__(self) -> int:
-        """How many pairs there are."""
+        """How many rows there are."""
         ...
 
-    def batch(self, rows: Sequence[int], index: Tensor) -> Batch:
-        """Reads pairs; `index` `(B,)` becomes `Batch.index`."""
+    def __getitem__(self, row: int, /) -> Mapping[str, Any]:
+        """The row's values by name."""
         ...
 
 
 class RowPairs:
-    """Pairs from any sequence of dicts, such as a torch or `datasets` Dataset.
+    """Pairs from any sequence of dicts.
 
     Args:
         rows: each with tensors `x0` and `noise` `(C, H, W)`, optionally an int `prompt_id`, and the
             sample's conditioning without a batch dimension under the names that `Condition` has.
     """
 
-    def __init__(self, rows: Sequence[Mapping[str, Tensor | int]]) -> None:
+    def __init__(self, rows: DictRows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
@@ -85,7 +85,7 @@ class PairStream:
 
     def __init__(
         self,
-        source: PairSource | Sequence[Mapping[str, Tensor | int]],
+        source: PairStore | RowPairs | DictRows,
         seed: int,
         batch_size: int,
         rank: int = 0,
@@ -100,7 +100,8 @@ class PairStream:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must be in 0 ... {world_size - 1}.")
-        self.source: PairSource = source if isinstance(source, PairSource) else RowPairs(source)
+        known = isinstance(source, (PairStore, RowPairs))
+        self.source: PairStore | RowPairs = source if known else RowPairs(source)
         self.seed = seed
         self.batch_size = batch_size
         self._start = rank * (batch_size // world_size)
@@ -130,7 +131,7 @@ class PairStream:
         return np.random.Generator(np.random.Philox(key=key)).permutation(len(self.source))
 
 
-def _condition(data: Mapping[str, Tensor | int]) -> Condition:
+def _condition(data: Mapping[str, Any]) -> Condition:
     tensors = {
         name: torch.as_tensor(value)[None]
         for name, value in data.items()

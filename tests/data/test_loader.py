@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 
@@ -98,6 +99,13 @@ def test_rows_are_padded_to_the_longest() -> None:
     assert batch.condition.prompt_ids.tolist() == [2, 0]
     bare = [{"x0": torch.zeros(1, 2, 2), "noise": torch.zeros(1, 2, 2)}]
     assert PairStream(bare, 0, 2)(0).condition.prompt_ids is None
+
+
+def test_a_dataset_of_hugging_face_is_a_sequence_of_dicts() -> None:
+    lists = [{k: torch.as_tensor(v).tolist() for k, v in row.items()} for row in rows(5)]
+    dataset = datasets.Dataset.from_list(lists)
+    for source in (dataset, dataset.with_format("torch")):
+        assert same(PairStream(source, 3, 4)(2), PairStream(rows(5), 3, 4)(2))
 
 
 def test_bad_input() -> None:
