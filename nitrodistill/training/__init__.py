@@ -6,7 +6,7 @@ from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import make_accelerator, with_progress
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import Recipe, Stage, load_recipe, parse_recipe, save_recipe
-from nitrodistill.training.stages import TrainedStudent, load_student, run_recipe
+from nitrodistill.training.stages import TrainedStudent, load_run_recipe, load_student, run_recipe
 from nitrodistill.training.trainer import State, Trainer
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "find_checkpoints",
     "learning_rate_factor",
     "load_recipe",
+    "load_run_recipe",
     "load_student",
     "make_accelerator",
     "newest_checkpoint",

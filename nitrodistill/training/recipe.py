@@ -6,6 +6,7 @@ beside its checkpoints as `recipe.yaml`.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from argparse import ArgumentError
 from collections.abc import Mapping
@@ -120,7 +121,7 @@ def parse_recipe(data: object) -> Recipe:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Recipe)
     try:
-        values = parser.instantiate(parser.parse_object(dict(data)))
+        values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))  # it is changed
     except ArgumentError as error:
         raise ValueError(f"the recipe cannot be read: {' '.join(str(error).split())}") from error
     return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})

@@ -37,7 +37,7 @@ from nitrodistill.training.trainer import STUDENT, State, Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedStudent", "load_student", "run_recipe"]
+__all__ = ["TrainedStudent", "load_run_recipe", "load_student", "run_recipe"]
 
 Resume = Literal["auto", "never"]
 
@@ -106,6 +106,20 @@ def _states(
         accelerator.end_training()
 
 
+def load_run_recipe(run: str | Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        FileNotFoundError: if `run` is not the folder of one.
+    """
+    file = Path(run) / RECIPE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
+        )
+    return load_recipe(file)
+
+
 def load_student(run: str | Path, pipeline: Pipeline, *, average: bool = True) -> TrainedStudent:
     """Loads the newest student of a run.
 
@@ -118,13 +132,8 @@ def load_student(run: str | Path, pipeline: Pipeline, *, average: bool = True) -
         FileNotFoundError: if it is no run, or there is no checkpoint in it yet.
         ValueError: if its checkpoints are damaged or do not fit the teacher.
     """
-    folder = Path(run)
-    if not (folder / RECIPE).is_file():
-        raise FileNotFoundError(
-            f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
-        )
-    recipe = load_recipe(folder / RECIPE)
-    checkpoint = newest_checkpoint(folder)
+    recipe = load_run_recipe(run)
+    checkpoint = newest_checkpoint(Path(run))
     if checkpoint is None:
         raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
     student = _copy(pipeline)
@@ -189,7 +198,7 @@ class _Prepared:
 
 def _copy(pipeline: Pipeline) -> DiffusersDenoiser:
     student = pipeline.denoiser.copy()
-    student.module.requires_grad_(True).to(torch.float32)
+    student.module.requires_grad_(True)
     return student
 
 

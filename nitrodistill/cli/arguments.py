@@ -1,0 +1,125 @@
+"""What the verbs share: parsers whose --help teaches, and mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+__all__ = ["describe", "make_parser", "option_names", "parse"]
+
+
+class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults and types beside every option; paragraphs and examples as they were written."""
+
+
+def make_parser(verb: str, about: str, example: str) -> ArgumentParser:
+    """A parser for `nitrodistill VERB`.
+
+    Args:
+        verb: its name.
+        about: what it does, a paragraph.
+        example: what stands below the options.
+    """
+    return ArgumentParser(
+        prog=f"nitrodistill {verb}",
+        usage=f"nitrodistill {verb} [options]",
+        description=about.strip(),
+        epilog=example.strip("\n"),
+        formatter_class=_Formatter,
+        exit_on_error=False,
+    )
+
+
+def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ()) -> Namespace:
+    """Parses; dashes inside of option names mean underscores.
+
+    Args:
+        parser: from `make_parser`.
+        argv: the verb's arguments.
+        more: names of options, beyond the parser's own, that may be meant by a misspelt one.
+
+    Raises:
+        ValueError: if the arguments are wrong; an unknown option is shown with the nearest name.
+    """
+    arguments = [_underscored(argument) for argument in argv]
+    try:
+        return parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(_sentence(parser, str(error), more)) from error
+
+
+def option_names(kind: type[Any], prefix: str = "") -> list[str]:
+    """The dotted names of a dataclass's leaves; of a list's elements without a number."""
+    return [name for name, _, _ in _leaves(kind, prefix)]
+
+
+def describe(kind: type[Any], prefix: str = "") -> str:
+    """A line for each leaf of a dataclass: its option, what it means, its default.
+
+    Args:
+        kind: a dataclass whose docstring has an `Attributes:` section.
+        prefix: what goes before the names.
+    """
+    lines = []
+    for name, about, default in _leaves(kind, prefix):
+        lines.append(f"  --{name}")
+        text = about if default is None else f"{about} (default: {default})"
+        lines += [f"        {line}" for line in _wrapped(text, 88)]
+    return "\n".join(lines)
+
+
+def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
+    hints = get_type_hints(kind)
+    about = {p.arg_name: p.description or "" for p in parse_from_object(kind).params}
+    leaves: list[tuple[str, str, str | None]] = []
+    for field in fields(kind):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        inner = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)]
+        if inner:
+            step = "ROLE." if hint is not inner[0] and str in get_args(hint) else ""
+            leaves += _leaves(inner[0], f"{name}.{step}")
+        else:
+            leaves.append((name, " ".join(about.get(field.name, "").split()), _default(field)))
+    return leaves
+
+
+def _default(field: Field[Any]) -> str | None:
+    if field.default is MISSING:
+        return None
+    return "null" if field.default is None else str(field.default)
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, width) or [""]
+
+
+def _underscored(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
+
+
+def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
+    text = " ".join(message.split())
+    unknown = re.search(r"unrecognized arguments: --([\w.]+)", text)
+    if not unknown:
+        return f"{text} (`{parser.prog} --help` lists the options)"
+    known = [*parser.get_defaults().keys(), *more]
+    # an option of a list's element arrives without the list's name
+    given = unknown[1] if not text.startswith("Parser key") else _owner(text) + unknown[1]
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    hint = f"did you mean --{near[0]}?" if near else f"`{parser.prog} --help` lists the options."
+    return f"there is no option --{given}; {hint}"
+
+
+def _owner(text: str) -> str:
+    found = re.match(r'Parser key "([\w.]+)"', text)
+    return f"{found[1]}." if found else ""

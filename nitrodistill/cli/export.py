@@ -1,0 +1,71 @@
+"""`nitrodistill export`: a run's student as a diffusers pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from nitrodistill.cli.arguments import make_parser, parse
+
+__all__ = ["main"]
+
+ABOUT = """
+Write the newest student of a run (the moving average of its weights) as a diffusers pipeline, with the teacher's
+text encoder and VAE. Nobody who uses it needs nitrodistill:
+
+    pipe = DiffusionPipeline.from_pretrained("runs/pipeline")
+    pipe("a small red circle on a black background", num_inference_steps=1, guidance_scale=0)
+
+The folder is loaded by a fresh process and compared with the student before it is put in place. The numbers of
+`nitrodistill evaluate`, if the run has them, go into its model card.
+"""
+
+EXAMPLE = """
+example:
+  nitrodistill export --run runs/student --output runs/pipeline
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill export --help`."""
+    parser = make_parser("export", ABOUT, EXAMPLE)
+    parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
+    parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
+    parser.add_argument(
+        "--scheduler",
+        type=str,
+        default="DDIMScheduler",
+        help="diffusers class of the scheduler that is saved; DDIMScheduler and DDPMScheduler are exact",
+    )
+    parser.add_argument(
+        "--licence",
+        type=str,
+        default=None,
+        help='short name of the licence for the model card, such as "apache-2.0"',
+    )
+    given = parse(parser, argv)
+
+    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.evaluation import Evaluation
+    from nitrodistill.export import export
+
+    run = open_run(given.run)
+    measured = run.path / "metrics.json"
+    export(
+        run.pipeline,
+        run.student.denoiser,
+        run.student.plan,
+        given.output,
+        base_model=run.student.recipe.teacher,
+        metrics=Evaluation.load(measured).table() if measured.is_file() else None,
+        licence=given.licence,
+        prompts=prompts_of(run, None)[:2],
+        scheduler=given.scheduler,
+    )
+    steps = len(run.student.plan)
+    print(
+        f"the student of step {run.student.checkpoint.step} is in {Path(given.output)}; draw with"
+    )
+    print(f'  DiffusionPipeline.from_pretrained("{given.output}")')
+    print(f"  pipe(prompt, num_inference_steps={steps}, guidance_scale=0)")
+    return 0

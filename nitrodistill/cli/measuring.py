@@ -1,0 +1,76 @@
+"""How a student is measured beside its teacher: with the oracle on the toy, else without alignment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, TextureFeatures, evaluate
+from nitrodistill.method import Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.types import Denoiser
+
+__all__ = ["measure_student"]
+
+
+def measure_student(
+    teacher_name: str,
+    teacher: Pipeline,
+    student: Denoiser,
+    plan: StepPlan,
+    prompts: Sequence[str],
+    config: EvaluateConfig,
+    *,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Measures a student. On the toy: the oracle's features, its alignment, and freshly drawn scenes as
+    real pictures; on another teacher texture features, and neither alignment nor real pictures.
+
+    Args:
+        teacher_name: "toy" for the embedded one.
+        teacher: its pipeline.
+        student: the student's denoiser.
+        plan: how it samples.
+        prompts: what may be drawn.
+        config: how much is drawn.
+        cache: folder for the teacher's latents.
+        progress: show a bar.
+    """
+    if teacher_name != "toy":
+        return evaluate(
+            teacher,
+            student,
+            plan,
+            prompts,
+            TextureFeatures(),
+            config=config,
+            cache=cache,
+            progress=progress,
+        )
+    from nitrodistill import toy
+
+    oracle = toy.load_oracle()
+
+    def aligned(images: Tensor, texts: Sequence[str]) -> Mapping[str, Tensor]:
+        return oracle.alignment(images, texts).by_attribute
+
+    def real(texts: Sequence[str], index: Tensor) -> Tensor:
+        uniforms = Draws(config.seed, 0, index).uniform("real", (toy.scenes.NUM_UNIFORMS,))
+        return toy.scenes.draw(toy.scenes.attribute_indices(texts), uniforms)
+
+    return evaluate(
+        teacher,
+        student,
+        plan,
+        prompts,
+        oracle.features,
+        alignment=aligned,
+        real_images=real,
+        config=config,
+        cache=cache,
+        progress=progress,
+    )

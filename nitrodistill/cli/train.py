@@ -1,0 +1,104 @@
+"""`nitrodistill train`: a recipe, with overrides."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from nitrodistill.cli.arguments import describe, make_parser, option_names, parse
+
+if TYPE_CHECKING:
+    from nitrodistill.training import Recipe, State
+    from nitrodistill.training.stages import Resume
+
+__all__ = ["main"]
+
+ABOUT = """
+Distil a student from a recipe: a YAML file that names the teacher, the pairs it made, a folder for the run and
+what is trained in which stages. Every entry of the recipe is an option as well, and options win over the file if
+they stand behind it. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
+bit like a run that was not. The folder holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for
+tensorboard, and previews.
+"""
+
+EXAMPLE = """
+the entries of a stage (as options they change the last stage):
+{entries}
+
+example:
+  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
+  nitrodistill train --config recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill train --help`."""
+    from nitrodistill.training import find_checkpoints, run_recipe, with_progress
+
+    recipe, resume, quiet = _read(argv)
+
+    from nitrodistill.cli.teachers import load_teacher
+
+    pipeline = load_teacher(recipe.teacher)
+    last: State | None = None
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
+        states = run_recipe(recipe, pipeline, resume=resume)
+        for state in with_progress(states, show=False if quiet else None):
+            last = state
+    newest = find_checkpoints(Path(recipe.output))[0]
+    if last is None:
+        print(f"{recipe.output} is finished already; its student is in {newest.path}")
+    else:
+        losses = ", ".join(f"{role} {loss:.4g}" for role, loss in last.totals().items())
+        print(f"trained to step {last.step} ({losses}); the student is in {newest.path}")
+    return 0
+
+
+def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
+    from jsonargparse import ActionConfigFile
+
+    from nitrodistill.training import Recipe, Stage
+
+    parser = make_parser("train", ABOUT, EXAMPLE.format(entries=describe(Stage, "stages.")))
+    parser.add_argument("--config", action=ActionConfigFile, help="recipe, a YAML file")
+    parser.add_argument(
+        "--steps", type=int, default=None, help="optimizer steps of the last stage, in short"
+    )
+    parser.add_argument(
+        "--resume",
+        type=Literal["auto", "never"],
+        default="auto",
+        help="auto goes on with what the folder holds; never wants a new or empty folder",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_class_arguments(Recipe)
+    _check_files(argv)
+    given = parser.instantiate(parse(parser, argv, option_names(Recipe)))
+    recipe = Recipe(**{f.name: given[f.name] for f in dataclasses.fields(Recipe)})
+    if given.steps is not None:
+        recipe = _with_steps(recipe, given.steps)
+    return recipe, given.resume, given.quiet
+
+
+def _check_files(argv: Sequence[str]) -> None:
+    """Names unknown keys in the recipe files before the parser sees them."""
+    from nitrodistill.training.recipe import Recipe, check_keys, read_yaml
+
+    for number, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name == "--config" and (equals or number + 1 < len(argv)):
+            path = value if equals else argv[number + 1]
+            try:
+                check_keys(Recipe, read_yaml(path))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+
+
+def _with_steps(recipe: Recipe, steps: int) -> Recipe:
+    *before, last = recipe.stages
+    trainer = dataclasses.replace(last.trainer, steps=steps)
+    return dataclasses.replace(recipe, stages=[*before, dataclasses.replace(last, trainer=trainer)])

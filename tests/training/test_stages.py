@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import sample
+from nitrodistill.training import (
+    OptimizerConfig,
+    Recipe,
+    Stage,
+    TrainerConfig,
+    find_checkpoints,
+    load_recipe,
+    load_student,
+    run_recipe,
+)
+
+PROMPTS = ["a small red circle on a black background", "a large blue ring on a gray background"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_diffusers, tiny_scheduler):
+    return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+
+
+@pytest.fixture(scope="module")
+def pairs(pipeline, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
+    generate(pipeline, PROMPTS, folder, config, teacher_name="tiny", progress=False)
+    return folder
+
+
+@pytest.fixture
+def recipe(pairs, tmp_path):
+    optimizers = {"student": OptimizerConfig(1e-3), "discriminator": OptimizerConfig(1e-3)}
+    method = LADDConfig(updates="shared", fresh_fraction=0.5, warmup_steps=1)
+    trainer = TrainerConfig(
+        steps=4, batch_size=4, optimizers=optimizers, checkpoint_every=2, ema_decay=0.5, log_every=1
+    )
+    return Recipe("tiny", str(pairs), str(tmp_path / "run"), [Stage(method, trainer)])
+
+
+def _trainer(recipe, **changes):
+    stages = [
+        dataclasses.replace(s, trainer=dataclasses.replace(s.trainer, **changes))
+        for s in recipe.stages
+    ]
+    return dataclasses.replace(recipe, stages=stages)
+
+
+def _weights(student):
+    return torch.cat([p.detach().flatten() for p in student.denoiser.module.parameters()])
+
+
+def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(recipe, pipeline, tmp_path):
+    states = list(run_recipe(_trainer(recipe, preview_every=2), pipeline))
+    run = tmp_path / "run"
+    assert [state.active for state in states] == [("student",), *[("student", "discriminator")] * 3]
+    assert load_recipe(run / "recipe.yaml") == _trainer(recipe, preview_every=2)
+    environment = json.loads((run / "environment.json").read_text())
+    assert torch.__version__.startswith(environment["versions"]["torch"])
+    assert len((run / "log.jsonl").read_text().splitlines()) == 4
+    previews = sorted((run / "previews").iterdir())
+    assert [p.name for p in previews] == [f"stage-0-step-0000000{n}.png" for n in (2, 4)]
+    with Image.open(previews[0]) as picture:
+        assert picture.size == (2 * 96, 3 * 96)  # two prompts; teacher, student, average
+    assert list(run.glob("logs/events*"))
+
+    student, raw = load_student(run, pipeline), load_student(run, pipeline, average=False)
+    assert (student.checkpoint.step, len(student.plan)) == (4, 1)
+    assert not torch.equal(_weights(student), _weights(raw))
+    x0 = sample(
+        student.denoiser, student.plan, torch.randn(2, 4, 8, 8), pipeline.encode_prompt(PROMPTS)
+    )
+    assert x0.isfinite().all()
+
+
+def test_previews_leave_the_training_as_it_is(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    plain = _weights(load_student(tmp_path / "run", pipeline))
+    other = dataclasses.replace(_trainer(recipe, preview_every=1), output=str(tmp_path / "other"))
+    list(run_recipe(other, pipeline))
+    assert torch.equal(_weights(load_student(tmp_path / "other", pipeline)), plain)
+
+
+def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(recipe, pipeline, tmp_path):
+    method = LADDConfig(adversarial_weight=0.0, num_steps=2)
+    trainer = dataclasses.replace(
+        recipe.stages[0].trainer, optimizers={"student": OptimizerConfig(1e-3)}, accumulation=2
+    )
+    recipe = dataclasses.replace(
+        recipe, stages=[*recipe.stages, Stage(method, trainer, "previous")]
+    )
+    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    list(run_recipe(whole, pipeline))
+    for state in run_recipe(recipe, pipeline):
+        if (state.stage, state.step) == (1, 3):
+            break
+    resumed = list(run_recipe(recipe, pipeline))
+    assert [(state.stage, state.step) for state in resumed] == [(1, 3), (1, 4)]
+    one, other = (load_student(tmp_path / name, pipeline) for name in ("whole", "run"))
+    assert torch.equal(_weights(one), _weights(other))
+    assert (other.checkpoint.stage, len(other.plan)) == (1, 2)
+    first = [c for c in find_checkpoints(tmp_path / "run") if c.stage == 0]
+    assert first[0].step == 4
+    assert list(run_recipe(recipe, pipeline)) == []
+
+
+def test_bf16_trains_float32_weights_and_leaves_the_teacher(recipe, pipeline, tmp_path):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the precision is a singleton of Accelerate's
+    list(run_recipe(_trainer(recipe, mixed_precision="bf16"), pipeline))
+    AcceleratorState._reset_state()
+    student = load_student(tmp_path / "run", pipeline)
+    assert _weights(student).dtype == torch.float32
+    assert next(pipeline.denoiser.module.parameters()).dtype == torch.float32
+    teacher = torch.cat([p.flatten() for p in pipeline.denoiser.module.parameters()])
+    assert not torch.equal(_weights(student), teacher)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    other = dataclasses.replace(
+        _trainer(recipe, gradient_checkpointing=True), output=str(tmp_path / "other")
+    )
+    list(run_recipe(other, pipeline))
+    one, two = (_weights(load_student(tmp_path / name, pipeline)) for name in ("run", "other"))
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
+
+
+def test_another_recipe_is_refused_and_named(recipe, pipeline):
+    next(run_recipe(recipe, pipeline))
+    with pytest.raises(ValueError, match=r"another recipe \(stages.0.trainer.seed was 0, now 1\)"):
+        run_recipe(_trainer(recipe, seed=1), pipeline)
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        run_recipe(recipe, pipeline, resume="never")
+
+
+def test_nothing_is_written_before_everything_is_checked(
+    recipe, pipeline, tiny_diffusers, tmp_path
+):
+    from diffusers import DDIMScheduler
+
+    run = tmp_path / "run"
+    taps = LADDConfig(taps=("down_blocks.7",))
+    wrong_taps = dataclasses.replace(
+        recipe, stages=[dataclasses.replace(recipe.stages[0], method=taps)]
+    )
+    no_pairs = dataclasses.replace(recipe, pairs=str(tmp_path / "nowhere"))
+    for wrong, words in [
+        (wrong_taps, "no submodule 'down_blocks.7'"),
+        (no_pairs, "no pair store"),
+        (_trainer(recipe, optimizers={}), "lacks settings"),
+    ]:
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            run_recipe(wrong, pipeline)
+        assert not run.exists()
+    other = Pipeline.from_diffusers(tiny_diffusers(DDIMScheduler(prediction_type="v_prediction")))
+    with torch.no_grad():
+        next(other.denoiser.module.parameters()).add_(1)
+    with pytest.raises(ValueError, match="made by teacher 'tiny'"):
+        run_recipe(recipe, other)
+    assert not run.exists()
+
+
+def test_folders_that_are_taken_or_cannot_be(recipe, pipeline, tmp_path):
+    run = tmp_path / "run"
+    run.write_text("")
+    with pytest.raises(FileExistsError, match="is a file"):
+        run_recipe(recipe, pipeline)
+    below = dataclasses.replace(recipe, output=str(run / "below"))
+    with pytest.raises(OSError, match="cannot write the run"):
+        list(run_recipe(below, pipeline))
+    run.unlink()
+    run.mkdir()
+    (run / "thesis.tex").write_text("")
+    with pytest.raises(FileExistsError, match=r"something else \(thesis.tex\)"):
+        run_recipe(recipe, pipeline)
+
+
+def test_a_folder_that_is_no_run_or_has_no_checkpoint(recipe, pipeline, tmp_path):
+    with pytest.raises(FileNotFoundError, match="not the folder of a run"):
+        load_student(tmp_path, pipeline)
+    next(run_recipe(recipe, pipeline))
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+        load_student(tmp_path / "run", pipeline)
+
+
+def test_weights_of_another_network_are_refused(recipe, pipeline, tmp_path, tiny_denoiser):
+    list(run_recipe(recipe, pipeline))
+    other = Pipeline(pipeline.diffusers, tiny_denoiser)
+    with pytest.raises(ValueError, match="another network"):
+        load_student(tmp_path / "run", other)
