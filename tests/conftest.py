@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ def generator() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
-def tiny_scheduler():
+def tiny_scheduler() -> Any:
     """DDIM, v-prediction, Stable Diffusion's betas at zero terminal SNR."""
     from diffusers import DDIMScheduler
 
@@ -32,7 +34,7 @@ def tiny_scheduler():
 
 
 @pytest.fixture
-def tiny_denoiser(tiny_scheduler) -> DiffusersDenoiser:
+def tiny_denoiser(tiny_scheduler: Any) -> DiffusersDenoiser:
     """A random UNet of Stable Diffusion's kind with 2 levels, on 4x8x8 latents, width 16 text."""
     from diffusers import UNet2DConditionModel
 
@@ -52,13 +54,13 @@ def tiny_denoiser(tiny_scheduler) -> DiffusersDenoiser:
 
 
 @pytest.fixture
-def tiny_condition(generator) -> Condition:
+def tiny_condition(generator: torch.Generator) -> Condition:
     """Three samples of five tokens."""
     return Condition({"encoder_hidden_states": torch.randn(3, 5, 16, generator=generator)})
 
 
 @pytest.fixture(scope="session")
-def tiny_diffusers():
+def tiny_diffusers() -> Callable[[Any], Any]:
     """`tiny_diffusers(scheduler)`: a whole StableDiffusionPipeline of random weights, 16x16 pixels."""
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -67,7 +69,7 @@ def tiny_diffusers():
 
     tokenizer = make_tokenizer()
 
-    def make(scheduler):
+    def make(scheduler: Any) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             unet = UNet2DConditionModel(
@@ -115,48 +117,3 @@ def tiny_diffusers():
         return pipe
 
     return make
-
-
-@pytest.fixture
-def generator() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def tiny_scheduler() -> Any:
-    """DDIM, v-prediction, Stable Diffusion's betas at zero terminal SNR."""
-    from diffusers import DDIMScheduler
-
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-    )
-    return ZeroTerminalSNR()(scheduler)
-
-
-@pytest.fixture
-def tiny_denoiser(tiny_scheduler: Any) -> DiffusersDenoiser:
-    """A random UNet of Stable Diffusion's kind with 2 levels, on 4x8x8 latents, width 16 text."""
-    from diffusers import UNet2DConditionModel
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(32, 64),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            cross_attention_dim=16,
-            attention_head_dim=4,
-        )
-    schedule = DiscreteSchedule.from_scheduler(tiny_scheduler)
-    return DiffusersDenoiser(unet.eval(), schedule, "v_prediction")
-
-
-@pytest.fixture
-def tiny_condition(generator: torch.Generator) -> Condition:
-    """Three samples of five tokens."""
-    return Condition({"encoder_hidden_states": torch.randn(3, 5, 16, generator=generator)})
