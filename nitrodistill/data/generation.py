@@ -195,8 +195,8 @@ class Generation:
             if not path.exists() or path.read_text(encoding="utf-8") != manifest.to_json():
                 write_text(path, manifest.to_json())
             (self.root / _DRAFT).unlink(missing_ok=True)
-            for left in self.root.glob("*/.*.tmp"):  # of workers that were killed
-                left.unlink()
+            for left in (*self.root.glob(".*.tmp"), *self.root.glob("*/.*.tmp")):
+                left.unlink(missing_ok=True)  # of workers that were killed
         return PairStore.open(self.root)
 
     def discard(self) -> None:

@@ -107,7 +107,8 @@ def test_a_rerun_repairs(
     data[data.index(latents) + 5] ^= 8
     (copied / "shards/000002.arrow").write_bytes(data)
     (copied / "prompts/000001.arrow").write_bytes(b"")
-    (copied / "shards/.000001.arrow.1-abcd.tmp").write_bytes(b"of a worker that was killed")
+    for name in (".settings.json.1-abcd.tmp", "shards/.000001.arrow.1-abcd.tmp"):
+        (copied / name).write_bytes(b"of a worker that was killed")
     with caplog.at_level(logging.WARNING):
         generate(pipeline, prompts, copied, config, teacher_name="tiny", progress=False)
     assert [record.message.count("made again") for record in caplog.records] == [1, 1, 1]
