@@ -13,6 +13,7 @@ from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
 from nitrodistill.losses.denoising import denoising_loss
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
+from nitrodistill.losses.lpips import LPIPSLoss, TargetFeatures
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
 from nitrodistill.losses.reconstruction import (
     CharbonnierLoss,
@@ -31,6 +32,7 @@ __all__ = [
     "HuberLoss",
     "L1Loss",
     "L2Loss",
+    "LPIPSLoss",
     "LaplacianPyramidLoss",
     "LatentSSIMLoss",
     "LeastSquaresLoss",
@@ -43,6 +45,7 @@ __all__ = [
     "RelativisticLoss",
     "SSIMLoss",
     "SmoothL1Loss",
+    "TargetFeatures",
     "WeightedSum",
     "denoising_loss",
 ]

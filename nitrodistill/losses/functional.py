@@ -15,6 +15,7 @@ from nitrodistill.losses.adversarial import (
 from nitrodistill.losses.denoising import denoising_loss
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import laplacian_pyramid_loss
+from nitrodistill.losses.lpips import lpips_distance
 from nitrodistill.losses.ms_ssim import ms_ssim_loss
 from nitrodistill.losses.reconstruction import (
     charbonnier_loss,
@@ -39,6 +40,7 @@ __all__ = [
     "laplacian_pyramid_loss",
     "least_squares_discriminator",
     "least_squares_generator",
+    "lpips_distance",
     "ms_ssim_loss",
     "non_saturating_discriminator",
     "non_saturating_generator",
