@@ -109,6 +109,12 @@ def _underscored(argument: str) -> str:
 
 def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
     text = " ".join(message.split())
+    missing = re.search(r"arguments are required: (.+)", text)
+    if missing:
+        options = ", ".join(f"--{name}" for name in missing[1].split(", "))
+        if "config" in parser.get_defaults():
+            options += ", or a file that says so with --config FILE"
+        return f"`{parser.prog}` needs {options}."
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", text)
     if not unknown:
         return f"{text} (`{parser.prog} --help` lists the options)"
