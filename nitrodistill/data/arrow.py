@@ -37,21 +37,21 @@ class Layout:
     """
 
     def __init__(self, manifest: Manifest, kind: str) -> None:
-        self.kind = kind
-        if kind == "shards":
-            self.key, numbers, texts = "index", ("index", "prompt_id"), ()
-            self.tensors = dict(manifest.columns)
-        else:
-            self.key, numbers, texts = "prompt_id", ("prompt_id",), ("text",)
-            self.tensors = {f"condition.{n}": c for n, c in manifest.conditions.items()}
-        self.numbers: tuple[str, ...] = numbers
-        columns = [(name, pa.int64()) for name in numbers]
+        pairs = kind == "shards"
+        texts = () if pairs else ("text",)
+        self.numbers: tuple[str, ...] = ("index", "prompt_id") if pairs else ("prompt_id",)
+        self.tensors: dict[str, Column] = (
+            dict(manifest.columns)
+            if pairs
+            else {f"condition.{name}": column for name, column in manifest.conditions.items()}
+        )
+        columns = [(name, pa.int64()) for name in self.numbers]
         columns += [(name, pa.string()) for name in texts]
         columns += [(name, pa.binary()) for name in self.tensors]
         columns += [("crc32", pa.uint32())]
         identity = {"nitrodistill.pairs": manifest.identity(), "nitrodistill.kind": kind}
         self.schema: Any = pa.schema(
-            [pa.field(name, kind, nullable=False) for name, kind in columns], metadata=identity
+            [pa.field(name, type_, nullable=False) for name, type_ in columns], metadata=identity
         )
 
     def crc32(self, numbers: Sequence[int], tensors: Sequence[Any]) -> int:
@@ -81,8 +81,8 @@ class ArrowFile:
     """
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        self.path = path
-        self.layout = layout
+        self.path: Path = path
+        self.layout: Layout = layout
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; {_REPAIR}")
         try:
@@ -128,7 +128,7 @@ class ArrowFile:
         Raises:
             ValueError: if a row is missing or damaged.
         """
-        keys = self._numbers[self.layout.key]
+        keys = self._numbers[self.layout.numbers[0]]
         if not np.array_equal(keys, np.arange(first, first + rows)):
             raise ValueError(
                 f"{self.path} does not hold rows {first} to {first + rows - 1}; {_REPAIR}"

@@ -116,7 +116,7 @@ class Generation:
             raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
         self.pipeline = pipeline
         self.config = config
-        self.root = Path(output)
+        self.root: Path = Path(output)
         texts = list(dict.fromkeys(prompts[: config.num_pairs]))
         for text in texts:
             pipeline.check_prompt(text)
