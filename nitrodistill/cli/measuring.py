@@ -56,10 +56,10 @@ def measure_student(
     oracle = toy.load_oracle()
 
     def aligned(images: Tensor, texts: Sequence[str]) -> Mapping[str, Tensor]:
-        return oracle.alignment(images, texts).by_attribute
+        return oracle.alignment(images.cpu(), texts).by_attribute
 
     def real(texts: Sequence[str], index: Tensor) -> Tensor:
-        uniforms = Draws(config.seed, 0, index).uniform("real", (toy.scenes.NUM_UNIFORMS,))
+        uniforms = Draws(config.seed, 0, index).uniform("scene", (toy.scenes.NUM_UNIFORMS,))
         return toy.scenes.draw(toy.scenes.attribute_indices(texts), uniforms)
 
     return evaluate(
@@ -67,7 +67,7 @@ def measure_student(
         student,
         plan,
         prompts,
-        oracle.features,
+        lambda images: oracle.features(images.cpu()),
         alignment=aligned,
         real_images=real,
         config=config,
