@@ -119,7 +119,7 @@ def _disagreement(scheduler: Any, plan: StepPlan, prediction_type: PredictionTyp
             prediction = probe(scheduler.scale_model_input(x_t, t), t, Condition())
             x_t = scheduler.step(prediction, t, x_t, return_dict=False, **_own_draws(scheduler))[0]
     except (ValueError, NotImplementedError) as error:
-        return str(error)
+        return f"it fails: {error}"
     error = relative_error(x_t, expected)
     return None if error <= TOLERANCE else f"its result would be off by {error:.2g}"
 
