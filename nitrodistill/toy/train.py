@@ -1,9 +1,18 @@
 """Makes the embedded teacher from scratch: `python -m nitrodistill.toy.train --output DIR`.
 
-Stages, in order: `oracle`, `vae`, `teacher` (UNet and text encoder), `evaluate` (fp16 weights with their manifest
-in DIR/weights, with metrics). Each one is seeded, writes atomic checkpoints to DIR and goes on where it was
-stopped. To use two cores, run `torchrun --nproc-per-node 2 -m nitrodistill.toy.train --output DIR`; each process
-computes with one thread, because these networks are too small to share one between threads.
+Stages, in order: `oracle`, `vae`, `teacher` (UNet and text encoder), `evaluate` (fp16 weights, their manifest
+and metrics in DIR/weights). Each one is seeded, writes atomic checkpoints to DIR and goes on where it was
+stopped. To use two cores, run
+
+    torchrun --nproc-per-node 2 -m nitrodistill.toy.train --output DIR
+
+Each process computes with one thread, because these networks are too small to share one between threads.
+
+What the shipped weights took, on two cores of an AMD EPYC that had other work too (torch 2.15, float32): oracle
+51 s and autoencoder 660 s with one process each; UNet and text encoder 27 min with two processes (33 CPU-minutes);
+evaluation 2 CPU-minutes. Rates there, in CPU-seconds a step: oracle .02, autoencoder .08, teacher .20 with one
+process and .12 in each of two. The result (2048 prompts, 25 steps, guidance 3) is in `weights/metrics.json`: joint
+alignment .9985, Fréchet distance to renders 3.6 on a floor of 1.5, edge ratio .96 (autoencoder alone: .98).
 """
 
 from __future__ import annotations
@@ -14,6 +23,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
+from safetensors.torch import load_file
 from torch import distributed
 
 from nitrodistill.toy.loop import LoopConfig, rank_and_size, save_atomic
@@ -67,8 +77,25 @@ def save_weights(pipeline: StableDiffusionPipeline, oracle: Oracle, root: Path) 
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.half()
     pipeline.save_pretrained(root, safe_serialization=True)
+    _write_for_every_transformers(root)
     (root / ORACLE_FILE).parent.mkdir(parents=True, exist_ok=True)
     save_atomic({k: v.half() for k, v in oracle.state_dict().items()}, root / ORACLE_FILE, {})
+
+
+def _write_for_every_transformers(root: Path) -> None:
+    """Adds what transformers 4 reads: names that start with `text_model.`, and the tokenizer's two tables.
+
+    transformers 5 reads both forms, but writes only its own.
+    """
+    weights = root / "text_encoder" / "model.safetensors"
+    state = {
+        f"text_model.{k.removeprefix('text_model.')}": v for k, v in load_file(weights).items()
+    }
+    save_atomic(state, weights, {"format": "pt"})
+    model = json.loads((root / "tokenizer" / "tokenizer.json").read_text())["model"]
+    (root / "tokenizer" / "vocab.json").write_text(json.dumps(model["vocab"]) + "\n")
+    merges = [" ".join(pair) for pair in model["merges"]]
+    (root / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
 def train(output: Path, until: str, seed: int, device: torch.device, steps: dict[str, int]) -> None:

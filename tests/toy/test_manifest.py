@@ -46,4 +46,4 @@ def test_shipped_weights_are_whole_and_small():
     verify(WEIGHTS)
     files = [p for p in WEIGHTS.rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) <= 6_000_000
-    assert {p.suffix for p in files} <= {".safetensors", ".json"}
+    assert {p.suffix for p in files} <= {".safetensors", ".json", ".txt"}

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from nitrodistill.toy.loop import build
 from nitrodistill.toy.manifest import WEIGHTS, write_manifest
@@ -30,6 +31,13 @@ def test_written_weights_load_as_their_fp16_rounding(tmp_path: Path):
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
     assert loaded.vae.config["scaling_factor"] == vae.config["scaling_factor"]
+
+
+def test_text_encoder_is_written_with_names_that_transformers_4_reads():
+    with safe_open(WEIGHTS / "text_encoder" / "model.safetensors", "pt") as file:
+        assert all(name.startswith("text_model.") for name in file.keys())  # noqa: SIM118 - not a dict
+    vocabulary = json.loads((WEIGHTS / "tokenizer" / "vocab.json").read_text())
+    assert vocabulary == load_pipeline().tokenizer.get_vocab()
 
 
 def test_stages_run_up_to_the_one_asked_for(tmp_path: Path):
