@@ -110,7 +110,7 @@ def forward_kernel(
                 i * fine_width + j,
                 inside,
             )
-            for a in tl.static_range(3):
+            for a in tl.range(3, num_stages=1):
                 row = i // 2 + a - 1
                 in_row = (row >= 0) & (row < height)
                 vertical = 4 * folded(2 * row, i, fine_height)
@@ -152,7 +152,7 @@ def forward_kernel(
         plane, i, j, inside = tile(pid - fine_programs, half_height, half_width, ROWS, COLUMNS)
         start = plane * height * width
         total = tl.zeros([ROWS, COLUMNS], tl.float32)
-        for a in tl.static_range(5):
+        for a in tl.range(5, num_stages=1):
             row = 2 * i + a - 2
             in_row = (row >= 0) & (row < height)
             vertical = folded(row, 2 * i, height)
@@ -198,7 +198,7 @@ def backward_kernel(
     if coarse is not None:
         half_height = (height + 1) // 2
         half_width = (width + 1) // 2
-        for a in tl.static_range(3):
+        for a in tl.range(3, num_stages=1):
             row = i // 2 + a - 1
             in_row = (row >= 0) & (row < half_height)
             vertical = folded(i, 2 * row, height)
@@ -209,7 +209,7 @@ def backward_kernel(
                 tap = vertical * folded(j, 2 * column, width)
                 total += tap * tl.load(coarse + source, mask=there, other=0.0)
     if fine_signs is not None:
-        for a in tl.static_range(5):
+        for a in tl.range(5, num_stages=1):
             row = 2 * i + a - 2
             in_row = (row >= 0) & (row < fine_height)
             vertical = 4 * fine_scale * folded(2 * i, row, fine_height)

@@ -214,7 +214,9 @@ def forward(call: Call, save: bool, options: Options) -> tuple[Tensor, Tensor, T
     resident = padded <= options["resident"]
     block_c = padded if resident else options["loop_channels"]
     # A tile of constant size: few channels, many positions.
-    block_p = max(16, min(options["tile"] // block_c, triton.next_power_of_2(positions)))
+    wide = "wide_" if block_c >= 256 else ""
+    block_p = options[f"{wide}tile"] // block_c
+    block_p = max(16, min(block_p, triton.next_power_of_2(positions)))
     parts = triton.cdiv(positions, block_p)
     new = call.fx.new_empty
     partial = new((batch, parts), dtype=torch.float32)
@@ -236,7 +238,7 @@ def forward(call: Call, save: bool, options: Options) -> tuple[Tensor, Tensor, T
         RESIDENT=resident,
         CHANNELS=block_c,
         POSITIONS=block_p,
-        num_warps=options["wide_warps"] if block_c >= 256 else options["warps"],
+        num_warps=options[f"{wide}warps"],
     )
     return *finish(partial, 1 / positions, count=count), saved
 

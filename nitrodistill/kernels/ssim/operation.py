@@ -109,7 +109,8 @@ def _fake_forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     cut = 0 if reflect else len(taps) - 1
     loss = x.new_empty(batch, dtype=torch.float32)
     maps = 3 + (want_x and want_y) if want_x or want_y else 0
-    shape = (maps, batch * channels, height - cut, width - cut) if maps else (0,)
+    pitch = (width - cut + 15) // 16 * 16
+    shape = (maps, batch * channels, height - cut, pitch) if maps else (0,)
     return loss, loss.new_empty(shape), loss.new_empty(batch * channels)
 
 

@@ -48,10 +48,11 @@ def rows_kernel(
     y,
     centre,  # (planes,) float32
     taps,  # (TAPS,) float32
-    maps,  # (4, planes, H, W') float32: s, d, s^2, d^2 filtered along rows
+    maps,  # (4, planes, H, pitch) float32: s, d, s^2, d^2 filtered along rows
     height,
     width,
     width_out,
+    pitch,  # W' rounded up, so that rows of maps are aligned; the padding is never used
     map_stride,
     TAPS: tl.constexpr,
     REFLECT: tl.constexpr,
@@ -77,8 +78,8 @@ def rows_kernel(
         d += tap * (fx - fy)
         ss += tap * (fx + fy) * (fx + fy)
         dd += tap * (fx - fy) * (fx - fy)
-    maps += plane * height * width_out
-    offsets = i * width_out + j
+    maps += plane * height * pitch
+    offsets = i * pitch + j
     tl.store(maps + offsets, s, mask=inside)
     tl.store(maps + map_stride + offsets, d, mask=inside)
     tl.store(maps + 2 * map_stride + offsets, ss, mask=inside)
@@ -87,19 +88,20 @@ def rows_kernel(
 
 @triton.jit
 def columns_kernel(
-    maps,  # (4, planes, H, W') float32
+    maps,  # (4, planes, H, pitch) float32
     centre,
     taps,
     constants,  # (3, C) float32 c1, c2, offset, or None
     weight,  # (B, 1 or C, H', W') or None
     partial,  # (planes * tiles,) float32
-    slopes,  # (3 or 4, planes, H', W') float32, or None
+    slopes,  # (3 or 4, planes, H', pitch) float32, or None
     c1,
     c2,
     offset,
     height,
-    width,  # W'
+    pitch,
     height_out,
+    width_out,
     channels,
     weight_channels,
     map_stride,
@@ -112,8 +114,8 @@ def columns_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    plane, i, j, inside = tile(tl.program_id(0), height_out, width, ROWS, COLUMNS)
-    maps += plane * height * width
+    plane, i, j, inside = tile(tl.program_id(0), height_out, pitch, ROWS, COLUMNS)
+    maps += plane * height * pitch
     m = tl.zeros([ROWS, COLUMNS], tl.float32)
     e = tl.zeros([ROWS, COLUMNS], tl.float32)
     var_s = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -123,7 +125,7 @@ def columns_kernel(
         if REFLECT:
             row = mirror(row - TAPS // 2, height)
         tap = tl.load(taps + k)
-        where = row * width + j
+        where = row * pitch + j
         m += tap * tl.load(maps + where, mask=inside, other=0.0)
         e += tap * tl.load(maps + map_stride + where, mask=inside, other=0.0)
         var_s += tap * tl.load(maps + 2 * map_stride + where, mask=inside, other=0.0)
@@ -152,10 +154,12 @@ def columns_kernel(
         d_e = 2 * (1 - b) * (2 - a) * e * p
     if weight is not None:
         group = plane // channels * weight_channels + plane % channels % weight_channels
-        w = tl.load(weight + group * height_out * width + i * width + j, mask=inside, other=0)
+        weight += group * height_out * width_out
+        w = tl.load(weight + i * width_out + j, mask=inside & (j < width_out), other=0)
         w = w.to(tl.float32)
         loss *= w
-    tl.store(partial + tl.program_id(0), tl.sum(tl.sum(tl.where(inside, loss, 0.0), 1), 0))
+    loss = tl.where(inside & (j < width_out), loss, 0.0)
+    tl.store(partial + tl.program_id(0), tl.sum(tl.sum(loss, 1), 0))
     if slopes is not None:
         d_ss = -keep * b * q
         d_dd = keep * (2 - b) * q
@@ -166,7 +170,7 @@ def columns_kernel(
             d_e *= w
             d_ss *= w
             d_dd *= w
-        slopes += plane * height_out * width + i * width + j
+        slopes += plane * height_out * pitch + i * pitch + j
         if WANT_X and WANT_Y:
             tl.store(slopes, d_m, mask=inside)
             tl.store(slopes + 3 * slope_stride, d_e, mask=inside)
@@ -211,21 +215,21 @@ def adjoint(
 
 @triton.jit
 def columns_adjoint_kernel(
-    slopes,  # (planes, H', W') float32
+    slopes,  # (planes, H', pitch) float32
     taps,
-    maps,  # (planes, H, W') float32
+    maps,  # (planes, H, pitch) float32
     height,
-    width,
+    pitch,
     height_out,
     TAPS: tl.constexpr,
     REFLECT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    plane, i, j, inside = tile(tl.program_id(0), height, width, ROWS, COLUMNS)
-    slopes += plane * height_out * width
-    total = adjoint(slopes, i, j, inside, taps, width, height, height_out, TAPS, REFLECT)
-    tl.store(maps + plane * height * width + i * width + j, total, mask=inside)
+    plane, i, j, inside = tile(tl.program_id(0), height, pitch, ROWS, COLUMNS)
+    slopes += plane * height_out * pitch
+    total = adjoint(slopes, i, j, inside, taps, pitch, height, height_out, TAPS, REFLECT)
+    tl.store(maps + plane * height * pitch + i * pitch + j, total, mask=inside)
 
 
 @triton.jit
@@ -235,12 +239,13 @@ def rows_adjoint_kernel(
     y,
     centre,
     taps,
-    maps,  # (3 or 4, planes, H, W') float32
+    maps,  # (3 or 4, planes, H, pitch) float32
     to_x,  # gradients, or None
     to_y,
     height,
     width,
     width_out,
+    pitch,
     channels,
     upstream_stride,
     map_stride,
@@ -251,8 +256,8 @@ def rows_adjoint_kernel(
     COLUMNS: tl.constexpr,
 ):
     plane, i, j, inside = tile(tl.program_id(0), height, width, ROWS, COLUMNS)
-    maps += plane * height * width_out
-    row = i * width_out
+    maps += plane * height * pitch
+    row = i * pitch
     d_m = adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
     maps += map_stride
     d_ss = adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
@@ -318,14 +323,15 @@ def forward(
     centre, size = new(planes), height * width
     stride = triton.cdiv(size, 1024)
     centre_kernel[(planes,)](call.y, centre, size, stride, SAMPLES=1024, num_warps=4)
-    maps = new(4, planes, height, columns)
+    pitch = triton.cdiv(columns, 16) * 16
+    maps = new(4, planes, height, pitch)
     count, shape = _tiles(height, columns, options, "row")
     rows_kernel[(planes * count,)](
-        call.x, call.y, centre, call.taps, maps, height, width, columns, maps.stride(0), **window, **shape
+        call.x, call.y, centre, call.taps, maps, height, width, columns, pitch, maps.stride(0), **window, **shape
     )  # fmt: skip
-    count, shape = _tiles(rows, columns, options, "column")
+    count, shape = _tiles(rows, pitch, options, "column")
     partial = new(batch, channels * count)
-    slopes = new(3 + (want_x and want_y), planes, rows, columns) if want_x or want_y else None
+    slopes = new(3 + (want_x and want_y), planes, rows, pitch) if want_x or want_y else None
     columns_kernel[(planes * count,)](
         maps,
         centre,
@@ -338,8 +344,9 @@ def forward(
         call.c2,
         call.offset,
         height,
-        columns,
+        pitch,
         rows,
+        columns,
         channels,
         1 if call.weight is None else call.weight.shape[1],
         maps.stride(0),
@@ -366,10 +373,11 @@ def backward(
     batch, channels, height, width = call.x.shape
     planes, (rows, columns) = batch * channels, call.size_out()
     window = {"TAPS": call.taps.numel(), "REFLECT": call.reflect}
-    maps = slopes.new_empty(slopes.shape[0], planes, height, columns)
-    count, shape = _tiles(height, columns, options, "column")
+    pitch = slopes.shape[3]
+    maps = slopes.new_empty(slopes.shape[0], planes, height, pitch)
+    count, shape = _tiles(height, pitch, options, "column")
     columns_adjoint_kernel[(maps.shape[0] * planes * count,)](
-        slopes, call.taps, maps, height, columns, rows, **window, **shape
+        slopes, call.taps, maps, height, pitch, rows, **window, **shape
     )
     to_x = torch.empty_like(call.x) if want_x else None
     to_y = torch.empty_like(call.y) if want_y else None
@@ -386,6 +394,7 @@ def backward(
         height,
         width,
         columns,
+        pitch,
         channels,
         upstream.stride(0),
         maps.stride(0),
