@@ -3,9 +3,10 @@
     MS-SSIM = prod_{j < M} relu(mean cs_j)^w_j  *  relu(mean l_M cs_M)^w_M ,     loss = 1 - MS-SSIM
 
 over M scales, each half the size of the one before, with l and cs as in `nitrodistill.losses.ssim`;
-per channel, then the mean over channels. The slope of relu(v)^w is infinite at 0, where other
-implementations give NaN: here a negative v counts as 0 with zero gradient. Odd sides repeat their last
-row or column before the 2 by 2 mean, as in the authors' code and piq (pytorch-msssim pads zeros).
+per channel, then the mean over channels (and frames), weighted by their masks. The slope of relu(v)^w
+is infinite at 0, where other implementations give NaN: here a negative v counts as 0 with zero
+gradient. Odd sides repeat their last row or column before the 2 by 2 mean (piq the first one;
+pytorch-msssim pads zeros).
 """
 
 from __future__ import annotations
@@ -88,9 +89,12 @@ def ms_ssim_loss(
     batch, channels = x.shape[:2]
     dtype = math_dtype(x, y)
     x, y = (t.reshape(batch * channels, 1, *t.shape[2:]).to(dtype) for t in (x, y))
+    share = x.new_full((batch, channels), 1 / channels)
     if mask is not None:
         check_mask(mask, pred)
         mask = expand_frames(mask, pred).to(dtype).expand(batch, channels, -1, -1)
+        share = mask.mean((2, 3))
+        share = share / (share.sum(1, keepdim=True) + (share.sum(1, keepdim=True) == 0))
         mask = mask.reshape(x.shape)
     shift = (L / 2 if offset is None else float(offset)) if mode == "shift" else 0.0
     product = x.new_ones(x.shape[0])
@@ -111,7 +115,7 @@ def ms_ssim_loss(
         if not last:
             x, y = _halve(x), _halve(y)
             mask = None if mask is None else _halve(mask)
-    return 1 - product.view(batch, channels).mean(1)
+    return (share * (1 - product.view(batch, channels))).sum(1)
 
 
 class MSSSIMLoss(Loss):
