@@ -27,7 +27,7 @@ from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
-from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
+from nitrodistill.training.checkpoint import Checkpoint, find_checkpoints, newest_checkpoint
 from nitrodistill.training.config import FREE, to_plain
 from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.previews import Previewer
@@ -83,6 +83,7 @@ def run_recipe(recipe: Recipe, pipeline: Pipeline, *, resume: Resume = "auto") -
     store = PairStore.open(recipe.pairs)
     store.check_teacher(fingerprint(pipeline.denoiser.module))
     _check_folder(output, recipe, resume)
+    _check_same_pairs(output, store)
     accelerator = make_accelerator(recipe.stages[0].trainer.mixed_precision, output)
     pipeline.diffusers.to(accelerator.device)
     first = _Prepared.make(recipe, 0, pipeline, store, accelerator)
@@ -100,6 +101,7 @@ def _states(
     try:
         for number in range(len(recipe.stages)):
             if number > 0:
+                accelerator.free_memory()
                 prepared = _Prepared.make(recipe, number, pipeline, store, accelerator)
             yield from prepared.states(Path(recipe.output))
     finally:
@@ -179,7 +181,7 @@ class _Prepared:
             stage.trainer,
             output=output,
             stage=number,
-            record={"recipe": to_plain(recipe)},
+            record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
             accelerator=accelerator,
         )
         source = store.manifest.sources[0]
@@ -235,6 +237,16 @@ def _check_folder(output: Path, recipe: Recipe, resume: Resume) -> None:
             f"{str(output)!r} holds a run of another recipe ({'; '.join(changed[:3])}); use that "
             "recipe to resume it, or choose another folder."
         )
+
+
+def _check_same_pairs(output: Path, store: PairStore) -> None:
+    """Pairs may have moved since a run was stopped, but they must be the same."""
+    for checkpoint in find_checkpoints(output)[:1]:
+        if checkpoint.state().get("pairs") != store.manifest.identity():
+            raise ValueError(
+                f"the run in {str(output)!r} was trained on other pairs than those in {str(store.path)!r}; "
+                "use the same to resume it, or choose another folder."
+            )
 
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -48,6 +48,7 @@ from nitrodistill.training.config import (
 )
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, fetch, make_accelerator
+from nitrodistill.training.records import Record, all_finite, mean_parts, non_finite
 from nitrodistill.types import Batch, Terms
 
 if TYPE_CHECKING:
@@ -162,10 +163,11 @@ class Trainer:
         """Trains to `config.steps`, writing logs and checkpoints on the way.
 
         Yields:
-            the State after each step; stop iterating to stop training.
+            the State after each step; stop iterating to stop training (and call `save` to keep it).
 
         Raises:
-            FloatingPointError: after `config.max_skips` non-finite steps in a row.
+            FloatingPointError: after `config.max_skips` non-finite steps in a row, or if weights are
+                not finite when a checkpoint is due.
         """
         log, skips = self._open_log(), 0
         while self.step < self.config.steps:
@@ -173,14 +175,17 @@ class Trainer:
             self.step += 1
             if log is not None:
                 log.record(state)
+            if state.skipped:
+                warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
             every = self.config.checkpoint_every
             if self.step == self.config.steps or (every and self.step % every == 0):
                 self.save()
             skips = skips + 1 if state.skipped else 0
-            if state.skipped:
-                warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
             if skips >= self.config.max_skips:
-                raise FloatingPointError(self._stopped(skips, state.skipped))
+                raise FloatingPointError(
+                    f"stopped after {skips} non-finite steps in a row ({state.skipped}); "
+                    f"{self._last_good()}."
+                )
             yield state
 
     def save(self) -> Checkpoint | None:
@@ -188,10 +193,16 @@ class Trainer:
 
         Raises:
             OSError: if it cannot be written.
+            FloatingPointError: if a weight is not finite; then nothing is written.
         """
         if self.output is None:
             return None
         tensors = {n: self._unwrap(n).state_dict() for n in self._trained}
+        for name, values in tensors.items():
+            if not all_finite(values):
+                raise FloatingPointError(
+                    f"weights of {name!r} are not finite after step {self.step}; {self._last_good()}."
+                )
         tensors |= {f"{n}.optimizer": t.optimizer_tensors() for n, t in self._trained.items()}
         if self.ema is not None:
             tensors[f"{STUDENT}.ema"] = self.ema.state_dict()
@@ -211,7 +222,7 @@ class Trainer:
         self.accelerator.gradient_accumulation_steps = self.config.accumulation
         self.accelerator.step = 0
         active = tuple(self.method.active(self.step))
-        records: list[_Record] = []
+        records: list[Record] = []
         num_samples, data_seconds = 0, 0.0
         for micro in range(self.config.accumulation):
             asked = time.perf_counter()
@@ -220,9 +231,9 @@ class Trainer:
             num_samples += len(batch)
             records += self._backward(batch, active)
         norms = {n: self._trained[n].clip(self.accelerator, self.config) for n in active}
-        skipped = _non_finite(self.step, records, norms)
+        skipped = non_finite(self.step, records, norms)
         rates = self._update(active, bool(skipped))
-        parts = _mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
+        parts = mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
         seconds = time.perf_counter() - started
         return State(
             self.stage, self.step + 1, self.config.steps, active, skipped, parts, rates,
@@ -238,13 +249,13 @@ class Trainer:
             )
         return batch.to(self.accelerator.device)
 
-    def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[_Record]:
+    def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[Record]:
         records = []
         with self.accelerator.accumulate(*(t.role.module for t in self._trained.values())):
             draws = Draws(self.config.seed, self.step, batch.index)
             for role, terms in self.method.losses(batch, active, draws):
                 self.accelerator.backward(terms.total)
-                records.append(_Record(role, Terms(terms.total.detach(), terms.parts), batch.index))
+                records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch.index))
         return records
 
     def _update(self, active: tuple[str, ...], skip: bool) -> dict[str, float]:
@@ -327,12 +338,9 @@ class Trainer:
         if missing:
             raise ValueError(f"optimizers lacks settings for {missing}; every role needs its own.")
 
-    def _stopped(self, skips: int, reason: str) -> str:
+    def _last_good(self) -> str:
         saved = find_checkpoints(self.output, self.stage) if self.output is not None else []
-        where = (
-            f"the last good checkpoint is {saved[0].path}" if saved else "there is no checkpoint"
-        )
-        return f"stopped after {skips} non-finite steps in a row ({reason}); {where}."
+        return f"the last good checkpoint is {saved[0].path}" if saved else "there is no checkpoint"
 
 
 @dataclass(frozen=True)
@@ -364,45 +372,6 @@ class _Trained:
             # in the weight's own layout and fresh memory, so that sums run in the same order as before
             place = torch.empty_like(weight) if value.ndim else torch.empty_like(value)
             self.optimizer.state[weight][key] = place.detach().copy_(value)
-
-
-@dataclass(frozen=True)
-class _Record:
-    """What one role's loss was in one micro-batch."""
-
-    role: str
-    terms: Terms
-    index: Tensor = field(repr=False)
-
-    def parts(self) -> dict[str, Tensor]:
-        return {"total": self.terms.total, **self.terms.parts}
-
-
-def _mean_parts(records: list[_Record]) -> dict[str, Tensor]:
-    sums: dict[str, list[Tensor]] = {}
-    for record in records:
-        for name, value in record.parts().items():
-            sums.setdefault(f"{record.role}/{name}", []).append(value.float().mean())
-    return {name: sum(values[1:], values[0]) / len(values) for name, values in sums.items()}
-
-
-def _non_finite(step: int, records: list[_Record], norms: Mapping[str, Tensor]) -> str:
-    """Names what is not finite, or returns an empty string; waits for the device once."""
-    numbers = [record.terms.total for record in records] + list(norms.values())
-    if not numbers or bool(torch.stack([n.float() for n in numbers]).isfinite().all()):
-        return ""
-    causes = [cause for record in records for cause in _causes(record)]
-    causes = causes or [f"{n}'s gradient" for n, norm in norms.items() if not norm.isfinite()]
-    return f"step {step + 1}: not finite: {'; '.join(dict.fromkeys(causes))}"
-
-
-def _causes(record: _Record) -> Iterator[str]:
-    for name, value in record.parts().items():
-        bad = (~value.isfinite()).cpu()
-        if bad.any():
-            known = bad.ndim == 1 and len(bad) == len(record.index)
-            where = f" (samples {record.index[bad].tolist()})" if known else ""
-            yield f"{record.role}/{name}{where}"
 
 
 def _check_same(checkpoint: Checkpoint, before: object, now: Mapping[str, object]) -> None:

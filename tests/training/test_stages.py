@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -143,6 +144,17 @@ def test_another_recipe_is_refused_and_named(recipe, pipeline):
         run_recipe(_trainer(recipe, seed=1), pipeline)
     with pytest.raises(FileExistsError, match="holds a run already"):
         run_recipe(recipe, pipeline, resume="never")
+
+
+def test_pairs_may_move_but_not_change(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    moved = tmp_path / "moved"
+    shutil.copytree(recipe.pairs, moved)
+    assert list(run_recipe(dataclasses.replace(recipe, pairs=str(moved)), pipeline)) == []
+    others, config = tmp_path / "others", GenerateConfig(num_pairs=6, steps=2, seed=1)
+    generate(pipeline, PROMPTS, others, config, teacher_name="tiny", progress=False)
+    with pytest.raises(ValueError, match="trained on other pairs"):
+        run_recipe(dataclasses.replace(recipe, pairs=str(others)), pipeline)
 
 
 def test_nothing_is_written_before_everything_is_checked(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import resource
 import signal
 
 import pytest
@@ -246,6 +247,47 @@ def test_too_many_non_finite_steps_stop_the_run_and_name_the_last_checkpoint(tin
     ):
         tiny.train(config, method, output=tmp_path)
     assert torch.isfinite(_weights(tiny, Trainer(method, tiny.Stream(4), config))).all()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
+    trainer = Trainer(
+        tiny.Method(), tiny.Stream(4), tiny.config(checkpoint_every=2), output=tmp_path
+    )
+
+    def train():
+        for state in trainer.fit():
+            if state.step == 3:
+                trainer.method.student_network[0].weight.data[0, 0] = torch.nan
+
+    with (
+        pytest.warns(RuntimeWarning, match="skipped step 4"),
+        pytest.raises(FloatingPointError, match=r"'student' are not finite.*step-00000002"),
+    ):
+        train()
+    assert [c.step for c in find_checkpoints(tmp_path)] == [2]
+
+
+def _save_on_a_full_disk(tiny, output, results):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    trainer = Trainer(tiny.Method(), tiny.Stream(4), tiny.config(steps=1), output=None)
+    trainer.output = output
+    network = trainer.method.student_network
+    network.register_buffer("large", torch.zeros(4000))
+    try:
+        trainer.save()
+    except OSError as error:
+        results.put(str(error))
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(tiny, tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    child = context.Process(target=_save_on_a_full_disk, args=(tiny, tmp_path, results))
+    child.start()
+    assert "could not be written" in results.get()
+    child.join(60)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_the_log_averages_between_lines(tiny, tmp_path):
