@@ -11,9 +11,31 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from nitrodistill.discriminator import LatentDiscriminator
-from nitrodistill.losses import *  # noqa: F403
-from nitrodistill.losses import __all__ as _losses
-from nitrodistill.losses import functional
+from nitrodistill.losses import (
+    AdversarialLoss,
+    CharbonnierLoss,
+    HingeLoss,
+    HuberLoss,
+    L1Loss,
+    L2Loss,
+    LaplacianPyramidLoss,
+    LatentSSIMLoss,
+    LeastSquaresLoss,
+    Loss,
+    LPIPSLoss,
+    MSSSIMLoss,
+    MultiScaleLoss,
+    NonSaturatingLoss,
+    PseudoHuberLoss,
+    Reduction,
+    RelativisticLoss,
+    SmoothL1Loss,
+    SSIMLoss,
+    TargetFeatures,
+    WeightedSum,
+    denoising_loss,
+    functional,
+)
 from nitrodistill.method import DistillationMethod, Draws, Role
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import DiffusersDenoiser, FeatureTaps, Guided, Pipeline
@@ -41,7 +63,6 @@ from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight, truncate
 if TYPE_CHECKING:
     from nitrodistill.data import GenerateConfig, PairStore, PairStream, generate
     from nitrodistill.evaluation import evaluate
-    from nitrodistill.export import export
     from nitrodistill.training import Trainer, TrainerConfig
 
 __version__ = "0.1.0.dev0"
@@ -53,13 +74,14 @@ _LAZY = {
     "Trainer": "nitrodistill.training",
     "TrainerConfig": "nitrodistill.training",
     "evaluate": "nitrodistill.evaluation",
-    "export": "nitrodistill.export",
     "generate": "nitrodistill.data",
 }
 
 __all__ = [
     "LADD",
+    "AdversarialLoss",
     "Batch",
+    "CharbonnierLoss",
     "Condition",
     "Denoiser",
     "DiffusersDenoiser",
@@ -69,31 +91,50 @@ __all__ = [
     "FeatureTaps",
     "GenerateConfig",
     "Guided",
+    "HingeLoss",
+    "HuberLoss",
     "KarrasSchedule",
+    "L1Loss",
+    "L2Loss",
     "LADDConfig",
+    "LPIPSLoss",
+    "LaplacianPyramidLoss",
     "LatentDiscriminator",
+    "LatentSSIMLoss",
+    "LeastSquaresLoss",
     "LogitNormal",
+    "Loss",
+    "MSSSIMLoss",
+    "MultiScaleLoss",
     "NoiseSchedule",
+    "NonSaturatingLoss",
     "PairStore",
     "PairStream",
     "Pipeline",
     "PredictionType",
+    "PseudoHuberLoss",
     "RectifiedFlow",
+    "Reduction",
+    "RelativisticLoss",
     "Role",
+    "SSIMLoss",
     "Scales",
     "Shifted",
+    "SmoothL1Loss",
     "Step",
     "StepPlan",
+    "TargetFeatures",
     "Terms",
     "TimestepLaw",
     "Trainer",
     "TrainerConfig",
     "Uniform",
+    "WeightedSum",
     "ZeroTerminalSNR",
     "check_convertible",
     "convert_prediction",
+    "denoising_loss",
     "evaluate",
-    "export",
     "functional",
     "generate",
     "min_snr_weight",
@@ -104,7 +145,6 @@ __all__ = [
     "to_eps",
     "to_x0",
     "truncated_snr_weight",
-    *_losses,
 ]
 
 

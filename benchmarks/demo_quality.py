@@ -1,0 +1,201 @@
+"""The benchmark setting of the embedded teacher: which part of the method does what, and how far one step can go.
+
+    python benchmarks/demo_quality.py [--seeds 0 1 2] [--long 6000] [--output runs/quality]
+
+Arms at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 1024 held-out noises and prompts:
+
+    naive          the teacher itself in one step
+    smooth_l1      regression on the pairs alone
+    adversarial    the discriminator alone, on fresh noise
+    both           LADD as `nitrodistill demo` runs it
+
+and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished arms are kept, a killed one
+goes on. The steps of an arm are what 120 CPU seconds allow at the cost of a step, measured first; the CPU time that an
+arm really took is in its row. Writes benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nitrodistill.cli.demo import evaluate_toy, shuffled_captions, toy_recipe
+from nitrodistill.cli.teachers import load_teacher
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.models import Pipeline
+from nitrodistill.training import OptimizerConfig, with_progress
+from nitrodistill.training.recipe import Recipe
+from nitrodistill.training.stages import load_student, run_recipe
+
+RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
+DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
+STEPS = {"smooth_l1": 900, "adversarial": 420, "both": 580}
+METRICS = {
+    "alignment": "alignment",
+    "fd_real": "FD to real",
+    "fd_teacher": "FD to teacher",
+    "fd_texture": "texture-FD",
+    "edge_ratio": "edge ratio",
+    "high_frequency_ratio": "high-frequency ratio",
+    "diversity": "diversity",
+}
+
+
+def arm_recipe(arm: str, root: Path, seed: int) -> Recipe:
+    """The demo's recipe with what the arm leaves out."""
+    recipe = toy_recipe(str(root / "pairs"), str(root / arm), STEPS[arm], seed)
+    stage = recipe.stages[0]
+    method, trainer = stage.method, replace(stage.trainer, preview_every=0)
+    if arm == "smooth_l1":
+        method = replace(method, adversarial_weight=0.0, fresh_fraction=0.0)
+        student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999))
+        trainer = replace(trainer, optimizers={"student": student})
+    if arm == "adversarial":
+        method = replace(method, reconstruction_weight=0.0, fresh_fraction=1.0, warmup_steps=0)
+        student = OptimizerConfig(learning_rate=3e-4, betas=(0.0, 0.999))
+        trainer = replace(trainer, optimizers={**trainer.optimizers, "student": student})
+    return replace(recipe, stages=[replace(stage, method=method, trainer=trainer)])
+
+
+def train(recipe: Recipe, pipeline: Pipeline) -> float:
+    """Trains a recipe, or what is left of it; returns the CPU seconds that this took in this process."""
+    start = time.process_time()
+    for _ in with_progress(run_recipe(recipe, pipeline), show=True):
+        pass
+    return time.process_time() - start
+
+
+def measured(
+    recipe: Recipe, pipeline: Pipeline, num_pairs: int, seed: int, root: Path, cost: bool
+) -> dict[str, Any]:
+    """Trains and evaluates one arm; kept in `result.json` of its folder."""
+    folder = Path(recipe.output)
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    config = GenerateConfig(num_pairs=num_pairs, seed=seed, batch_size=64)
+    generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name="toy")
+    seconds = train(recipe, pipeline)
+    settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
+    student = load_student(folder, pipeline)
+    found = evaluate_toy(pipeline, student, settings, cache=root / "teacher")
+    found.save(folder / "metrics.json")
+    steps = recipe.stages[0].trainer.steps
+    row = {"seed": seed, "pairs": num_pairs, "steps": steps, "cpu_seconds": round(seconds, 1)}
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def arms(pipeline: Pipeline, root: Path, seeds: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every arm of every seed, with its row."""
+    for seed in seeds:
+        for arm in STEPS:
+            folder = root / f"seed-{seed}"
+            recipe = arm_recipe(arm, folder, seed)
+            row = measured(recipe, pipeline, 600, seed, root, cost=False)
+            yield arm, row | scores(folder / arm)
+            print(f"{arm}, seed {seed}: {row}")
+
+
+def scores(folder: Path) -> dict[str, Any]:
+    """What the evaluation in `folder` found of teacher, naive, student and floor."""
+    found = Evaluation.load(folder / "metrics.json")
+    columns = {**found.arms, "floor": found.floor}
+    return {
+        name: {key: getattr(value, key) for key in METRICS} for name, value in columns.items()
+    } | {"cost": {name: [s.denoise_ms, s.pipeline_ms] for name, s in found.arms.items()}}
+
+
+def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a row an arm, mean and spread (standard deviation) over the seeds."""
+    first = next(iter(rows.values()))[0]
+    lines = [
+        "| arm | CPU s | " + " | ".join(METRICS.values()) + " |",
+        "|---|" + "---:|" * (len(METRICS) + 1),
+    ]
+    for name in ("teacher", "naive", "floor"):
+        cells = [_cell([first[name][key]]) for key in METRICS]
+        lines.append(f"| {name} | | {' | '.join(cells)} |")
+    for name, found in rows.items():
+        cells = [_cell([row["student"][key] for row in found]) for key in METRICS]
+        seconds = _cell([row["cpu_seconds"] for row in found])
+        lines.append(f"| {name} | {seconds} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = statistics.mean(known)
+    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 4 if abs(mean) < 0.1 else 3
+    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{mean:.{digits}f}{spread}"
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers were measured on."""
+    model = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": model[0] if model else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_docs(name: str, text: str) -> None:
+    """Replaces what stands between the markers of `name` in docs/demo_quality.md."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    page = DOCS.read_text()
+    before, rest = page.split(begin)
+    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--long", type=int, default=6000, help="steps of the long run; 0: none")
+    parser.add_argument("--long-pairs", type=int, default=3000)
+    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline = load_teacher("toy")
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    results["environment"] = environment()
+    RESULTS.parent.mkdir(exist_ok=True)
+    if options.seeds:
+        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
+        for arm, row in arms(pipeline, options.output, options.seeds):
+            rows[arm].append(row)
+        results["arms"] = rows
+        print(table(rows))
+        write_docs("arms", table(rows))
+    if options.long:
+        folder = options.output / f"long-{options.long}"
+        recipe = toy_recipe(str(folder / "pairs"), str(folder / "both"), options.long)
+        trainer = replace(recipe.stages[0].trainer, preview_every=0, ema_decay=0.998)
+        recipe = replace(recipe, stages=[replace(recipe.stages[0], trainer=trainer)])
+        row = measured(recipe, pipeline, options.long_pairs, 77, options.output, cost=True)
+        results["long"] = row | scores(folder / "both")
+        print(table({"long": [results["long"]]}))
+        write_docs("long", table({"long run": [results["long"]]}))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""`nitrodistill demo`: the whole road on the embedded teacher.
+
+    teacher -> pairs -> LADD -> evaluation -> diffusers pipeline -> pictures
+
+A killed demo goes on where it stopped. The steps are the library's own, in the order in which a user would call
+them; `examples/plain_loop.py` does the same without the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nitrodistill import toy
+from nitrodistill.cli.teachers import load_teacher
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, draw_grid, evaluate
+from nitrodistill.export import export
+from nitrodistill.method import Draws
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import Pipeline
+from nitrodistill.training import OptimizerConfig, TrainerConfig, with_progress
+from nitrodistill.training.recipe import Recipe, Stage
+from nitrodistill.training.stages import TrainedStudent, load_student, run_recipe
+
+__all__ = ["DemoConfig", "main", "run_demo", "shuffled_captions", "toy_recipe"]
+
+FILES = ("pairs", "student", "teacher", "metrics.json", "grid.png", "curves.png", "pipeline")
+"""What a demo's folder may hold."""
+
+TITLES = {
+    "teacher": "teacher, 25 steps",
+    "naive": "teacher, 1 step",
+    "student": "student, 1 step",
+}
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """How large a demo.
+
+    Attributes:
+        output: folder of the results.
+        pairs: how many pairs of noise and latent the teacher makes.
+        steps: optimizer steps of the distillation.
+        samples: pictures of each arm in the evaluation.
+        seed: of everything.
+    """
+
+    output: str = "runs/demo"
+    pairs: int = 1000
+    steps: int = 900
+    samples: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("pairs", 1), ("steps", 1), ("samples", 4), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+
+def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0) -> Recipe:
+    """The recipe that is measured in `benchmarks/demo_quality.py`."""
+    method = LADDConfig(
+        taps=("conv_in", "down_blocks.0", "down_blocks.1", "mid_block"),
+        head_width=96,
+        adversarial="hinge",
+        adversarial_weight=0.5,
+        fresh_fraction=2 / 3,
+        warmup_steps=round(0.3 * steps),
+        discriminator_range=(0.0, 0.4),
+        updates="shared",
+        seed=seed,
+    )
+    trainer = TrainerConfig(
+        steps=steps,
+        batch_size=48,
+        seed=seed,
+        optimizers={
+            "student": OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.999)),
+            "discriminator": OptimizerConfig(learning_rate=2e-3, betas=(0.0, 0.999)),
+        },
+        lr_decay_from=0.5,
+        ema_decay=0.98,
+        checkpoint_every=200,
+        log_every=20,
+        preview_every=300,
+    )
+    return Recipe("toy", pairs, output, [Stage(method, trainer)])
+
+
+def shuffled_captions(seed: int = 0) -> list[str]:
+    """The embedded teacher's captions in a random order, so that any number of them is a fair sample."""
+    captions = toy.scenes.captions()
+    order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed))
+    return [captions[i] for i in order.tolist()]
+
+
+def evaluate_toy(
+    pipeline: Pipeline,
+    student: TrainedStudent,
+    config: EvaluateConfig,
+    cache: str | Path | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluates a student of the embedded teacher with the oracle and with fresh renders."""
+    oracle = toy.load_oracle()
+
+    def real_images(prompts: Sequence[str], index: Tensor) -> Tensor:
+        uniforms = Draws(config.seed, 0, index).uniform("scene", (toy.scenes.NUM_UNIFORMS,))
+        return toy.scenes.draw(toy.scenes.attribute_indices(prompts), uniforms)
+
+    return evaluate(
+        pipeline,
+        student.denoiser,
+        student.plan,
+        shuffled_captions(),
+        lambda images: oracle.features(images.cpu()),
+        alignment=lambda images, prompts: oracle.alignment(images.cpu(), prompts).by_attribute,
+        real_images=real_images,
+        config=config,
+        cache=cache,
+        progress=progress,
+    )
+
+
+def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluation:
+    """Runs the demo, or what is left of it, and writes its folder.
+
+    Raises:
+        FileExistsError: if the folder holds something else.
+        ValueError: if it holds a demo with other settings.
+    """
+    torch.set_num_threads(1)  # networks this small get slower when threads share them
+    start = time.perf_counter()
+    root = Path(config.output)
+    _check_folder(root)
+    pipeline = load_teacher("toy")
+
+    say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
+    pairs = GenerateConfig(num_pairs=config.pairs, seed=config.seed, batch_size=64)
+    generate(pipeline, shuffled_captions(), root / "pairs", pairs, teacher_name="toy")
+
+    say(f"2/4  distillation: {config.steps} steps of LADD")
+    recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
+    for _ in with_progress(run_recipe(recipe, pipeline), show=True):
+        pass
+    student = load_student(root / "student", pipeline)
+
+    say(
+        f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
+    )
+    settings = EvaluateConfig(num_samples=config.samples, seed=config.seed)
+    found = evaluate_toy(pipeline, student, settings, cache=root / "teacher")
+    found.save(root / "metrics.json")
+    if found.pictures is not None:
+        draw_grid(found.pictures, root / "grid.png", TITLES)
+    _draw_curves(root)
+
+    say("4/4  export: a diffusers pipeline, tested in a fresh process")
+    export(
+        pipeline,
+        student.denoiser,
+        student.plan,
+        root / "pipeline",
+        base_model="the toy teacher embedded in nitrodistill",
+        metrics=found.table(),
+        licence="apache-2.0",
+        prompts=shuffled_captions()[:4],
+    )
+    say(_closing(found, root, time.perf_counter() - start))
+    return found
+
+
+def _closing(found: Evaluation, root: Path, seconds: float) -> str:
+    teacher, student = found.arms["teacher"], found.student
+    lines = ["", found.text(), ""]
+    if teacher.denoise_ms and student.denoise_ms and teacher.pipeline_ms and student.pipeline_ms:
+        lines += [
+            f"The student denoises {teacher.denoise_ms / student.denoise_ms:.0f} times faster than its "
+            f"teacher; the whole pipeline is {teacher.pipeline_ms / student.pipeline_ms:.1f} times faster."
+        ]
+    lines += [
+        f"Done in {seconds:.0f} s. Look at {root}/grid.png, then draw with the student:",
+        "",
+        "    from diffusers import DiffusionPipeline",
+        f'    pipe = DiffusionPipeline.from_pretrained("{root}/pipeline")',
+        '    pipe("a large red ring on a blue background", num_inference_steps=1, guidance_scale=0).images[0]',
+    ]
+    return "\n".join(lines)
+
+
+def _draw_curves(root: Path) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        return
+    log = (root / "student" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    draw_curves([json.loads(line) for line in log], root / "curves.png")
+
+
+def _check_folder(root: Path) -> None:
+    if root.exists() and not root.is_dir():
+        raise FileExistsError(f"{str(root)!r} is a file; choose a folder with --output.")
+    strangers = sorted(p.name for p in root.iterdir()) if root.exists() else []
+    strangers = [name for name in strangers if name.lstrip(".").split(".")[0] not in _STEMS]
+    if strangers:
+        raise FileExistsError(
+            f"{str(root)!r} holds something else ({strangers[0]}); choose another folder with --output."
+        )
+
+
+_STEMS = {name.split(".")[0] for name in FILES}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The verb: `nitrodistill demo [options]`."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="nitrodistill demo",
+        description="Distils the embedded teacher (32x32 scenes, 25 steps) into a student that draws in one "
+        "step, on the CPU in a few minutes: pairs, LADD, evaluation, export, pictures. A killed "
+        "demo goes on where it stopped.",
+    )
+    parser.add_class_arguments(DemoConfig)
+    values = parser.parse_args(list(arguments))
+    run_demo(DemoConfig(**parser.instantiate(values).as_dict()))
+    return 0
