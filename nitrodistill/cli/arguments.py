@@ -34,6 +34,7 @@ def make_parser(verb: str, about: str, example: str) -> ArgumentParser:
         epilog=example.strip("\n"),
         formatter_class=_Formatter,
         exit_on_error=False,
+        print_config=None,
     )
 
 
