@@ -94,7 +94,8 @@ class _Head(torch.autograd.Function):
 def _difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The difference of the unit vectors in the rows `(P, C)`, and the inverse norms `(P, 1)`."""
     inverse_x, inverse_y = _inverse_norm(x), _inverse_norm(y)
-    return (x * inverse_x).addcmul_(y, inverse_y, value=-1), inverse_x, inverse_y
+    # Two products and a difference: a fused multiply-add would not be 0 for equal features.
+    return (x * inverse_x).sub_(y * inverse_y), inverse_x, inverse_y
 
 
 def _inverse_norm(x: Tensor) -> Tensor:
