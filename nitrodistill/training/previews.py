@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nitrodistill.evaluation import Pictures, draw_grid
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
@@ -18,11 +19,11 @@ from nitrodistill.types import Denoiser
 if TYPE_CHECKING:
     from nitrodistill.training.trainer import Trainer
 
-__all__ = ["Previewer", "save_grid"]
+__all__ = ["Previewer"]
 
 
 class Previewer:
-    """Draws a grid: a row each for teacher, student and average, a column a prompt, the same noise.
+    """Draws a grid: a column each for teacher, student and average, a row a prompt, the same noise.
 
     Args:
         pipeline: the teacher, with its text encoder and VAE.
@@ -43,7 +44,7 @@ class Previewer:
         seed: int = 0,
     ) -> None:
         self.pipeline = pipeline
-        self.prompts = tuple(prompts)
+        self.prompts: tuple[str, ...] = tuple(prompts)
         self.plan = plan
         self.guidance = guidance
         self.teacher_plan: StepPlan = StepPlan.from_schedule(
@@ -59,13 +60,12 @@ class Previewer:
             student: the denoiser that it trains.
             file: where; its folder is made.
         """
-        rows = [self._teacher, self._draw(student, self.plan)]
+        images = {"teacher": self._teacher, "student": self._draw(student, self.plan)}
         if trainer.ema is not None:
             with trainer.ema.applied():
-                rows.append(self._draw(student, self.plan))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_grid(rows, file)
-        grid = (torch.cat(rows) / 2 + 0.5).numpy()
+                images["average"] = self._draw(student, self.plan)
+        draw_grid(Pictures(self.prompts, images), file)
+        grid = (torch.cat([*images.values()]) / 2 + 0.5).numpy()
         for tracker in trainer.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"previews": grid}, step=trainer.step)
@@ -87,15 +87,3 @@ class Previewer:
             renoise=lambda step: self._draws.normal(f"renoise {step}", shape, device),
         )
         return self.pipeline.decode(x0).cpu()
-
-
-def save_grid(rows: Sequence[Tensor], file: Path) -> None:
-    """Writes rows of images `(N, 3, H, W)` in [-1, 1] as one PNG, small ones enlarged to 96 pixels."""
-    from PIL import Image
-
-    grid = torch.cat([torch.cat(row.unbind(), dim=2) for row in rows], dim=1)
-    pixels = ((grid / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
-    picture = Image.fromarray(pixels.numpy())
-    factor = max(1, 96 // rows[0].shape[-1])
-    size = (picture.width * factor, picture.height * factor)
-    picture.resize(size, Image.Resampling.NEAREST).save(file)

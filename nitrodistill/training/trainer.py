@@ -140,8 +140,8 @@ class Trainer:
         self.config = config
         self.output: Path | None = None if output is None else Path(output)
         self.stage = stage
-        self.step = 0
-        self.record = dict(record or {})
+        self.step: int = 0
+        self.record: dict[str, object] = dict(record or {})
         self._check_roles()
         checkpoint = self._find_checkpoint(resume)
         self.accelerator: Accelerator = accelerator or make_accelerator(

@@ -72,7 +72,8 @@ def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(recipe, 
     previews = sorted((run / "previews").iterdir())
     assert [p.name for p in previews] == [f"stage-0-step-0000000{n}.png" for n in (2, 4)]
     with Image.open(previews[0]) as picture:
-        assert picture.size == (2 * 96, 3 * 96)  # two prompts; teacher, student, average
+        assert picture.width >= 3 * 160  # teacher, student, average
+        assert picture.height >= 2 * 160  # two prompts
     assert list(run.glob("logs/events*"))
 
     student, raw = load_student(run, pipeline), load_student(run, pipeline, average=False)
