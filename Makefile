@@ -27,7 +27,7 @@ lint: .venv/ready  ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/pyright --verifytypes nitrodistill --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes nitrodistill --ignoreexternal
 	$(BIN)/lint-imports
 
 soak: .venv/ready  ## long faults and fuzz, not in CI

@@ -52,7 +52,7 @@ class DiscriminatorHeads(nn.Module):
 
     def __init__(self, heads: Sequence[nn.Module]) -> None:
         super().__init__()
-        self.heads = nn.ModuleList(heads)
+        self.heads: nn.ModuleList = nn.ModuleList(heads)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """`(B, C_i, H_i, W_i)` a map -> `(B, N_i)` logits a map."""
@@ -99,7 +99,7 @@ class LatentDiscriminator:
     ) -> None:
         if width is not None and width < 1:
             raise ValueError(f"width is {width}; it must be at least 1, or None for C/4.")
-        self.taps = FeatureTaps(denoiser, taps)
+        self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
         frozen(denoiser.module)
         channels = self.taps.channels(example)
         with torch.random.fork_rng(devices=[]):

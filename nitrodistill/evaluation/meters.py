@@ -72,10 +72,10 @@ class Meter:
         self._feature_extractor = features
         self._oracle = alignment
         self._texture_extractor = texture
-        self.features = Statistics()
-        self.texture = Statistics()
-        self.latents = Statistics()
-        self.alignment = AlignmentCounts()
+        self.features: Statistics = Statistics()
+        self.texture: Statistics = Statistics()
+        self.latents: Statistics = Statistics()
+        self.alignment: AlignmentCounts = AlignmentCounts()
         self._spread = PromptSpread(num_prompts)
         self._edge, self._high, self._count = 0.0, 0.0, 0
 

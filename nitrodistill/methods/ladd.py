@@ -149,17 +149,19 @@ class LADD:
         adversarial: AdversarialLoss | None = None,
         law: TimestepLaw | None = None,
     ) -> None:
-        self.config = config or LADDConfig()
+        self.config: LADDConfig = config or LADDConfig()
         if self.config.adversarial_weight > 0 and discriminator is None:
             raise ValueError(
                 "the adversarial term needs a discriminator; pass one, or set adversarial_weight=0."
             )
-        self.student = student
-        self.discriminator = discriminator if self.config.adversarial_weight > 0 else None
-        self.plan = plan.check(student.prediction_type)
-        self.reconstruction = reconstruction or _reconstruction(self.config.reconstruction)
-        self.adversarial = adversarial or _adversarial(self.config.adversarial)
-        self.law = law or Uniform((self.config.discriminator_range,))
+        self.student: Denoiser = student
+        self.discriminator: LatentDiscriminator | None = (
+            discriminator if self.config.adversarial_weight > 0 else None
+        )
+        self.plan: StepPlan = plan.check(student.prediction_type)
+        self.reconstruction: Loss = reconstruction or _reconstruction(self.config.reconstruction)
+        self.adversarial: AdversarialLoss = adversarial or _adversarial(self.config.adversarial)
+        self.law: TimestepLaw = law or Uniform((self.config.discriminator_range,))
 
     @classmethod
     def from_config(cls, config: LADDConfig, teacher: Denoiser, student: Denoiser) -> LADD:

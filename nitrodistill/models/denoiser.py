@@ -118,9 +118,9 @@ class Guided:
                 f"the null condition holds {len(null)} samples; it must hold one, "
                 "the encoding of the empty prompt."
             )
-        self.denoiser = denoiser
-        self.scale = scale
-        self.null = null
+        self.denoiser: DiffusersDenoiser = denoiser
+        self.scale: float = scale
+        self.null: Condition = null
 
     @property
     def module(self) -> nn.Module:

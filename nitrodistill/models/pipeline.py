@@ -35,7 +35,7 @@ class Pipeline:
         check_prompt: Callable[[str], None] | None = None,
     ) -> None:
         self.diffusers: Any = diffusers
-        self.denoiser = denoiser
+        self.denoiser: DiffusersDenoiser = denoiser
         self.check_prompt: Callable[[str], None] = check_prompt or (lambda prompt: None)
 
     @classmethod

@@ -40,8 +40,8 @@ class FeatureTaps:
     ) -> None:
         if not names or len(set(names)) != len(names):
             raise ValueError(f"taps are {list(names)}; give at least one name, each only once.")
-        self.denoiser = denoiser
-        self.names = tuple(names)
+        self.denoiser: Denoiser = denoiser
+        self.names: tuple[str, ...] = tuple(names)
         modules = dict(denoiser.module.named_modules())
         for name in names:
             if name not in modules or not name:
