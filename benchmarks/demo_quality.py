@@ -9,9 +9,10 @@ Arms at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 
     adversarial    the discriminator alone, on fresh noise
     both           LADD as `nitrodistill demo` runs it
 
-and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished arms are kept, a killed one
-goes on. The steps of an arm are what 120 CPU seconds allow at the cost of a step, measured first; the CPU time that an
-arm really took is in its row. Writes benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
+and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished arms are kept, a killed
+one goes on. The steps of an arm are what 120 CPU seconds allow at the cost of a step, measured first; the CPU time
+that an arm really took is in its row. Writes benchmarks/results/demo_quality.json and the tables in
+docs/demo_quality.md.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 
 import torch
 
-from nitrodistill.cli.demo import evaluate_toy, shuffled_captions, toy_recipe
+from nitrodistill.cli.demo import shuffled_captions, toy_recipe
+from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
@@ -88,7 +90,15 @@ def measured(
     seconds = train(recipe, pipeline)
     settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
     student = load_student(folder, pipeline)
-    found = evaluate_toy(pipeline, student, settings, cache=root / "teacher")
+    found = measure_student(
+        "toy",
+        pipeline,
+        student.denoiser,
+        student.plan,
+        shuffled_captions(),
+        settings,
+        cache=root / "teacher",
+    )
     found.save(folder / "metrics.json")
     steps = recipe.stages[0].trainer.steps
     row = {"seed": seed, "pairs": num_pairs, "steps": steps, "cpu_seconds": round(seconds, 1)}

@@ -11,25 +11,38 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from nitrodistill import toy
+from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, draw_grid, evaluate
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, draw_grid
 from nitrodistill.export import export
-from nitrodistill.method import Draws
 from nitrodistill.methods import LADDConfig
-from nitrodistill.models import Pipeline
 from nitrodistill.training import OptimizerConfig, TrainerConfig, with_progress
 from nitrodistill.training.recipe import Recipe, Stage
-from nitrodistill.training.stages import TrainedStudent, load_student, run_recipe
+from nitrodistill.training.stages import load_student, run_recipe
 
 __all__ = ["DemoConfig", "main", "run_demo", "shuffled_captions", "toy_recipe"]
+
+ABOUT = """
+Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, into a student that draws in
+one step, on the CPU, in a few minutes: the teacher makes pairs of noise and latent, LADD trains a copy of it on
+them, teacher, naive one-step teacher and student are measured side by side, and the student is written as a
+diffusers pipeline. Look at grid.png, metrics.json and curves.png in the folder. A killed demo goes on where it
+stopped.
+"""
+
+EXAMPLE = """
+example:
+  nitrodistill demo
+  nitrodistill demo --output runs/small --pairs 200 --steps 150 --samples 256
+"""
 
 FILES = ("pairs", "student", "teacher", "metrics.json", "grid.png", "curves.png", "pipeline")
 """What a demo's folder may hold."""
@@ -102,34 +115,6 @@ def shuffled_captions(seed: int = 0) -> list[str]:
     return [captions[i] for i in order.tolist()]
 
 
-def evaluate_toy(
-    pipeline: Pipeline,
-    student: TrainedStudent,
-    config: EvaluateConfig,
-    cache: str | Path | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Evaluates a student of the embedded teacher with the oracle and with fresh renders."""
-    oracle = toy.load_oracle()
-
-    def real_images(prompts: Sequence[str], index: Tensor) -> Tensor:
-        uniforms = Draws(config.seed, 0, index).uniform("scene", (toy.scenes.NUM_UNIFORMS,))
-        return toy.scenes.draw(toy.scenes.attribute_indices(prompts), uniforms)
-
-    return evaluate(
-        pipeline,
-        student.denoiser,
-        student.plan,
-        shuffled_captions(),
-        lambda images: oracle.features(images.cpu()),
-        alignment=lambda images, prompts: oracle.alignment(images.cpu(), prompts).by_attribute,
-        real_images=real_images,
-        config=config,
-        cache=cache,
-        progress=progress,
-    )
-
-
 def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluation:
     """Runs the demo, or what is left of it, and writes its folder.
 
@@ -157,7 +142,15 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
     settings = EvaluateConfig(num_samples=config.samples, seed=config.seed)
-    found = evaluate_toy(pipeline, student, settings, cache=root / "teacher")
+    found = measure_student(
+        "toy",
+        pipeline,
+        student.denoiser,
+        student.plan,
+        shuffled_captions(),
+        settings,
+        cache=root / "teacher",
+    )
     found.save(root / "metrics.json")
     if found.pictures is not None:
         draw_grid(found.pictures, root / "grid.png", TITLES)
@@ -219,17 +212,10 @@ def _check_folder(root: Path) -> None:
 _STEMS = {name.split(".")[0] for name in FILES}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The verb: `nitrodistill demo [options]`."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(
-        prog="nitrodistill demo",
-        description="Distils the embedded teacher (32x32 scenes, 25 steps) into a student that draws in one "
-        "step, on the CPU in a few minutes: pairs, LADD, evaluation, export, pictures. A killed "
-        "demo goes on where it stopped.",
-    )
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill demo --help`."""
+    parser = make_parser("demo", ABOUT, EXAMPLE)
     parser.add_class_arguments(DemoConfig)
-    values = parser.parse_args(list(arguments))
-    run_demo(DemoConfig(**parser.instantiate(values).as_dict()))
+    given = parse(parser, argv)
+    run_demo(DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}))
     return 0
