@@ -16,5 +16,6 @@ or float16, sum in a fixed order, and differentiate twice (the second time throu
 from __future__ import annotations
 
 from nitrodistill.kernels.backend import Backend, use
+from nitrodistill.kernels.warmup import warmup
 
-__all__ = ["Backend", "use"]
+__all__ = ["Backend", "use", "warmup"]

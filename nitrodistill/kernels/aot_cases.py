@@ -19,22 +19,23 @@ from nitrodistill.kernels.ssim import triton as ssim
 from nitrodistill.kernels.x0_loss import triton as x0_loss
 
 KERNELS = {
-    "finish": (finish, ("finish_kernel",)),
-    "x0_loss": (x0_loss, ("forward_kernel", "backward_kernel")),
-    "lpips_head": (lpips_head, ("forward_kernel", "backward_kernel")),
-    "dmd": (dmd, ("partial_kernel", "finish_kernel", "backward_kernel")),
+    "finish": (finish, ("_finish_kernel",)),
+    "x0_loss": (x0_loss, ("_forward_kernel", "_backward_kernel")),
+    "lpips_head": (lpips_head, ("_forward_kernel", "_backward_kernel")),
+    "dmd": (dmd, ("_partial_kernel", "_finish_kernel", "_backward_kernel")),
     "ssim": (
         ssim,
         (
-            "centre_kernel",
-            "rows_kernel",
-            "columns_kernel",
-            "columns_adjoint_kernel",
-            "rows_adjoint_kernel",
+            "_centre_kernel",
+            "_rows_kernel",
+            "_columns_kernel",
+            "_columns_adjoint_kernel",
+            "_rows_adjoint_kernel",
         ),
     ),
-    "laplacian": (laplacian, ("forward_kernel", "backward_kernel")),
+    "laplacian": (laplacian, ("_forward_kernel", "_backward_kernel")),
 }
+"""Operation -> its module and the kernels in it."""
 
 
 class Launch(NamedTuple):
@@ -86,7 +87,7 @@ def _recording(launches: list[Launch]) -> Iterator[None]:
             for name in names:
                 kernel = vars(module)[name]
                 swapped.append((module, name, kernel))
-                setattr(module, name, _Recorder(f"{operation}.{name}", kernel, launches))
+                setattr(module, name, _Recorder(f"{operation}.{name[1:]}", kernel, launches))
         yield
     finally:
         for module, name, kernel in swapped:
@@ -100,11 +101,12 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32, channels_last: bool =
 
 def _x0_loss(dtype: torch.dtype, masked: bool, mean: bool) -> Callable[[Options], object]:
     def run(options: Options) -> object:
-        data = [_meta(64, 16, 128, 128, dtype=dtype) for _ in range(3)]
-        scales = [_meta(64, dtype=torch.float64) for _ in range(2)]
+        x, y, z = (_meta(64, 16, 128, 128, dtype=dtype) for _ in range(3))
+        alpha, sigma = (_meta(64, dtype=torch.float64) for _ in range(2))
         mask = _meta(64, 128 * 128) if masked else None
-        choices = ("v_prediction", "smooth_l1", 1.0)
-        call = x0_loss.Call(*data, *scales, mask, 1, _meta(64), *choices)
+        call = x0_loss.Call(
+            x, y, z, alpha, sigma, mask, 1, _meta(64), "v_prediction", "smooth_l1", 1.0
+        )
         if mean:
             _, gradient = x0_loss.forward_mean(call, options)
             return x0_loss.backward_mean(_meta(), call, gradient, options)
@@ -133,9 +135,9 @@ def _lpips_head(
 
 def _dmd(dtype: torch.dtype) -> Callable[[Options], object]:
     def run(options: Options) -> object:
-        data = [_meta(16, 16, 128, 128, dtype=dtype) for _ in range(3)]
-        _, factor = dmd.forward(*data, None, options)
-        return dmd.backward(_meta(16), *data, factor, options)
+        x0, real, fake = (_meta(16, 16, 128, 128, dtype=dtype) for _ in range(3))
+        _, factor = dmd.forward(x0, real, fake, None, options)
+        return dmd.backward(_meta(16), x0, real, fake, factor, options)
 
     return run
 

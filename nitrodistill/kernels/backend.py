@@ -12,7 +12,7 @@ import functools
 import os
 import warnings
 from types import TracebackType
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +43,11 @@ class use:
     """
 
     def __init__(self, backend: Backend | None) -> None:
-        if backend is not None and backend not in get_args(Backend):
+        if backend not in ("triton", "reference", None):
             raise ValueError(
                 f"backend is {backend!r}; it must be 'triton', 'reference' or None (the default)."
             )
-        self._previous = _forced[0]
+        self._previous: Backend | None = _forced[0]
         _forced[0] = backend
 
     def __enter__(self) -> use:
@@ -87,6 +87,21 @@ def fused(operation: str, data: tuple[Tensor, ...], constants: tuple[Tensor | No
     if _forced[0] is None and operation not in launch.proven(launch.architecture(device.index)):
         return False
     return triton_failure(device.index) is None
+
+
+def explain(operation: str, index: int) -> str:
+    """In words: which implementation of `operation` GPU `index` runs at this moment, and why."""
+    name = launch.architecture(index)
+    if _forced[0] == "reference":
+        return 'reference: use("reference") was called'
+    if _forced[0] is None and operation not in launch.proven(name):
+        return f"reference: no committed measurement on {name} shows the kernel to win"
+    failure = triton_failure(index)
+    if failure is not None:
+        return f"reference: Triton does not work here ({failure})"
+    if _forced[0] == "triton":
+        return 'triton: use("triton") was called'
+    return f"triton: {launch.results(name)} shows it to win on {name}"
 
 
 def _check(operation: str, data: tuple[Tensor, ...]) -> None:

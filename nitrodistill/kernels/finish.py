@@ -3,6 +3,9 @@
 No atomics, so that the same inputs give the same bits.
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor
 
 
 @triton.jit
-def finish_kernel(
+def _finish_kernel(
     partial,  # (rows, parts) float32
     count,  # (rows, parts) float32 or None: partial sums of the mask
     weight,  # (rows,) any float or None
@@ -67,7 +70,7 @@ def finish(
     loss = torch.empty(rows, dtype=torch.float32, device=partial.device)
     inverse = torch.empty(rows if count is not None else 0, dtype=torch.float32, device=loss.device)
     block = min(1024, max(64, triton.next_power_of_2(parts)))
-    finish_kernel[(rows,)](
+    _finish_kernel[(rows,)](
         partial,
         count,
         weight,

@@ -23,7 +23,8 @@ class DMD(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         x0, real, fake, weight, factor = ctx.saved_tensors
         if torch.is_grad_enabled():
             loss = reference.dmd(x0, real, fake, weight=weight)

@@ -5,6 +5,9 @@ the second stage turns them into the loss and the factor of the gradient. Backwa
 `real` and `fake`, with `x0` no longer needed.
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 import torch
@@ -17,7 +20,7 @@ from nitrodistill.kernels.layout import empty_aligned
 
 
 @triton.jit
-def partial_kernel(
+def _partial_kernel(
     x0,
     real,
     fake,
@@ -52,7 +55,7 @@ def partial_kernel(
 
 
 @triton.jit
-def finish_kernel(
+def _finish_kernel(
     partial,
     weight,  # (B,) or None
     loss,  # (B,) float32
@@ -83,7 +86,7 @@ def finish_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def _backward_kernel(
     upstream,  # (B,) float32
     real,
     fake,
@@ -116,7 +119,7 @@ def forward(
     chunk = triton.cdiv(max(1, min(share, options["chunk"])), block) * block
     parts = triton.cdiv(size, chunk)
     partial = torch.empty(2, batch, parts, dtype=torch.float32, device=x0.device)
-    partial_kernel[(batch * parts,)](
+    _partial_kernel[(batch * parts,)](
         x0,
         real,
         fake,
@@ -133,7 +136,7 @@ def forward(
     )
     loss = torch.empty(batch, dtype=torch.float32, device=x0.device)
     factor = torch.empty_like(loss)
-    finish_kernel[(batch,)](
+    _finish_kernel[(batch,)](
         partial, weight, loss, factor, size, batch * parts, parts, BLOCK=128, num_warps=1
     )
     return loss, factor
@@ -146,7 +149,7 @@ def backward(
     size, block = x0.numel() // x0.shape[0], options["backward_block"]
     parts = triton.cdiv(size, block)
     gradient = empty_aligned(x0)
-    backward_kernel[(x0.shape[0] * parts,)](
+    _backward_kernel[(x0.shape[0] * parts,)](
         upstream,
         real,
         fake,

@@ -32,7 +32,8 @@ class Laplacian(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         x, y, signs, *weight_maps = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
@@ -50,8 +51,8 @@ class Laplacian(torch.autograd.Function):
 def _launch_forward(*call: Any) -> tuple[Tensor, Tensor]:
     from nitrodistill.kernels.laplacian import triton
 
-    *call, save = call
-    return triton.forward(triton.Call(*call), save, options("laplacian", call[0].device))
+    *given, save = call
+    return triton.forward(triton.Call(*given), save, options("laplacian", call[0].device))
 
 
 def _fake_forward(
@@ -66,9 +67,9 @@ def _fake_forward(
 def _launch_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     from nitrodistill.kernels.laplacian import triton
 
-    *call, signs, want_x, want_y = call
+    *given, signs, want_x, want_y = call
     gradients = triton.backward(
-        upstream, triton.Call(*call), signs, want_x, want_y, options("laplacian", upstream.device)
+        upstream, triton.Call(*given), signs, want_x, want_y, options("laplacian", upstream.device)
     )
     to_x, to_y = (upstream.new_empty(0) if g is None else g for g in gradients)
     return to_x, to_y

@@ -2,12 +2,15 @@
 
 One launch per level and direction. Both the band L_{j-1} = G_{j-1} - up(G_j) and the next level
 G_{j+1} = down(G_j) read what the previous launch wrote, so they share a launch. Mirrored borders are
-folded into the weights of the 3- and 5-tap stencils (`folded`). For the backward pass only the signs of the
+folded into the weights of the 3- and 5-tap stencils (`_folded`). For the backward pass only the signs of the
 bands are kept, one byte each:
 
     E_j = scale_j sign(L_j) + down^T(E_{j+1}) - up^T(scale_{j-1} sign(L_{j-1})),     dL/dx = E_0
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -17,29 +20,29 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nitrodistill.kernels._tiles import tile
 from nitrodistill.kernels.finish import finish
 from nitrodistill.kernels.launch import Options
-from nitrodistill.kernels.tiles import tile
 
 
 @triton.jit
-def folded(source, at, size):
+def _folded(source, at, size):
     """Weight of `source` in the binomial around `at`, with the mirror images of `source` beyond 0 and
     size - 1 added."""
-    near = binomial(source - at)
-    near += tl.where(source > 0, binomial(-source - at), 0.0)
-    return near + tl.where(source < size - 1, binomial(2 * (size - 1) - source - at), 0.0)
+    near = _binomial(source - at)
+    near += tl.where(source > 0, _binomial(-source - at), 0.0)
+    return near + tl.where(source < size - 1, _binomial(2 * (size - 1) - source - at), 0.0)
 
 
 @triton.jit
-def binomial(distance):
+def _binomial(distance):
     """[1 4 6 4 1] / 16."""
     d = tl.abs(distance)
     return tl.where(d == 0, 0.375, tl.where(d == 1, 0.25, tl.where(d == 2, 0.0625, 0.0)))
 
 
 @triton.jit
-def load_level(level, other, offsets, inside):
+def _load_level(level, other, offsets, inside):
     """A level of the pyramid; the finest is the difference of two images."""
     values = tl.load(level + offsets, mask=inside, other=0.0).to(tl.float32)
     if other is not None:
@@ -48,7 +51,7 @@ def load_level(level, other, offsets, inside):
 
 
 @triton.jit
-def leave_band(
+def _leave_band(
     band, plane, i, j, inside, height, width, weight, weight_planes, channels, scale, signs, partial, part
 ):  # fmt: skip
     """Store the signs of a band and the program's share of its weighted L1 norm."""
@@ -57,12 +60,12 @@ def leave_band(
         sign = tl.where(band > 0, 1, tl.where(band < 0, -1, 0)).to(tl.int8)
         tl.store(signs + plane * height * width + offsets, sign, mask=inside)
     size = tl.where(inside, tl.abs(band), 0.0)
-    size *= load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels)
+    size *= _load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels)
     tl.store(partial + part, tl.sum(tl.sum(size, 1), 0) * scale)
 
 
 @triton.jit
-def load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels):
+def _load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels):
     """The weight map at `offsets`, or 1."""
     values = 1.0
     if weight is not None:
@@ -73,7 +76,7 @@ def load_weight(weight, plane, offsets, inside, height, width, weight_planes, ch
 
 
 @triton.jit
-def forward_kernel(
+def _forward_kernel(
     fine,  # G_{j-1} (planes, H, W), or x where that is the finest level; None at j = 0
     fine_other,  # y there, else None
     level,  # G_j (planes, h, w), or x at j = 0
@@ -104,7 +107,7 @@ def forward_kernel(
         if fine is not None:
             plane, i, j, inside = tile(pid, fine_height, fine_width, ROWS, COLUMNS)
             start = plane * height * width
-            band = load_level(
+            band = _load_level(
                 fine + plane * fine_height * fine_width,
                 None if fine_other is None else fine_other + plane * fine_height * fine_width,
                 i * fine_width + j,
@@ -113,12 +116,12 @@ def forward_kernel(
             for a in tl.range(3, num_stages=1):
                 row = i // 2 + a - 1
                 in_row = (row >= 0) & (row < height)
-                vertical = 4 * folded(2 * row, i, fine_height)
+                vertical = 4 * _folded(2 * row, i, fine_height)
                 for b in tl.static_range(3):
                     column = j // 2 + b - 1
                     there = inside & in_row & (column >= 0) & (column < width)
-                    tap = vertical * folded(2 * column, j, fine_width)
-                    band -= tap * load_level(
+                    tap = vertical * _folded(2 * column, j, fine_width)
+                    band -= tap * _load_level(
                         level + start,
                         None if level_other is None else level_other + start,
                         row * width + column,
@@ -126,7 +129,7 @@ def forward_kernel(
                     )
             tiles = tl.cdiv(fine_height, ROWS) * tl.cdiv(fine_width, COLUMNS)
             part = plane * parts + fine_part + pid % tiles
-            leave_band(
+            _leave_band(
                 band, plane, i, j, inside, fine_height, fine_width, fine_weight, weight_planes,
                 channels, fine_scale, fine_signs, partial, part,
             )  # fmt: skip
@@ -134,7 +137,7 @@ def forward_kernel(
         pid -= fine_programs
         plane, i, j, inside = tile(pid, height, width, ROWS, COLUMNS)
         start = plane * height * width
-        band = load_level(
+        band = _load_level(
             level + start,
             None if level_other is None else level_other + start,
             i * width + j,
@@ -142,7 +145,7 @@ def forward_kernel(
         )
         tiles = tl.cdiv(height, ROWS) * tl.cdiv(width, COLUMNS)
         part = plane * parts + level_part + pid % tiles
-        leave_band(
+        _leave_band(
             band, plane, i, j, inside, height, width, level_weight, weight_planes, channels,
             level_scale, level_signs, partial, part,
         )  # fmt: skip
@@ -155,11 +158,11 @@ def forward_kernel(
         for a in tl.range(5, num_stages=1):
             row = 2 * i + a - 2
             in_row = (row >= 0) & (row < height)
-            vertical = folded(row, 2 * i, height)
+            vertical = _folded(row, 2 * i, height)
             for b in tl.static_range(5):
                 column = 2 * j + b - 2
                 there = inside & in_row & (column >= 0) & (column < width)
-                total += (vertical * folded(column, 2 * j, width)) * load_level(
+                total += (vertical * _folded(column, 2 * j, width)) * _load_level(
                     level + start,
                     None if level_other is None else level_other + start,
                     row * width + column,
@@ -169,7 +172,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def _backward_kernel(
     upstream,  # (B,) float32 at the finest level, else None
     fine_signs,  # of band j - 1, or None at j = 0
     signs,  # of band j
@@ -194,25 +197,25 @@ def backward_kernel(
     offsets = i * width + j
     where = plane * height * width + offsets
     total = scale * tl.load(signs + where, mask=inside, other=0).to(tl.float32)
-    total *= load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels)
+    total *= _load_weight(weight, plane, offsets, inside, height, width, weight_planes, channels)
     if coarse is not None:
         half_height = (height + 1) // 2
         half_width = (width + 1) // 2
         for a in tl.range(3, num_stages=1):
             row = i // 2 + a - 1
             in_row = (row >= 0) & (row < half_height)
-            vertical = folded(i, 2 * row, height)
+            vertical = _folded(i, 2 * row, height)
             for b in tl.static_range(3):
                 column = j // 2 + b - 1
                 there = inside & in_row & (column >= 0) & (column < half_width)
                 source = plane * half_height * half_width + row * half_width + column
-                tap = vertical * folded(j, 2 * column, width)
+                tap = vertical * _folded(j, 2 * column, width)
                 total += tap * tl.load(coarse + source, mask=there, other=0.0)
     if fine_signs is not None:
         for a in tl.range(5, num_stages=1):
             row = 2 * i + a - 2
             in_row = (row >= 0) & (row < fine_height)
-            vertical = 4 * fine_scale * folded(2 * i, row, fine_height)
+            vertical = 4 * fine_scale * _folded(2 * i, row, fine_height)
             for b in tl.static_range(5):
                 column = 2 * j + b - 2
                 there = inside & in_row & (column >= 0) & (column < fine_width)
@@ -220,10 +223,10 @@ def backward_kernel(
                 sign = tl.load(
                     fine_signs + plane * fine_height * fine_width + at, mask=there, other=0
                 )
-                share = load_weight(
+                share = _load_weight(
                     fine_weight, plane, at, there, fine_height, fine_width, weight_planes, channels
                 )
-                total -= vertical * folded(2 * j, column, fine_width) * sign.to(tl.float32) * share
+                total -= vertical * _folded(2 * j, column, fine_width) * sign.to(tl.float32) * share
     if upstream is not None:
         total *= tl.load(upstream + plane // channels * upstream_stride)
     if to_x is not None:
@@ -279,7 +282,7 @@ def forward(call: Call, save: bool, options: Options) -> tuple[Tensor, Tensor]:
         fine, fine_other = levels[j - 1] if j else (None, None)
         fine_programs = planes * tiles[j - 1] if j else 0
         own = tiles[j] if coarse is None else tiles[j + 1]
-        forward_kernel[(fine_programs + planes * own,)](
+        _forward_kernel[(fine_programs + planes * own,)](
             fine,
             fine_other,
             *levels[j],
@@ -318,7 +321,7 @@ def backward(
     coarse = None
     for j in reversed(range(len(shapes))):
         level = to_x if j == 0 else upstream.new_empty((planes, *shapes[j]))
-        backward_kernel[(planes * _tiles(shapes[j], options),)](
+        _backward_kernel[(planes * _tiles(shapes[j], options),)](
             None if j else upstream,
             sign[j - 1] if j else None,
             sign[j],

@@ -30,7 +30,8 @@ class LPIPSHead(torch.autograd.Function):
         return distance
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         fx, fy, weight, mask, flat, inverse, saved = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
@@ -55,9 +56,9 @@ def _flat_mask(mask: Tensor, features: Tensor) -> Tensor:
 def _launch_forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     from nitrodistill.kernels.lpips_head import triton
 
-    *call, save = call
+    *given, save = call
     distance, inverse, saved = triton.forward(
-        triton.Call(*call), save, options("lpips_head", call[0].device)
+        triton.Call(*given), save, options("lpips_head", call[0].device)
     )
     return distance, inverse, distance.new_empty(0) if saved is None else saved
 
@@ -75,9 +76,14 @@ def _fake_forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _launch_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
     from nitrodistill.kernels.lpips_head import triton
 
-    *call, inverse, saved, wanted = call
+    *given, inverse, saved, wanted = call
     gradients = triton.backward(
-        upstream, triton.Call(*call), inverse, saved, wanted, options("lpips_head", upstream.device)
+        upstream,
+        triton.Call(*given),
+        inverse,
+        saved,
+        wanted,
+        options("lpips_head", upstream.device),
     )
     return [upstream.new_empty(0) if g is None else g for g in gradients]
 

@@ -15,6 +15,9 @@ gradient is pointwise, one pass in any layout and with few registers:
     d dist / d y_c = -2 q (w_c d_c - q y_c sum w q y d)
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -31,7 +34,7 @@ from nitrodistill.kernels.layout import empty_aligned
 
 
 @triton.jit
-def load_tile(features, c, p, channels, positions, stride_c, stride_p):
+def _load_tile(features, c, p, channels, positions, stride_c, stride_p):
     """(C, P) float32, zero outside."""
     inside = (c[:, None] < channels) & (p[None, :] < positions)
     offsets = c[:, None] * stride_c + p[None, :] * stride_p
@@ -39,7 +42,7 @@ def load_tile(features, c, p, channels, positions, stride_c, stride_p):
 
 
 @triton.jit
-def inverse_norms(sx, sy, difference, eps):
+def _inverse_norms(sx, sy, difference, eps):
     """r and r - q from sum x^2, sum y^2 and their difference; an inverse is 0 where the sum is."""
     r = tl.where(sx > 0, 1 / tl.sqrt(sx + eps), 0.0)
     q = tl.where(sy > 0, 1 / tl.sqrt(sy + eps), 0.0)
@@ -49,7 +52,7 @@ def inverse_norms(sx, sy, difference, eps):
 
 
 @triton.jit
-def forward_kernel(
+def _forward_kernel(
     x,
     y,
     weight,  # (C,)
@@ -77,11 +80,11 @@ def forward_kernel(
     p = part * POSITIONS + tl.arange(0, POSITIONS)
     c = tl.arange(0, CHANNELS)
     if RESIDENT:
-        fx = load_tile(x, c, p, channels, positions, stride_c, stride_p)
-        fy = load_tile(y, c, p, channels, positions, stride_c, stride_p)
+        fx = _load_tile(x, c, p, channels, positions, stride_c, stride_p)
+        fy = _load_tile(y, c, p, channels, positions, stride_c, stride_p)
         w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
         difference = tl.sum((fy - fx) * (fy + fx), 0)
-        r, change = inverse_norms(tl.sum(fx * fx, 0), tl.sum(fy * fy, 0), difference, eps)
+        r, change = _inverse_norms(tl.sum(fx * fx, 0), tl.sum(fy * fy, 0), difference, eps)
         d = (fx - fy) * r[None, :] + fy * change[None, :]
         distance = tl.sum(w * d * d, 0)
         if saved is not None:
@@ -92,18 +95,18 @@ def forward_kernel(
         sy = tl.zeros([POSITIONS], tl.float32)
         difference = tl.zeros([POSITIONS], tl.float32)
         for start in tl.range(0, channels, CHANNELS, num_stages=1):
-            fx = load_tile(x, start + c, p, channels, positions, stride_c, stride_p)
-            fy = load_tile(y, start + c, p, channels, positions, stride_c, stride_p)
+            fx = _load_tile(x, start + c, p, channels, positions, stride_c, stride_p)
+            fy = _load_tile(y, start + c, p, channels, positions, stride_c, stride_p)
             sx += tl.sum(fx * fx, 0)
             sy += tl.sum(fy * fy, 0)
             difference += tl.sum((fy - fx) * (fy + fx), 0)
-        r, change = inverse_norms(sx, sy, difference, eps)
+        r, change = _inverse_norms(sx, sy, difference, eps)
         distance = tl.zeros([POSITIONS], tl.float32)
         along_x = tl.zeros([POSITIONS], tl.float32)
         along_y = tl.zeros([POSITIONS], tl.float32)
         for start in tl.range(0, channels, CHANNELS, num_stages=1):
-            fx = load_tile(x, start + c, p, channels, positions, stride_c, stride_p)
-            fy = load_tile(y, start + c, p, channels, positions, stride_c, stride_p)
+            fx = _load_tile(x, start + c, p, channels, positions, stride_c, stride_p)
+            fy = _load_tile(y, start + c, p, channels, positions, stride_c, stride_p)
             w = tl.load(weight + start + c, mask=start + c < channels, other=0.0)
             w = w.to(tl.float32)[:, None]
             d = (fx - fy) * r[None, :] + fy * change[None, :]
@@ -126,7 +129,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def _backward_kernel(
     upstream,  # (B,) float32
     x,
     y,
@@ -163,8 +166,8 @@ def backward_kernel(
     saved += sample * 4 * positions
     r = tl.load(saved + p, mask=at, other=0.0)
     change = tl.load(saved + positions + p, mask=at, other=0.0)
-    fx = load_tile(x + sample * x_stride, c, p, channels, positions, stride_c, stride_p)
-    fy = load_tile(y + sample * y_stride, c, p, channels, positions, stride_c, stride_p)
+    fx = _load_tile(x + sample * x_stride, c, p, channels, positions, stride_c, stride_p)
+    fy = _load_tile(y + sample * y_stride, c, p, channels, positions, stride_c, stride_p)
     w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
     wd = w * ((fx - fy) * r[None, :] + fy * change[None, :])
     first = sample * channels * positions
@@ -215,14 +218,14 @@ def forward(call: Call, save: bool, options: Options) -> tuple[Tensor, Tensor, T
     block_c = padded if resident else options["loop_channels"]
     # A tile of constant size: few channels, many positions.
     wide = "wide_" if block_c >= 256 else ""
-    block_p = options[f"{wide}tile"] // block_c
+    block_p = options[f"{wide}tile" if resident else "loop_tile"] // block_c
     block_p = max(16, min(block_p, triton.next_power_of_2(positions)))
     parts = triton.cdiv(positions, block_p)
     new = call.fx.new_empty
     partial = new((batch, parts), dtype=torch.float32)
     count = None if call.mask is None else torch.empty_like(partial)
     saved = new((batch, 4, positions), dtype=torch.float32) if save else None
-    forward_kernel[(batch * parts,)](
+    _forward_kernel[(batch * parts,)](
         *call[:4],
         partial,
         count,
@@ -261,7 +264,7 @@ def backward(
         empty_aligned(tensor) if want else None
         for tensor, want in zip(call[:2], wanted, strict=True)
     ]
-    backward_kernel[(call.fx.shape[0] * parts * groups,)](
+    _backward_kernel[(call.fx.shape[0] * parts * groups,)](
         upstream,
         *call[:4],
         inverse if call.mask is not None else None,

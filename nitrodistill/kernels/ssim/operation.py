@@ -42,7 +42,8 @@ class SSIM(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         x, y, constants, weight, slopes, centre = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
@@ -96,9 +97,9 @@ def _call(x: Tensor, y: Tensor, taps: list[float], *rest: Any) -> Any:
 def _launch_forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
     from nitrodistill.kernels.ssim import triton
 
-    *call, want_x, want_y = call
+    *given, want_x, want_y = call
     loss, slopes, centre = triton.forward(
-        _call(*call), want_x, want_y, options("ssim", call[0].device)
+        _call(*given), want_x, want_y, options("ssim", call[0].device)
     )
     return loss, loss.new_empty(0) if slopes is None else slopes, centre
 
@@ -117,9 +118,9 @@ def _fake_forward(*call: Any) -> tuple[Tensor, Tensor, Tensor]:
 def _launch_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     from nitrodistill.kernels.ssim import triton
 
-    *call, slopes, centre, want_x, want_y = call
+    *given, slopes, centre, want_x, want_y = call
     gradients = triton.backward(
-        upstream, _call(*call), slopes, centre, want_x, want_y, options("ssim", upstream.device)
+        upstream, _call(*given), slopes, centre, want_x, want_y, options("ssim", upstream.device)
     )
     to_x, to_y = (upstream.new_empty(0) if g is None else g for g in gradients)
     return to_x, to_y

@@ -10,6 +10,9 @@ the mean of at most 1024 of y's pixels. With m, M the means of s and s^2, e, E t
     loss = a + b - a b        dx, dy = W^T[dm] +- W^T[de] + 2 s W^T[dM] +- 2 d W^T[dE]
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -19,13 +22,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from nitrodistill.kernels._tiles import tile
 from nitrodistill.kernels.finish import finish
 from nitrodistill.kernels.launch import Options
-from nitrodistill.kernels.tiles import tile
 
 
 @triton.jit
-def centre_kernel(y, centre, size, stride, SAMPLES: tl.constexpr):
+def _centre_kernel(y, centre, size, stride, SAMPLES: tl.constexpr):
     """Mean of every `stride`-th pixel of a plane."""
     plane = tl.program_id(0).to(tl.int64)
     offsets = tl.arange(0, SAMPLES) * stride
@@ -36,14 +39,14 @@ def centre_kernel(y, centre, size, stride, SAMPLES: tl.constexpr):
 
 
 @triton.jit
-def mirror(i, size):
+def _mirror(i, size):
     """The index inside [0, size) that i reflects to, without repeating the border."""
     i = tl.abs(i)
     return tl.minimum(i, 2 * (size - 1) - i)
 
 
 @triton.jit
-def rows_kernel(
+def _rows_kernel(
     x,  # (planes, H, W)
     y,
     centre,  # (planes,) float32
@@ -52,14 +55,15 @@ def rows_kernel(
     height,
     width,
     width_out,
-    pitch,  # W' rounded up, so that rows of maps are aligned; the padding is never used
+    pitch,  # W' rounded up, so that rows of maps are aligned; the padding never counts
     map_stride,
     TAPS: tl.constexpr,
     REFLECT: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    plane, i, j, inside = tile(tl.program_id(0), height, width_out, ROWS, COLUMNS)
+    plane, i, j, written = tile(tl.program_id(0), height, pitch, ROWS, COLUMNS)
+    inside = written & (j < width_out)
     x += plane * height * width
     y += plane * height * width
     c = tl.load(centre + plane)
@@ -70,7 +74,7 @@ def rows_kernel(
     for k in tl.static_range(TAPS):
         column = j + k
         if REFLECT:
-            column = mirror(column - TAPS // 2, width)
+            column = _mirror(column - TAPS // 2, width)
         tap = tl.load(taps + k)
         fx = tl.load(x + i * width + column, mask=inside, other=0.0).to(tl.float32) - c
         fy = tl.load(y + i * width + column, mask=inside, other=0.0).to(tl.float32) - c
@@ -80,14 +84,14 @@ def rows_kernel(
         dd += tap * (fx - fy) * (fx - fy)
     maps += plane * height * pitch
     offsets = i * pitch + j
-    tl.store(maps + offsets, s, mask=inside)
-    tl.store(maps + map_stride + offsets, d, mask=inside)
-    tl.store(maps + 2 * map_stride + offsets, ss, mask=inside)
-    tl.store(maps + 3 * map_stride + offsets, dd, mask=inside)
+    tl.store(maps + offsets, s, mask=written)
+    tl.store(maps + map_stride + offsets, d, mask=written)
+    tl.store(maps + 2 * map_stride + offsets, ss, mask=written)
+    tl.store(maps + 3 * map_stride + offsets, dd, mask=written)
 
 
 @triton.jit
-def columns_kernel(
+def _columns_kernel(
     maps,  # (4, planes, H, pitch) float32
     centre,
     taps,
@@ -123,7 +127,7 @@ def columns_kernel(
     for k in tl.static_range(TAPS):
         row = i + k
         if REFLECT:
-            row = mirror(row - TAPS // 2, height)
+            row = _mirror(row - TAPS // 2, height)
         tap = tl.load(taps + k)
         where = row * pitch + j
         m += tap * tl.load(maps + where, mask=inside, other=0.0)
@@ -183,38 +187,7 @@ def columns_kernel(
 
 
 @triton.jit
-def adjoint(
-    source,
-    line,
-    other,
-    inside,
-    taps,
-    stride,
-    size,
-    size_out,
-    TAPS: tl.constexpr,
-    REFLECT: tl.constexpr,
-):
-    """What the filter along one axis of `size` samples takes to `line` from its `size_out` results."""
-    total = tl.zeros_like(inside.to(tl.float32))
-    START: tl.constexpr = TAPS // 2 if REFLECT else 0
-    for k in tl.static_range(TAPS):
-        tap = tl.load(taps + k)
-        i = line - k + START
-        there = inside & (i >= 0) & (i < size_out)
-        total += tap * tl.load(source + i * stride + other, mask=there, other=0.0)
-        if REFLECT:
-            i = START - k - line
-            there = inside & (i >= 0) & (i < size_out) & (line > 0)
-            total += tap * tl.load(source + i * stride + other, mask=there, other=0.0)
-            i = 2 * (size - 1) - line - k + START
-            there = inside & (i >= 0) & (i < size_out) & (line < size - 1)
-            total += tap * tl.load(source + i * stride + other, mask=there, other=0.0)
-    return total
-
-
-@triton.jit
-def columns_adjoint_kernel(
+def _columns_adjoint_kernel(
     slopes,  # (planes, H', pitch) float32
     taps,
     maps,  # (planes, H, pitch) float32
@@ -228,12 +201,26 @@ def columns_adjoint_kernel(
 ):
     plane, i, j, inside = tile(tl.program_id(0), height, pitch, ROWS, COLUMNS)
     slopes += plane * height_out * pitch
-    total = adjoint(slopes, i, j, inside, taps, pitch, height, height_out, TAPS, REFLECT)
+    START: tl.constexpr = TAPS // 2 if REFLECT else 0
+    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    for k in tl.static_range(TAPS):
+        tap = tl.load(taps + k)
+        for image in tl.static_range(3 if REFLECT else 1):
+            if image == 0:
+                row = i - k + START
+                there = inside & (row >= 0) & (row < height_out)
+            elif image == 1:
+                row = START - k - i
+                there = inside & (row >= 0) & (row < height_out) & (i > 0)
+            else:
+                row = 2 * (height - 1) - i - k + START
+                there = inside & (row >= 0) & (row < height_out) & (i < height - 1)
+            total += tap * tl.load(slopes + row * pitch + j, mask=there, other=0.0)
     tl.store(maps + plane * height * pitch + i * pitch + j, total, mask=inside)
 
 
 @triton.jit
-def rows_adjoint_kernel(
+def _rows_adjoint_kernel(
     upstream,  # (B,) float32
     x,
     y,
@@ -256,23 +243,37 @@ def rows_adjoint_kernel(
     COLUMNS: tl.constexpr,
 ):
     plane, i, j, inside = tile(tl.program_id(0), height, width, ROWS, COLUMNS)
-    maps += plane * height * pitch
-    row = i * pitch
-    d_m = adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
-    maps += map_stride
-    d_ss = adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
-    maps += map_stride
-    d_dd = adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
+    maps += plane * height * pitch + i * pitch
+    START: tl.constexpr = TAPS // 2 if REFLECT else 0
+    d_m = tl.zeros([ROWS, COLUMNS], tl.float32)
+    d_ss = tl.zeros([ROWS, COLUMNS], tl.float32)
+    d_dd = tl.zeros([ROWS, COLUMNS], tl.float32)
+    d_e = tl.zeros([ROWS, COLUMNS], tl.float32)
+    # Not unrolled: the masks of eleven taps at once would spill on AMD.
+    for k in tl.range(0, TAPS, num_stages=1):
+        tap = tl.load(taps + k)
+        for image in tl.static_range(3 if REFLECT else 1):
+            if image == 0:
+                column = j - k + START
+                there = inside & (column >= 0) & (column < width_out)
+            elif image == 1:
+                column = START - k - j
+                there = inside & (column >= 0) & (column < width_out) & (j > 0)
+            else:
+                column = 2 * (width - 1) - j - k + START
+                there = inside & (column >= 0) & (column < width_out) & (j < width - 1)
+            d_m += tap * tl.load(maps + column, mask=there, other=0.0)
+            d_ss += tap * tl.load(maps + map_stride + column, mask=there, other=0.0)
+            d_dd += tap * tl.load(maps + 2 * map_stride + column, mask=there, other=0.0)
+            if to_x is not None and to_y is not None:
+                d_e += tap * tl.load(maps + 3 * map_stride + column, mask=there, other=0.0)
     where = plane * height * width + i * width + j
     c = tl.load(centre + plane)
     fx = tl.load(x + where, mask=inside, other=0.0).to(tl.float32) - c
     fy = tl.load(y + where, mask=inside, other=0.0).to(tl.float32) - c
     scale *= tl.load(upstream + plane // channels * upstream_stride)
     along_s = d_m + 2 * (fx + fy) * d_ss
-    along_d = 2 * (fx - fy) * d_dd
-    if to_x is not None and to_y is not None:
-        maps += map_stride
-        along_d += adjoint(maps, j, row, inside, taps, 1, width, width_out, TAPS, REFLECT)
+    along_d = d_e + 2 * (fx - fy) * d_dd
     if to_x is not None:
         g = scale * (along_s + along_d)
         tl.store(to_x + where, g.to(to_x.dtype.element_ty), mask=inside)
@@ -322,17 +323,17 @@ def forward(
     window = {"TAPS": call.taps.numel(), "REFLECT": call.reflect}
     centre, size = new(planes), height * width
     stride = triton.cdiv(size, 1024)
-    centre_kernel[(planes,)](call.y, centre, size, stride, SAMPLES=1024, num_warps=4)
+    _centre_kernel[(planes,)](call.y, centre, size, stride, SAMPLES=1024, num_warps=4)
     pitch = triton.cdiv(columns, 16) * 16
     maps = new(4, planes, height, pitch)
-    count, shape = _tiles(height, columns, options, "row")
-    rows_kernel[(planes * count,)](
+    count, shape = _tiles(height, pitch, options, "row")
+    _rows_kernel[(planes * count,)](
         call.x, call.y, centre, call.taps, maps, height, width, columns, pitch, maps.stride(0), **window, **shape
     )  # fmt: skip
     count, shape = _tiles(rows, pitch, options, "column")
     partial = new(batch, channels * count)
     slopes = new(3 + (want_x and want_y), planes, rows, pitch) if want_x or want_y else None
-    columns_kernel[(planes * count,)](
+    _columns_kernel[(planes * count,)](
         maps,
         centre,
         call.taps,
@@ -376,13 +377,16 @@ def backward(
     pitch = slopes.shape[3]
     maps = slopes.new_empty(slopes.shape[0], planes, height, pitch)
     count, shape = _tiles(height, pitch, options, "column")
-    columns_adjoint_kernel[(maps.shape[0] * planes * count,)](
+    _columns_adjoint_kernel[(maps.shape[0] * planes * count,)](
         slopes, call.taps, maps, height, pitch, rows, **window, **shape
     )
     to_x = torch.empty_like(call.x) if want_x else None
     to_y = torch.empty_like(call.y) if want_y else None
     count, shape = _tiles(height, width, options, "row")
-    rows_adjoint_kernel[(planes * count,)](
+    if call.reflect:  # three times the addresses: half the tile, or registers run out on AMD
+        half = {**options, "row_columns": options["row_columns"] // 2}
+        count, shape = _tiles(height, width, half, "row")
+    _rows_adjoint_kernel[(planes * count,)](
         upstream,
         call.x,
         call.y,

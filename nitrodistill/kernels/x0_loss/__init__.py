@@ -55,7 +55,7 @@ def x0_loss(
             range.
         TypeError: for a tensor that is not floating, or a DTensor.
     """
-    parameter = _check(output, x_t, target, prediction_type, loss, parameter)
+    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter)
     if not backend.fused("x0_loss", (output, x_t, target), (alpha, sigma, mask)):
         return reference.x0_loss(
             output,
@@ -123,7 +123,7 @@ def x0_loss_mean(
             mask=mask,
             weight=weight,
         ).mean()
-    parameter = _check(output, x_t, target, prediction_type, loss, parameter)
+    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter)
     return X0LossMean.apply(
         *aligned(output, x_t, target),
         *_scales(alpha, sigma, output),
@@ -138,6 +138,8 @@ def _check(
     output: Tensor,
     x_t: Tensor,
     target: Tensor,
+    alpha: Tensor,
+    sigma: Tensor,
     prediction_type: PredictionType,
     loss: ElementwiseLoss,
     parameter: float,
@@ -147,15 +149,14 @@ def _check(
             f"output, x_t and target have shapes {tuple(output.shape)}, {tuple(x_t.shape)} and "
             f"{tuple(target.shape)}; they must be equal."
         )
+    if alpha.shape != sigma.shape or alpha.shape not in ((), output.shape[:1]):
+        raise ValueError(
+            f"alpha and sigma have shapes {tuple(alpha.shape)} and {tuple(sigma.shape)}; both must "
+            f"be {tuple(output.shape[:1])}, one value per sample, or ()."
+        )
     check_prediction_type(prediction_type)
     return loss_parameter(loss, parameter)
 
 
 def _scales(alpha: Tensor, sigma: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Both scales on the data's device, (B,) contiguous or zero-dimensional."""
-    if alpha.shape != sigma.shape or alpha.shape not in ((), like.shape[:1]):
-        raise ValueError(
-            f"alpha and sigma have shapes {tuple(alpha.shape)} and {tuple(sigma.shape)}; both must "
-            f"be ({like.shape[0]},), one value per sample, or ()."
-        )
     return alpha.to(like.device).contiguous(), sigma.to(like.device).contiguous()

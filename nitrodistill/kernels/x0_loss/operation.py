@@ -47,7 +47,8 @@ class X0Loss(torch.autograd.Function):
         return per_sample
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         *call, weight, mask, values, inverse = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():
@@ -81,7 +82,8 @@ class X0LossMean(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (upstream,) = grad_outputs
         *call, weight = ctx.saved_tensors
         wanted = (True, False, False)
         # The stored gradient is given away once; a second backward pass computes it again.
@@ -141,9 +143,9 @@ def _launch_forward_mean(*call: Any) -> tuple[Tensor, Tensor]:
 def _launch_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
     from nitrodistill.kernels.x0_loss import triton
 
-    *call, inverse, wanted = call
+    *given, inverse, wanted = call
     gradients = triton.backward(
-        upstream, triton.Call(*call), inverse, wanted, options("x0_loss", upstream.device)
+        upstream, triton.Call(*given), inverse, wanted, options("x0_loss", upstream.device)
     )
     return [upstream.new_empty(0) if g is None else g for g in gradients]
 
@@ -151,9 +153,9 @@ def _launch_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
 def _launch_backward_mean(upstream: Tensor, *call: Any) -> None:
     from nitrodistill.kernels.x0_loss import triton
 
-    *call, gradient = call
+    *given, gradient = call
     triton.backward_mean(
-        upstream, triton.Call(*call), gradient, options("x0_loss", upstream.device)
+        upstream, triton.Call(*given), gradient, options("x0_loss", upstream.device)
     )
 
 

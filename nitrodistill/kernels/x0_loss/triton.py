@@ -7,6 +7,9 @@ gradient is known to be one; the backward kernel then only looks at that number,
 is another one.
 """
 
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false, reportArgumentType=false
+# pyright: reportIndexIssue=false, reportOptionalOperand=false, reportAttributeAccessIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportAssignmentType=false
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -26,7 +29,7 @@ LOSSES = {"l1": 0, "l2": 1, "smooth_l1": 2, "huber": 3, "pseudo_huber": 4, "char
 
 
 @triton.jit
-def coefficients(alpha, sigma, PREDICTION: tl.constexpr):
+def _coefficients(alpha, sigma, PREDICTION: tl.constexpr):
     """a, b of x0 = a x_t + b output; the scales are float64 scalars."""
     if PREDICTION == 1:
         a = 1 / alpha
@@ -44,7 +47,7 @@ def coefficients(alpha, sigma, PREDICTION: tl.constexpr):
 
 
 @triton.jit
-def rho(r, k, LOSS: tl.constexpr):
+def _rho(r, k, LOSS: tl.constexpr):
     """The elementwise loss of `reference.elementwise_loss`."""
     if LOSS == 0:
         return tl.abs(r)
@@ -63,7 +66,7 @@ def rho(r, k, LOSS: tl.constexpr):
 
 
 @triton.jit
-def slope(r, k, LOSS: tl.constexpr):
+def _slope(r, k, LOSS: tl.constexpr):
     """d rho / d r; zero at r = 0 for l1, as torch has it."""
     if LOSS == 0:
         return tl.where(r > 0, 1.0, tl.where(r < 0, -1.0, 0.0))
@@ -87,7 +90,7 @@ def _residual(output, x_t, target, offsets, inside, a, b, PREDICTION: tl.constex
 
 
 @triton.jit
-def forward_kernel(
+def _forward_kernel(
     output,
     x_t,
     target,
@@ -120,7 +123,7 @@ def forward_kernel(
     output += sample * output_stride
     x_t += sample * x_t_stride
     target += sample * target_stride
-    a, b = coefficients(
+    a, b = _coefficients(
         tl.load(alpha + sample * scale_stride).to(tl.float64),
         tl.load(sigma + sample * scale_stride).to(tl.float64),
         PREDICTION,
@@ -136,7 +139,7 @@ def forward_kernel(
         offsets = part * chunk + start + tl.arange(0, BLOCK)
         inside = offsets < size
         r = _residual(output, x_t, target, offsets, inside, a, b, PREDICTION)
-        value = tl.where(inside, rho(r, k, LOSS), 0.0)
+        value = tl.where(inside, _rho(r, k, LOSS), 0.0)
         if mask is not None:
             where = sample * mask_stride + (offsets // mask_divisor) % mask_period
             m = tl.load(mask + where, mask=inside, other=0).to(tl.float32)
@@ -144,7 +147,7 @@ def forward_kernel(
             share += m
         total += value
         if gradient is not None:
-            g = importance * b * slope(r, k, LOSS)
+            g = importance * b * _slope(r, k, LOSS)
             tl.store(gradient + offsets, g.to(gradient.dtype.element_ty), mask=inside)
     result = tl.sum(total, 0)
     if gradient is not None:
@@ -155,7 +158,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def _backward_kernel(
     upstream,  # (B,) float32, or one number with upstream_stride 0
     output,
     x_t,
@@ -189,13 +192,13 @@ def backward_kernel(
     offsets = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
     sample = (tl.program_id(0) // parts).to(tl.int64)
     factor = tl.load(upstream + sample * upstream_stride)
-    if UNIT_IS_DONE:
+    if UNIT_IS_DONE:  # noqa: SIM102 - the compiler decides this one, the data the next
         if factor == 1.0:
             return
     factor *= scale
     if weight is not None:
         factor *= tl.load(weight + sample).to(tl.float32)
-    a, b = coefficients(
+    a, b = _coefficients(
         tl.load(alpha + sample * scale_stride).to(tl.float64),
         tl.load(sigma + sample * scale_stride).to(tl.float64),
         PREDICTION,
@@ -211,7 +214,7 @@ def backward_kernel(
         b,
         PREDICTION,
     )
-    g = factor * slope(r, k, LOSS)
+    g = factor * _slope(r, k, LOSS)
     if mask is not None:
         where = sample * mask_stride + (offsets // mask_divisor) % mask_period
         m = tl.load(mask + where, mask=inside, other=0).to(tl.float32)
@@ -288,7 +291,7 @@ def _launch_forward(
     parts = triton.cdiv(size, chunk)
     partial = torch.empty(batch, parts, dtype=torch.float32, device=output.device)
     count = None if call.mask is None else torch.empty_like(partial)
-    forward_kernel[(batch * parts,)](
+    _forward_kernel[(batch * parts,)](
         *call.pointers(call.weight if gradient is not None else None),
         partial,
         count,
@@ -351,7 +354,7 @@ def _launch_backward(
     size, block = call.sample_size, options["backward_block"]
     parts = triton.cdiv(size, block)
     mean = 1.0 if call.mask is not None else 1 / size
-    backward_kernel[(output.shape[0] * parts,)](
+    _backward_kernel[(output.shape[0] * parts,)](
         upstream,
         *call.pointers(call.weight),
         inverse if call.mask is not None else None,

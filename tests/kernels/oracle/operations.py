@@ -32,10 +32,10 @@ def losses(device) -> dict:
     other = torch.randn(SHAPE, device=device)
     return {
         "x0_loss": lambda x, y: x0_loss(
-            x, other, y, alpha, sigma, prediction_type="epsilon", mask=mask, weight=alpha
+            x, other, y, alpha, sigma, prediction_type="epsilon", mask=mask, weight=weight[:2]
         ),
         "lpips_head": lambda x, y: lpips_head(x, y, weight, mask=mask),
-        "dmd": lambda x, y: dmd(x, y, other, weight=alpha),
+        "dmd": lambda x, y: dmd(x, y, other, weight=weight[2:]),
         "ssim": lambda x, y: ssim_loss(x, y, taps=TAPS, c1=1e-4, c2=9e-4),
         "laplacian": lambda x, y: laplacian_loss(x, y, weights=(1.0, 1.0)),
     }
