@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from nitrodistill.losses.base import (
     check_pair,
     check_positive,
 )
+from nitrodistill.losses.rooted import RootedLoss, rooted_mean
 
 __all__ = [
     "CharbonnierLoss",
@@ -112,10 +114,9 @@ def pseudo_huber_loss(
         `(B,)`.
     """
     pred, target = _prepare(pred, target, mask)
-    difference = pred - target
     if dim == "element":
-        rho = elementwise_loss(difference, "pseudo_huber", 1e-3 if c is None else c)
-        return masked_mean(rho, mask)
+        return _rooted(pred, target, "pseudo_huber", 1e-3 if c is None else c, mask)
+    difference = pred - target
     size = difference[0].numel()
     c = 0.00054 * math.sqrt(size) if c is None else c
     square = size * masked_mean(difference.square(), mask)
@@ -127,7 +128,7 @@ def charbonnier_loss(
 ) -> Tensor:
     """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`."""
     pred, target = _prepare(pred, target, mask)
-    return masked_mean(elementwise_loss(pred - target, "charbonnier", eps), mask)
+    return _rooted(pred, target, "charbonnier", eps, mask)
 
 
 class L1Loss(Loss):
@@ -258,10 +259,20 @@ class CharbonnierLoss(Loss):
         return f"eps={self.eps}, {super().extra_repr()}"
 
 
+def _rooted(
+    pred: Tensor, target: Tensor, loss: RootedLoss, k: float, mask: Tensor | None
+) -> Tensor:
+    if mask is None:
+        return rooted_mean(pred, target, loss, k)
+    return masked_mean(elementwise_loss(pred - target, loss, k), mask)
+
+
 def _prepare(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """Checks the inputs and brings them to the dtype that the loss computes in."""
     check_pair(pred, target)
     if mask is not None:
         check_mask(mask, pred)
+    if pred.dtype is torch.float32 and target.dtype is torch.float32:
+        return pred, target  # the common case, where a microsecond shows
     dtype = math_dtype(pred, target)
     return pred.to(dtype), target.to(dtype)
