@@ -20,6 +20,7 @@ def load_teacher(name: str) -> Pipeline:
         TypeError: if it is one that is not supported.
     """
     _hide_loading_bars()
+    _quiet()
     if name != "toy":
         return Pipeline.load(name)
     from nitrodistill import toy
@@ -30,6 +31,15 @@ def load_teacher(name: str) -> Pipeline:
 def _hide_loading_bars() -> None:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+
+
+def _quiet() -> None:
+    """Switches off the bars that diffusers and transformers draw while they load parts."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()

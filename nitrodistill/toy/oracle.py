@@ -42,12 +42,14 @@ class Oracle(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = ((3, 32, 2), (32, 64, 2), (64, 64, 1), (64, 64, 2))
-        self.convolutions = nn.ModuleList(
+        self.convolutions: nn.ModuleList = nn.ModuleList(
             nn.Sequential(nn.Conv2d(i, o, 3, stride, 1), nn.GroupNorm(8, o), nn.SiLU())
             for i, o, stride in widths
         )
-        self.embedding = nn.Linear(64 * 4 * 4, NUM_FEATURES)
-        self.heads = nn.ModuleList(nn.Linear(NUM_FEATURES, len(v)) for v in scenes.ATTRIBUTE_VALUES)
+        self.embedding: nn.Linear = nn.Linear(64 * 4 * 4, NUM_FEATURES)
+        self.heads: nn.ModuleList = nn.ModuleList(
+            nn.Linear(NUM_FEATURES, len(values)) for values in scenes.ATTRIBUTE_VALUES
+        )
 
     def features(self, images: Tensor) -> Tensor:
         """Returns penultimate features `(B, 64)` of images `(B, 3, 32, 32)` in [-1, 1]."""
