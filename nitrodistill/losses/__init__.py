@@ -12,6 +12,7 @@ from nitrodistill.losses.adversarial import (
 from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
 from nitrodistill.losses.denoising import denoising_loss
+from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
 from nitrodistill.losses.lpips import LPIPSLoss, TargetFeatures
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
@@ -47,5 +48,7 @@ __all__ = [
     "SmoothL1Loss",
     "TargetFeatures",
     "WeightedSum",
+    "approximate_gradient_penalty",
     "denoising_loss",
+    "gradient_penalty",
 ]
