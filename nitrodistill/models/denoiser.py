@@ -39,8 +39,8 @@ class DiffusersDenoiser:
     ) -> None:
         _check_family(module)
         self.module = module
-        self._schedule = schedule
-        self._prediction_type = check_prediction_type(prediction_type)
+        self._schedule: NoiseSchedule = schedule
+        self._prediction_type: PredictionType = check_prediction_type(prediction_type)
         self._config: Any = module.config
 
     @property
