@@ -118,9 +118,12 @@ def _forward_kernel(
     if saved is not None:
         saved += sample * 4 * positions
         tl.store(saved + p, r, mask=inside)
-        tl.store(saved + positions + p, change, mask=inside)
-        tl.store(saved + 2 * positions + p, along_x, mask=inside)
-        tl.store(saved + 3 * positions + p, along_y, mask=inside)
+        saved += positions
+        tl.store(saved + p, change, mask=inside)
+        saved += positions
+        tl.store(saved + p, along_x, mask=inside)
+        saved += positions
+        tl.store(saved + p, along_y, mask=inside)
     if mask is not None:
         m = tl.load(mask + sample * mask_stride + p, mask=inside, other=0).to(tl.float32)
         distance *= m
@@ -165,7 +168,9 @@ def _backward_kernel(
         scale = scale * tl.load(inverse + sample) * m
     saved += sample * 4 * positions
     r = tl.load(saved + p, mask=at, other=0.0)
-    change = tl.load(saved + positions + p, mask=at, other=0.0)
+    saved += positions
+    change = tl.load(saved + p, mask=at, other=0.0)
+    saved += positions
     fx = _load_tile(x + sample * x_stride, c, p, channels, positions, stride_c, stride_p)
     fy = _load_tile(y + sample * y_stride, c, p, channels, positions, stride_c, stride_p)
     w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
@@ -174,12 +179,12 @@ def _backward_kernel(
     offsets = c[:, None] * stride_c + p[None, :] * stride_p
     inside = (c[:, None] < channels) & at[None, :]
     if to_x is not None:
-        along = tl.load(saved + 2 * positions + p, mask=at, other=0.0)
+        along = tl.load(saved + p, mask=at, other=0.0)
         g = (wd - fx * (r * along)[None, :]) * (scale * r)[None, :]
         tl.store(to_x + first + offsets, g.to(to_x.dtype.element_ty), mask=inside)
     if to_y is not None:
         q = r - change
-        along = tl.load(saved + 3 * positions + p, mask=at, other=0.0)
+        along = tl.load(saved + positions + p, mask=at, other=0.0)
         g = (fy * (q * along)[None, :] - wd) * (scale * q)[None, :]
         tl.store(to_y + first + offsets, g.to(to_y.dtype.element_ty), mask=inside)
 

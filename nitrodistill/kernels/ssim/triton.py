@@ -84,6 +84,7 @@ def _rows_kernel(
         dd += tap * (fx - fy) * (fx - fy)
     maps += plane * height * pitch
     offsets = i * pitch + j
+    map_stride = map_stride.to(tl.int64)
     tl.store(maps + offsets, s, mask=written)
     tl.store(maps + map_stride + offsets, d, mask=written)
     tl.store(maps + 2 * map_stride + offsets, ss, mask=written)
@@ -120,6 +121,7 @@ def _columns_kernel(
 ):
     plane, i, j, inside = tile(tl.program_id(0), height_out, pitch, ROWS, COLUMNS)
     maps += plane * height * pitch
+    map_stride = map_stride.to(tl.int64)
     m = tl.zeros([ROWS, COLUMNS], tl.float32)
     e = tl.zeros([ROWS, COLUMNS], tl.float32)
     var_s = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -175,6 +177,7 @@ def _columns_kernel(
             d_ss *= w
             d_dd *= w
         slopes += plane * height_out * pitch + i * pitch + j
+        slope_stride = slope_stride.to(tl.int64)
         if WANT_X and WANT_Y:
             tl.store(slopes, d_m, mask=inside)
             tl.store(slopes + 3 * slope_stride, d_e, mask=inside)
@@ -184,6 +187,22 @@ def _columns_kernel(
             tl.store(slopes, d_m - d_e, mask=inside)
         tl.store(slopes + slope_stride, d_ss, mask=inside)
         tl.store(slopes + 2 * slope_stride, d_dd, mask=inside)
+
+
+@triton.jit
+def _result(line, shift, IMAGE: tl.constexpr, size, size_out):
+    """Which of the filter's results saw `line` under one tap, and whether it exists: as it is (0), or as
+    its mirror image beyond the first (1) or the last (2) of the `size` samples."""
+    if IMAGE == 0:
+        at = line + shift
+        there = line >= 0
+    elif IMAGE == 1:
+        at = shift - line
+        there = line > 0
+    else:
+        at = 2 * (size - 1) - line + shift
+        there = line < size - 1
+    return at, there & (at >= 0) & (at < size_out)
 
 
 @triton.jit
@@ -206,16 +225,8 @@ def _columns_adjoint_kernel(
     for k in tl.static_range(TAPS):
         tap = tl.load(taps + k)
         for image in tl.static_range(3 if REFLECT else 1):
-            if image == 0:
-                row = i - k + START
-                there = inside & (row >= 0) & (row < height_out)
-            elif image == 1:
-                row = START - k - i
-                there = inside & (row >= 0) & (row < height_out) & (i > 0)
-            else:
-                row = 2 * (height - 1) - i - k + START
-                there = inside & (row >= 0) & (row < height_out) & (i < height - 1)
-            total += tap * tl.load(slopes + row * pitch + j, mask=there, other=0.0)
+            row, there = _result(i, START - k, image, height, height_out)
+            total += tap * tl.load(slopes + row * pitch + j, mask=inside & there, other=0.0)
     tl.store(maps + plane * height * pitch + i * pitch + j, total, mask=inside)
 
 
@@ -244,6 +255,7 @@ def _rows_adjoint_kernel(
 ):
     plane, i, j, inside = tile(tl.program_id(0), height, width, ROWS, COLUMNS)
     maps += plane * height * pitch + i * pitch
+    map_stride = map_stride.to(tl.int64)
     START: tl.constexpr = TAPS // 2 if REFLECT else 0
     d_m = tl.zeros([ROWS, COLUMNS], tl.float32)
     d_ss = tl.zeros([ROWS, COLUMNS], tl.float32)
@@ -253,15 +265,8 @@ def _rows_adjoint_kernel(
     for k in tl.range(0, TAPS, num_stages=1):
         tap = tl.load(taps + k)
         for image in tl.static_range(3 if REFLECT else 1):
-            if image == 0:
-                column = j - k + START
-                there = inside & (column >= 0) & (column < width_out)
-            elif image == 1:
-                column = START - k - j
-                there = inside & (column >= 0) & (column < width_out) & (j > 0)
-            else:
-                column = 2 * (width - 1) - j - k + START
-                there = inside & (column >= 0) & (column < width_out) & (j < width - 1)
+            column, there = _result(j, START - k, image, width, width_out)
+            there &= inside
             d_m += tap * tl.load(maps + column, mask=there, other=0.0)
             d_ss += tap * tl.load(maps + map_stride + column, mask=there, other=0.0)
             d_dd += tap * tl.load(maps + 2 * map_stride + column, mask=there, other=0.0)
@@ -333,31 +338,13 @@ def forward(
     count, shape = _tiles(rows, pitch, options, "column")
     partial = new(batch, channels * count)
     slopes = new(3 + (want_x and want_y), planes, rows, pitch) if want_x or want_y else None
+    channels_of_weight = 1 if call.weight is None else call.weight.shape[1]
+    strides = maps.stride(0), 0 if slopes is None else slopes.stride(0)
     _columns_kernel[(planes * count,)](
-        maps,
-        centre,
-        call.taps,
-        call.constants,
-        call.weight,
-        partial,
-        slopes,
-        call.c1,
-        call.c2,
-        call.offset,
-        height,
-        pitch,
-        rows,
-        columns,
-        channels,
-        1 if call.weight is None else call.weight.shape[1],
-        maps.stride(0),
-        0 if slopes is None else slopes.stride(0),
-        STRUCTURE=call.structure,
-        WANT_X=want_x,
-        WANT_Y=want_y,
-        **window,
-        **shape,
-    )
+        maps, centre, call.taps, call.constants, call.weight, partial, slopes,
+        call.c1, call.c2, call.offset, height, pitch, rows, columns, channels, channels_of_weight,
+        *strides, STRUCTURE=call.structure, WANT_X=want_x, WANT_Y=want_y, **window, **shape,
+    )  # fmt: skip
     return finish(partial, call.scale())[0], slopes, centre
 
 
@@ -387,23 +374,7 @@ def backward(
         half = {**options, "row_columns": options["row_columns"] // 2}
         count, shape = _tiles(height, width, half, "row")
     _rows_adjoint_kernel[(planes * count,)](
-        upstream,
-        call.x,
-        call.y,
-        centre,
-        call.taps,
-        maps,
-        to_x,
-        to_y,
-        height,
-        width,
-        columns,
-        pitch,
-        channels,
-        upstream.stride(0),
-        maps.stride(0),
-        call.scale(),
-        **window,
-        **shape,
-    )
+        upstream, call.x, call.y, centre, call.taps, maps, to_x, to_y, height, width, columns, pitch,
+        channels, upstream.stride(0), maps.stride(0), call.scale(), **window, **shape,
+    )  # fmt: skip
     return to_x, to_y
