@@ -168,6 +168,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def keep(**found: Any) -> None:
+    """Adds to the results file, which two runs (of the arms, of the long one) may share."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    RESULTS.write_text(
+        json.dumps(results | {"environment": environment()} | found, indent=1) + "\n"
+    )
+
+
 def write_docs(name: str, text: str) -> None:
     """Replaces what stands between the markers of `name` in docs/demo_quality.md."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -185,14 +194,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = load_teacher("toy")
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    results["environment"] = environment()
-    RESULTS.parent.mkdir(exist_ok=True)
     if options.seeds:
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
         for arm, row in arms(pipeline, options.output, options.seeds):
             rows[arm].append(row)
-        results["arms"] = rows
+        keep(arms=rows)
         print(table(rows))
         write_docs("arms", table(rows))
     if options.long:
@@ -201,10 +207,10 @@ def main() -> None:
         trainer = replace(recipe.stages[0].trainer, preview_every=0, ema_decay=0.998)
         recipe = replace(recipe, stages=[replace(recipe.stages[0], trainer=trainer)])
         row = measured(recipe, pipeline, options.long_pairs, 77, options.output, cost=True)
-        results["long"] = row | scores(folder / "both")
-        print(table({"long": [results["long"]]}))
-        write_docs("long", table({"long run": [results["long"]]}))
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        row |= scores(folder / "both")
+        keep(long=row)
+        print(table({"long run": [row]}))
+        write_docs("long", table({"long run": [row]}))
 
 
 if __name__ == "__main__":

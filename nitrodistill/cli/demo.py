@@ -68,7 +68,7 @@ class DemoConfig:
 
     output: str = "runs/demo"
     pairs: int = 1000
-    steps: int = 900
+    steps: int = 1200
     samples: int = 1024
     seed: int = 0
 
@@ -96,11 +96,11 @@ def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0) -> Recipe:
         batch_size=48,
         seed=seed,
         optimizers={
-            "student": OptimizerConfig(learning_rate=4e-4, betas=(0.5, 0.999)),
+            "student": OptimizerConfig(learning_rate=8e-4, betas=(0.5, 0.999)),
             "discriminator": OptimizerConfig(learning_rate=2e-3, betas=(0.0, 0.999)),
         },
         lr_decay_from=0.5,
-        ema_decay=0.98,
+        ema_decay=0.99,
         checkpoint_every=200,
         log_every=20,
         preview_every=300,
