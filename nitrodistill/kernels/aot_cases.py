@@ -18,7 +18,7 @@ from nitrodistill.kernels.lpips_head import triton as lpips_head
 from nitrodistill.kernels.ssim import triton as ssim
 from nitrodistill.kernels.x0_loss import triton as x0_loss
 
-KERNELS = {
+KERNELS: dict[str, tuple[ModuleType, tuple[str, ...]]] = {
     "finish": (finish, ("_finish_kernel",)),
     "x0_loss": (x0_loss, ("_forward_kernel", "_backward_kernel")),
     "lpips_head": (lpips_head, ("_forward_kernel", "_backward_kernel")),

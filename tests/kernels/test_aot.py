@@ -79,3 +79,18 @@ def test_a_figure_ten_percent_worse_fails():
 
 def test_the_gate_table_explains_itself():
     assert all(reason for _, reason in aot_report.NARROW.values())
+
+
+@pytest.mark.parametrize(
+    ("case", "launches"),
+    [
+        ("x0_loss/bf16", 3),
+        ("lpips_head/bf16/nchw/64", 3),
+        ("dmd/bf16", 3),
+        ("ssim/fp32", 6),
+        ("laplacian/fp32", 2 * 3 + 1),
+    ],
+)
+def test_launches_of_a_forward_and_backward_pass(case: str, launches: int):
+    (found,) = [each for each in aot_cases.CASES if each.name == case]
+    assert len(aot_cases.record(found, "gfx90a")) == launches
