@@ -63,18 +63,20 @@ def banded(matrix: Tensor, dtype: torch.dtype, device: torch.device) -> Banded:
     return tuple(tiles)
 
 
-def filter_leading(x: Tensor, matrix: Banded) -> Tensor:
+def filter_leading(x: Tensor, matrix: Banded, out: Tensor | None = None) -> Tensor:
     """Filters the first axis of a contiguous tensor, `(columns, *) -> (rows, *)`."""
-    out = x.new_empty(matrix[-1].rows.stop, *x.shape[1:])
+    if out is None:
+        out = x.new_empty(matrix[-1].rows.stop, *x.shape[1:])
     flat, flat_out = x.view(x.shape[0], -1), out.view(out.shape[0], -1)
     for tile in matrix:
         torch.mm(tile.block, flat[tile.columns], out=flat_out[tile.rows])
     return out
 
 
-def filter_trailing(x: Tensor, matrix: Banded) -> Tensor:
+def filter_trailing(x: Tensor, matrix: Banded, out: Tensor | None = None) -> Tensor:
     """Filters the last axis of a contiguous tensor, `(*, columns) -> (*, rows)`."""
-    out = x.new_empty(*x.shape[:-1], matrix[-1].rows.stop)
+    if out is None:
+        out = x.new_empty(*x.shape[:-1], matrix[-1].rows.stop)
     flat, flat_out = x.view(-1, x.shape[-1]), out.view(-1, out.shape[-1])
     for tile in matrix:
         torch.mm(flat[:, tile.columns], tile.transposed, out=flat_out[:, tile.rows])

@@ -43,6 +43,10 @@ SSIMMode = Literal["full", "structure"]
 SSIMPadding = Literal["valid", "reflect"]
 
 
+_MAPS = 12
+"""Maps that `_fused_planes` holds at a time."""
+
+
 class _Options(NamedTuple):
     taps: tuple[float, ...]
     c1: float | Tensor
@@ -154,17 +158,22 @@ def _per_channel(value: float | Tensor, like: Tensor) -> float | Tensor:
 
 
 def window_mean(x: Tensor, taps: tuple[float, ...], padding: SSIMPadding) -> Tensor:
-    """The mean under the window of `(B, C, H, W)`: sums of shifted views, which a compiler fuses."""
+    """The mean under the window of `(B, C, H, W)`, a differentiable product with a matrix per axis."""
     reach = len(taps) // 2
     if padding == "reflect":
         x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    for dim in (-2, -1):
-        size = x.shape[dim] - 2 * reach
-        filtered = taps[0] * x.narrow(dim, 0, size)
-        for k in range(1, len(taps)):
-            filtered = filtered + taps[k] * x.narrow(dim, k, size)
-        x = filtered
-    return x
+    with torch.autocast(x.device.type, enabled=False):
+        rows, columns = (_valid_windows(x.shape[dim], taps, x) for dim in (-2, -1))
+        return rows @ x @ columns.T
+
+
+def _valid_windows(size: int, taps: tuple[float, ...], like: Tensor) -> Tensor:
+    """The dense `(size - n + 1, size)` matrix of n taps, made of operations that compile."""
+    column = torch.arange(size, device=like.device)
+    tap = column - torch.arange(size - len(taps) + 1, device=like.device).unsqueeze(1)
+    values = torch.tensor(taps, dtype=like.dtype, device=like.device)
+    inside = (tap >= 0) & (tap < len(taps))
+    return torch.where(inside, values[tap.clamp(0, len(taps) - 1)], 0.0)
 
 
 class _Filter(NamedTuple):
@@ -213,8 +222,13 @@ def _fused(
         for need in (need_x, need_y)
     )
     sums: list[Tensor] = []
+    chunks = plane_chunks(batch * channels, height * width, device)
+    # One allocation for all maps of a chunk: many would go back to the system, page by page, each time.
+    room = torch.empty(
+        _MAPS, min(chunks[0].stop, len(x[0])) * height * width, dtype=dtype, device=device
+    )
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for part in plane_chunks(batch * channels, height * width, device):
+        for part in chunks:
             planes = _Planes(
                 x[:, part].to(dtype),
                 y[:, part].to(dtype),
@@ -226,7 +240,9 @@ def _fused(
             of_x = None if grad_x is None else grad_x[part].transpose(0, 1)
             of_y = None if grad_y is None else grad_y[part].transpose(0, 1)
             sums.append(
-                _fused_planes(planes, vertical, horizontal, options.mode, 2 * scale, of_x, of_y)
+                _fused_planes(
+                    planes, vertical, horizontal, options.mode, 2 * scale, of_x, of_y, room
+                )
             )
         loss = torch.cat(sums).view(batch, channels).sum(1) * (2 * scale)
     shape = (batch, channels, height, width)
@@ -245,56 +261,68 @@ def _fused_planes(
     scale: float,
     grad_x: Tensor | None,
     grad_y: Tensor | None,
+    room: Tensor,
 ) -> Tensor:
     """The sum of e over each plane `(P,)`; writes the gradients of `scale` e that are wanted.
 
-    With a = (1 - l) / 2 and b = (1 - cs) / 2 the map is 2 e, e = a + b - 2 a b.
+    With a = (1 - l) / 2 and b = (1 - cs) / 2 the map is 2 e, e = a + b - 2 a b. `outer` and `inner` are the
+    same pieces of `room`, as maps of the data and of the windows: a name is taken over when the map
+    before it is done with.
     """
-    sd, shift = _sum_and_difference(planes.x, planes.y)
-    maps = [filter_trailing(filter_leading(m, vertical.forward), horizontal.forward) for m in sd]
-    mean_s, mean_d, var_s, var_d = maps
+    count = planes.x.shape[1]
+    outer = _maps(room, (planes.x.shape[0], count, planes.x.shape[2]))
+    inner = _maps(room, (vertical.size, count, horizontal.size))
+    shift = _sum_and_difference(planes.x, planes.y, outer)
+    half_way = _maps(room, (vertical.size, count, planes.x.shape[2]))[4]
+    for source, target in zip(outer[:4], inner[5:9], strict=True):
+        filter_leading(source, vertical.forward, half_way)
+        filter_trailing(half_way, horizontal.forward, target)
+    mean_s, mean_d, var_s, var_d = inner[5:9]
     var_s.addcmul_(mean_s, mean_s, value=-1)
     var_d.addcmul_(mean_d, mean_d, value=-1)
     inverse = var_s.add_(planes.c2, alpha=2).add_(var_d).reciprocal_()
     b = var_d.mul_(inverse)
-    a = bright = bright_inverse = None
+    bright, bright_inverse, a = inner[9:12]
     e = b
     if mode == "full":
-        bright = mean_s + 2 * (shift + planes.offset)
-        a = mean_d * mean_d
-        bright_inverse = torch.addcmul(a, bright, bright)
+        torch.add(mean_s, 2 * (shift + planes.offset), out=bright)
+        torch.mul(mean_d, mean_d, out=a)
+        torch.addcmul(a, bright, bright, out=bright_inverse)
         bright_inverse.add_(planes.c1, alpha=2).reciprocal_()
         a.mul_(bright_inverse)
-        e = torch.add(a, b).addcmul_(a, b, value=-2)
+        e = torch.add(a, b, out=inner[2]).addcmul_(a, b, value=-2)
     total = (e if planes.weight is None else e * planes.weight).sum((0, 2))
     if grad_x is None and grad_y is None:
         return total
 
     # The adjoints of var_s and var_d are -q and p; of mean_s and mean_d, halved, g_s and g_d mean_d.
-    r = inverse if a is None else inverse.addcmul_(inverse, a, value=-2)
+    r = inverse if mode == "structure" else inverse.addcmul_(inverse, a, value=-2)
     if planes.weight is not None:
         r.mul_(planes.weight)
-    q = r * b
+    q = torch.mul(r, b, out=inner[3])
     p = r.sub_(q)
-    g_s, g_d = mean_s * q, p.neg()
-    if a is not None and bright is not None and bright_inverse is not None:
+    g_s = torch.mul(mean_s, q, out=inner[2])
+    if mode == "structure":
+        g_d = torch.neg(p, out=bright_inverse)
+    else:
         u = bright_inverse.addcmul_(bright_inverse, b, value=-2)
         if planes.weight is not None:
             u.mul_(planes.weight)
-        ua = a.mul_(u)
-        g_s.addcmul_(ua, bright, value=-1)
-        g_d.add_(u.sub_(ua))
-
-    def adjoint(values: Tensor) -> Tensor:
-        return filter_trailing(filter_leading(values, vertical.adjoint), horizontal.adjoint)
-
+        g_s.addcmul_(a.mul_(u), bright, value=-1)
+        g_d = u.sub_(a).sub_(p)
     both = grad_x is not None and grad_y is not None
     if not both:
         g_s.addcmul_(g_d, mean_d, value=1 if grad_y is None else -1)
-    along_s = adjoint(g_s).addcmul_(sd[0], adjoint(q), value=-1)
-    along_d = adjoint(p).mul_(sd[1])
+    half_way = _maps(room, (planes.x.shape[0], count, horizontal.size))[4]
+
+    def adjoint(values: Tensor, target: Tensor) -> Tensor:
+        filter_leading(values, vertical.adjoint, half_way)
+        return filter_trailing(half_way, horizontal.adjoint, target)
+
+    along_s = adjoint(g_s, outer[9]).addcmul_(outer[0], adjoint(q, outer[11]), value=-1)
+    along_d = adjoint(p, outer[8]).mul_(outer[1])
     if both:
-        along_d.add_(adjoint(g_d.mul_(mean_d)))
+        along_d.add_(adjoint(g_d.mul_(mean_d), outer[5]))
     if grad_x is not None:
         torch.add(along_s, along_d, out=grad_x).mul_(2 * scale)
     if grad_y is not None:
@@ -302,10 +330,14 @@ def _fused_planes(
     return total
 
 
-def _sum_and_difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """(s, d, s^2, d^2) of the centred planes as `(4, H, P, W)`, and the centre `(P, 1)`."""
-    maps = x.new_empty(4, *x.shape)
-    s, d, ss, dd = maps
+def _maps(room: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, ...]:
+    """The pieces of the room as maps of one shape."""
+    return room[:, : shape[0] * shape[1] * shape[2]].unflatten(1, shape).unbind(0)
+
+
+def _sum_and_difference(x: Tensor, y: Tensor, maps: tuple[Tensor, ...]) -> Tensor:
+    """Writes (s, d, s^2, d^2) of the centred planes to the first four maps; the centre `(P, 1)`."""
+    s, d, ss, dd = maps[:4]
     shift = y.mean((0, 2)).unsqueeze(1)
     torch.sub(x, shift, out=ss)
     torch.sub(y, shift, out=dd)
@@ -313,7 +345,7 @@ def _sum_and_difference(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     torch.sub(ss, dd, out=d)
     torch.mul(s, s, out=ss)
     torch.mul(d, d, out=dd)
-    return maps, shift
+    return shift
 
 
 def _per_plane(value: float | Tensor, batch: int, dtype: torch.dtype) -> float | Tensor:
