@@ -63,7 +63,7 @@ from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight, truncate
 if TYPE_CHECKING:
     from nitrodistill.data import GenerateConfig, PairStore, PairStream, generate
     from nitrodistill.evaluation import evaluate
-    from nitrodistill.training import Trainer, TrainerConfig
+    from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 
 __version__ = "0.1.0.dev0"
 
@@ -71,6 +71,7 @@ _LAZY = {
     "GenerateConfig": "nitrodistill.data",
     "PairStore": "nitrodistill.data",
     "PairStream": "nitrodistill.data",
+    "OptimizerConfig": "nitrodistill.training",
     "Trainer": "nitrodistill.training",
     "TrainerConfig": "nitrodistill.training",
     "evaluate": "nitrodistill.evaluation",
@@ -108,6 +109,7 @@ __all__ = [
     "MultiScaleLoss",
     "NoiseSchedule",
     "NonSaturatingLoss",
+    "OptimizerConfig",
     "PairStore",
     "PairStream",
     "Pipeline",

