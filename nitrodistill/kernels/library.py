@@ -12,21 +12,37 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _LIBRARY = torch.library.Library("nitrodistill", "DEF")
+
+# The kernels walk several tensors with one set of strides; a compiler must not change them.
+_STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 
 
 def define(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Register `nitrodistill::<schema>` and return the callable operation.
 
     Args:
-        schema: name and signature in torch's schema language.
+        schema: name and signature in torch's schema language; the first argument is a tensor.
         launch: runs the kernels on real tensors.
         fake: the same outputs, empty, for tracing.
     """
     name = schema.split("(", 1)[0]
-    _LIBRARY.define(schema)
-    for key in ("CPU", "CUDA"):
-        _LIBRARY.impl(name, launch, key)
+    _LIBRARY.define(schema, tags=(_STRIDES,))
+    _LIBRARY.impl(name, launch, "CPU")
+    _LIBRARY.impl(name, on_its_device(launch), "CUDA")
     torch.library.register_fake(f"nitrodistill::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.nitrodistill, name).default
+
+
+def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:
+    """`launch` with the first argument's GPU made current, on which Triton launches."""
+
+    def run(first: Tensor, *rest: Any) -> Any:
+        if first.device.index == torch.cuda.current_device():
+            return launch(first, *rest)
+        with torch.cuda.device(first.device):
+            return launch(first, *rest)
+
+    return run

@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from nitrodistill import kernels
-from nitrodistill.kernels import backend, launch, probe
+from nitrodistill.kernels import backend, launch, library, probe
 from nitrodistill.kernels.dmd import dmd
 from nitrodistill.kernels.laplacian import laplacian_loss
 from nitrodistill.kernels.lpips_head import lpips_head
@@ -153,6 +155,24 @@ def test_a_missing_triton_falls_back(gpu):
     gpu.delattr(kernels, "probe", raising=False)
     with kernels.use("triton"), pytest.warns(RuntimeWarning, match="fused kernels are off"):
         assert not chosen()
+
+
+@pytest.mark.parametrize(("current", "switched"), [(0, ["cuda:1"]), (1, [])])
+def test_kernels_launch_on_the_gpu_of_their_tensors(monkeypatch, current, switched):
+    entered: list[str] = []
+
+    @contextmanager
+    def device(where: torch.device) -> Iterator[None]:
+        entered.append(str(where))
+        yield
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    tensor = FakeTensor()
+    tensor.device = torch.device("cuda", 1)
+    run = library.on_its_device(lambda first, *rest: (first, rest))
+    assert run(tensor, 2, 3) == (tensor, (2, 3))
+    assert entered == switched
 
 
 def test_importing_the_kernels_imports_no_triton_source():

@@ -36,8 +36,8 @@ def losses(device) -> dict:
         ),
         "lpips_head": lambda x, y: lpips_head(x, y, weight, mask=mask),
         "dmd": lambda x, y: dmd(x, y, other, weight=weight[2:]),
-        "ssim": lambda x, y: ssim_loss(x, y, taps=TAPS, c1=1e-4, c2=9e-4),
-        "laplacian": lambda x, y: laplacian_loss(x, y, weights=(1.0, 1.0)),
+        "ssim": lambda x, y: ssim_loss(x[:1, :1], y[:1, :1], taps=TAPS, c1=1e-4, c2=9e-4),
+        "laplacian": lambda x, y: laplacian_loss(x[:1, :1], y[:1, :1], weights=(1.0, 1.0)),
     }
 
 
@@ -72,8 +72,9 @@ def calls(device) -> dict:
     masked = (alpha, sigma, mask, 4, alpha, "v_prediction", "huber", 0.5)
     ops = torch.ops.nitrodistill
     head = (x, y, torch.rand(4, device=device), mask, 1e-10)
-    ssim = (x, y, list(TAPS), None, None, 1e-4, 9e-4, 0.0, False, False)
-    pyramid = (x, y, [1.0, 2.0], [])
+    one = (x[:1, :1].contiguous(), y[:1, :1].contiguous())
+    ssim = (*one, list(TAPS), None, None, 1e-4, 9e-4, 0.0, False, False)
+    pyramid = (*one, [1.0, 2.0], [])
     _, inverse, saved = ops.lpips_head_forward(*head, True)
     _, slopes, centre = ops.ssim_forward(*ssim, True, False)
     _, signs = ops.laplacian_forward(*pyramid, True)
@@ -90,9 +91,9 @@ def calls(device) -> dict:
         "dmd_forward": (x, y, z, alpha),
         "dmd_backward": (upstream, *last, factor),
         "ssim_forward": (*ssim, True, False),
-        "ssim_backward": (upstream, *ssim, slopes, centre, True, False),
+        "ssim_backward": (upstream[:1], *ssim, slopes, centre, True, False),
         "laplacian_forward": (*pyramid, False),
-        "laplacian_backward": (upstream, *pyramid, signs, True, True),
+        "laplacian_backward": (upstream[:1], *pyramid, signs, True, True),
         "x0_loss_backward/unmasked": (upstream, x, y, z, *rest, empty, [True, False, False]),
     }  # fmt: skip
 
