@@ -19,21 +19,12 @@ def load_teacher(name: str) -> Pipeline:
         ValueError: if it is no diffusers pipeline.
         TypeError: if it is one that is not supported.
     """
-    _hide_loading_bars()
     _quiet()
     if name != "toy":
         return Pipeline.load(name)
     from nitrodistill import toy
 
     return Pipeline.from_diffusers(toy.load_pipeline(), check_prompt=toy.check_prompt)
-
-
-def _hide_loading_bars() -> None:
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.disable_progress_bar()
 
 
 def _quiet() -> None:

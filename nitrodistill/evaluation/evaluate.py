@@ -12,13 +12,12 @@ can be kept on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nitrodistill.evaluation.alignment import Alignment
 from nitrodistill.evaluation.arms import NOISE, Arm, cost_of, make_arms
@@ -29,6 +28,7 @@ from nitrodistill.evaluation.result import Evaluation, Pictures, Scores
 from nitrodistill.evaluation.sharpness import TextureFeatures
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
+from nitrodistill.models.denoiser import evaluating
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Denoiser
@@ -78,7 +78,7 @@ def evaluate(
     arms = make_arms(teacher, student, plan, config)
     kept = LatentCache(None if cache is None else Path(cache), _depends_on(teacher, sheet, config))
     real = _real_source(real_images, config.num_samples)
-    with torch.no_grad(), _evaluating(arms["student"].denoiser.module):
+    with torch.no_grad(), evaluating(arms["student"].denoiser.module):
         bench = _Bench(arms, sheet, kept, features, alignment, real)
         for number, rows in enumerate(_batches(config, progress)):
             bench.add(number, rows)
@@ -252,13 +252,3 @@ def _settings(
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)

@@ -15,8 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from nitrodistill.export.card import model_card
 from nitrodistill.export.scheduler import TOLERANCE, relative_error, scheduler_for_plan
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models.denoiser import evaluating
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan, sample
 
@@ -147,7 +147,7 @@ def _self_test(
 ) -> dict[str, float]:
     """Compares the folder, as a fresh process reads it, with the student in memory."""
     noise = Draws(0, 0, torch.arange(len(prompts))).normal("export", pipeline.latent_shape)
-    with torch.no_grad(), _evaluating(denoiser.module):
+    with torch.no_grad(), evaluating(denoiser.module):
         condition = pipeline.encode_prompt(prompts)
         x0 = sample(denoiser, plan, noise.to(pipeline.device), condition)
         images = (pipeline.decode(x0) / 2 + 0.5).clamp(0, 1)
@@ -203,16 +203,6 @@ def _fresh_process(
                 "nothing was written."
             )
         return load_file(answer)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(training)
 
 
 def _check_target(target: Path) -> None:

@@ -6,6 +6,8 @@ An `if` on a model family lives in this file and nowhere else.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -186,6 +188,17 @@ def _pair(size: int | tuple[int, int] | list[int]) -> tuple[int, int]:
 def frozen(module: nn.Module) -> nn.Module:
     """Switches off gradients and train mode of a module, and returns it."""
     return module.requires_grad_(False).eval()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside of the block; the mode from before comes back after it."""
+    training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(training)
 
 
 def device_of(module: nn.Module) -> torch.device:
