@@ -104,9 +104,18 @@ class StepPlan:
             schedule: whose scales the prediction is read with; *not* rescaled to zero SNR if the
                 network predicts epsilon.
             t: the timestep in the network's unit: 999 for Nitro-SD2.1, 400 for Nitro-PixArt.
+
+        Raises:
+            ValueError: if the schedule has no such timestep.
         """
         like = schedule.timesteps(1)[0]
         told = torch.as_tensor(t).to(like.dtype)
+        if told != t or not 0 <= schedule.fraction(told) <= 1:
+            first = schedule.timestep(torch.zeros(())).item()
+            raise ValueError(
+                f"timestep {t} is not one of the network's; they run from {first} to {like.item()}"
+                f"{'' if like.is_floating_point() else ', whole numbers only'}."
+            )
         return cls((Step(told, _pure_noise(schedule.prior_scale), schedule(told)),))
 
     def check(self, prediction_type: PredictionType) -> StepPlan:
@@ -144,7 +153,7 @@ class StepPlan:
 def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition) -> Tensor:
     """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider."""
     prediction = denoiser(x_t, step.t.to(x_t.device), condition)
-    return to_x0(prediction, x_t, step.output, denoiser.prediction_type)
+    return _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
 
 
 def sample(
@@ -182,7 +191,7 @@ def sample(
     for i in progress(range(len(plan))):
         step = plan.steps[i]
         prediction = denoiser(x_t, step.t.to(x_t.device), condition)
-        x0 = to_x0(prediction, x_t, step.output, denoiser.prediction_type)
+        x0 = _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
         if i + 1 == len(plan):
             break
         if plan.transition == "ode":
@@ -193,6 +202,10 @@ def sample(
         following = plan.steps[i + 1].input
         x_t = expand(following.alpha, x0).to(x0.dtype) * x0 + following.sigma.to(x0.dtype) * eps
     return x0
+
+
+def _wide(x0: Tensor) -> Tensor:
+    return x0.to(torch.promote_types(x0.dtype, torch.float32))
 
 
 def _pure_noise(scale: float) -> Scales:

@@ -75,10 +75,12 @@ class Scales(NamedTuple):
     def mix(self, x0: Tensor, noise: Tensor) -> Tensor:
         """Returns `alpha x0 + sigma noise` in `noise`'s dtype, shape `(B, *)`.
 
-        Where alpha is exactly 0 and sigma exactly 1 the result equals `noise` bit for bit.
+        Computed in float32 or wider. Where alpha is exactly 0 and sigma exactly 1 the result equals
+        `noise` bit for bit.
         """
-        alpha, sigma = (expand(s, noise).to(noise.dtype) for s in self)
-        return alpha * x0 + sigma * noise
+        dtype = torch.promote_types(noise.dtype, torch.float32)
+        alpha, sigma = (expand(s, noise).to(dtype) for s in self)
+        return (alpha * x0 + sigma * noise).to(noise.dtype)
 
     def snr(self) -> Tensor:
         """Returns alpha^2 / sigma^2, the signal-to-noise ratio; 0 at zero terminal SNR."""

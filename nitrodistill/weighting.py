@@ -48,7 +48,7 @@ def min_snr_weight(scales: Scales, prediction_type: PredictionType, gamma: float
 
 
 def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Tensor:
-    """max(SNR, 1) weights for a squared error on the network's own target; `(B,)`.
+    """max(SNR, 1) weights for a squared error on the network's own target; `(B,)`, sigma > 0.
 
     Raises:
         ValueError: for epsilon, whose weight 1/SNR diverges at zero SNR (and whose training
@@ -59,7 +59,9 @@ def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Ten
 
 
 def snr_plus_one_weight(scales: Scales, prediction_type: PredictionType) -> Tensor:
-    """SNR + 1 weights for a squared error on the network's own target; `(B,)`. 1 for v_prediction.
+    """SNR + 1 weights for a squared error on the network's own target; `(B,)`, sigma > 0.
+
+    It is 1 for v_prediction.
 
     Raises:
         ValueError: for epsilon, whose weight diverges at zero SNR.

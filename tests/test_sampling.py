@@ -137,6 +137,21 @@ def test_epsilon_at_zero_snr_is_refused_when_composed():
     assert StepPlan.from_schedule(RectifiedFlow(), 2).check("v_prediction")
 
 
+@pytest.mark.parametrize("t", [-5, 1000, 400.7])
+def test_a_timestep_that_the_network_does_not_have(t):
+    schedule = DiscreteSchedule((1 - torch.linspace(1e-4, 0.02, 1000).double()).cumprod(0))
+    with pytest.raises(ValueError, match=rf"timestep {t} is not one .* 0 to 999, whole numbers"):
+        StepPlan.from_noise(schedule, t)
+
+
+def test_half_precision_comes_out_wide(generator):
+    schedule = RectifiedFlow()
+    noise = torch.randn(2, 3, generator=generator).bfloat16()
+    assert sample(Gaussian(schedule), StepPlan.from_schedule(schedule), noise, NOTHING).dtype == (
+        torch.float32
+    )
+
+
 def test_bad_plans(generator):
     flow = RectifiedFlow()
     noise = torch.randn(1, 2, generator=generator)

@@ -70,6 +70,10 @@ def test_mix_and_snr(generator):
     torch.testing.assert_close(mixed[0], 0.6 * x0[0] + 0.8 * noise[0])
     assert torch.equal(mixed[1], noise[1])
     assert mixed.dtype == torch.float32
+    half = scales.mix(x0, noise.bfloat16())
+    assert half.dtype == torch.bfloat16
+    exact = scales.mix(x0, noise.bfloat16().float())
+    assert torch.equal(half, exact.bfloat16()), "rounded once, at the end"
     assert scales.snr().tolist() == pytest.approx([0.5625, 0.0])
 
 

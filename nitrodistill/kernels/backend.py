@@ -127,7 +127,7 @@ def _is_distributed(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-@torch.compiler.assume_constant_result
+@launch.constant
 @functools.cache
 def triton_failure(index: int) -> str | None:
     """Why Triton does not work on GPU `index`, warned once; None where a probe kernel ran."""

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 Options = Mapping[str, int]
 """Block sizes ("block", "rows", ...) and "warps" of one operation's kernels."""
@@ -21,7 +24,13 @@ Options = Mapping[str, int]
 TABLES = Path(__file__).parent / "tables"
 
 
-@torch.compiler.assume_constant_result
+def constant(function: _F) -> _F:
+    """`torch.compiler.assume_constant_result` without its import of torch._dynamo, which takes seconds."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
 @functools.cache
 def architecture(index: int) -> str:
     """The architecture of GPU `index`: "sm_90", "gfx90a", ..."""

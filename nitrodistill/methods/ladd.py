@@ -68,7 +68,7 @@ class LADDConfig:
         warmup_steps: steps of reconstruction alone before the adversarial term begins.
         discriminator_range: the discriminator's timesteps, uniform on this range of u in [0, 1].
         misaligned_negatives: show the discriminator real latents with another sample's prompt as
-            fakes.
+            fakes; the next sample's of the micro-batch, where its prompt is another one.
         updates: "alternating" trains the student and the discriminator in turns; "shared" trains
             both at every step on one student sample.
         num_steps: steps of the student.
@@ -108,6 +108,11 @@ class LADDConfig:
         if self.reconstruction_weight == 0 and self.adversarial_weight == 0:
             raise ValueError(
                 "reconstruction_weight and adversarial_weight are both 0; nothing to do."
+            )
+        if self.reconstruction_weight == 0 and self.warmup_steps > 0:
+            raise ValueError(
+                f"warmup_steps is {self.warmup_steps}, but warm-up is reconstruction alone and its "
+                "weight is 0; leave one of them out."
             )
         if not 0 <= self.fresh_fraction <= 1:
             raise ValueError(f"fresh_fraction is {self.fresh_fraction}; it must be in [0, 1].")
@@ -200,7 +205,7 @@ class LADD:
         noise = batch.noise
         if fresh and self.config.fresh_fraction > 0:
             chosen = Draws(draws.seed, draws.step, batch.index[fresh])
-            drawn = chosen.normal("noise", noise.shape[1:], noise.device)
+            drawn = chosen.normal("fresh", noise.shape[1:], noise.device)
             noise = noise.index_copy(0, _rows(fresh, noise), drawn.to(noise.dtype))
         step = self.plan.steps[0]
         if len(self.plan) > 1:
@@ -234,12 +239,12 @@ class LADD:
         config = self.config
         self._freeze_heads(True)
         x0 = predict_x0(self.student, step, x_t, batch.condition)
-        total = x0.new_zeros(())
+        total = 0 * x0.sum()  # a micro-batch may have no row for any term
         parts: dict[str, Tensor] = {}
         if paired and config.reconstruction_weight > 0:
             rows = _rows(paired, x0)
             per_sample = self.reconstruction.per_sample(x0[rows], batch.x0[rows].to(x0.dtype))
-            share = 1 if not fresh else self._shares()[0]
+            share = self._shares()[0] if self._is_adversarial(draws.step) else 1.0
             total = total + config.reconstruction_weight * per_sample.sum() / (len(batch) * share)
             parts["reconstruction"] = per_sample.detach()
         if fresh:
@@ -267,7 +272,9 @@ class LADD:
         per_sample = self.adversarial.discriminator(real, fake)
         if self.config.misaligned_negatives and len(reals) > 1:
             wrong = self._judge(reals.roll(1, dims=0), condition, some, "misaligned")
-            per_sample = (per_sample + self.adversarial.discriminator(real, wrong)) / 2
+            both = (per_sample + self.adversarial.discriminator(real, wrong)) / 2
+            ids = condition.prompt_ids  # a roll onto an equal prompt is no mismatch
+            per_sample = both if ids is None else torch.where(ids != ids.roll(1), both, per_sample)
         total = per_sample.sum() / (len(batch) * self._shares()[1])
         parts = {
             "discriminator": per_sample.detach(),

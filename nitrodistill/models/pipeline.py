@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from nitrodistill.models.denoiser import DiffusersDenoiser, Guided, device_of
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import Condition, check_prediction_type
 
-__all__ = ["Pipeline", "fingerprint"]
+__all__ = ["Pipeline", "fingerprint", "without_broken_torchvision"]
 
 
 class Pipeline:
@@ -73,30 +76,32 @@ class Pipeline:
 
         Raises:
             FileNotFoundError: if a directory is not there.
-            ValueError: if it is not a diffusers pipeline.
+            ValueError: if it is not a Stable Diffusion pipeline, or is damaged.
         """
+        from safetensors import SafetensorError
+
+        without_broken_torchvision()
         from diffusers import StableDiffusionPipeline
 
-        folder = Path(path)
-        if folder.is_dir() or folder.is_absolute() or str(path).startswith("."):
-            if not folder.exists():
-                raise FileNotFoundError(
-                    f"no teacher at {str(path)!r}; give the directory of a diffusers pipeline (with a "
-                    "model_index.json), or its name on the Hub."
-                )
-            if not (folder / "model_index.json").is_file():
-                raise ValueError(
-                    f"{str(path)!r} is not a diffusers pipeline: it has no model_index.json. Save one "
-                    "there with pipe.save_pretrained(path)."
-                )
+        local = _check_local(path)
         try:
             pipe = StableDiffusionPipeline.from_pretrained(
-                str(path), torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
+                str(path),
+                torch_dtype=dtype,
+                safety_checker=None,
+                requires_safety_checker=False,
+                use_safetensors=True,
             )
-        except OSError as error:
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:160]
+            if local:
+                raise ValueError(
+                    f"the pipeline {str(path)!r} cannot be loaded: a part is missing or damaged, or has no "
+                    f"safetensors ({reason}). Save it anew with pipe.save_pretrained(path)."
+                ) from error
             raise FileNotFoundError(
-                f"no teacher {str(path)!r}: it is neither a directory here nor a pipeline that can be "
-                f"downloaded ({str(error).splitlines()[0]})."
+                f"no teacher {str(path)!r}: there is no such directory here, and no pipeline of that name "
+                f"can be downloaded ({reason})."
             ) from error
         return cls.from_diffusers(pipe.to(device))
 
@@ -169,10 +174,61 @@ class Pipeline:
         return torch.cat(parts).float() * vae.config.scaling_factor
 
 
+def _check_local(path: str | Path) -> bool:
+    """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
+    folder, text = Path(path), str(path)
+    if not folder.exists():
+        if (
+            folder.is_absolute()
+            or text.startswith(".")
+            or text.count("/") != 1
+            or folder.parent.is_dir()
+        ):
+            raise FileNotFoundError(
+                f"no teacher at {text!r}; give the directory of a diffusers pipeline (with a "
+                "model_index.json), or its name on the Hub (user/model)."
+            )
+        return False
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise ValueError(
+            f"{text!r} is not a diffusers pipeline: it has no model_index.json. Save one there with "
+            "pipe.save_pretrained(path)."
+        )
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    kind = found.get("_class_name") if isinstance(found, dict) else None
+    if kind != "StableDiffusionPipeline":
+        raise ValueError(
+            f"{text!r} is not a pipeline that can be distilled yet: its model_index.json says "
+            f"{kind!r}, and StableDiffusionPipeline is supported."
+        )
+    return True
+
+
+def without_broken_torchvision() -> None:
+    """Hides a torchvision that cannot be imported from libraries that would fail with it.
+
+    A CPU torch beside another build's torchvision raises "operator torchvision::nms does not exist" at
+    import, and transformers takes the whole pipeline down with it. Nothing but LPIPS needs torchvision here.
+    """
+    try:
+        importlib.import_module("torchvision")
+    except ImportError:  # there is none: nobody tries
+        return
+    except Exception:  # whatever a broken binary raises
+        for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        sys.modules["torchvision"] = None  # type: ignore[assignment]
+
+
 def fingerprint(module: nn.Module) -> str:
     """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -64,6 +64,11 @@ class ZeroTerminalSNR:
                 f"betas run from {float(wide.min()):.4g} to {float(wide.max()):.4g}; every beta "
                 "must be in (0, 1]."
             )
+        if bool((wide[:-1] == 1).any()):
+            raise ValueError(
+                "a beta before the last one is 1: the schedule is pure noise there already; cut it off "
+                "behind its first beta of 1."
+            )
         alphas_cumprod = self.rescale_alphas_cumprod((1 - wide).cumprod(0))
         alphas = alphas_cumprod.clone()
         alphas[1:] = alphas_cumprod[1:] / alphas_cumprod[:-1]

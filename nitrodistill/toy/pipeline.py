@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from diffusers import StableDiffusionPipeline
-
+from nitrodistill.models.pipeline import without_broken_torchvision
 from nitrodistill.toy.manifest import WEIGHTS, verify
+
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
 
 GUIDANCE_SCALE = 3.0
 NUM_INFERENCE_STEPS = 25
@@ -24,6 +27,9 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
         FileNotFoundError: if the folder holds no weights.
         ValueError: if a file is damaged.
     """
+    without_broken_torchvision()
+    from diffusers import StableDiffusionPipeline
+
     root = WEIGHTS if path is None else Path(path)
     verify(root)
     pipeline = StableDiffusionPipeline.from_pretrained(

@@ -133,19 +133,21 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
         {"updates": "shared"},
         {"updates": "shared", "fresh_fraction": 0.5, "adversarial": "hinge"},
         {"updates": "shared", "num_steps": 4},
+        {"fresh_fraction": 0.25},
     ],
 )
-def test_two_micro_batches_are_one_batch(tiny_denoiser, settings):
+@pytest.mark.parametrize("size", [2, 4])
+def test_micro_batches_are_one_batch(tiny_denoiser, settings, size):
     method = make_method(tiny_denoiser, **settings)
     whole = run(method, make_batch(0, 8))
     gradient = [p.grad.clone() for p in method.student.module.parameters()]
     method.student.module.zero_grad()
-    halves = [run(method, make_batch(start, 4)) for start in (0, 4)]
+    parts = [run(method, make_batch(start, size)) for start in range(0, 8, size)]
     for role, (total, _) in whole.items():
-        mean = (halves[0][role][0] + halves[1][role][0]) / 2
+        mean = sum(part[role][0] for part in parts if role in part) / len(parts)
         torch.testing.assert_close(total, mean, rtol=1e-5, atol=1e-6)
     for whole_grad, parameter in zip(gradient, method.student.module.parameters(), strict=True):
-        torch.testing.assert_close(whole_grad, parameter.grad / 2, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(whole_grad, parameter.grad / len(parts), rtol=1e-4, atol=1e-6)
 
 
 def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny_denoiser):
@@ -156,6 +158,16 @@ def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny
     assert found["discriminator"][1]["discriminator"].shape == (8,)
     warm = make_method(tiny_denoiser, fresh_fraction=2 / 3, warmup_steps=1)
     assert run(warm, make_batch(12, 12))["student"][1]["reconstruction"].shape == (12,)
+
+
+def test_a_misaligned_pair_is_one_only_where_the_prompts_differ(tiny_denoiser):
+    """Four samples of one prompt have no negatives to roll onto."""
+    batch = make_batch(0, 4)
+    same = Condition(batch.condition.tensors, torch.zeros(4, dtype=torch.int64))
+    alike = Batch(batch.index, batch.x0, batch.noise, same)
+    plain = run(make_method(tiny_denoiser), alike, step=1)["discriminator"][0]
+    rolled = run(make_method(tiny_denoiser, misaligned_negatives=True), alike, step=1)
+    assert torch.equal(rolled["discriminator"][0], plain)
 
 
 def test_fresh_noise_is_fresh(tiny_denoiser):
@@ -195,6 +207,7 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
         ({"reconstruction_weight": 0.0, "adversarial_weight": 0.0}, "nothing to do"),
         ({"discriminator_range": (0.5, 0.2)}, "rise and do not overlap"),
         ({"num_steps": 0}, "num_steps is 0"),
+        ({"reconstruction_weight": 0.0, "warmup_steps": 5}, "warm-up is reconstruction alone"),
         ({"num_steps": 2, "timestep": 400}, "one-step student"),
     ],
 )

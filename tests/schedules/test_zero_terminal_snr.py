@@ -8,6 +8,7 @@ from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nitrodistill.prediction import to_x0
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 
 SD_BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -134,6 +135,29 @@ def test_a_schedule_gives_a_new_one():
     assert schedule.alphas_cumprod[-1] > 0
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.floats(1e-4, 0.3), min_size=2, max_size=60),
+    st.sampled_from(["DDIMScheduler", "DDPMScheduler", "LCMScheduler"]),
+)
+def test_any_scheduler_ends_in_noise_and_draws_minus_v(values, name):
+    """Over random betas: add_noise == noise and get_velocity == -x0 bit for bit, one step == -v."""
+    given_scheduler = getattr(diffusers, name)(
+        num_train_timesteps=len(values),
+        trained_betas=values,
+        prediction_type="v_prediction",
+        **({"original_inference_steps": 1} if name == "LCMScheduler" else {}),
+    )
+    scheduler = ZeroTerminalSNR()(given_scheduler)
+    x0, noise = torch.randn(2, 2, 4, 4, 4, generator=torch.Generator().manual_seed(len(values)))
+    last = torch.full((2,), len(values) - 1)
+    assert torch.equal(scheduler.add_noise(x0, noise, last), noise)
+    assert torch.equal(scheduler.get_velocity(x0, noise, last), -x0)
+    schedule = DiscreteSchedule.from_scheduler(scheduler)
+    denoised = to_x0(x0, noise, schedule(last), "v_prediction")
+    assert torch.equal(denoised, -x0)
+
+
 def test_at_the_last_timestep_noising_is_noise_and_velocity_is_minus_x0(generator):
     x0, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     scheduler = ZeroTerminalSNR()(diffusers.DDIMScheduler(prediction_type="v_prediction"))
@@ -152,6 +176,7 @@ def test_at_the_last_timestep_noising_is_noise_and_velocity_is_minus_x0(generato
         (torch.tensor([0.1, 1.5]), "in \\(0, 1\\]"),
         (torch.tensor([0.0, 0.1]), "in \\(0, 1\\]"),
         (torch.tensor([float("nan"), 0.1]), "in \\(0, 1\\]"),
+        (torch.tensor([0.1, 1.0, 1.0]), "pure noise there already"),
     ],
 )
 def test_bad_betas(betas, message):
