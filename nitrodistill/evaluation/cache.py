@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from nitrodistill.data.files import atomic
 
 __all__ = ["LatentCache"]
 
@@ -39,15 +41,20 @@ class LatentCache:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def get(self, name: str, batch: int, make: Callable[[], Tensor]) -> Tensor:
-        """The latents of stream `name` and number `batch`: read, or made and kept."""
+        """The latents of stream `name` and number `batch`: read, or made and kept.
+
+        A file that cannot be read is made again.
+        """
         if self.root is None:
             return make()
         path = self.root / f"teacher-{self.key}" / f"{name}-{batch:05d}.safetensors"
         if path.is_file():
-            return load_file(path)["latents"]
+            try:
+                return load_file(path)["latents"]
+            except (SafetensorError, KeyError):
+                path.unlink()
         latents = make()
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}")
-        save_file({"latents": latents.contiguous().cpu()}, partial)
-        os.replace(partial, path)
+        with atomic(path) as temporary:
+            save_file({"latents": latents.contiguous().cpu()}, temporary)
         return latents

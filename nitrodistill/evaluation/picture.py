@@ -7,10 +7,11 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from nitrodistill.data.files import atomic
 from nitrodistill.evaluation.result import Pictures
 
 if TYPE_CHECKING:
@@ -65,15 +66,17 @@ def draw_grid(
         pen.text((GAP, TITLE + 3 * GAP + i * row), text, INK, _font(CAPTION))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(target, format="PNG")
+    with atomic(target) as temporary:
+        sheet.save(temporary, format="PNG")
     return target
 
 
-def draw_curves(logs: Sequence[Mapping[str, float]], path: str | Path, x: str = "step") -> Path:
+def draw_curves(logs: Sequence[Mapping[str, Any]], path: str | Path, x: str = "step") -> Path:
     """Writes a PNG with one small plot for each name in the logs, over `x`.
 
     Args:
-        logs: one mapping of numbers for each logged step; `x` is in all of them, other names may come and go.
+        logs: one mapping for each logged step, such as the lines of a run's `log.jsonl`; `x` is in all of
+            them, other names may come and go. "stage" and what is no number is left out.
         path: the file.
         x: the horizontal axis.
 
@@ -87,14 +90,20 @@ def draw_curves(logs: Sequence[Mapping[str, float]], path: str | Path, x: str = 
         )
     from matplotlib.figure import Figure
 
-    names = list(dict.fromkeys(name for entry in logs for name in entry if name != x))
+    shown = [
+        {n: v for n, v in entry.items() if n not in (x, "stage") and isinstance(v, (int, float))}
+        for entry in logs
+    ]
+    names = list(dict.fromkeys(name for entry in shown for name in entry))
     if not names:
         raise ValueError(f"the logs hold nothing to plot over {x!r}.")
     columns = min(3, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
     for name, axes in zip(names, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
-        points = [(entry[x], entry[name]) for entry in logs if name in entry]
+        points = [
+            (e[x], values[name]) for e, values in zip(logs, shown, strict=True) if name in values
+        ]
         axes.plot(*zip(*points, strict=True), linewidth=1.0)
         axes.set_title(name, fontsize=9)
         axes.set_xlabel(x, fontsize=8)
@@ -104,7 +113,8 @@ def draw_curves(logs: Sequence[Mapping[str, float]], path: str | Path, x: str = 
         axes.set_visible(False)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=120, format="png")
+    with atomic(target) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     return target
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+from nitrodistill.data.files import write_text
 
 __all__ = ["Evaluation", "Pictures", "Scores"]
 
@@ -130,9 +131,7 @@ class Evaluation:
             "arms": {name: asdict(scores) for name, scores in self.arms.items()},
             FLOOR: asdict(self.floor),
         }
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        write_text(target, json.dumps(found, indent=2, allow_nan=False) + "\n")
         return target
 
     @classmethod
@@ -140,13 +139,18 @@ class Evaluation:
         """Reads what `save` wrote; `pictures` is None.
 
         Raises:
-            ValueError: if the file has another format.
+            ValueError: if the file is damaged or has another format.
         """
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(found, dict) or found.get("format") != 1:
-            raise ValueError(f"{str(path)!r} is not a metrics.json of format 1; evaluate again.")
-        arms = {name: Scores(**scores) for name, scores in found["arms"].items()}
-        return cls(arms, Scores(**found[FLOOR]), found["settings"])
+        try:
+            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or found.get("format") != 1:
+                raise ValueError("its format is not 1")
+            arms = {name: Scores(**scores) for name, scores in found["arms"].items()}
+            return cls(arms, Scores(**found[FLOOR]), dict(found["settings"]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is not a metrics.json of format 1 ({error}); evaluate again."
+            ) from error
 
     def _cells(self) -> list[list[str]]:
         table = self.table()

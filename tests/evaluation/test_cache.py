@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -29,3 +31,15 @@ def test_latents_are_made_once(tmp_path: Path) -> None:
 
     nothing = LatentCache(None, {"seed": 0})
     assert nothing.get("noise", 0, make)[0, 0, 0, 0] == 5
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-4], lambda data: b"", lambda data: b"{" * 9]
+)
+def test_damaged_latents_are_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    cache = LatentCache(tmp_path, {"seed": 0})
+    expected = cache.get("noise", 0, lambda: torch.ones(2, 4, 1, 1))
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(damage(file.read_bytes()))
+    assert torch.equal(cache.get("noise", 0, lambda: torch.ones(2, 4, 1, 1)), expected)
+    assert torch.equal(cache.get("noise", 0, lambda: torch.zeros(2, 4, 1, 1)), expected)

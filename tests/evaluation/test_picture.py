@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,42 @@ def test_curves_show_every_logged_name(tmp_path: Path) -> None:
     path = draw_curves(logs, tmp_path / "curves.png")
     assert np.asarray(Image.open(path).convert("L")).std() > 5
     with pytest.raises(ValueError, match="nothing to plot"):
-        draw_curves([{"step": 1.0}], tmp_path / "none.png")
+        draw_curves([{"step": 1.0, "stage": 0}], tmp_path / "none.png")
+
+
+def test_stage_and_reasons_for_skipping_are_no_curves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.axes import Axes
+
+    titles = []
+    monkeypatch.setattr(Axes, "set_title", lambda self, title, **style: titles.append(title))
+    logs = [{"stage": 0, "step": 1, "loss": 2.0}, {"stage": 0, "step": 2, "skipped": "not finite"}]
+    draw_curves(logs, tmp_path / "curves.png")
+    assert titles == ["loss"]
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda path: draw_grid(pictures(32, ("a ring",)), path),
+        lambda path: draw_curves([{"step": 1.0, "loss": 2.0}], path),
+    ],
+)
+def test_a_picture_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path], Path]
+) -> None:
+    from matplotlib.figure import Figure
+
+    def fail(self: object, target: Path, **options: object) -> None:
+        Path(target).write_bytes(b"half a pict")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(OSError, match="No space"):
+        draw(tmp_path / "picture.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_matplotlib_the_way_out_is_named(

@@ -54,6 +54,20 @@ def test_metrics_json_round_trips(tmp_path: Path) -> None:
     path = FOUND.save(tmp_path / "new" / "metrics.json")
     assert Evaluation.load(path) == FOUND
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
-    path.write_text('{"format": 2}')
-    with pytest.raises(ValueError, match="format 1"):
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"format": 2}', "its format is not 1"),
+        ('{"format": 1}', "'arms'"),
+        ('{"format": 1, "arms": {"student": {"alignmint": 1}}}', "alignmint"),
+        ('{"format": 1, "arms": []}', "no attribute 'items'"),
+        ('{"format": 1', "delimiter"),
+    ],
+)
+def test_a_metrics_json_that_is_none_is_named(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "metrics.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 1 .*{words}"):
         Evaluation.load(path)
