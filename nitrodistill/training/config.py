@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -12,6 +13,7 @@ __all__ = [
     "MixedPrecision",
     "OptimizerConfig",
     "TrainerConfig",
+    "check_optimizers",
     "learning_rate_factor",
     "to_plain",
 ]
@@ -113,6 +115,24 @@ def learning_rate_factor(config: TrainerConfig, step: int) -> float:
     length = config.steps * (1 - config.lr_decay_from)
     fall = min(1.0, (config.steps - step) / length) if length > 0 else 1.0
     return rise * fall
+
+
+def check_optimizers(optimizers: Mapping[str, OptimizerConfig], roles: Sequence[str]) -> None:
+    """Checks that every role of a method has an optimizer, and no other name has.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    for name in optimizers:
+        if name not in roles:
+            near = difflib.get_close_matches(name, roles, n=1, cutoff=0) or roles
+            raise ValueError(
+                f"optimizers names {name!r}, which the method does not train; the nearest role "
+                f"is {near[0]!r}."
+            )
+    missing = [name for name in roles if name not in optimizers]
+    if missing:
+        raise ValueError(f"optimizers lacks settings for {missing}; every role needs its own.")
 
 
 def to_plain(value: object) -> Any:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nitrodistill.data.files import write_text
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -141,6 +143,4 @@ def _keep_until(file: Path, stage: int, step: int) -> None:
             continue
         if (line["stage"], line["step"]) <= (stage, step):
             kept.append(text + "\n")
-    aside = file.with_name(f".{file.name}")
-    aside.write_text("".join(kept), encoding="utf-8")
-    aside.replace(file)
+    write_text(file, "".join(kept))

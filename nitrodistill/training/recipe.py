@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from nitrodistill.data.files import write_text
 from nitrodistill.methods import LADDConfig
 from nitrodistill.training.config import TrainerConfig, to_plain
 
@@ -162,6 +163,4 @@ def save_recipe(recipe: Recipe, path: Path) -> None:
     """Writes a recipe with every default written out; the file is whole or not there."""
     import yaml
 
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(yaml.safe_dump(to_plain(recipe), sort_keys=False), encoding="utf-8")
-    aside.replace(path)
+    write_text(path, yaml.safe_dump(to_plain(recipe), sort_keys=False))

@@ -3,7 +3,7 @@
 The folder of a run:
 
     recipe.yaml         the recipe with every default written out
-    environment.json    versions, git state, device
+    environment.json    versions, git state, device: of the start, and of each resumption that differs
     log.jsonl, logs/    numbers, also for tensorboard
     previews/           teacher, student and its moving average, side by side
     checkpoints/
@@ -12,7 +12,9 @@ The folder of a run:
 from __future__ import annotations
 
 import json
+import math
 import platform
+import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,12 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from nitrodistill.data import PairStore, PairStream
+from nitrodistill.data.files import write_text
 from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
-from nitrodistill.training.checkpoint import Checkpoint, find_checkpoints, newest_checkpoint
-from nitrodistill.training.config import FREE, to_plain
+from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
+from nitrodistill.training.config import FREE, check_optimizers, to_plain
 from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
@@ -40,6 +43,10 @@ if TYPE_CHECKING:
 __all__ = ["TrainedStudent", "load_run_recipe", "load_student", "run_recipe"]
 
 Resume = Literal["auto", "never"]
+
+ENVIRONMENT = "environment.json"
+# left by a process that was killed while it wrote
+_TEMPORARY = re.compile(r"\.(recipe\.yaml|environment\.json|log\.jsonl)\..*\.tmp")
 
 
 @dataclass(frozen=True)
@@ -75,17 +82,22 @@ def run_recipe(recipe: Recipe, pipeline: Pipeline, *, resume: Resume = "auto") -
 
     Raises:
         FileNotFoundError: if there is no pair store.
-        ValueError: if another teacher made the pairs, settings do not fit the network, or the folder
-            holds a run of another recipe.
+        ValueError: if another teacher made the pairs, settings of a stage do not fit the network, a
+            preview's prompt is unknown to the teacher, or the folder holds a run of another recipe.
         FileExistsError: if the folder holds something else.
     """
     output = Path(recipe.output)
     store = PairStore.open(recipe.pairs)
-    store.check_teacher(fingerprint(pipeline.denoiser.module))
+    _check_teacher(store, pipeline)
     _check_folder(output, recipe, resume)
     _check_same_pairs(output, store)
+    for prompt in recipe.preview_prompts:
+        pipeline.check_prompt(prompt)
     accelerator = make_accelerator(recipe.stages[0].trainer.mixed_precision, output)
     pipeline.diffusers.to(accelerator.device)
+    for stage in recipe.stages[1:]:  # the first is prepared below
+        method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
+        check_optimizers(stage.trainer.optimizers, list(method.trainable()))
     first = _Prepared.make(recipe, 0, pipeline, store, accelerator)
     return _states(recipe, pipeline, store, accelerator, first)
 
@@ -220,7 +232,7 @@ def _check_folder(output: Path, recipe: Recipe, resume: Resume) -> None:
         return
     if not output.is_dir():
         raise FileExistsError(f"{str(output)!r} is a file; choose a folder for the run.")
-    names = sorted(path.name for path in output.iterdir())
+    names = sorted(p.name for p in output.iterdir() if not _TEMPORARY.fullmatch(p.name))
     if not names:
         return
     if RECIPE not in names:
@@ -239,14 +251,41 @@ def _check_folder(output: Path, recipe: Recipe, resume: Resume) -> None:
         )
 
 
+def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
+    """The teacher must have the weights, the prediction type and the noise levels that made the pairs."""
+    denoiser = pipeline.denoiser
+    store.check_teacher(fingerprint(denoiser.module))
+    for source in store.manifest.sources:
+        made = f"the pairs in {str(store.path)!r} were made by teacher {source.teacher!r} with"
+        way_out = "use that teacher's scheduler, or generate pairs with this one."
+        if source.prediction_type != denoiser.prediction_type:
+            raise ValueError(
+                f"{made} prediction type {source.prediction_type!r}, and this teacher's is "
+                f"{denoiser.prediction_type!r}; {way_out}"
+            )
+        steps = StepPlan.from_schedule(denoiser.schedule, source.steps).steps
+        here = [(s.t.item(), s.output.alpha.item(), s.output.sigma.item()) for s in steps]
+        there = zip(source.grid.t, source.grid.alpha, source.grid.sigma, strict=True)
+        for (t, *scales), (told, *known) in zip(here, there, strict=True):
+            if t != told or not all(map(_close, scales, known)):
+                raise ValueError(
+                    f"{made} signal and noise scales {known} at timestep {told}, and this teacher's are "
+                    f"{scales} at {t}; {way_out}"
+                )
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
+
+
 def _check_same_pairs(output: Path, store: PairStore) -> None:
     """Pairs may have moved since a run was stopped, but they must be the same."""
-    for checkpoint in find_checkpoints(output)[:1]:
-        if checkpoint.state().get("pairs") != store.manifest.identity():
-            raise ValueError(
-                f"the run in {str(output)!r} was trained on other pairs than those in {str(store.path)!r}; "
-                "use the same to resume it, or choose another folder."
-            )
+    checkpoint = newest_checkpoint(output)
+    if checkpoint is not None and checkpoint.state().get("pairs") != store.manifest.identity():
+        raise ValueError(
+            f"the run in {str(output)!r} was trained on other pairs than those in {str(store.path)!r}; "
+            "use the same to resume it, or choose another folder."
+        )
 
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:
@@ -273,14 +312,27 @@ def _claim_folder(output: Path, recipe: Recipe, accelerator: Accelerator) -> Non
     """Makes the folder and notes the recipe and the environment in it."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        for left in output.iterdir():
+            if _TEMPORARY.fullmatch(left.name):
+                left.unlink()
         save_recipe(recipe, output / RECIPE)
-        environment = json.dumps(_environment(accelerator), indent=1)
-        (output / "environment.json").write_text(environment, encoding="utf-8")
+        _note_environment(output / ENVIRONMENT, _environment(accelerator))
     except OSError as error:
         raise type(error)(
             f"cannot write the run to {str(output)!r}: {error.strerror or error}; choose a folder that "
             "can be written."
         ) from error
+
+
+def _note_environment(file: Path, environment: dict[str, object]) -> None:
+    """Adds the environment to those noted before, unless it is the last of them."""
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
+    noted = noted if isinstance(noted, list) else [noted]
+    if noted[-1:] != [environment]:
+        write_text(file, json.dumps([*noted, environment], indent=1))
 
 
 def _environment(accelerator: Accelerator) -> dict[str, object]:

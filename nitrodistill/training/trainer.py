@@ -19,7 +19,6 @@ was not. The modules' train or eval mode is left as the method has it.
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 import warnings
@@ -43,6 +42,7 @@ from nitrodistill.training.config import (
     FREE,
     OptimizerConfig,
     TrainerConfig,
+    check_optimizers,
     learning_rate_factor,
     to_plain,
 )
@@ -142,7 +142,7 @@ class Trainer:
         self.stage = stage
         self.step: int = 0
         self.record: dict[str, object] = dict(record or {})
-        self._check_roles()
+        check_optimizers(config.optimizers, list(method.trainable()))
         checkpoint = self._find_checkpoint(resume)
         self.accelerator: Accelerator = accelerator or make_accelerator(
             config.mixed_precision, self.output
@@ -169,6 +169,8 @@ class Trainer:
             FloatingPointError: after `config.max_skips` non-finite steps in a row, or if weights are
                 not finite when a checkpoint is due.
         """
+        if self.step >= self.config.steps:
+            return
         log, skips = self._open_log(), 0
         while self.step < self.config.steps:
             state = self._train_step()
@@ -324,19 +326,6 @@ class Trainer:
         self.output.mkdir(parents=True, exist_ok=True)
         file, every = self.output / "log.jsonl", self.config.log_every
         return RunLog(file, self.accelerator, every, self.stage, self.step)
-
-    def _check_roles(self) -> None:
-        roles, given = list(self.method.trainable()), self.config.optimizers
-        for name in given:
-            if name not in roles:
-                near = difflib.get_close_matches(name, roles, n=1, cutoff=0) or roles
-                raise ValueError(
-                    f"optimizers names {name!r}, which the method does not train; the nearest role "
-                    f"is {near[0]!r}."
-                )
-        missing = [name for name in roles if name not in given]
-        if missing:
-            raise ValueError(f"optimizers lacks settings for {missing}; every role needs its own.")
 
     def _last_good(self) -> str:
         saved = find_checkpoints(self.output, self.stage) if self.output is not None else []

@@ -66,7 +66,7 @@ def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(recipe, 
     run = tmp_path / "run"
     assert [state.active for state in states] == [("student",), *[("student", "discriminator")] * 3]
     assert load_recipe(run / "recipe.yaml") == _trainer(recipe, preview_every=2)
-    environment = json.loads((run / "environment.json").read_text())
+    (environment,) = json.loads((run / "environment.json").read_text())
     assert torch.__version__.startswith(environment["versions"]["torch"])
     assert len((run / "log.jsonl").read_text().splitlines()) == 4
     previews = sorted((run / "previews").iterdir())
@@ -108,12 +108,53 @@ def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(recipe, pipeline
             break
     resumed = list(run_recipe(recipe, pipeline))
     assert [(state.stage, state.step) for state in resumed] == [(1, 3), (1, 4)]
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    every = [(stage, step) for stage in (0, 1) for step in (1, 2, 3, 4)]
+    assert [(line["stage"], line["step"]) for line in log] == every
     one, other = (load_student(tmp_path / name, pipeline) for name in ("whole", "run"))
     assert torch.equal(_weights(one), _weights(other))
     assert (other.checkpoint.stage, len(other.plan)) == (1, 2)
     first = [c for c in find_checkpoints(tmp_path / "run") if c.stage == 0]
     assert first[0].step == 4
     assert list(run_recipe(recipe, pipeline)) == []
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
+    recipe, pipeline, tmp_path
+):
+    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    list(run_recipe(whole, pipeline))
+    list(run_recipe(recipe, pipeline))
+    newest = find_checkpoints(tmp_path / "run")[0]
+    (newest.path / "state.json").write_text('{"stage"')
+    with pytest.warns(RuntimeWarning, match=r"state.json is not what was written.*an older one"):
+        assert [state.step for state in run_recipe(recipe, pipeline)] == [3, 4]
+    one, other = (load_student(tmp_path / name, pipeline) for name in ("whole", "run"))
+    assert torch.equal(_weights(one), _weights(other))
+
+
+def test_the_environment_of_the_start_is_kept_and_others_are_added(recipe, pipeline, tmp_path):
+    next(run_recipe(recipe, pipeline))
+    file = tmp_path / "run" / "environment.json"
+    start = json.loads(file.read_text())
+    next(run_recipe(recipe, pipeline))
+    assert json.loads(file.read_text()) == start
+    other = [start[0] | {"python": "2.7"}]
+    file.write_text(json.dumps(other))
+    next(run_recipe(recipe, pipeline))
+    assert json.loads(file.read_text()) == other + start
+    file.write_text("[")
+    with pytest.raises(ValueError, match=r"environment.json is damaged"):
+        next(run_recipe(recipe, pipeline))
+
+
+def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    left = run / ".recipe.yaml.12345-0123abcd.tmp"
+    left.write_text("teacher: ti")
+    next(run_recipe(recipe, pipeline))
+    assert not [p.name for p in run.iterdir() if p.name.startswith(".")]
 
 
 def test_bf16_trains_float32_weights_and_leaves_the_teacher(recipe, pipeline, tmp_path):
@@ -168,11 +209,16 @@ def test_nothing_is_written_before_everything_is_checked(
     wrong_taps = dataclasses.replace(
         recipe, stages=[dataclasses.replace(recipe.stages[0], method=taps)]
     )
+    later_taps = dataclasses.replace(recipe, stages=[*recipe.stages, *wrong_taps.stages])
+    no_optimizer = _trainer(recipe, optimizers={"student": OptimizerConfig(1e-3)})
+    later_roles = dataclasses.replace(recipe, stages=[*recipe.stages, *no_optimizer.stages])
     no_pairs = dataclasses.replace(recipe, pairs=str(tmp_path / "nowhere"))
     for wrong, words in [
         (wrong_taps, "no submodule 'down_blocks.7'"),
         (no_pairs, "no pair store"),
         (_trainer(recipe, optimizers={}), "lacks settings"),
+        (later_taps, "no submodule 'down_blocks.7'"),
+        (later_roles, r"lacks settings for \['discriminator'\]"),
     ]:
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             run_recipe(wrong, pipeline)
@@ -183,6 +229,36 @@ def test_nothing_is_written_before_everything_is_checked(
     with pytest.raises(ValueError, match="made by teacher 'tiny'"):
         run_recipe(recipe, other)
     assert not run.exists()
+
+
+def test_previews_of_unknown_words_are_refused_at_once(recipe, pipeline, tmp_path):
+    def check(prompt):
+        raise ValueError(f"{prompt!r} holds a word that nobody knows.")
+
+    teacher = Pipeline(pipeline.diffusers, pipeline.denoiser, check)
+    recipe = dataclasses.replace(recipe, preview_prompts=("a circel",))
+    with pytest.raises(ValueError, match="'a circel' holds a word"):
+        run_recipe(recipe, teacher)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prediction_type": "epsilon"}, "type 'v_prediction', and this teacher's is 'epsilon'"),
+        ({"rescale_betas_zero_snr": False}, r"scales \[0.0, 1.0\] at timestep 999"),
+        ({"num_train_timesteps": 500}, r"at timestep 999, and this teacher's are .* at 499"),
+    ],
+)
+def test_another_scheduler_than_the_pairs_is_refused(
+    recipe, pipeline, tiny_diffusers, tmp_path, options, words
+):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **options)
+    with pytest.raises(ValueError, match=words):
+        run_recipe(recipe, Pipeline.from_diffusers(tiny_diffusers(scheduler)))
+    assert not (tmp_path / "run").exists()
 
 
 def test_folders_that_are_taken_or_cannot_be(recipe, pipeline, tmp_path):
