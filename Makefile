@@ -12,7 +12,8 @@ help:           ## list the targets
 venv: .venv/ready  ## make .venv with everything for development
 
 .venv/ready: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
+	  { echo "$(PYTHON) cannot make environments: install your system's package python3-venv."; exit 1; }
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
 	touch $@
@@ -34,7 +35,7 @@ soak: .venv/ready  ## long faults and fuzz, not in CI
 	$(BIN)/python -m pytest -m soak
 
 aot: .venv/ready  ## compile every kernel for every architecture, with the resource gates
-	$(BIN)/python -m nitrodistill.kernels.aot
+	$(BIN)/python -m nitrodistill.kernels.aot --compare tests/kernels/aot_figures.json
 
 benchmarks: .venv/ready  ## the benchmark setting of the demo (an hour)
 	$(BIN)/python benchmarks/demo_quality.py

@@ -1,16 +1,12 @@
-"""One-step distillation of the embedded teacher in plain PyTorch: no trainer, no framework.
-
-A copy of the teacher learns by regression on pairs and from a latent discriminator on fresh noise.
-"""
+"""What `nitrodistill demo` trains, in plain PyTorch: regression on pairs, a discriminator on fresh noise."""
 
 from pathlib import Path
 
 import torch
+from torch.optim import Adam
 
 import nitrodistill as nd
 from nitrodistill import toy
-
-TAPS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
 
 
 def held_out_loss(student: nd.DiffusersDenoiser, plan: nd.StepPlan, pairs: nd.PairStore) -> float:
@@ -23,27 +19,30 @@ def held_out_loss(student: nd.DiffusersDenoiser, plan: nd.StepPlan, pairs: nd.Pa
 
 def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop") -> float:
     teacher = nd.Pipeline.from_diffusers(toy.load_pipeline())
-    captions = toy.scenes.captions()
-    prompts = [captions[i * 97 % len(captions)] for i in range(len(captions))]  # shuffled
-    stores = {}
-    for name, config in (
-        ("pairs", nd.GenerateConfig(num_pairs=num_pairs)),
-        ("held_out", nd.GenerateConfig(num_pairs=100, seed=1)),
-    ):
-        stores[name] = nd.generate(
-            teacher, prompts, Path(folder) / name, config, teacher_name="toy"
+    configs = {"pairs": nd.GenerateConfig(num_pairs), "held_out": nd.GenerateConfig(100, seed=1)}
+    stores = {
+        name: nd.generate(
+            teacher, toy.scenes.captions(), Path(folder) / name, config, teacher_name="toy"
         )
+        for name, config in configs.items()
+    }
     student = teacher.denoiser.copy()
-    discriminator = nd.LatentDiscriminator(teacher.denoiser, TAPS, width=96)
-    plan = nd.StepPlan.from_schedule(student.schedule)
+    taps = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
+    discriminator = nd.LatentDiscriminator(teacher.denoiser, taps, width=96)
     settings = nd.LADDConfig(
-        adversarial_weight=0.5, fresh_fraction=2 / 3, warmup_steps=steps // 3, updates="shared"
+        adversarial="hinge",
+        adversarial_weight=0.5,
+        fresh_fraction=2 / 3,
+        warmup_steps=round(0.3 * steps),
+        discriminator_range=(0.0, 0.4),
+        updates="shared",
     )
-    method = nd.LADD(student, discriminator, plan, settings, adversarial=nd.HingeLoss())
-    heads, network = discriminator.heads.parameters(), student.module.parameters()
+    plan = nd.StepPlan.from_schedule(student.schedule)
+    method = nd.LADD(student, discriminator, plan, settings)
+    networks = {name: list(role.module.parameters()) for name, role in method.trainable().items()}
     optimizers = {
-        "student": torch.optim.AdamW(network, lr=4e-4, betas=(0.5, 0.999)),
-        "discriminator": torch.optim.AdamW(heads, lr=2e-3, betas=(0.0, 0.999)),
+        "student": Adam(networks["student"], lr=8e-4, betas=(0.5, 0.999)),
+        "discriminator": Adam(networks["discriminator"], lr=2e-3, betas=(0.0, 0.999)),
     }
     stream = nd.PairStream(stores["pairs"], seed=0, batch_size=48)
     for step in range(steps):
@@ -52,6 +51,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
         for role, terms in method.losses(batch, method.active(step), draws):
             optimizers[role].zero_grad()
             terms.total.backward()
+            torch.nn.utils.clip_grad_norm_(networks[role], 1.0)
             optimizers[role].step()
     return held_out_loss(student, plan, stores["held_out"])
 
