@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
-from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss
+from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
 from nitrodistill.losses.base import (
     Reduction,
     check_choice,
@@ -102,16 +102,17 @@ def denoising_loss(
         x0 = to_x0(output.to(dtype), x_t.to(dtype), scales, prediction_type)
         values = _TORCH[loss](x0, target.to(dtype), parameter)
         return reduce(masked_mean(values, mask), weight, reduction)
-    per_sample = x0_loss(
+    # Where the fused kernel runs, a mean without mask comes with its gradient, in one pass.
+    fused = x0_loss_mean if reduction == "mean" else x0_loss
+    value = fused(
         output,
         x_t,
         target,
-        scales.alpha,
-        scales.sigma,
+        *scales,
         prediction_type=prediction_type,
         loss=loss,
         parameter=parameter,
         mask=mask,
         weight=weight,
     )
-    return reduce(per_sample, None, reduction)
+    return value.sum() if reduction == "sum" else value
