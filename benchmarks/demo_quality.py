@@ -11,8 +11,8 @@ Arms at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 
 
 and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished arms are kept, a killed
 one goes on. The steps of an arm (STEPS) were chosen so that each takes about 120 CPU seconds on the machine of the
-committed result; the CPU time that an arm really took is in its row. Writes benchmarks/results/demo_quality.json and
-the tables in docs/demo_quality.md.
+committed result; the CPU time that an arm really took is in its row. Writes benchmarks/results/demo_quality.json
+and the tables in docs/demo_quality.md.
 """
 
 from __future__ import annotations
