@@ -9,6 +9,7 @@ them; `examples/plain_loop.py` does the same without the trainer.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -18,11 +19,12 @@ import torch
 
 from nitrodistill import toy
 from nitrodistill.cli.arguments import make_parser, parse
-from nitrodistill.cli.measuring import measure_student
+from nitrodistill.cli.measuring import GRID, METRICS, check_output, measure_student
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, draw_grid
 from nitrodistill.export import export
+from nitrodistill.export.pipeline import check_target
 from nitrodistill.methods import LADDConfig
 from nitrodistill.training import OptimizerConfig, TrainerConfig, with_progress
 from nitrodistill.training.recipe import Recipe, Stage
@@ -44,8 +46,13 @@ example:
   nitrodistill demo --output runs/small --pairs 200 --steps 150 --samples 256
 """
 
-FILES = ("pairs", "student", "teacher", "metrics.json", "grid.png", "curves.png", "pipeline")
+CURVES = "curves.png"
+PIPELINE = "pipeline"
+FILES = ("pairs", "student", "teacher", METRICS, GRID, CURVES, PIPELINE)
 """What a demo's folder may hold."""
+
+# left by a demo that was killed while it wrote
+_TEMPORARY = re.compile(r"\.(metrics\.json|grid\.png|curves\.png)\..*\.tmp|\.pipeline(\.old)?\.\w+")
 
 TITLES = {
     "teacher": "teacher, 25 steps",
@@ -151,19 +158,19 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         settings,
         cache=root / "teacher",
     )
-    found.save(root / "metrics.json")
+    found.save(root / METRICS)
     if found.pictures is not None:
-        draw_grid(found.pictures, root / "grid.png", TITLES)
-    _draw_curves(root)
+        draw_grid(found.pictures, root / GRID, TITLES)
+    _draw_curves(root, say)
 
     say("4/4  export: a diffusers pipeline, tested in a fresh process")
     export(
         pipeline,
         student.denoiser,
         student.plan,
-        root / "pipeline",
+        root / PIPELINE,
         base_model="the toy teacher embedded in nitrodistill",
-        metrics=found.table(),
+        metrics=found.markdown(),
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
     )
@@ -189,27 +196,25 @@ def _closing(found: Evaluation, root: Path, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def _draw_curves(root: Path) -> None:
+def _draw_curves(root: Path, say: Callable[[str], None]) -> None:
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
+        say("no curves.png: it needs matplotlib, `pip install nitrodistill[plots]`")
         return
     log = (root / "student" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    draw_curves([json.loads(line) for line in log], root / "curves.png")
+    draw_curves([json.loads(line) for line in log], root / CURVES)
 
 
 def _check_folder(root: Path) -> None:
-    if root.exists() and not root.is_dir():
-        raise FileExistsError(f"{str(root)!r} is a file; choose a folder with --output.")
-    strangers = sorted(p.name for p in root.iterdir()) if root.exists() else []
-    strangers = [name for name in strangers if name.lstrip(".").split(".")[0] not in _STEMS]
+    check_output(root)
+    names = sorted(path.name for path in root.iterdir()) if root.exists() else []
+    strangers = [n for n in names if n not in FILES and not _TEMPORARY.fullmatch(n)]
     if strangers:
         raise FileExistsError(
             f"{str(root)!r} holds something else ({strangers[0]}); choose another folder with --output."
         )
-
-
-_STEMS = {name.split(".")[0] for name in FILES}
+    check_target(root / PIPELINE)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -46,9 +46,11 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     config = EvaluateConfig(**{f.name: given[f.name] for f in fields(EvaluateConfig)})
 
-    from nitrodistill.cli.measuring import measure_student
+    from nitrodistill.cli.measuring import GRID, METRICS, check_output, measure_student
     from nitrodistill.cli.runs import open_run, prompts_of
 
+    output = Path(given.output or given.run)
+    check_output(output)
     run = open_run(given.run)
     prompts = prompts_of(run, given.prompts)
     found = measure_student(
@@ -60,10 +62,9 @@ def main(argv: Sequence[str]) -> int:
         config,
         cache=given.cache,
     )
-    output = Path(given.output or given.run)
-    found.save(output / "metrics.json")
+    found.save(output / METRICS)
     if found.pictures is not None:
-        draw_grid(found.pictures, output / "grid.png")
+        draw_grid(found.pictures, output / GRID)
     print(found.text())
-    print(f"written to {output / 'metrics.json'}")
+    print(f"written to {output / METRICS}")
     return 0

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import make_parser, parse
+
+if TYPE_CHECKING:
+    from nitrodistill.cli.runs import Run
 
 __all__ = ["main"]
 
@@ -17,7 +22,7 @@ text encoder and VAE. Nobody who uses it needs nitrodistill:
     pipe("a small red circle on a black background", num_inference_steps=1, guidance_scale=0)
 
 The folder is loaded by a fresh process and compared with the student before it is put in place. The numbers of
-`nitrodistill evaluate`, if the run has them, go into its model card.
+`nitrodistill evaluate`, if the run has them of this student, go into its model card.
 """
 
 EXAMPLE = """
@@ -46,18 +51,16 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
 
     from nitrodistill.cli.runs import open_run, prompts_of
-    from nitrodistill.evaluation import Evaluation
     from nitrodistill.export import export
 
     run = open_run(given.run)
-    measured = run.path / "metrics.json"
     export(
         run.pipeline,
         run.student.denoiser,
         run.student.plan,
         given.output,
         base_model=run.student.recipe.teacher,
-        metrics=Evaluation.load(measured).table() if measured.is_file() else None,
+        metrics=_measured(run),
         licence=given.licence,
         prompts=prompts_of(run, None)[:2],
         scheduler=given.scheduler,
@@ -69,3 +72,22 @@ def main(argv: Sequence[str]) -> int:
     print(f'  DiffusionPipeline.from_pretrained("{given.output}")')
     print(f"  pipe(prompt, num_inference_steps={steps}, guidance_scale=0)")
     return 0
+
+
+def _measured(run: Run) -> str | None:
+    """The table of the run's evaluation, if it is of this student."""
+    from nitrodistill.evaluation import Evaluation
+    from nitrodistill.models.pipeline import fingerprint
+
+    file = run.path / "metrics.json"
+    if not file.is_file():
+        return None
+    found = Evaluation.load(file)
+    if found.settings.get("student_fingerprint") == fingerprint(run.student.denoiser.module):
+        return found.markdown()
+    print(
+        f"{file} measured another student than the one exported, so the model card has no numbers; "
+        "evaluate again, then export again.",
+        file=sys.stderr,
+    )
+    return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 
 from nitrodistill.sampling import StepPlan
@@ -14,22 +13,24 @@ __all__ = ["model_card"]
 
 def model_card(
     name: str,
+    folder: str,
     record: str,
     plan: StepPlan,
     prompt: str,
     base_model: str,
-    metrics: Mapping[str, Mapping[str, float | None]] | None = None,
+    metrics: str | None = None,
     licence: str | None = None,
 ) -> str:
     """Writes the card of an exported student, as Markdown.
 
     Args:
-        name: the folder's name.
+        name: the title.
+        folder: the path that the example loads.
         record: the file in it that holds plan, versions and the self-test.
         plan: how the student samples.
         prompt: the example's prompt.
         base_model: the teacher's name; it goes into the YAML too if it can be a Hub name.
-        metrics: arm -> metric -> value; None leaves a blank cell.
+        metrics: a Markdown table of what was measured.
         licence: the licence's short name.
     """
     steps = f"{len(plan)} step" + ("s" if len(plan) > 1 else "")
@@ -38,7 +39,7 @@ def model_card(
         if licence is None
         else f"Licence: {licence}."
     )
-    measured = "" if metrics is None else f"## Measured\n\n{metrics_table(metrics)}\n\n"
+    measured = "" if metrics is None else f"## Measured\n\n{metrics}\n\n"
     return f"""---
 {_front_matter(base_model, licence)}
 ---
@@ -51,7 +52,7 @@ said in the call; the timestep is in the saved scheduler.
 ```python
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{name}")
+pipe = DiffusionPipeline.from_pretrained({json.dumps(folder)})
 image = pipe({json.dumps(prompt)}, num_inference_steps={len(plan)}, guidance_scale=0).images[0]
 ```
 
@@ -62,16 +63,6 @@ Base model: {base_model}. {terms}
 The folder was reloaded in a fresh process and compared with the student in memory before it was put in place;
 `{record}` holds the plan, the versions and the differences found.
 """
-
-
-def metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
-    """A Markdown table with a row for each metric and a column for each arm."""
-    rows = dict.fromkeys(key for scores in metrics.values() for key in scores)
-    lines = [["metric", *metrics], ["---", *["---:"] * len(metrics)]]
-    for row in rows:
-        values = [scores.get(row) for scores in metrics.values()]
-        lines.append([row, *("" if value is None else f"{value:.4g}" for value in values)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _front_matter(base_model: str, licence: str | None) -> str:

@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from nitrodistill.models.denoiser import evaluating
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan, sample
 
-__all__ = ["export"]
+__all__ = ["check_target", "export"]
 
 RECORD = "nitrodistill.json"
 _FRESH_PROCESS = """
@@ -60,7 +61,7 @@ def export(
     output: str | Path,
     *,
     base_model: str,
-    metrics: Mapping[str, Mapping[str, float | None]] | None = None,
+    metrics: str | None = None,
     licence: str | None = None,
     prompts: Sequence[str] = ("",),
     scheduler: str = "DDIMScheduler",
@@ -74,7 +75,7 @@ def export(
         plan: how the student samples.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
-        metrics: arm -> metric -> value, for the card, for example `evaluation.arms()`.
+        metrics: a Markdown table for the card, for example `evaluation.markdown()`.
         licence: the licence's short name for the card, such as `"apache-2.0"`.
         prompts: at least one prompt: for the self-test, and the first one for the card's example.
         scheduler: the diffusers scheduler class to save.
@@ -89,27 +90,24 @@ def export(
         ValueError: if no such scheduler expresses the plan, or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
-    target = Path(output).resolve()
-    _check_target(target)
+    target = check_target(output)
     if not prompts:
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     ready = scheduler_for_plan(plan, pipeline.scheduler, denoiser.prediction_type, scheduler)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with _folder_beside(target) as partial:
         _assemble(pipeline, denoiser.module, ready).save_pretrained(
             partial, safe_serialization=True
         )
         errors = _self_test(partial, pipeline, denoiser, plan, list(prompts))
         record = _record(denoiser, plan, base_model, errors)
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        card = model_card(target.name, RECORD, plan, prompts[0], base_model, metrics, licence)
+        card = model_card(
+            target.name, str(output), RECORD, plan, prompts[0], base_model, metrics, licence
+        )
         (partial / "README.md").write_text(card, encoding="utf-8")
         partial.chmod(0o755)
         _move(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return Path(output)
 
 
@@ -205,7 +203,14 @@ def _fresh_process(
         return load_file(answer)
 
 
-def _check_target(target: Path) -> None:
+def check_target(output: str | Path) -> Path:
+    """Refuses a place that cannot be exported to; returns it as an absolute path.
+
+    Raises:
+        FileExistsError: if it exists and holds something that is no export.
+        PermissionError: if it cannot be written.
+    """
+    target = Path(output).resolve()
     if target.is_dir():
         if any(target.iterdir()) and not (target / RECORD).is_file():
             raise FileExistsError(
@@ -220,6 +225,22 @@ def _check_target(target: Path) -> None:
             f"{str(place)!r} is not writable, so nothing can be exported to {str(target)!r}; choose "
             "another folder."
         )
+    return target
+
+
+@contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target`; what is left of it goes, and parents that were made in vain."""
+    made = [path for path in target.parents if not path.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # it holds the export
+                path.rmdir()
 
 
 def _move(partial: Path, target: Path) -> None:

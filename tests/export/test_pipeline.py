@@ -60,7 +60,7 @@ def test_v_prediction_at_zero_snr_equals_the_student(rescaled: Pipeline, tmp_pat
     student = trained(rescaled)
     plan = StepPlan.from_schedule(student.schedule)
     prompts = ["a red circle", "a blue ring"]
-    metrics = {"teacher": {"alignment": 0.98}, "student": {"alignment": 0.91}}
+    metrics = "|  | teacher | student |\n| --- | ---: | ---: |\n| alignment | 0.98 | 0.91 |"
     output = export(
         rescaled,
         student,
@@ -93,7 +93,8 @@ def test_v_prediction_at_zero_snr_equals_the_student(rescaled: Pipeline, tmp_pat
     card = (output / "README.md").read_text()
     assert 'pipe("a red circle", num_inference_steps=1, guidance_scale=0)' in card
     assert "base_model: somebody/teacher" in card
-    assert "| alignment | 0.98 | 0.91 |" in card
+    assert f'from_pretrained("{output}")' in card, "the path as it was given"
+    assert f"## Measured\n\n{metrics}\n\n" in card
 
 
 def test_epsilon_conditioned_at_an_early_timestep_equals_the_student(
@@ -126,8 +127,8 @@ def test_a_pipeline_that_does_not_run_is_removed(
     monkeypatch.setattr(exporting, "_FRESH_PROCESS", "raise SystemExit('out of memory')")
     plan = StepPlan.from_schedule(rescaled.denoiser.schedule)
     with pytest.raises(RuntimeError, match=r"does not load and run .*out of memory"):
-        export(rescaled, rescaled.denoiser, plan, tmp_path / "out", base_model="x")
-    assert list(tmp_path.iterdir()) == []
+        export(rescaled, rescaled.denoiser, plan, tmp_path / "new" / "deep" / "out", base_model="x")
+    assert list(tmp_path.iterdir()) == [], "nor are the parents"
 
 
 def test_a_pipeline_that_draws_something_else_is_removed(
