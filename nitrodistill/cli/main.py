@@ -66,11 +66,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as leaving:  # argparse: --help is 0, a mistake 2
         return leaving.code if isinstance(leaving.code, int) else 2
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+    except _told() as error:  # asked only when something went wrong
         if show_traceback:
             raise
         print(f"nitrodistill: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """The errors that are told in one sentence; others are mistakes of ours and keep their traceback."""
+    from safetensors import SafetensorError  # derives from none of the others
+
+    return (
+        ValueError,
+        TypeError,
+        OSError,
+        RuntimeError,
+        ArithmeticError,
+        ImportError,
+        SafetensorError,
+    )
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 
 import pytest
 
-from nitrodistill.cli.demo import DemoConfig, run_demo, toy_recipe
+from nitrodistill.cli.demo import DemoConfig, _check_folder, _draw_curves, run_demo, toy_recipe
 from nitrodistill.cli.main import main
 
 
@@ -26,6 +27,35 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     for name in ("grid.png", "curves.png", "pipeline/model_index.json", "pipeline/README.md"):
         assert (root / name).stat().st_size > 500
     assert "faster than its teacher" in said[-1]
+
+
+class _Killed(Exception):
+    pass
+
+
+def test_a_stopped_demo_goes_on_where_it_was(tmp_path):
+    root = tmp_path / "demo"
+    config = DemoConfig(output=str(root), pairs=8, steps=2, samples=4)
+
+    def files():
+        found = (f for f in root.rglob("*") if f.suffix in (".arrow", ".safetensors", ".jsonl"))
+        return {f.relative_to(root): f.stat().st_mtime_ns for f in found}
+
+    def run_until(stage):
+        def say(text):
+            if text.startswith(stage):
+                raise _Killed
+
+        with pytest.raises(_Killed):
+            run_demo(config, say)
+        return files()
+
+    drawn = run_until("2/4")
+    assert {path.parts[0] for path in drawn} == {"pairs"}
+    trained = run_until("3/4")
+    assert drawn.items() < trained.items()
+    assert any(path.name == "student.ema.safetensors" for path in trained)
+    assert run_until("3/4") == trained
 
 
 def test_help_teaches(capsys):
@@ -54,6 +84,39 @@ def test_a_folder_with_something_else_is_refused(tmp_path, capsys):
     assert main(["demo", "--output", str(tmp_path)]) == 2
     assert "holds something else (thesis.tex)" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("student.docx", "something else (student.docx)"),
+        ("metrics.txt", "something else (metrics.txt)"),
+        ("metrics.json", "metrics.json' is not an evaluation's"),
+        ("pipeline/thesis.tex", "not an earlier export"),
+    ],
+)
+def test_names_that_are_nearly_ours_are_refused_first(tmp_path, capsys, name, words):
+    file = tmp_path / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("years of work")
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [file]
+
+
+def test_what_a_killed_demo_left_is_no_stranger(tmp_path):
+    for name in (".metrics.json.123-0abc.tmp", ".grid.png.1-2.tmp"):
+        (tmp_path / name).touch()
+    for name in (".pipeline.abc_1234", ".pipeline.old.abc_1234", "pairs"):
+        (tmp_path / name).mkdir()
+    _check_folder(tmp_path)
+
+
+def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = []
+    _draw_curves(tmp_path, said.append)
+    assert said == ["no curves.png: it needs matplotlib, `pip install nitrodistill[plots]`"]
 
 
 def test_the_recipe_is_the_one_in_examples():

@@ -4,6 +4,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from safetensors import SafetensorError
 
 from nitrodistill.cli.main import VERBS, main
 
@@ -54,7 +55,15 @@ def test_the_verb_gets_its_arguments_and_gives_the_exit_code(verb):
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError, TypeError, FileNotFoundError, PermissionError, FloatingPointError, RuntimeError],
+    [
+        ValueError,
+        TypeError,
+        FileNotFoundError,
+        PermissionError,
+        FloatingPointError,
+        RuntimeError,
+        SafetensorError,
+    ],
 )
 def test_an_error_is_one_sentence_and_exit_code_2(verb, capsys, error):
     def fail(argv):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,8 +13,13 @@ import torch
 import yaml
 
 import nitrodistill.export  # noqa: F401  (the module; the package's attribute is the function)
+from nitrodistill import toy
+from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
+from nitrodistill.cli.measuring import check_output
+from nitrodistill.evaluation import Evaluation, Scores
 from nitrodistill.models import Pipeline
+from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import find_checkpoints, load_student
 
 
@@ -122,6 +129,17 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     assert len(seen["prompts"]) == 2
     assert seen["metrics"] is None
 
+    settings = {"student_fingerprint": fingerprint(expected.denoiser.module)}
+    measured = Evaluation({"student": Scores(alignment=0.9)}, Scores(), settings)
+    measured.save(run / "metrics.json")
+    assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
+    assert seen["metrics"] == measured.markdown()
+    assert "evaluate again" not in capsys.readouterr().err
+    dataclasses.replace(measured, settings={"student_fingerprint": "0"}).save(run / "metrics.json")
+    assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
+    assert seen["metrics"] is None
+    assert "measured another student" in capsys.readouterr().err
+
 
 @pytest.mark.parametrize("verb", ["generate", "train", "evaluate", "export"])
 def test_help_has_a_paragraph_options_and_an_example(verb, capsys):
@@ -152,6 +170,45 @@ def test_prompt_files_that_are_empty_or_none(place, capsys):
         )
         assert words in sentence
         assert not output.exists()
+
+
+def test_evaluate_with_prompts_that_are_unknown_or_none(place, capsys, monkeypatch):
+    def load_teacher(name):
+        return Pipeline(pipeline.diffusers, pipeline.denoiser, toy.check_prompt)
+
+    assert _train(place) == 0
+    pipeline = Pipeline.load(place.teacher)
+    monkeypatch.setattr(runs, "load_teacher", load_teacher)
+    output = place.root / "result"
+    for text, words in [
+        ("a small red circel on a black background\n", "'circel'"),
+        ("\n  \n", "holds no prompt"),
+    ]:
+        place.prompts.write_text(text)
+        asked = ("--run", place.root / "run", "--prompts", place.prompts, "--output", output)
+        assert words in _fails(capsys, "evaluate", *asked)
+        assert not output.exists()
+
+
+def test_evaluate_refuses_a_place_before_the_work(place, capsys, monkeypatch):
+    asked = ("evaluate", "--run", place.root / "none", "--output")
+    for name, text in [("metrics.json", '{"loss": 1}'), ("grid.png", "my grid"), ("deep", "text")]:
+        folder = place.root / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text(text)
+        output = folder / name if name == "deep" else folder
+        assert f"{name}' is" in _fails(capsys, *asked, output)
+        assert [(f.name, f.read_text()) for f in folder.iterdir()] == [(name, text)]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "is not writable" in _fails(capsys, *asked, place.root / "new")
+    assert not (place.root / "new").exists()
+
+
+def test_evaluate_replaces_an_evaluation(place):
+    folder = place.root / "result"
+    Evaluation({"student": Scores(alignment=0.9)}, Scores(), {}).save(folder / "metrics.json")
+    (folder / "grid.png").write_text("its pictures")
+    check_output(folder)
 
 
 def test_teachers_that_are_none(place, capsys, tiny_diffusers):
