@@ -157,7 +157,7 @@ class LPIPSLoss(Loss):
             _refuse_trainable(role, value)
         # Held in a tuple, so that a network of the caller is no submodule of its loss.
         self._callables = (None if isinstance(net, str) else net, decoder)
-        self.num_heads = 0 if heads is None else len(heads)
+        self.num_heads: int = 0 if heads is None else len(heads)
         for index, head in enumerate(heads or ()):
             self.register_buffer(f"head{index}", head.detach().flatten().clone(), persistent=False)
 

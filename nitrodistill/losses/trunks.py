@@ -59,7 +59,7 @@ class Trunk(nn.Module):
         recipe = _RECIPES[name]
         self.smallest, self.channels, self._taps = recipe.smallest, recipe.channels, recipe.taps
         layers = {"vgg": _vgg, "alex": _alex, "squeeze": _squeeze}[name]()
-        self.features = nn.Sequential(*layers).requires_grad_(False).eval()
+        self.features: nn.Sequential = nn.Sequential(*layers).requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """The features of `x` `(B, 3, H, W)`, the shallowest first."""
@@ -80,9 +80,9 @@ class Fire(nn.Module):
 
     def __init__(self, channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
-        self.squeeze = nn.Conv2d(channels, squeeze, 1)
-        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
-        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+        self.squeeze: nn.Conv2d = nn.Conv2d(channels, squeeze, 1)
+        self.expand1x1: nn.Conv2d = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3: nn.Conv2d = nn.Conv2d(squeeze, expand, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(B, channels, H, W)` to `(B, 2 * expand, H, W)`."""
