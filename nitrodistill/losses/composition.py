@@ -109,7 +109,9 @@ class WeightedSum(nn.Module):
             name: check_positive(f"the weight of {name!r}", weight, zero=True)
             for name, (weight, _) in losses.items()
         }
-        self.losses: nn.ModuleDict = nn.ModuleDict({name: loss for name, (_, loss) in losses.items()})
+        self.losses: nn.ModuleDict = nn.ModuleDict(
+            {name: loss for name, (_, loss) in losses.items()}
+        )
 
     def forward(
         self,
