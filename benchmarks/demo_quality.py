@@ -41,7 +41,7 @@ from nitrodistill.training.stages import load_student, run_recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
-STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 580}
+STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 680}
 METRICS = {
     "alignment": "alignment",
     "fd_real": "FD to real",

@@ -107,7 +107,9 @@ def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0) -> Recipe:
             "discriminator": OptimizerConfig(learning_rate=2e-3, betas=(0.0, 0.999)),
         },
         lr_decay_from=0.5,
-        ema_decay=0.99,
+        ema_decay=min(
+            0.99, 1 - 5 / max(steps, 6)
+        ),  # a short run must forget the teacher it starts as
         checkpoint_every=200,
         log_every=20,
         preview_every=300,
