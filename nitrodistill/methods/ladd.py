@@ -11,9 +11,9 @@ Published settings: lambda_r = lambda_a = 1, non-saturating loss, t uniform on 0
 of G and D, "misaligned" negatives (real latents with another sample's prompt, which share the fake side
 half and half).
 
-Departure, measured: the adversarial term may see *fresh* noise, for which no pair exists
-(`fresh_fraction`). On the pairs' own noise a student of few pairs memorises, D stays at chance and the
-adversarial term does nothing; the regression alone sees the pairs.
+Departure: the adversarial term may see *fresh* noise, for which no pair exists (`fresh_fraction`). On the
+pairs' own noise a student of few pairs memorises, D stays at chance and the adversarial term does
+nothing; so the regression alone sees the pairs. docs/demo_quality.md has what that gives.
 
 Sauer et al. 2024, "Fast High-Resolution Image Synthesis with Latent Adversarial Diffusion Distillation";
 AMD, "Nitro diffusion models", 2024.
