@@ -74,7 +74,7 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 1000
+    pairs: int = 2400
     steps: int = 1200
     samples: int = 1024
     seed: int = 0
