@@ -150,7 +150,7 @@ def load_student(run: str | Path, pipeline: Pipeline, *, average: bool = True) -
     checkpoint = newest_checkpoint(Path(run))
     if checkpoint is None:
         raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
-    student = _copy(pipeline)
+    student = pipeline.denoiser.copy()
     name = f"{STUDENT}.ema" if average else STUDENT
     _load_weights(student, checkpoint, name)
     student.module.requires_grad_(False).eval()
@@ -177,7 +177,7 @@ class _Prepared:
         accelerator: Accelerator,
     ) -> _Prepared:
         stage, output = recipe.stages[number], Path(recipe.output)
-        student = _copy(pipeline)
+        student = pipeline.denoiser.copy()
         if stage.student == "previous":
             before = newest_checkpoint(output, number - 1)
             assert before is not None, "the stage before has ended, and so written a checkpoint"
@@ -208,12 +208,6 @@ class _Prepared:
                 name = f"stage-{state.stage}-step-{state.step:08d}.png"
                 self.previewer.write(self.trainer, self.student, output / "previews" / name)
             yield state
-
-
-def _copy(pipeline: Pipeline) -> DiffusersDenoiser:
-    student = pipeline.denoiser.copy()
-    student.module.requires_grad_(True)
-    return student
 
 
 def _load_weights(student: DiffusersDenoiser, checkpoint: Checkpoint, name: str) -> None:
