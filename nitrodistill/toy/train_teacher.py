@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel
 
+from nitrodistill.prediction import prediction_target
+from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.toy import scenes
 from nitrodistill.toy.loop import LoopConfig, build, fit, rank_and_size, seeded
 from nitrodistill.toy.text import TEXT_WIDTH, make_text_encoder, make_tokenizer, tokenize
@@ -84,7 +86,7 @@ class Latents:
     x0: Tensor
     tokens: Tensor
     no_tokens: Tensor
-    alphas_cumprod: Tensor
+    schedule: DiscreteSchedule
 
     def loss(self, teacher: Teacher, batch_size: int, generator: torch.Generator) -> Tensor:
         """Mean squared error of v on a random batch of the pool."""
@@ -94,11 +96,10 @@ class Latents:
         t = random_timesteps(batch_size, generator).to(device)
         x0 = self.x0[pick]
         eps = torch.randn(x0.shape, generator=generator).to(device)
-        alpha = self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+        scales = self.schedule(t)
         tokens = torch.where(dropped, self.no_tokens, self.tokens[pick])
-        x_t = alpha * x0 + sigma * eps
-        return mse_loss(teacher(x_t, t, tokens), alpha * eps - sigma * x0)
+        target = prediction_target(x0, eps, scales, "v_prediction")
+        return mse_loss(teacher(scales.mix(x0, eps), t, tokens), target)
 
 
 def random_timesteps(count: int, generator: torch.Generator) -> Tensor:
@@ -132,5 +133,5 @@ def make_latents(vae: AutoencoderKL, count: int, seed: int) -> Latents:
         x0=encode(vae, images),
         tokens=tokens.to(vae.device),
         no_tokens=tokenize(tokenizer, [""]).to(vae.device),
-        alphas_cumprod=make_scheduler().alphas_cumprod.to(vae.device),
+        schedule=DiscreteSchedule.from_scheduler(make_scheduler()),
     )

@@ -41,11 +41,12 @@ def test_timesteps_follow_the_law():
 
 def test_an_ideal_prediction_has_no_loss():
     pool = make_latents(build(make_vae, 0), 16, seed=0)
+    alphas_cumprod = make_scheduler().alphas_cumprod
 
     def ideal(x_t: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
         """Knows the pool: picks the x0 that explains x_t with the smallest noise."""
-        alpha = pool.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - pool.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+        alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
         candidates = (x_t[:, None] - alpha[:, None] * pool.x0[None]) / sigma[:, None]
         best = candidates.square().flatten(2).sum(-1).argmin(1)
         x0 = pool.x0[best]
