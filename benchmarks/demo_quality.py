@@ -125,10 +125,12 @@ def arms(pipeline: Pipeline, root: Path, seeds: list[int]) -> Iterator[tuple[str
 def scores(folder: Path) -> dict[str, Any]:
     """What the evaluation in `folder` found of teacher, naive, student and floor."""
     found = Evaluation.load(folder / "metrics.json")
-    columns = {**found.arms, "floor": found.floor}
-    return {
-        name: {key: getattr(value, key) for key in METRICS} for name, value in columns.items()
-    } | {"cost": {name: [s.denoise_ms, s.pipeline_ms] for name, s in found.arms.items()}}
+    columns = {name: {key: found.value(name, key) for key in METRICS} for name in found.arms}
+    cost = {
+        name: [found.value(name, "denoise_ms"), found.value(name, "pipeline_ms")]
+        for name in found.arms
+    }
+    return {**columns, "floor": {key: found.floor(key) for key in METRICS}, "cost": cost}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:

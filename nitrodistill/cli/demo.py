@@ -161,8 +161,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         cache=root / "teacher",
     )
     found.save(root / METRICS)
-    if found.pictures is not None:
-        draw_grid(found.pictures, root / GRID, TITLES)
+    if found.examples is not None:
+        draw_grid(found.examples, root / GRID, TITLES)
     _draw_curves(root, say)
 
     say("4/4  export: a diffusers pipeline, tested in a fresh process")
@@ -181,12 +181,17 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
 
 
 def _closing(found: Evaluation, root: Path, seconds: float) -> str:
-    teacher, student = found.arms["teacher"], found.student
+    times = [
+        found.value(arm, key)
+        for key in ("denoise_ms", "pipeline_ms")
+        for arm in ("teacher", "student")
+    ]
     lines = ["", found.text(), ""]
-    if teacher.denoise_ms and student.denoise_ms and teacher.pipeline_ms and student.pipeline_ms:
+    known = [time for time in times if time]
+    if len(known) == 4:
         lines += [
-            f"The student denoises {teacher.denoise_ms / student.denoise_ms:.0f} times faster than its "
-            f"teacher; the whole pipeline is {teacher.pipeline_ms / student.pipeline_ms:.1f} times faster."
+            f"The student denoises {known[0] / known[1]:.0f} times faster than its teacher; the whole "
+            f"pipeline is {known[2] / known[3]:.1f} times faster."
         ]
     lines += [
         f"Done in {seconds:.0f} s. Look at {root}/grid.png, then draw with the student:",

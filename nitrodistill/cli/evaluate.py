@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
         cache=given.cache,
     )
     found.save(output / METRICS)
-    if found.pictures is not None:
-        draw_grid(found.pictures, output / GRID)
+    if found.examples is not None:
+        draw_grid(found.examples, output / GRID)
     print(found.text())
     print(f"written to {output / METRICS}")
     return 0

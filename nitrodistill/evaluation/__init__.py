@@ -1,6 +1,7 @@
 """Evaluation: does the student match its teacher?"""
 
 from nitrodistill.evaluation.alignment import Alignment, AlignmentCounts
+from nitrodistill.evaluation.catalogue import MetricInfo, info
 from nitrodistill.evaluation.config import EvaluateConfig
 from nitrodistill.evaluation.cost import Timing, measure
 from nitrodistill.evaluation.diversity import PromptSpread
@@ -12,7 +13,7 @@ from nitrodistill.evaluation.frechet import (
     gaussian_distance,
 )
 from nitrodistill.evaluation.picture import draw_curves, draw_grid
-from nitrodistill.evaluation.result import Evaluation, Pictures, Scores
+from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
 from nitrodistill.evaluation.sharpness import (
     TextureFeatures,
     edge_strength,
@@ -25,10 +26,12 @@ __all__ = [
     "EvaluateConfig",
     "Evaluation",
     "GaussianStatistics",
+    "Metric",
+    "MetricInfo",
     "Pictures",
     "PromptSpread",
     "RealImages",
-    "Scores",
+    "Sample",
     "TextureFeatures",
     "Timing",
     "draw_curves",
@@ -39,5 +42,6 @@ __all__ = [
     "frechet_distance",
     "gaussian_distance",
     "high_frequency_energy",
+    "info",
     "measure",
 ]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.evaluation.config import EvaluateConfig, Sheet
-from nitrodistill.evaluation.cost import measure
+from nitrodistill.evaluation.cost import Timing, measure
+from nitrodistill.evaluation.result import Metric
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
@@ -75,7 +76,7 @@ def make_arms(
     }
 
 
-def cost_of(arms: dict[str, Arm], sheet: Sheet) -> dict[str, tuple[float, float]]:
+def cost_of(arms: dict[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric]]:
     """Arm -> milliseconds per picture, for the latents alone and from prompt to picture."""
     size = sheet.config.cost_batch_size
     draws = Draws(sheet.config.seed, 0, torch.arange(size))
@@ -88,10 +89,16 @@ def cost_of(arms: dict[str, Arm], sheet: Sheet) -> dict[str, tuple[float, float]
         tasks[f"{name} pictures"] = partial(arm.whole, prompts, noise, draws)
     device = arms["teacher"].pipeline.device
     times = measure(tasks, sheet.config.cost_repeats, device=device)
-    return {
-        name: (
-            times[f"{name} latents"].median_ms / size,
-            times[f"{name} pictures"].median_ms / size,
+
+    def per_image(time: Timing) -> Metric:
+        return Metric(
+            time.median_ms / size, time.fastest_ms / size, time.slowest_ms / size, num_samples=size
         )
+
+    return {
+        name: {
+            "denoise_ms": per_image(times[f"{name} latents"]),
+            "pipeline_ms": per_image(times[f"{name} pictures"]),
+        }
         for name in arms
     }

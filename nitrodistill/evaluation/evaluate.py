@@ -12,7 +12,7 @@ can be kept on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from nitrodistill.evaluation.arms import NOISE, Arm, cost_of, make_arms
 from nitrodistill.evaluation.cache import LatentCache
 from nitrodistill.evaluation.config import EvaluateConfig, Sheet
 from nitrodistill.evaluation.meters import Meter
-from nitrodistill.evaluation.result import Evaluation, Pictures, Scores
+from nitrodistill.evaluation.result import Evaluation, Metric, Pictures
 from nitrodistill.evaluation.sharpness import TextureFeatures
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
@@ -84,7 +84,7 @@ def evaluate(
             bench.add(number, rows)
         cost = cost_of(arms, sheet) if config.cost_repeats else {}
     settings = _settings(teacher, arms["student"], plan, sheet, kept.key)
-    return Evaluation(bench.scores(cost), bench.floor(), settings, bench.pictures())
+    return Evaluation(bench.scores(cost), settings, examples=bench.pictures())
 
 
 class _Bench:
@@ -148,45 +148,54 @@ class _Bench:
         texts, halves = self._sheet.texts(rows), self._sheet.in_first_half[rows]
         self._meters[name].update(images.to(self._arms["teacher"].pipeline.device), texts, halves)
 
-    def scores(self, cost: dict[str, tuple[float, float]]) -> dict[str, Scores]:
-        """The scores of each arm, and of the real pictures where there are any."""
+    def scores(self, cost: dict[str, dict[str, Metric]]) -> dict[str, dict[str, Metric]]:
+        """The metrics of each arm, and of the real pictures where there are any."""
+        floors = self._floors()
         names = [*self._arms, *([] if self._real is None else ["real"])]
-        return {name: self._scores(name, *cost.get(name, (None, None))) for name in names}
+        found = {name: {**self._values(name), **cost.get(name, {})} for name in names}
+        count = len(self._sheet.ids)
+        return {
+            name: {
+                key: value
+                if isinstance(value, Metric)
+                else Metric(value, floor=floors.get(key), num_samples=count)
+                for key, value in metrics.items()
+                if value is not None
+            }
+            for name, metrics in found.items()
+        }
 
-    def _scores(
-        self, name: str, denoise_ms: float | None = None, pipeline_ms: float | None = None
-    ) -> Scores:
+    def _values(self, name: str) -> dict[str, float | None]:
         mine, teacher, real = (self._meters[n] for n in (name, "teacher", "real"))
         is_teacher, is_real = mine is teacher, mine is real
         near_real = self._real is not None and not is_real
-        return Scores(
-            alignment=mine.alignment.joint(),
-            alignment_by_attribute=mine.alignment.by_attribute(),
-            fd_real=mine.features.distance(real.features) if near_real else None,
-            fd_teacher=None if is_teacher else mine.features.distance(teacher.features),
-            fd_latents=None if is_teacher or is_real else mine.latents.distance(teacher.latents),
-            fd_texture=None if is_teacher else mine.texture.distance(teacher.texture),
-            edge_ratio=_ratio(mine.edge(), teacher.edge()),
-            high_frequency_ratio=_ratio(mine.high_frequency(), teacher.high_frequency()),
-            diversity=_ratio(mine.spread(), teacher.spread()),
-            denoise_ms=denoise_ms,
-            pipeline_ms=pipeline_ms,
-        )
+        by_attribute = mine.alignment.by_attribute()
+        return {
+            "alignment": mine.alignment.joint(),
+            **{f"alignment@{attribute}": share for attribute, share in by_attribute.items()},
+            "fd_real": mine.features.distance(real.features) if near_real else None,
+            "fd_teacher": None if is_teacher else mine.features.distance(teacher.features),
+            "fd_latents": None if is_teacher or is_real else mine.latents.distance(teacher.latents),
+            "fd_texture": None if is_teacher else mine.texture.distance(teacher.texture),
+            "edge_ratio": _ratio(mine.edge(), teacher.edge()),
+            "high_frequency_ratio": _ratio(mine.high_frequency(), teacher.high_frequency()),
+            "diversity": _ratio(mine.spread(), teacher.spread()),
+        }
 
-    def floor(self) -> Scores:
+    def _floors(self) -> dict[str, float | None]:
         """How far apart equals are: real and real, teacher and teacher with other noise."""
         teacher, real, again = (self._meters[n] for n in ("teacher", "real", "real again"))
         fd_real = None if self._real is None else again.features.distance(real.features)
         if self._fresh_floor:
-            return replace(self._scores("again"), fd_real=fd_real)
+            return {**self._values("again"), "fd_real": fd_real}
         if not self._sheet.has_halves:
-            return Scores(fd_real=fd_real)
-        return Scores(
-            fd_real=fd_real,
-            fd_teacher=teacher.features.floor(),
-            fd_latents=teacher.latents.floor(),
-            fd_texture=teacher.texture.floor(),
-        )
+            return {"fd_real": fd_real}
+        return {
+            "fd_real": fd_real,
+            "fd_teacher": teacher.features.floor(),
+            "fd_latents": teacher.latents.floor(),
+            "fd_texture": teacher.texture.floor(),
+        }
 
     def pictures(self) -> Pictures | None:
         """The first pictures of each arm."""
@@ -194,7 +203,7 @@ class _Bench:
         if len(rows) == 0:
             return None
         images = {name: torch.cat(parts) for name, parts in self._pictures.items()}
-        return Pictures(tuple(self._sheet.texts(rows)), images)
+        return Pictures(tuple(self._sheet.texts(rows)), images, tuple(rows.tolist()))
 
 
 def _batches(config: EvaluateConfig, progress: bool) -> Iterator[Tensor]:

@@ -1,64 +1,78 @@
-"""What an evaluation found: scores of each arm, floors, settings; as JSON, as Markdown, as plain text."""
+"""What an evaluation found; as JSON, as Markdown, as plain text.
+
+    Evaluation
+      arms      "teacher" | "naive" | "student" | "real" -> metric name -> Metric
+      samples   Sample(index, prompt, distances): one for each picture, student against teacher
+      examples  Pictures: some samples of every arm; `worst`: those farthest from the teacher
+      settings  what the numbers depend on: JSON values
+
+    Metric      value, low, high (95% interval), floor, num_samples, extractor
+
+`evaluation.catalogue.info(name)` gives a metric's label, group, direction and meaning. A metric that was not
+measured is absent, not None. JSON (`format` 2) holds all but the pictures, which `Pictures.save` writes:
+
+    {"format": 2, "settings": {...},
+     "arms": {"student": {"fd_teacher": {"value": 14.1, "low": 13.2, "high": 15.0, "floor": 7.9,
+                                         "num_samples": 1024, "extractor": "oracle"}, ...}, ...},
+     "samples": {"prompts": ["a red ring", ...], "index": [0, ...], "prompt": [0, ...],
+                 "distances": {"pixel_distance": [0.1, ...], ...}}}
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from nitrodistill.data.files import write_text
+from nitrodistill.data.files import atomic, write_text
+from nitrodistill.evaluation.catalogue import info, ordered
 
-__all__ = ["Evaluation", "Pictures", "Scores"]
+__all__ = ["Evaluation", "Metric", "Pictures", "Sample"]
+
+FORMAT = 2
+FLOOR = "floor"
 
 
 @dataclass(frozen=True)
-class Scores:
-    """What was measured of one arm; None where it was not, or has no meaning.
+class Metric:
+    """One number and how far to trust it.
 
     Attributes:
-        alignment: share of pictures that show all that their prompt says, in [0, 1].
-        alignment_by_attribute: the same for each attribute.
-        fd_real: Fréchet distance to real pictures, on the feature extractor given.
-        fd_teacher: the same to the teacher's pictures.
-        fd_latents: Fréchet distance to the teacher's latents.
-        fd_texture: Fréchet distance to the teacher's pictures on texture features.
-        edge_ratio: edge strength over the teacher's.
-        high_frequency_ratio: energy above 0.25 cycles per pixel over the teacher's.
-        diversity: spread of latents within a prompt over the teacher's.
-        denoise_ms: wall-clock milliseconds per picture for the latent alone.
-        pipeline_ms: the same from prompt to picture.
+        value: the number.
+        low: lower end of its 95% interval over samples (of cost: the fastest run); None without one.
+        high: upper end.
+        floor: what two sets of one distribution come to at this number of samples; None without one.
+        num_samples: how many pictures it was computed on.
+        extractor: name of the feature extractor, the oracle or the network, where there is one.
     """
 
-    alignment: float | None = None
-    alignment_by_attribute: Mapping[str, float] = field(default_factory=dict)
-    fd_real: float | None = None
-    fd_teacher: float | None = None
-    fd_latents: float | None = None
-    fd_texture: float | None = None
-    edge_ratio: float | None = None
-    high_frequency_ratio: float | None = None
-    diversity: float | None = None
-    denoise_ms: float | None = None
-    pipeline_ms: float | None = None
+    value: float
+    low: float | None = None
+    high: float | None = None
+    floor: float | None = None
+    num_samples: int | None = None
+    extractor: str | None = None
 
 
-LABELS: dict[str, str] = {
-    "alignment": "alignment",
-    "fd_real": "FD to real",
-    "fd_teacher": "FD to teacher",
-    "fd_latents": "FD on latents",
-    "fd_texture": "texture-FD",
-    "edge_ratio": "edge ratio",
-    "high_frequency_ratio": "high-frequency ratio",
-    "diversity": "diversity",
-    "denoise_ms": "denoising, ms/image",
-    "pipeline_ms": "pipeline, ms/image",
-}
-FLOOR = "floor"
+@dataclass(frozen=True)
+class Sample:
+    """One sample: the student against its teacher at equal noise.
+
+    Attributes:
+        index: its number; with the seed it determines the noise.
+        prompt: its prompt.
+        distances: paired metric -> value, such as "latent_distance", "pixel_distance", "ssim".
+    """
+
+    index: int
+    prompt: str
+    distances: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,10 +82,45 @@ class Pictures:
     Attributes:
         prompts: K prompts.
         images: arm -> `(K, 3, H, W)` in [-1, 1].
+        indices: the K samples' numbers; empty if they belong to no evaluation.
     """
 
     prompts: tuple[str, ...]
     images: Mapping[str, Tensor]
+    indices: tuple[int, ...] = ()
+
+    def save(self, path: str | Path) -> Path:
+        """Writes a safetensors file of 8-bit pictures; never half of it."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        levels = {
+            name: ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().contiguous()
+            for name, x in self.images.items()
+        }
+        about = {"prompts": json.dumps(self.prompts), "indices": json.dumps(self.indices)}
+        with atomic(target) as temporary:
+            save_file(levels, temporary, metadata={**about, "arms": json.dumps(list(levels))})
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Pictures:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is something else.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = file.metadata()
+                arms = json.loads(about["arms"])
+                images = {name: file.get_tensor(name).float() / 127.5 - 1 for name in arms}
+            prompts, indices = json.loads(about["prompts"]), json.loads(about["indices"])
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(path)!r} holds no pictures of an evaluation ({error}); evaluate again."
+            ) from error
+        return cls(tuple(prompts), images, tuple(indices))
 
 
 @dataclass(frozen=True)
@@ -80,29 +129,48 @@ class Evaluation:
 
     Attributes:
         arms: `"teacher"`, `"naive"` (the teacher in one step without guidance), `"student"`, and
-            `"real"` where there were real pictures: what the oracle and the ratios say of them.
-        floor: what two sets of one distribution differ by at this number of samples: real against
-            real for `fd_real`, teacher against teacher with other noise for the rest.
+            `"real"` where there were real pictures: what the oracle and the ratios say of them;
+            arm -> metric name -> Metric.
         settings: what the numbers depend on: the configuration, the teacher, device, versions.
-        pictures: some of the pictures; not written to JSON.
+        samples: every sample's distances between student and teacher.
+        examples: the first samples' pictures; not written to JSON.
+        worst: the pictures of the samples farthest from the teacher, the farthest first; not written
+            to JSON.
     """
 
-    arms: Mapping[str, Scores]
-    floor: Scores
-    settings: Mapping[str, Any]
-    pictures: Pictures | None = None
+    arms: Mapping[str, Mapping[str, Metric]]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    samples: Sequence[Sample] = ()
+    examples: Pictures | None = None
+    worst: Pictures | None = None
 
     @property
-    def student(self) -> Scores:
-        """The scores of `arms["student"]`."""
+    def student(self) -> Mapping[str, Metric]:
+        """The metrics of `arms["student"]`."""
         return self.arms["student"]
+
+    def value(self, arm: str, metric: str) -> float | None:
+        """A number; None where it was not measured."""
+        found = self.arms.get(arm, {}).get(metric)
+        return None if found is None else found.value
+
+    def floor(self, metric: str) -> float | None:
+        """A metric's floor: the student's, or that of the first arm that has one."""
+        arms = [self.arms.get("student", {}), *self.arms.values()]
+        floors = (arm[metric].floor for arm in arms if metric in arm)
+        return next((floor for floor in floors if floor is not None), None)
+
+    def metrics(self) -> list[str]:
+        """The names of all metrics that some arm has, in the catalogue's order."""
+        return ordered(name for metrics in self.arms.values() for name in metrics)
 
     def table(self) -> dict[str, dict[str, float | None]]:
         """Arm -> labelled metric -> value, the floor last; metrics that nobody has are left out."""
-        columns = {**self.arms, FLOOR: self.floor}
-        values = {name: asdict(scores) for name, scores in columns.items()}
-        kept = [key for key in LABELS if any(v[key] is not None for v in values.values())]
-        return {name: {LABELS[key]: v[key] for key in kept} for name, v in values.items()}
+        names = self.metrics()
+        columns = {
+            arm: {info(name).label: self.value(arm, name) for name in names} for arm in self.arms
+        }
+        return {**columns, FLOOR: {info(name).label: self.floor(name) for name in names}}
 
     def markdown(self) -> str:
         """A Markdown table with a row for each metric and a column for each arm."""
@@ -122,41 +190,69 @@ class Evaluation:
         return "\n".join([lines[0], rule, *lines[1:]])
 
     def save(self, path: str | Path) -> Path:
-        """Writes `metrics.json`: format, settings, arms, floor; never half of it."""
+        """Writes `metrics.json`: format, settings, arms, samples; never half of it."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         found = {
-            "format": 1,
+            "format": FORMAT,
             "settings": dict(self.settings),
-            "arms": {name: asdict(scores) for name, scores in self.arms.items()},
-            FLOOR: asdict(self.floor),
+            "arms": {
+                arm: {name: asdict(metric) for name, metric in metrics.items()}
+                for arm, metrics in self.arms.items()
+            },
         }
-        write_text(target, json.dumps(found, indent=2, allow_nan=False) + "\n")
+        text = json.dumps(found, indent=2, allow_nan=False)
+        samples = json.dumps(_columns(self.samples), allow_nan=False)  # on one line: it is long
+        write_text(target, f'{text[:-2]},\n  "samples": {samples}\n}}\n')
         return target
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Reads what `save` wrote; `pictures` is None.
+        """Reads what `save` wrote; `examples` and `worst` are None.
 
         Raises:
             ValueError: if the file is damaged or has another format.
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
-            if not isinstance(found, dict) or found.get("format") != 1:
-                raise ValueError("its format is not 1")
-            arms = {name: Scores(**scores) for name, scores in found["arms"].items()}
-            return cls(arms, Scores(**found[FLOOR]), dict(found["settings"]))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if not isinstance(found, dict) or found.get("format") != FORMAT:
+                raise ValueError(f"its format is not {FORMAT}")
+            arms = {
+                arm: {name: Metric(**metric) for name, metric in metrics.items()}
+                for arm, metrics in found["arms"].items()
+            }
+            return cls(arms, dict(found["settings"]), _rows(found["samples"]))
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
-                f"{str(path)!r} is not a metrics.json of format 1 ({error}); evaluate again."
+                f"{str(path)!r} is not a metrics.json of format {FORMAT} ({error}); evaluate again."
             ) from error
 
     def _cells(self) -> list[list[str]]:
         table = self.table()
         labels = list(next(iter(table.values())))
-        rows = [[label, *(_format(scores[label]) for scores in table.values())] for label in labels]
+        rows = [[label, *(_format(column[label]) for column in table.values())] for label in labels]
         return [["", *table], *rows]
+
+
+def _columns(samples: Sequence[Sample]) -> dict[str, Any]:
+    prompts = {text: i for i, text in enumerate(dict.fromkeys(s.prompt for s in samples))}
+    names = list(samples[0].distances) if samples else []
+    return {
+        "prompts": list(prompts),
+        "index": [sample.index for sample in samples],
+        "prompt": [prompts[sample.prompt] for sample in samples],
+        "distances": {
+            name: [float(f"{sample.distances[name]:.6g}") for sample in samples] for name in names
+        },
+    }
+
+
+def _rows(columns: Mapping[str, Any]) -> tuple[Sample, ...]:
+    prompts, distances = columns["prompts"], columns["distances"]
+    return tuple(
+        Sample(index, prompts[prompt], {name: values[i] for name, values in distances.items()})
+        for i, (index, prompt) in enumerate(zip(columns["index"], columns["prompt"], strict=True))
+    )
 
 
 def _format(value: float | None) -> str:

@@ -17,12 +17,12 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     found = run_demo(config, said.append)
 
     naive, student = found.arms["naive"], found.student
-    assert found.arms["teacher"].alignment > 0.93
-    assert student.alignment > naive.alignment + 0.2
-    assert student.fd_real < naive.fd_real / 3
-    assert student.edge_ratio > 0.75 > naive.edge_ratio
-    assert student.diversity > 0.7 > naive.diversity
-    assert found.arms["teacher"].denoise_ms > student.denoise_ms > 0
+    assert found.arms["teacher"]["alignment"].value > 0.93
+    assert student["alignment"].value > naive["alignment"].value + 0.2
+    assert student["fd_real"].value < naive["fd_real"].value / 3
+    assert student["edge_ratio"].value > 0.75 > naive["edge_ratio"].value
+    assert student["diversity"].value > 0.7 > naive["diversity"].value
+    assert found.arms["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
     assert json.loads((root / "metrics.json").read_text())["arms"]["student"]
     for name in ("grid.png", "curves.png", "pipeline/model_index.json", "pipeline/README.md"):
         assert (root / name).stat().st_size > 500

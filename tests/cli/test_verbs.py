@@ -17,7 +17,7 @@ from nitrodistill import toy
 from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
 from nitrodistill.cli.measuring import check_output
-from nitrodistill.evaluation import Evaluation, Scores
+from nitrodistill.evaluation import Evaluation, Metric
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import find_checkpoints, load_student
@@ -130,7 +130,7 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     assert seen["metrics"] is None
 
     settings = {"student_fingerprint": fingerprint(expected.denoiser.module)}
-    measured = Evaluation({"student": Scores(alignment=0.9)}, Scores(), settings)
+    measured = Evaluation({"student": {"alignment": Metric(0.9)}}, settings)
     measured.save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
     assert seen["metrics"] == measured.markdown()
@@ -206,7 +206,7 @@ def test_evaluate_refuses_a_place_before_the_work(place, capsys, monkeypatch):
 
 def test_evaluate_replaces_an_evaluation(place):
     folder = place.root / "result"
-    Evaluation({"student": Scores(alignment=0.9)}, Scores(), {}).save(folder / "metrics.json")
+    Evaluation({"student": {"alignment": Metric(0.9)}}).save(folder / "metrics.json")
     (folder / "grid.png").write_text("its pictures")
     check_output(folder)
 

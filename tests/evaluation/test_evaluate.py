@@ -63,17 +63,21 @@ def test_the_teacher_itself_is_at_no_distance(teacher: Pipeline) -> None:
     student, plan = teacher.guided(QUICK.guidance), StepPlan.from_schedule(schedule, 2)
     found = quick(teacher, student, plan, alignment=alignment)
     scores = found.student
-    for distance in (scores.fd_teacher, scores.fd_latents, scores.fd_texture):
-        assert distance == pytest.approx(0, abs=1e-9)
-    assert (scores.edge_ratio, scores.high_frequency_ratio, scores.diversity) == (1, 1, 1)
-    assert scores.alignment == pytest.approx(1 / 3)
-    assert scores.alignment_by_attribute == {"bright": 1.0, "ring": pytest.approx(1 / 3)}
-    assert found.floor.fd_teacher > 0
-    assert found.floor.fd_real is None
+    for name in ("fd_teacher", "fd_latents", "fd_texture"):
+        assert scores[name].value == pytest.approx(0, abs=1e-9)
+    for name in ("edge_ratio", "high_frequency_ratio", "diversity"):
+        assert scores[name].value == 1
+    assert scores["alignment"].value == pytest.approx(1 / 3)
+    assert scores["alignment@bright"].value == 1
+    assert scores["alignment@ring"].value == pytest.approx(1 / 3)
+    assert scores["alignment"].num_samples == 12
+    assert found.floor("fd_teacher") > 0
+    assert found.floor("fd_real") is None
     assert "real" not in found.arms
-    assert found.pictures.images["teacher"].shape == (7, 3, 16, 16)
-    assert torch.equal(found.pictures.images["teacher"], found.pictures.images["student"])
-    assert len(found.pictures.prompts) == 7
+    assert found.examples.images["teacher"].shape == (7, 3, 16, 16)
+    assert torch.equal(found.examples.images["teacher"], found.examples.images["student"])
+    assert len(found.examples.prompts) == 7
+    assert found.examples.indices == tuple(range(7))
 
 
 def test_an_untrained_student_is_the_naive_arm(teacher: Pipeline) -> None:
@@ -82,7 +86,7 @@ def test_an_untrained_student_is_the_naive_arm(teacher: Pipeline) -> None:
     student.module.train()
     found = quick(teacher, student, plan)
     assert found.student == found.arms["naive"]
-    assert found.student.fd_latents > 0
+    assert found.student["fd_latents"].value > 0
     assert student.module.training, "the caller's mode is given back"
     assert quick(teacher, teacher, plan).student == found.student, "a pipeline is as good"
 
@@ -90,7 +94,7 @@ def test_an_untrained_student_is_the_naive_arm(teacher: Pipeline) -> None:
 def test_a_deaf_student_has_no_diversity(teacher: Pipeline) -> None:
     plan = StepPlan.from_schedule(teacher.denoiser.schedule)
     found = quick(teacher, Deaf(teacher.denoiser.schedule), plan)
-    assert found.student.diversity < 1e-4
+    assert found.student["diversity"].value < 1e-4
 
 
 def test_the_batch_size_changes_nothing(teacher: Pipeline) -> None:
@@ -108,11 +112,11 @@ def test_real_pictures_give_a_distance_and_a_floor(teacher: Pipeline) -> None:
     images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = quick(teacher, teacher.denoiser, plan, real_images=images)
     again = quick(teacher, teacher.denoiser, plan, real_images=lambda p, index: images[index])
-    assert found.student.fd_real > 0
-    assert found.floor.fd_real > 0
-    assert found.arms["real"].edge_ratio > 1, "noise has more edges"
-    assert found.arms["real"].fd_real is None
-    assert again == replace(found, pictures=again.pictures)
+    assert found.student["fd_real"].value > 0
+    assert found.floor("fd_real") > 0
+    assert found.arms["real"]["edge_ratio"].value > 1, "noise has more edges"
+    assert "fd_real" not in found.arms["real"]
+    assert again == replace(found, examples=again.examples)
     with pytest.raises(ValueError, match="at least 24"):
         quick(teacher, teacher.denoiser, plan, real_images=images[:23])
 
@@ -125,8 +129,8 @@ def test_the_teacher_is_sampled_once(
     first = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
     files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert len(files) == 2 * 3, "two noises, three batches"
-    assert first.floor.fd_latents > 0
-    assert first.floor.diversity == pytest.approx(1, abs=0.2)
+    assert first.floor("fd_latents") > 0
+    assert first.floor("diversity") == pytest.approx(1, abs=0.2)
     files[1].unlink()  # as if it had been interrupted there
 
     calls = []
@@ -138,7 +142,6 @@ def test_the_teacher_is_sampled_once(
     )
     second = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
     assert second.arms == first.arms
-    assert second.floor == first.floor
     guided = [size for size in calls if size == 10]
     assert len(guided) == 2, "the lost batch alone, in two steps"
 
@@ -149,8 +152,8 @@ def test_time_is_measured_for_every_arm(teacher: Pipeline) -> None:
     found = quick(teacher, teacher.denoiser, plan, config=config)
     for name in ("teacher", "naive", "student"):
         scores = found.arms[name]
-        assert scores.denoise_ms > 0
-        assert scores.pipeline_ms > 0
+        for metric in (scores["denoise_ms"], scores["pipeline_ms"]):
+            assert 0 < metric.low <= metric.value <= metric.high
 
 
 def test_a_student_that_diverged_is_named(teacher: Pipeline) -> None:

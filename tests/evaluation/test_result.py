@@ -1,20 +1,35 @@
-"""Results: tables and JSON say what was measured."""
+"""Results: tables, JSON and pictures say what was measured."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from nitrodistill.evaluation import Evaluation, Scores
+from nitrodistill.evaluation import Evaluation, Metric, Pictures, Sample
 
 FOUND = Evaluation(
     arms={
-        "teacher": Scores(alignment=0.984, fd_real=14.83, denoise_ms=55.5),
-        "student": Scores(alignment=0.88, fd_real=132.4, fd_teacher=3.0, denoise_ms=1.123),
+        "teacher": {
+            "denoise_ms": Metric(55.5, 55.1, 60.0),
+            "fd_real": Metric(14.83, 13.1, 16.2, 4.9, 1024, "oracle"),
+            "alignment": Metric(0.984),
+        },
+        "student": {
+            "alignment": Metric(0.88, 0.85, 0.91, num_samples=1024),
+            "fd_real": Metric(132.4, floor=4.9),
+            "fd_teacher": Metric(3.0),
+            "denoise_ms": Metric(1.123),
+        },
     },
-    floor=Scores(fd_real=4.9),
     settings={"num_samples": 1024},
+    samples=(
+        Sample(0, "a ring", {"pixel_distance": 0.25, "ssim": 0.5}),
+        Sample(1, "a cross", {"pixel_distance": 0.123457, "ssim": -1e-9}),
+        Sample(2, "a ring", {"pixel_distance": 2.0, "ssim": 1.0}),
+    ),
 )
 
 
@@ -50,24 +65,58 @@ def test_tables_leave_out_what_nobody_has() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_values_and_floors_are_found_or_none() -> None:
+    assert FOUND.value("student", "alignment") == 0.88
+    assert FOUND.value("student", "kid_real") is None
+    assert FOUND.value("nobody", "alignment") is None
+    assert FOUND.floor("fd_real") == 4.9
+    assert FOUND.floor("alignment") is None
+
+
 def test_metrics_json_round_trips(tmp_path: Path) -> None:
     path = FOUND.save(tmp_path / "new" / "metrics.json")
     assert Evaluation.load(path) == FOUND
     assert [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+    bare = replace(FOUND, samples=())
+    assert Evaluation.load(bare.save(path)) == bare
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format": 2}', "its format is not 1"),
-        ('{"format": 1}', "'arms'"),
-        ('{"format": 1, "arms": {"student": {"alignmint": 1}}}', "alignmint"),
-        ('{"format": 1, "arms": []}', "no attribute 'items'"),
-        ('{"format": 1', "delimiter"),
+        ('{"format": 1}', "its format is not 2"),
+        ('{"format": 2}', "'arms'"),
+        ('{"format": 2, "arms": {"student": {"fd": {"valu": 1}}}}', "valu"),
+        ('{"format": 2, "arms": []}', "no attribute 'items'"),
+        (
+            '{"format": 2, "arms": {}, "settings": {}, "samples": {"prompts": [], "index": [0], '
+            '"prompt": [0], "distances": {}}}',
+            "index out of range",
+        ),
+        ('{"format": 2', "delimiter"),
     ],
 )
 def test_a_metrics_json_that_is_none_is_named(tmp_path: Path, text: str, words: str) -> None:
     path = tmp_path / "metrics.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 1 .*{words}"):
+    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 2 .*{words}"):
         Evaluation.load(path)
+
+
+def test_pictures_round_trip_to_eight_bits(tmp_path: Path) -> None:
+    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    pictures = Pictures(("a <b>", "ä"), {"teacher": images, "student": -images}, (3, 7))
+    found = Pictures.load(pictures.save(tmp_path / "new" / "examples.safetensors"))
+    assert (found.prompts, found.indices) == (pictures.prompts, pictures.indices)
+    assert list(found.images) == ["teacher", "student"]
+    for name, batch in pictures.images.items():
+        torch.testing.assert_close(found.images[name], batch, atol=0.5 / 127.5 + 1e-6, rtol=0)
+
+
+def test_pictures_that_are_none_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "examples.safetensors"
+    path.write_text("something else")
+    with pytest.raises(ValueError, match=r"examples\.safetensors' holds no pictures"):
+        Pictures.load(path)
+    with pytest.raises(FileNotFoundError):
+        Pictures.load(tmp_path / "none")
