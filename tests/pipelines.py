@@ -1,0 +1,362 @@
+"""Whole diffusers pipelines of every family, tiny and random: real classes, real configs, no download.
+
+    pipe = tiny_pipeline("sdxl")    # shared: read it, do not change it
+    pipe = make_pipeline("sdxl")    # a new one
+
+Each is what the family's checkpoints are but for its size: scheduler (with the published settings), prediction
+type, text encoders, latent channels, VAE scale and shift, learned-sigma channels, guidance embedding. Default
+calls work: the sizes are those that diffusers' resolution bins know, so that PixArt-Sigma draws 32x32 latents,
+Sana 16x16 and Flux, whose pipeline fixes them, 128x128.
+
+Under pytest, import this as `tests.pipelines`.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from nitrodistill.toy.scenes import WORDS
+from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
+
+__all__ = ["FAMILIES", "make_pipeline", "tiny_pipeline"]
+
+SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+LETTERS = string.ascii_letters + string.digits + string.punctuation
+
+
+@cache
+def tiny_pipeline(family: str) -> Any:
+    """The pipeline of a family, built once; for those who only read it."""
+    return make_pipeline(family)
+
+
+def make_pipeline(family: str) -> Any:
+    """A new pipeline of a family, in eval mode; the same weights each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipe = FAMILIES[family]()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd15() -> Any:
+    """Stable Diffusion 1.5: epsilon, PNDM, one CLIP."""
+    scheduler = diffusers.PNDMScheduler(
+        **SCALED_LINEAR, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1
+    )
+    return _stable_diffusion(scheduler, attention_head_dim=2)
+
+
+def sd21_v() -> Any:
+    """Stable Diffusion 2.1: v-prediction, DDIM, linear projections."""
+    scheduler = diffusers.DDIMScheduler(
+        **SCALED_LINEAR,
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    return _stable_diffusion(scheduler, attention_head_dim=(2, 4), use_linear_projection=True)
+
+
+def _stable_diffusion(scheduler: Any, **unet: Any) -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae=_vae(4, 0.18215),
+        text_encoder=_clip(transformers.CLIPTextModel, 16),
+        tokenizer=_clip_tokenizer(),
+        unet=_unet(cross_attention_dim=16, **unet),
+        scheduler=scheduler,
+        **_no_checker(),
+    )
+
+
+def _no_checker() -> dict[str, Any]:
+    return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def sdxl() -> Any:
+    """SDXL: epsilon, two CLIPs (penultimate layers side by side), pooled text and time ids."""
+    unet = _unet(
+        cross_attention_dim=24,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 12,
+    )
+    scheduler: Any = diffusers.EulerDiscreteScheduler(
+        **SCALED_LINEAR, timestep_spacing="leading", steps_offset=1
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        vae=_vae(4, 0.13025, force_upcast=True),
+        text_encoder=_clip(transformers.CLIPTextModel, 8),
+        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, 16, projection_dim=12),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        unet=unet,
+        scheduler=scheduler,
+        add_watermarker=False,
+    )
+
+
+def pixart_sigma() -> Any:
+    """PixArt-Sigma: epsilon with learned-sigma channels, DPM++, T5 of 300 tokens with a mask."""
+    transformer = diffusers.PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        out_channels=8,
+        num_layers=4,
+        cross_attention_dim=16,
+        caption_channels=32,
+        sample_size=32,
+        patch_size=2,
+        use_additional_conditions=False,
+    )
+    scheduler: Any = diffusers.DPMSolverMultistepScheduler(**LINEAR)
+    return diffusers.PixArtSigmaPipeline(
+        tokenizer=_t5_tokenizer(),
+        text_encoder=_t5(32),
+        vae=_vae(4, 0.13025, channels=(4, 4, 4, 4)),
+        transformer=transformer,
+        scheduler=scheduler,
+    )
+
+
+def sd3() -> Any:
+    """Stable Diffusion 3.5: flow with shift 3, two CLIPs and T5, dual attention in the first block."""
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=16,
+        num_layers=4,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=12 + 10,
+        out_channels=16,
+        pos_embed_max_size=24,
+        dual_attention_layers=(0,),
+        qk_norm="rms_norm",
+    )
+    encoder = transformers.CLIPTextModelWithProjection
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(16, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=_clip(encoder, 8, projection_dim=12),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_clip(encoder, 16, projection_dim=10),
+        tokenizer_2=_clip_tokenizer(),
+        text_encoder_3=_t5(32),
+        tokenizer_3=_t5_tokenizer(),
+    )
+
+
+def flux_dev() -> Any:
+    """Flux.1-dev: flow with a shift that follows the resolution, guidance embedded."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=3.0,
+        use_dynamic_shifting=True,
+        base_shift=0.5,
+        max_shift=1.15,
+        base_image_seq_len=256,
+        max_image_seq_len=4096,
+    )
+    return _flux(scheduler, guidance_embeds=True)
+
+
+def flux_schnell() -> Any:
+    """Flux.1-schnell: flow without shift, no guidance embedding."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift=1.0, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    return _flux(scheduler, guidance_embeds=False)
+
+
+def _flux(scheduler: Any, guidance_embeds: bool) -> Any:
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=1,
+        joint_attention_dim=32,
+        pooled_projection_dim=16,
+        guidance_embeds=guidance_embeds,
+        axes_dims_rope=(4, 6, 6),
+    )
+    return diffusers.FluxPipeline(
+        scheduler=scheduler,
+        vae=_vae(16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=_clip(transformers.CLIPTextModel, 16),
+        tokenizer=_clip_tokenizer(),
+        text_encoder_2=_t5(32),
+        tokenizer_2=_t5_tokenizer(),
+        transformer=transformer,
+    )
+
+
+def sana() -> Any:
+    """Sana: flow with shift 3 on DPM++, Gemma 2 with instructions, a deep-compression autoencoder."""
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=32,
+        out_channels=32,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=4,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=8,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=16,
+    )
+    half: dict[str, Any] = {
+        "block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+        "block_out_channels": (4, 4, 8, 8, 16, 32),
+        "layers_per_block": (1,) * 6,
+        "qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
+    }
+    vae = diffusers.AutoencoderDC(
+        latent_channels=32,
+        attention_head_dim=4,
+        downsample_block_type="Conv",
+        upsample_block_type="interpolate",
+        scaling_factor=0.41407,
+        **{
+            f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in half.items()
+        },
+    )
+    tokenizer = _gemma_tokenizer()
+    text_encoder = transformers.Gemma2Model(
+        transformers.Gemma2Config(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=8,
+            max_position_embeddings=4096,
+            sliding_window=4096,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return diffusers.SanaPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd15": sd15,
+    "sd21-v": sd21_v,
+    "sdxl": sdxl,
+    "pixart-sigma": pixart_sigma,
+    "sd3": sd3,
+    "flux-dev": flux_dev,
+    "flux-schnell": flux_schnell,
+    "sana": sana,
+}
+
+
+def _unet(**settings: Any) -> Any:
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        **settings,
+    )
+
+
+def _vae(
+    latent_channels: int,
+    scaling_factor: float,
+    channels: tuple[int, ...] = (4, 8),
+    **settings: Any,
+) -> Any:
+    blocks: dict[str, Any] = {
+        "block_out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
+        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
+    }
+    return diffusers.AutoencoderKL(
+        norm_num_groups=4,
+        latent_channels=latent_channels,
+        scaling_factor=scaling_factor,
+        **blocks,
+        **settings,
+    )
+
+
+@cache
+def _clip_tokenizer() -> Any:
+    return make_tokenizer()
+
+
+def _clip(encoder: Any, width: int, **settings: Any) -> Any:
+    tokenizer = _clip_tokenizer()
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=MAX_TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **settings,
+    )
+    return encoder(config)
+
+
+@cache
+def _t5_tokenizer() -> Any:
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    words = [(f"▁{word}", -1.0) for word in WORDS if len(word) > 1]
+    letters = [("▁", -3.0), *((letter, -5.0) for letter in LETTERS)]
+    return transformers.T5Tokenizer(
+        vocab=[*special, *words, *letters], extra_ids=0, model_max_length=512
+    )
+
+
+def _t5(width: int) -> Any:
+    return transformers.T5EncoderModel(
+        transformers.T5Config(
+            vocab_size=len(_t5_tokenizer()),
+            d_model=width,
+            d_kv=8,
+            d_ff=2 * width,
+            num_layers=1,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            is_encoder_decoder=False,
+            use_cache=False,
+        )
+    )
+
+
+@cache
+def _gemma_tokenizer() -> Any:
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *LETTERS]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)
