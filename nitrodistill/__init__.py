@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nitrodistill.discriminator import LatentDiscriminator
+from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import (
     AdversarialLoss,
     CharbonnierLoss,
@@ -84,6 +84,7 @@ __all__ = [
     "Batch",
     "CharbonnierLoss",
     "Condition",
+    "ConvHead",
     "Denoiser",
     "DiffusersDenoiser",
     "DiscreteSchedule",
@@ -128,6 +129,7 @@ __all__ = [
     "TargetFeatures",
     "Terms",
     "TimestepLaw",
+    "TokenHead",
     "Trainer",
     "TrainerConfig",
     "Uniform",

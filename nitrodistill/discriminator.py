@@ -1,27 +1,30 @@
 """LatentDiscriminator: trained heads on the features of a frozen denoiser.
 
 The idea of Nitro and LADD (Sauer et al. 2024): the teacher's own network, shown a noised latent, already
-separates real from fake; small heads on its features are all that must be trained. Nitro's head on each
-feature map of C channels:
+separates real from fake; small heads on its features are all that must be trained. Two heads, both AMD's
+(Nitro-SD2.1 and Nitro-PixArt), turn a map of C channels into logits, one for every patch or token:
 
-    GroupNorm -> Conv 4x4, stride 2, padding 2 (C -> width) -> SiLU -> Conv 1x1 (width -> 1)
+    ConvHead    GroupNorm -> Conv 4x4, stride 2, padding 2 (C -> width) -> SiLU -> Conv 1x1 (width -> 1)
+    TokenHead   h = f1(x),  h = (h + f3(h)) / sqrt(2),  logits = Conv 1x1(h)
+                fk = Conv k x k -> GroupNorm -> LeakyReLU(0.2), with spectral norm on every convolution
 
-with width = C/4, a logit for every patch.
+The width is C/4 for the first and C for the second, unless told otherwise.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from nitrodistill.models.denoiser import device_of, frozen
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["ConvHead", "DiscriminatorHeads", "LatentDiscriminator"]
+__all__ = ["ConvHead", "DiscriminatorHeads", "LatentDiscriminator", "TokenHead"]
 
 
 class ConvHead(nn.Sequential):
@@ -41,6 +44,44 @@ class ConvHead(nn.Sequential):
             nn.SiLU(),
             nn.Conv2d(width, 1, kernel_size=1),
         )
+
+
+class TokenHead(nn.Module):
+    """Nitro-PixArt's head: the tokens of a block as a map `(B, C, H, W)` -> a logit each `(B, 1, H, W)`.
+
+    Two departures from the published head, at the same number of parameters. Its second convolution runs
+    along the tokens in raster order, nine of them, and around the end: a row's last token touches the next
+    row's first, and the image's last its first. Here it is 3x3 on the grid, with zeros outside. Its
+    normalisation takes its statistics from eight samples of the batch, so that a logit depends on who
+    else is in the batch; here it is a GroupNorm within the sample.
+
+    Args:
+        channels: C.
+        width: hidden channels; None is C, as published.
+        groups: of the GroupNorms; the largest common divisor with the width is taken.
+    """
+
+    def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
+        super().__init__()
+        width = channels if width is None else width
+        self.token: nn.Module = _normalised(channels, width, 1, groups)
+        self.neighbours: nn.Module = _normalised(width, width, 3, groups)
+        self.logit: nn.Module = spectral_norm(nn.Conv2d(width, 1, kernel_size=1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`(B, C, H, W)` -> logits `(B, 1, H, W)`."""
+        hidden = self.token(features)
+        hidden = (hidden + self.neighbours(hidden)) / math.sqrt(2)
+        return self.logit(hidden)
+
+
+def _normalised(channels: int, width: int, kernel_size: int, groups: int) -> nn.Module:
+    convolution = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
+    return nn.Sequential(
+        spectral_norm(convolution),
+        nn.GroupNorm(math.gcd(groups, width), width),
+        nn.LeakyReLU(0.2),
+    )
 
 
 class DiscriminatorHeads(nn.Module):
@@ -71,7 +112,9 @@ class LatentDiscriminator:
     Args:
         denoiser: the backbone, usually the teacher.
         taps: names of its submodules whose feature maps the heads see.
-        width: hidden channels of every head; None is a quarter of the map's channels (Nitro).
+        head: makes a head from a map's channels and `width`: `ConvHead`, `TokenHead`, or your own,
+            whose modules turn `(B, C, H, W)` into logits with any dimensions behind the batch.
+        width: hidden channels of every head; None is the head's own choice.
         example: `(x_t, t, condition)` to probe the channels with; by default the smallest input of
             the denoiser's family.
         seed: of the heads' initial weights; the global generator is not touched.
@@ -93,18 +136,21 @@ class LatentDiscriminator:
         denoiser: Denoiser,
         taps: Sequence[str],
         *,
+        head: Callable[[int, int | None], nn.Module] = ConvHead,
         width: int | None = None,
         example: tuple[Tensor, Tensor, Condition] | None = None,
         seed: int = 0,
     ) -> None:
         if width is not None and width < 1:
-            raise ValueError(f"width is {width}; it must be at least 1, or None for C/4.")
+            raise ValueError(
+                f"width is {width}; it must be at least 1, or None for the head's own choice."
+            )
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
         frozen(denoiser.module)
         channels = self.taps.channels(example)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.heads = DiscriminatorHeads([ConvHead(c, width) for c in channels])
+            self.heads = DiscriminatorHeads([head(c, width) for c in channels])
         self.heads.to(device_of(denoiser.module))
 
     @property

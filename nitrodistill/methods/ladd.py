@@ -29,7 +29,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nitrodistill.discriminator import LatentDiscriminator
+from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import (
     AdversarialLoss,
     HingeLoss,
@@ -50,6 +50,7 @@ __all__ = ["LADD", "LADDConfig"]
 Reconstruction = Literal["l1", "l2", "smooth_l1", "huber"]
 Adversarial = Literal["non_saturating", "hinge"]
 Updates = Literal["alternating", "shared"]
+Head = Literal["conv", "token"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class LADDConfig:
 
     Attributes:
         taps: submodules of the teacher whose features the discriminator sees.
-        head_width: hidden channels of a head; None is a quarter of the map's channels.
+        head: what stands on each map: "conv" (Nitro-SD2.1) or "token" (Nitro-PixArt, for transformers).
+        head_width: hidden channels of a head; None is a quarter of the map's channels for "conv", and all
+            of them for "token".
         reconstruction: the loss between the student's latent and the teacher's.
         reconstruction_weight: its weight; 0 leaves it out.
         adversarial: the adversarial loss.
@@ -78,6 +81,7 @@ class LADDConfig:
     """
 
     taps: tuple[str, ...] = ("down_blocks.0", "down_blocks.1", "mid_block")
+    head: Head = "conv"
     head_width: int | None = None
     reconstruction: Reconstruction = "smooth_l1"
     reconstruction_weight: float = 1.0
@@ -97,6 +101,7 @@ class LADDConfig:
             ("reconstruction", Reconstruction),
             ("adversarial", Adversarial),
             ("updates", Updates),
+            ("head", Head),
         ):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(
@@ -174,7 +179,11 @@ class LADD:
         discriminator = None
         if config.adversarial_weight > 0:
             discriminator = LatentDiscriminator(
-                teacher, config.taps, width=config.head_width, seed=config.seed
+                teacher,
+                config.taps,
+                head=TokenHead if config.head == "token" else ConvHead,
+                width=config.head_width,
+                seed=config.seed,
             )
         if config.timestep is not None:
             plan = StepPlan.from_noise(student.schedule, config.timestep)

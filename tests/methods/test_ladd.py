@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nitrodistill.discriminator import LatentDiscriminator
+from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import NonSaturatingLoss, RelativisticLoss
 from nitrodistill.method import DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
@@ -44,6 +44,16 @@ def run(method: LADD, batch: Batch, step: int = 0, seed: int = 0) -> dict:
 
 def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+@pytest.mark.parametrize(("head", "kind"), [("conv", ConvHead), ("token", TokenHead)])
+def test_the_config_chooses_the_head(tiny_denoiser, head, kind):
+    method = make_method(tiny_denoiser, head=head)
+    assert method.discriminator is not None
+    heads = method.discriminator.heads.get_submodule("heads")
+    assert [type(h) for h in heads.children()] == [kind] * len(TAPS)
+    with pytest.raises(ValueError, match="head is 'patch'"):
+        LADDConfig(head="patch")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("updates", ["shared", "alternating"])
