@@ -19,10 +19,12 @@ import torch
 
 from nitrodistill import toy
 from nitrodistill.cli.arguments import make_parser, parse
-from nitrodistill.cli.measuring import GRID, METRICS, check_output, measure_student
+from nitrodistill.cli.measuring import measure_student
+from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, draw_grid
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
+from nitrodistill.evaluation.report import verdict
 from nitrodistill.export import export
 from nitrodistill.export.pipeline import check_target
 from nitrodistill.methods import LADDConfig
@@ -36,7 +38,7 @@ ABOUT = """
 Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, into a student that draws in
 one step, on the CPU, in a few minutes: the teacher makes pairs of noise and latent, LADD trains a copy of it on
 them, teacher, naive one-step teacher and student are measured side by side, and the student is written as a
-diffusers pipeline. Look at grid.png, metrics.json and curves.png in the folder. A killed demo goes on where it
+diffusers pipeline. Open report.html in the folder; metrics.json has its numbers. A killed demo goes on where it
 stopped.
 """
 
@@ -48,11 +50,13 @@ example:
 
 CURVES = "curves.png"
 PIPELINE = "pipeline"
-FILES = ("pairs", "student", "teacher", METRICS, GRID, CURVES, PIPELINE)
+FILES = ("pairs", "student", "teacher", *RESULTS, CURVES, PIPELINE)
 """What a demo's folder may hold."""
 
 # left by a demo that was killed while it wrote
-_TEMPORARY = re.compile(r"\.(metrics\.json|grid\.png|curves\.png)\..*\.tmp|\.pipeline(\.old)?\.\w+")
+_TEMPORARY = re.compile(
+    rf"\.({'|'.join(map(re.escape, (*RESULTS, CURVES)))})\..*\.tmp|\.pipeline(\.old)?\.\w+"
+)
 
 TITLES = {
     "teacher": "teacher, 25 steps",
@@ -160,9 +164,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         settings,
         cache=root / "teacher",
     )
-    found.save(root / METRICS)
-    if found.examples is not None:
-        draw_grid(found.examples, root / GRID, TITLES)
+    title = "LADD on the embedded teacher"
+    report = write_results(found, root, root / "student", title, TITLES)
     _draw_curves(root, say)
 
     say("4/4  export: a diffusers pipeline, tested in a fresh process")
@@ -176,11 +179,11 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
     )
-    say(_closing(found, root, time.perf_counter() - start))
+    say(_closing(found, root, report, time.perf_counter() - start))
     return found
 
 
-def _closing(found: Evaluation, root: Path, seconds: float) -> str:
+def _closing(found: Evaluation, root: Path, report: Path, seconds: float) -> str:
     times = [
         found.value(arm, key)
         for key in ("denoise_ms", "pipeline_ms")
@@ -194,7 +197,8 @@ def _closing(found: Evaluation, root: Path, seconds: float) -> str:
             f"pipeline is {known[2] / known[3]:.1f} times faster."
         ]
     lines += [
-        f"Done in {seconds:.0f} s. Look at {root}/grid.png, then draw with the student:",
+        verdict(found).headline,
+        f"Done in {seconds:.0f} s. Open {report} in a browser, then draw with the student:",
         "",
         "    from diffusers import DiffusionPipeline",
         f'    pipe = DiffusionPipeline.from_pretrained("{root}/pipeline")',

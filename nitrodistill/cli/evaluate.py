@@ -13,7 +13,8 @@ __all__ = ["main"]
 ABOUT = """
 Measure the newest student of a run (the moving average of its weights) beside its teacher and beside the naive
 student, the teacher itself in one step, all on the same noise and prompts. Prints a table and writes
-metrics.json and grid.png, the pictures side by side, into the run's folder. With the embedded teacher an oracle
+report.html (open it in a browser: pictures side by side, numbers with intervals, curves, cost), metrics.json and
+grid.png into the run's folder. With the embedded teacher an oracle
 reads the pictures: alignment is the share of pictures that show all that their prompt says, FD the Frechet
 distance on the oracle's features. With other teachers FD is that of texture features, and there is no alignment.
 """
@@ -26,7 +27,7 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
-    from nitrodistill.evaluation import EvaluateConfig, draw_grid
+    from nitrodistill.evaluation import EvaluateConfig
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
     parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
@@ -46,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     config = EvaluateConfig(**{f.name: given[f.name] for f in fields(EvaluateConfig)})
 
-    from nitrodistill.cli.measuring import GRID, METRICS, check_output, measure_student
+    from nitrodistill.cli.measuring import measure_student
+    from nitrodistill.cli.reporting import check_output, write_results
     from nitrodistill.cli.runs import open_run, prompts_of
 
     output = Path(given.output or given.run)
@@ -62,9 +64,7 @@ def main(argv: Sequence[str]) -> int:
         config,
         cache=given.cache,
     )
-    found.save(output / METRICS)
-    if found.examples is not None:
-        draw_grid(found.examples, output / GRID)
+    report = write_results(found, output, run.path, title=run.path.resolve().name)
     print(found.text())
-    print(f"written to {output / METRICS}")
+    print(f"written to {report}, with metrics.json and grid.png beside it")
     return 0

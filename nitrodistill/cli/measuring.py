@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,10 +13,7 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Denoiser
 
-__all__ = ["GRID", "METRICS", "check_output", "measure_student"]
-
-METRICS = "metrics.json"
-GRID = "grid.png"
+__all__ = ["measure_student"]
 
 
 def measure_student(
@@ -78,32 +74,3 @@ def measure_student(
         cache=cache,
         progress=progress,
     )
-
-
-def check_output(folder: Path) -> None:
-    """Refuses a place where `metrics.json` and `grid.png` cannot be put, or are not an evaluation's.
-
-    Raises:
-        FileExistsError: if it is a file, or holds files of those names that are somebody else's.
-        PermissionError: if it cannot be written.
-    """
-    place = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    if not place.is_dir():
-        raise FileExistsError(f"{str(place)!r} is a file; choose a folder with --output.")
-    if not os.access(place, os.W_OK):
-        raise PermissionError(
-            f"{str(place)!r} is not writable, so no result can be put in {str(folder)!r}; choose another "
-            "folder with --output."
-        )
-    metrics, grid = folder / METRICS, folder / GRID
-    stranger = None if metrics.exists() or not grid.exists() else grid
-    if metrics.exists():
-        try:
-            Evaluation.load(metrics)
-        except ValueError:
-            stranger = metrics
-    if stranger is not None:
-        raise FileExistsError(
-            f"{str(stranger)!r} is not an evaluation's; move it away, or choose another folder with "
-            "--output."
-        )

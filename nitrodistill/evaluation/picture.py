@@ -17,7 +17,7 @@ from nitrodistill.evaluation.result import Pictures
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["draw_curves", "draw_grid"]
+__all__ = ["draw_curves", "draw_grid", "to_pil"]
 
 CELL = 160  # pixels: small pictures are enlarged to about this
 GAP = 8
@@ -44,7 +44,7 @@ def draw_grid(
     """
     from PIL import Image, ImageDraw
 
-    images = {name: _to_pil(batch) for name, batch in pictures.images.items()}
+    images = {name: to_pil(batch) for name, batch in pictures.images.items()}
     if not images or not pictures.prompts:
         raise ValueError("there are no pictures to draw; evaluate with num_pictures of 1 or more.")
     width, height = next(iter(images.values()))[0].size
@@ -118,7 +118,7 @@ def draw_curves(logs: Sequence[Mapping[str, Any]], path: str | Path, x: str = "s
     return target
 
 
-def _to_pil(images: Tensor) -> list[Image.Image]:
+def to_pil(images: Tensor) -> list[Image.Image]:
     """Pictures of `(K, 3, H, W)` in [-1, 1]."""
     from PIL import Image
 

@@ -16,7 +16,7 @@ import nitrodistill.export  # noqa: F401  (the module; the package's attribute i
 from nitrodistill import toy
 from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
-from nitrodistill.cli.measuring import check_output
+from nitrodistill.cli.reporting import check_output
 from nitrodistill.evaluation import Evaluation, Metric
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint

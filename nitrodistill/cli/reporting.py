@@ -1,0 +1,105 @@
+"""What an evaluation leaves in a folder: metrics.json, report.html, grid.png and the pictures that they show."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nitrodistill.evaluation import Evaluation, Pictures, draw_grid
+from nitrodistill.evaluation.report import write_report
+
+__all__ = ["METRICS", "RESULTS", "check_output", "load_results", "write_results"]
+
+METRICS = "metrics.json"
+REPORT = "report.html"
+GRID = "grid.png"
+PICTURES = "pictures.safetensors"
+RESULTS = (METRICS, REPORT, GRID, PICTURES)
+
+
+def write_results(
+    found: Evaluation,
+    folder: Path,
+    run: Path,
+    title: str,
+    titles: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes what was found; returns the report's path.
+
+    Args:
+        found: the evaluation.
+        folder: where.
+        run: the student's run: its recipe, log and versions go into the report.
+        title: the report's.
+        titles: arm -> title of its column in the grid.
+    """
+    found.save(folder / METRICS)
+    if found.examples is not None:
+        found.examples.save(folder / PICTURES)
+        draw_grid(found.examples, folder / GRID, titles)
+    return write_report(found, folder / REPORT, title=title, **_background(run))
+
+
+def load_results(folder: Path) -> tuple[Evaluation, Pictures | None]:
+    """What `write_results` left in a folder.
+
+    Raises:
+        FileNotFoundError: if there is no evaluation.
+        ValueError: if it is damaged or of another format.
+    """
+    if not (folder / METRICS).is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no evaluation: it has no {METRICS}. Run `nitrodistill evaluate` first."
+        )
+    pictures = folder / PICTURES
+    return Evaluation.load(folder / METRICS), Pictures.load(
+        pictures
+    ) if pictures.is_file() else None
+
+
+def check_output(folder: Path) -> None:
+    """Refuses a place where the results cannot be put, or that holds files of their names from elsewhere.
+
+    Raises:
+        FileExistsError: if it is a file, or holds files of those names that are somebody else's.
+        PermissionError: if it cannot be written.
+    """
+    place = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not place.is_dir():
+        raise FileExistsError(f"{str(place)!r} is a file; choose a folder with --output.")
+    if not os.access(place, os.W_OK):
+        raise PermissionError(
+            f"{str(place)!r} is not writable, so no result can be put in {str(folder)!r}; choose another "
+            "folder with --output."
+        )
+    there = [folder / name for name in RESULTS if (folder / name).exists()]
+    if not there or _is_evaluation(folder / METRICS):
+        return
+    raise FileExistsError(
+        f"{str(there[0])!r} is not an evaluation's; move it away, or choose another folder with --output."
+    )
+
+
+def _is_evaluation(metrics: Path) -> bool:
+    try:
+        Evaluation.load(metrics)
+    except (ValueError, FileNotFoundError):
+        return False
+    return True
+
+
+def _background(run: Path) -> dict[str, Any]:
+    """What a run's folder says of how the student was made; what is not there is left out."""
+    recipe, log, environment = (run / n for n in ("recipe.yaml", "log.jsonl", "environment.json"))
+    found: dict[str, Any] = {}
+    if recipe.is_file():
+        found["recipe"] = recipe.read_text(encoding="utf-8")
+    if log.is_file():
+        found["logs"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    if environment.is_file():
+        noted = json.loads(environment.read_text(encoding="utf-8"))
+        found["environment"] = noted[-1] if isinstance(noted, list) else noted
+    return found

@@ -1,0 +1,51 @@
+"""Training curves of a run's log, as small charts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nitrodistill.evaluation.report.svg import line_chart
+
+__all__ = ["training_curves"]
+
+ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds")
+"""Endings of names that say how training went, not what was learnt."""
+
+Chart = dict[str, Any]
+
+
+def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
+    """A chart for each name in the logs over the step, stages one after the other; first the terms, then the rest.
+
+    Args:
+        logs: lines of a run's `log.jsonl`; what is no number is left out.
+    """
+    series = _series(logs)
+    charts = {
+        name: {"title": name, "svg": line_chart(points, name)}
+        for name, points in series.items()
+        if len(points) > 1 and not _repeats_total(name, series)
+    }
+    aside = [name for name in charts if name.endswith(ASIDE)]
+    return [c for n, c in charts.items() if n not in aside], [charts[n] for n in aside]
+
+
+def _repeats_total(name: str, series: Mapping[str, list[tuple[float, float]]]) -> bool:
+    """Whether a term is all there is of its role's total."""
+    total = f"{name.partition('/')[0]}/total"
+    return name != total and series[name] == series.get(total)
+
+
+def _series(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    series: dict[str, list[tuple[float, float]]] = {}
+    before, last, stage = 0, 0, None
+    for line in logs:
+        if line.get("stage") != stage:
+            before, last, stage = before + last, 0, line.get("stage")
+        last = line["step"]
+        for name, value in line.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if number and name not in ("step", "stage"):
+                series.setdefault(name, []).append((float(before + last), float(value)))
+    return series

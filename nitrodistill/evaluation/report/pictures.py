@@ -1,0 +1,183 @@
+"""The gallery of a page: each sample's pictures side by side, as data in the page itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.picture import to_pil
+from nitrodistill.evaluation.report.numbers import number
+from nitrodistill.evaluation.result import Evaluation, Pictures
+
+__all__ = ["Gallery", "data_uri", "gallery", "make_gallery"]
+
+LOSSLESS_UP_TO = 128  # pixels a side; larger pictures are compressed
+QUALITY = 92
+FIRST = 12  # cards that are shown before "show all"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What the template shows.
+
+    Attributes:
+        cards: one a sample: index, prompt, fair, images (arm, title, uri), distances, shown.
+        distances: what can be sorted by: name, label, and which direction is worst and best first.
+        lead: how the samples were chosen, in words.
+        width: of a picture, in pixels.
+        height: of a picture.
+        pixelated: whether the pictures are so small that they are enlarged without smoothing.
+        has_naive: whether there is an arm that can be hidden.
+        has_fair: whether some cards are a fair sample and others not.
+        always_all: whether all arms are shown at once.
+        wide: least width of a card, as CSS, or empty.
+        first: cards before "show all".
+    """
+
+    cards: Sequence[Mapping[str, Any]]
+    distances: Sequence[Mapping[str, str]]
+    lead: str
+    width: int
+    height: int
+    pixelated: bool
+    has_naive: bool = False
+    has_fair: bool = False
+    always_all: bool = False
+    wide: str = ""
+    first: int = FIRST
+    shape: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", f"{self.width} / {self.height}")
+
+
+def data_uri(image: Tensor) -> str:
+    """A picture `(3, H, W)` in [-1, 1] as a data address: PNG up to 128 pixels a side, else WebP."""
+    (picture,) = to_pil(image[None])
+    buffer = io.BytesIO()
+    small = max(picture.size) <= LOSSLESS_UP_TO
+    kind = "png" if small else "webp"
+    picture.save(buffer, kind, **({"optimize": True} if small else {"quality": QUALITY}))
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def gallery(found: Evaluation, titles: Mapping[str, str]) -> Gallery | None:
+    """The pictures of an evaluation, the farthest from the teacher first; None without pictures.
+
+    Args:
+        found: the evaluation, with `examples`, `worst` or both.
+        titles: arm -> title.
+    """
+    sets = [p for p in (found.worst, found.examples) if p is not None and len(p.prompts)]
+    if not sets:
+        return None
+    known = {sample.index: sample.distances for sample in found.samples}
+    fair = set() if found.examples is None else set(_indices(found.examples))
+    rows: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
+    for pictures in sets:
+        for i, index in enumerate(_indices(pictures)):
+            images = {arm: batch[i] for arm, batch in pictures.images.items()}
+            rows.setdefault(index, (pictures.prompts[i], images))
+    cards = [
+        _card(index, prompt, images, titles, known.get(index, {}), index in fair)
+        for index, (prompt, images) in rows.items()
+    ]
+    both = found.worst is not None and found.examples is not None
+    lead = _lead(found, _common(cards))
+    return make_gallery(cards, next(iter(rows.values()))[1], lead, both)
+
+
+def make_gallery(
+    cards: list[dict[str, Any]],
+    images: Mapping[str, Tensor],
+    lead: str,
+    has_fair: bool,
+    **more: Any,
+) -> Gallery:
+    """A gallery of cards, sorted by the first distance that all of them have, worst first.
+
+    Args:
+        cards: as `Gallery.cards`, without "shown".
+        images: the pictures of one card, for their size.
+        lead: how the samples were chosen.
+        has_fair: whether a fair sample can be picked out.
+        more: further attributes of the Gallery.
+    """
+    names = _common(cards)
+    distances = [_choice(name) for name in names]
+    if names:
+        down = distances[0]["worst"] == "down"
+        cards.sort(key=lambda c: c["distances"][names[0]], reverse=down)
+    for card in cards:
+        card["shown"] = _shown(names[0], card["distances"][names[0]]) if names else None
+    height, width = next(iter(images.values())).shape[-2:]
+    pixelated = max(height, width) <= LOSSLESS_UP_TO
+    naive = {"has_naive": "naive" in images, **more}
+    return Gallery(cards, distances, lead, width, height, pixelated, has_fair=has_fair, **naive)
+
+
+def _common(cards: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The distances that all cards have."""
+    return [n for n in cards[0]["distances"] if all(n in card["distances"] for card in cards)]
+
+
+def _card(
+    index: int,
+    prompt: str,
+    images: Mapping[str, Tensor],
+    titles: Mapping[str, str],
+    distances: Mapping[str, float],
+    fair: bool,
+) -> dict[str, Any]:
+    shown = [
+        {"arm": arm, "title": titles.get(arm, arm), "uri": data_uri(image)}
+        for arm, image in images.items()
+    ]
+    return {
+        "index": index,
+        "prompt": prompt,
+        "images": shown,
+        "fair": fair,
+        "distances": {name: float(f"{value:.6g}") for name, value in distances.items()},
+    }
+
+
+def _choice(name: str) -> dict[str, str]:
+    worst, best = ("up", "down") if info(name).best == "high" else ("down", "up")
+    return {"name": name, "label": info(name).label, "worst": worst, "best": best}
+
+
+def _shown(name: str, value: float) -> dict[str, Any]:
+    return {"label": info(name).label, "value": value, "text": number(value)}
+
+
+def _indices(pictures: Pictures) -> Sequence[int]:
+    return pictures.indices or range(len(pictures.prompts))
+
+
+def _lead(found: Evaluation, distances: Sequence[str]) -> str:
+    worst = 0 if found.worst is None else len(found.worst.prompts)
+    first = 0 if found.examples is None else len(found.examples.prompts)
+    total = len(found.samples)
+    of_all = f" of {number(float(total), 0)}" if total else ""
+    parts = []
+    if worst:
+        parts.append(
+            f"the {worst} samples{of_all} that are farthest from the teacher"
+            if worst > 1
+            else f"the one sample{of_all} that is farthest from the teacher"
+        )
+    if first:
+        parts.append(f"the first {first}, a fair sample" if first > 1 else "the first")
+    chosen = " and ".join(parts)
+    measure = f" The number is the {info(distances[0]).label}." if distances else ""
+    return (
+        f"Every pair starts from the same noise and prompt. Shown are {chosen}. A student may draw "
+        f"another picture that is just as good: look for what is wrong, not for what differs.{measure}"
+    )

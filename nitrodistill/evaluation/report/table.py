@@ -1,0 +1,168 @@
+"""The table of numbers: groups of rows, cells with intervals, a line on which they can be compared by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.report.numbers import interval, number
+from nitrodistill.evaluation.report.svg import Mark, strip
+from nitrodistill.evaluation.report.verdict import Judgement, is_part
+from nitrodistill.evaluation.result import Metric
+
+__all__ = ["Cell", "Column", "Group", "Row", "Table", "make_table"]
+
+TITLES = {
+    "text": "Follows its prompt",
+    "distribution": "Distribution of pictures",
+    "sharpness": "Sharpness",
+    "diversity": "Variety",
+    "paired": "Against the teacher's picture of the same noise",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: key of an arm or "floor", title, what stands below it, and whether it is set off."""
+
+    key: str
+    title: str
+    main: bool = False
+    small: str = ""
+
+    @property
+    def whole(self) -> str:
+        """Both lines of the title."""
+        return f"{self.title}, {self.small}" if self.small else self.title
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number, its interval, the title of its column; `best` where nothing beats it."""
+
+    column: str
+    text: str
+    interval: str = ""
+    main: bool = False
+    best: bool = False
+    known: bool = True
+
+
+@dataclass(frozen=True)
+class State:
+    """A verdict in a word; `kind` is its class: good, off, or empty."""
+
+    text: str
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A metric."""
+
+    label: str
+    about: str
+    cells: Sequence[Cell]
+    strip: Markup
+    state: State | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows under a title."""
+
+    title: str
+    rows: Sequence[Row]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What the template shows."""
+
+    caption: str
+    lead: str
+    columns: Sequence[Column]
+    groups: Sequence[Group]
+    plots: bool
+    states: bool
+
+    @property
+    def width(self) -> int:
+        """Columns in all."""
+        return 1 + len(self.columns) + self.plots + self.states
+
+
+def make_table(
+    values: Mapping[str, Mapping[str, Metric]],
+    names: Sequence[str],
+    floors: Mapping[str, float | None],
+    columns: Sequence[Column],
+    caption: str,
+    lead: str,
+    *,
+    judged: Mapping[str, Judgement] | None = None,
+    best: Mapping[str, frozenset[str]] | None = None,
+) -> Table:
+    """Builds the table.
+
+    Args:
+        values: column key -> metric -> Metric.
+        names: the metrics, in order; those of cost are left to the charts.
+        floors: metric -> floor.
+        columns: which are shown; one may be "floor".
+        caption: for screen readers.
+        lead: the sentence above.
+        judged: metric -> Judgement, for a last column with verdicts.
+        best: metric -> keys of the columns that nothing beats.
+    """
+    groups: dict[str, list[Row]] = {}
+    for name in names:
+        group = info(name).group
+        if group not in TITLES:
+            continue
+        mine = {key: found[name] for key, found in values.items() if name in found}
+        cells = [
+            _cell(c, mine, floors.get(name), (best or {}).get(name, frozenset())) for c in columns
+        ]
+        line = _strip(name, mine, floors.get(name)) if judged is not None else Markup("")
+        state = _state((judged or {}).get(name))
+        about = "" if is_part(name) else info(name).about
+        groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, state))
+    shown = [Group(TITLES[group], rows) for group, rows in groups.items()]
+    return Table(caption, lead, columns, shown, judged is not None, judged is not None)
+
+
+def _cell(
+    column: Column, mine: Mapping[str, Metric], floor: float | None, best: frozenset[str]
+) -> Cell:
+    if column.key == "floor":
+        return Cell(column.whole, number(floor), known=floor is not None)
+    metric = mine.get(column.key)
+    if metric is None:
+        return Cell(column.whole, number(None), main=column.main, known=False)
+    ends = interval(metric.low, metric.high, metric.value)
+    return Cell(column.whole, number(metric.value), ends, column.main, column.key in best)
+
+
+def _strip(name: str, mine: Mapping[str, Metric], floor: float | None) -> Markup:
+    """Teacher (or floor), naive and student on one line: shares from 0 to 1, the rest by factors."""
+    best = info(name).best
+    marks = [Mark(floor, "floor")] if floor is not None and "teacher" not in mine else []
+    for arm in ("teacher", "naive", "student"):
+        if arm in mine:
+            metric = mine[arm]
+            marks.append(Mark(metric.value, arm, metric.low, metric.high))
+    if "student" not in mine:
+        return Markup("")
+    if best == "low":
+        return strip(marks, logarithmic=True)
+    return strip(marks, logarithmic=False, low=0.0, high=1.0)
+
+
+def _state(judgement: Judgement | None) -> State | None:
+    if judgement is None or judgement.state == "open":
+        return None
+    return State("matches", "good") if judgement.state == "matches" else State("differs", "off")

@@ -1,0 +1,198 @@
+"""Does the student match its teacher? Said from the numbers, their intervals and their floors alone.
+
+A measure **matches** where its 95% interval reaches what the teacher itself comes to:
+
+    low is good     low <= the teacher's high, or the floor where the teacher has no number of its own
+    high is good    high >= the teacher's low, or the floor
+    near 1 is good  the interval holds 1, or the floor
+
+and **differs** elsewhere. Without an interval, or with nothing to compare with, it is **open**. Distances between
+the pictures of equal noise are not judged: another picture may be as good. Nor are the costs.
+
+Each measure is judged by its own interval: of twenty measures of an equal student one is expected to differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.report.numbers import number
+from nitrodistill.evaluation.result import Evaluation, Metric
+
+__all__ = ["GROUPS", "Judgement", "Verdict", "judge", "speedup", "verdict"]
+
+State = Literal["matches", "differs", "open"]
+
+GROUPS: dict[str, str] = {
+    "text": "following prompts",
+    "distribution": "distribution",
+    "sharpness": "sharpness",
+    "diversity": "variety",
+}
+"""The groups of the catalogue that are judged, as a sentence names them."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One measure of the student against its teacher.
+
+    Attributes:
+        metric: its name.
+        state: "matches", "differs" or "open".
+        value: the student's number.
+        reference: the teacher's number, the floor, or 1; None if there is none.
+        told: what the reference is, in words.
+    """
+
+    metric: str
+    state: State
+    value: float
+    reference: float | None
+    told: str
+
+    @property
+    def gap(self) -> float:
+        """How far off, as the size of the logarithm of value over reference; infinite through 0."""
+        if self.reference is None:
+            return 0.0
+        if self.value <= 0 or self.reference <= 0:
+            return 0.0 if self.value == self.reference else math.inf
+        return abs(math.log(self.value / self.reference))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the head of a report says.
+
+    Attributes:
+        headline: one short sentence.
+        detail: one sentence with numbers.
+        judgements: metric -> Judgement, in the catalogue's order.
+    """
+
+    headline: str
+    detail: str
+    judgements: Mapping[str, Judgement]
+
+    @property
+    def matched(self) -> int:
+        """How many measures match."""
+        return sum(j.state == "matches" for j in self.judgements.values())
+
+    @property
+    def decided(self) -> int:
+        """How many match or differ."""
+        return sum(j.state != "open" for j in self.judgements.values())
+
+
+def judge(name: str, student: Metric, teacher: Metric | None, floor: float | None) -> Judgement:
+    """Judges one measure.
+
+    Args:
+        name: the metric's.
+        student: the student's.
+        teacher: the teacher's, or None.
+        floor: the metric's, or None.
+    """
+    best = info(name).best
+    if best == "one":
+        reference, told, ends = 1.0, "1 is the teacher", [1.0, *([] if floor is None else [floor])]
+    elif teacher is not None:
+        reference, told = teacher.value, f"teacher {number(teacher.value)}"
+        ends = [e for e in (teacher.low, teacher.value, teacher.high) if e is not None]
+    elif floor is not None:
+        reference, told, ends = floor, f"floor {number(floor)}", [floor]
+    else:
+        return Judgement(name, "open", student.value, None, "")
+    if student.low is None or student.high is None or best == "none":
+        return Judgement(name, "open", student.value, reference, told)
+    reaches_down = student.low <= max(ends) or best == "high"
+    reaches_up = student.high >= min(ends) or best == "low"
+    state: State = "matches" if reaches_down and reaches_up else "differs"
+    return Judgement(name, state, student.value, reference, told)
+
+
+def verdict(found: Evaluation) -> Verdict:
+    """The verdict of an evaluation.
+
+    Raises:
+        KeyError: if it has no student.
+    """
+    teacher = found.arms.get("teacher", {})
+    judged = {
+        name: judge(name, found.student[name], teacher.get(name), found.floor(name))
+        for name in found.metrics()
+        if name in found.student and info(name).group in GROUPS and not is_part(name)
+    }
+    decided = [j for j in judged.values() if j.state != "open"]
+    if not decided:
+        return Verdict(*_undecided([*judged.values()]), judged)
+    return Verdict(_headline(decided), _detail(decided, found), judged)
+
+
+def is_part(name: str) -> bool:
+    """Whether a metric is the share of one attribute, which the whole counts already."""
+    return name.startswith("alignment@")
+
+
+def speedup(found: Evaluation, metric: str) -> float | None:
+    """How many times less the student needs than its teacher; None if it was not measured."""
+    mine, teachers = found.value("student", metric), found.value("teacher", metric)
+    return teachers / mine if mine and teachers else None
+
+
+def _headline(decided: Sequence[Judgement]) -> str:
+    states: dict[str, set[State]] = {}
+    for judgement in decided:
+        states.setdefault(info(judgement.metric).group, set()).add(judgement.state)
+    good = [GROUPS[g] for g, found in states.items() if found == {"matches"}]
+    bad = [GROUPS[g] for g in states if GROUPS[g] not in good]
+    if not bad:
+        return "The student matches its teacher."
+    if not good:
+        return "The student does not match its teacher yet."
+    return f"The student matches its teacher in {_listed(good, 'and')}, but not in {_listed(bad, 'or')}."
+
+
+def _detail(decided: Sequence[Judgement], found: Evaluation) -> str:
+    samples = max((m.num_samples or 0 for m in found.student.values()), default=0)
+    size = f" of {number(float(samples), 0)} pictures" if samples else ""
+    matched = sum(j.state == "matches" for j in decided)
+    if matched == len(decided):
+        every = (
+            "both measures"
+            if matched == 2
+            else f"all {matched} measures"
+            if matched > 1
+            else "the one measure"
+        )
+        return f"On {every} it cannot be told from its teacher within the sampling error{size}."
+    worst: dict[str, Judgement] = {}
+    for j in decided:
+        group = info(j.metric).group
+        if j.state == "differs" and (group not in worst or j.gap > worst[group].gap):
+            worst[group] = j
+    shown = [f"{info(j.metric).label} {number(j.value)} ({j.told})" for j in worst.values()]
+    agree = "agrees" if matched == 1 else "agree"
+    return (
+        f"{matched} of {len(decided)} measures {agree} within the sampling error{size}; farthest off: "
+        f"{', '.join(shown)}."
+    )
+
+
+def _undecided(judgements: Sequence[Judgement]) -> tuple[str, str]:
+    known = [j for j in judgements if j.reference is not None]
+    shown = [f"{info(j.metric).label} {number(j.value)} ({j.told})" for j in known]
+    numbers = f" It measured {', '.join(shown[:4])}." if shown else ""
+    return (
+        "This evaluation cannot tell.",
+        f"Its numbers have no intervals, so that no difference can be told from chance.{numbers}",
+    )
+
+
+def _listed(words: Sequence[str], last: str) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

@@ -1,0 +1,24 @@
+"""Curves: stages one after the other, what was learnt before how it went, nothing twice."""
+
+from __future__ import annotations
+
+from nitrodistill.evaluation.report.curves import training_curves
+
+LOGS = [
+    {"stage": 0, "step": 10, "student/total": 2.0, "student/grad_norm": 1.0},
+    {"stage": 0, "step": 20, "student/total": 1.0, "student/grad_norm": 1.0, "skipped": "nan"},
+    {"stage": 1, "step": 10, "student/total": 3.0, "d/total": 1.0, "d/only": 1.0},
+    {"stage": 1, "step": 30, "student/total": 2.5, "d/total": 2.0, "d/only": 2.0, "once": 1.0},
+]
+
+
+def test_curves_of_two_stages() -> None:
+    shown, aside = training_curves(LOGS)
+    assert [chart["title"] for chart in shown] == ["student/total", "d/total"]
+    assert [chart["title"] for chart in aside] == ["student/grad_norm"]
+    assert "student/total over step 10 to 50" in shown[0]["svg"]
+    assert "d/total over step 30 to 50" in shown[1]["svg"]
+
+
+def test_an_empty_log_has_none() -> None:
+    assert training_curves([]) == ([], [])

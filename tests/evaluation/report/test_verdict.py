@@ -1,0 +1,85 @@
+"""The verdict: what an interval reaches matches, what it does not reach differs, and the sentence says both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from nitrodistill.evaluation import Evaluation, Metric
+from nitrodistill.evaluation.report import judge, verdict
+
+
+def metric(value: float, low: float | None = None, high: float | None = None) -> Metric:
+    return Metric(value, low, high)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "floor", "state"),
+    [
+        ("fd_teacher", metric(4.0, 3.0, 5.0), None, 3.2, "matches"),
+        ("fd_teacher", metric(4.0, 3.5, 5.0), None, 3.2, "differs"),
+        ("fd_teacher", metric(2.0, 1.5, 2.5), None, 3.2, "matches"),  # below the floor
+        ("fd_teacher", metric(4.0, 3.5, 5.0), None, None, "open"),
+        ("fd_teacher", metric(4.0), None, 3.2, "open"),
+        ("fd_real", metric(6.0, 5.2, 7.0), metric(5.0, 4.5, 5.5), 2.0, "matches"),
+        ("fd_real", metric(6.0, 5.6, 7.0), metric(5.0, 4.5, 5.5), 2.0, "differs"),
+        ("alignment", metric(0.95, 0.93, 0.97), metric(0.99, 0.97, 1.0), None, "matches"),
+        ("alignment", metric(0.95, 0.93, 0.96), metric(0.99, 0.97, 1.0), None, "differs"),
+        ("alignment", metric(1.0, 0.99, 1.0), metric(0.9, 0.88, 0.92), None, "matches"),
+        ("recall", metric(0.8, 0.75, 0.85), None, 0.84, "matches"),
+        ("recall", metric(0.8, 0.75, 0.83), None, 0.84, "differs"),
+        ("diversity", metric(0.98, 0.95, 1.01), metric(1.0), None, "matches"),
+        ("diversity", metric(0.98, 0.95, 0.99), metric(1.0), None, "differs"),
+        ("diversity", metric(0.98, 0.95, 0.99), metric(1.0), 0.985, "matches"),
+        ("diversity", metric(1.1, 1.05, 1.15), metric(1.0), None, "differs"),
+        ("beauty", metric(1.0, 0.9, 1.1), metric(1.0, 0.9, 1.1), None, "open"),
+    ],
+)
+def test_states(
+    name: str, student: Metric, teacher: Metric | None, floor: float | None, state: str
+) -> None:
+    assert judge(name, student, teacher, floor).state == state
+
+
+def test_the_sentence_has_the_numbers(evaluation: Callable[..., Evaluation]) -> None:
+    told = verdict(evaluation())
+    assert told.headline == (
+        "The student matches its teacher in variety, but not in following prompts, distribution or "
+        "sharpness."
+    )
+    assert told.detail == (
+        "1 of 5 measures agrees within the sampling error of 64 pictures; farthest off: alignment 0.900 "
+        "(teacher 0.990), FD to real 12.0 (teacher 4.00), edge ratio 0.900 (1 is the teacher)."
+    )
+    assert (told.matched, told.decided) == (1, 5)
+    assert "alignment@colour" not in told.judgements, "the whole counts its parts"
+    assert "pixel_distance" not in told.judgements, "another picture may be as good"
+
+
+def test_the_teacher_as_its_own_student_matches() -> None:
+    arm = {"alignment": metric(0.99, 0.98, 1.0), "fd_real": metric(4.0, 3.0, 5.0)}
+    told = verdict(Evaluation({"teacher": arm, "student": arm}))
+    assert told.headline == "The student matches its teacher."
+    assert (
+        told.detail
+        == "On both measures it cannot be told from its teacher within the sampling error."
+    )
+    assert verdict(
+        Evaluation({"student": {"fd_teacher": Metric(2.0, 1.0, 3.0, 2.5)}})
+    ).detail.startswith("On the one measure")
+
+
+def test_a_hopeless_student_is_told_so() -> None:
+    student = {"fd_teacher": Metric(700.0, 690.0, 710.0, 3.0), "diversity": Metric(0.0, 0.0, 0.0)}
+    told = verdict(Evaluation({"student": student}))
+    assert told.headline == "The student does not match its teacher yet."
+    assert "0 of 2 measures agree" in told.detail
+    assert "diversity 0 (1 is the teacher)" in told.detail
+
+
+def test_without_intervals_nothing_is_claimed() -> None:
+    told = verdict(Evaluation({"student": {"fd_teacher": Metric(7.0, floor=3.0)}}))
+    assert told.headline == "This evaluation cannot tell."
+    assert told.detail.endswith("It measured FD to teacher 7.00 (floor 3.00).")
+    assert told.decided == 0
