@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import make_parser, parse
+
+if TYPE_CHECKING:
+    from nitrodistill.data import Estimate, Generation
 
 __all__ = ["main"]
 
@@ -13,19 +17,25 @@ ABOUT = """
 Let a teacher draw pairs: noise, and the latent that the teacher makes of it in many steps, with the text
 conditioning of its prompt. A student learns from them to do the same in one step. The pairs are written to a
 folder with a manifest that says how they were made. The same command goes on with, or repairs, a folder that it
-began; a finished one is left as it is.
+began; a finished one is left as it is. Started by torchrun, accelerate launch or srun, on any number of machines
+that share the folder, or simply twice, the processes share the work; one and many write the same bytes on one type
+of machine.
 """
 
 EXAMPLE = """
 example:
   printf 'a small red circle on a black background\\na large blue ring on a gray background\\n' > prompts.txt
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs --num_pairs 64
+  nitrodistill generate --teacher toy --prompts prompts.txt --output runs/more --num_pairs 100000 --dry_run
+  torchrun --nproc_per_node 8 -m nitrodistill.cli.main generate --teacher toy --prompts prompts.txt \\
+    --output runs/pairs --num_pairs 64
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
-    from nitrodistill.data import GenerateConfig, generate, read_prompts
+    from nitrodistill.cli.launched import place
+    from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
 
     parser = make_parser("generate", ABOUT, EXAMPLE)
     parser.add_argument(
@@ -40,13 +50,77 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the pairs")
     parser.add_class_arguments(GenerateConfig)
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
+    )
+    parser.add_argument(
+        "--limit",
+        type=int,
+        default=None,
+        help="stop when the first so many pairs are there, in whole files; the same command without it, "
+        "or with a larger one, goes on",
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="say how large it gets and how long it takes; write nothing",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
     given = parse(parser, argv)
     config = GenerateConfig(**{field.name: given[field.name] for field in fields(GenerateConfig)})
     prompts = read_prompts(given.prompts)
+    here = place()
+    device = here.device(given.device)
 
     from nitrodistill.cli.teachers import load_teacher
 
     pipeline = load_teacher(given.teacher)
-    store = generate(pipeline, prompts, given.output, config, teacher_name=given.teacher)
-    print(f"{len(store)} pairs of {len(store.prompts)} prompts in {given.output}")
+    pipeline.diffusers.to(device)
+    work = Generation(pipeline, prompts, given.output, config, given.teacher)
+    if given.dry_run:
+        if here.rank == 0:
+            print(_told(work.estimate(), here.world_size, given.output))
+        return 0
+    if given.limit is not None and given.limit < config.num_pairs:
+        return _part(work, given.limit, here.rank, here.world_size, not given.quiet)
+    store = complete(work, here.rank, here.world_size, progress=not given.quiet)
+    if here.rank == 0:
+        print(f"{len(store)} pairs of {len(store.prompts)} prompts in {given.output}")
     return 0
+
+
+def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bool) -> int:
+    try:
+        done = work.run(rank, world_size, limit, progress)
+    finally:
+        work.discard()  # ends the claims; removes only what holds nothing
+    if done:
+        work.finish()
+    if rank == 0:
+        rest = "" if done else "; the same command without --limit makes the rest"
+        print(f"the first {limit} of {work.config.num_pairs} pairs are in {work.root}{rest}")
+    return 0
+
+
+def _told(estimate: Estimate, world_size: int, output: str) -> str:
+    workers = "one process" if world_size == 1 else f"{world_size} processes"
+    return (
+        f"{estimate.pairs} pairs of {estimate.prompts} prompts: about {_size(estimate.size_bytes)} in "
+        f"{output}; {estimate.missing} are missing, about {_time(estimate.seconds / world_size)} for "
+        f"{workers} like this one. Nothing was written."
+    )
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds"

@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
+from nitrodistill.data.codec import to_bytes
+from nitrodistill.data.columns import REPAIR, Column
 from nitrodistill.data.files import atomic
-from nitrodistill.data.manifest import Column, Manifest
+from nitrodistill.data.manifest import Manifest
 
 __all__ = ["ArrowFile", "Layout", "Table", "write_rows"]
 
 Rows = Mapping[str, Sequence[Any]]
-"""Column name -> one value a row: an int, a text, or a tensor of the row's shape."""
+"""Column name -> one value a row: an int, a text, a tensor of the row's shape, or its encoded bytes."""
 
 
 class Layout:
@@ -84,18 +85,18 @@ class ArrowFile:
         self.path: Path = path
         self.layout: Layout = layout
         if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {_REPAIR}")
+            raise FileNotFoundError(f"{path} is missing; {REPAIR}")
         try:
             # Closing the file leaves the mapping: a store of many shards holds no descriptors.
             with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
                 table = reader.read_all()
             table.validate(full=True)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is torn or not Arrow; {_REPAIR}") from error
+            raise ValueError(f"{path} is torn or not Arrow; {REPAIR}") from error
         if not table.schema.equals(layout.schema, check_metadata=True):
-            raise ValueError(f"{path} belongs to another store; {_REPAIR}")
+            raise ValueError(f"{path} belongs to another store; {REPAIR}")
         if any(column.null_count for column in table.columns):
-            raise ValueError(f"{path} has empty fields; {_REPAIR}")
+            raise ValueError(f"{path} has empty fields; {REPAIR}")
         self._columns = dict(zip(table.column_names, table.columns, strict=True))
         self._numbers = {n: self._columns[n].to_numpy() for n in (*layout.numbers, "crc32")}
 
@@ -119,42 +120,54 @@ class ArrowFile:
         buffers = {name: self._columns[name][row].as_buffer() for name in self.layout.tensors}
         numbers = [self.number(name, row) for name in self.layout.numbers]
         if self.layout.crc32(numbers, list(buffers.values())) != self.number("crc32", row):
-            raise ValueError(f"{self.path} is damaged at row {row}; {_REPAIR}")
+            raise ValueError(f"{self.path} is damaged at row {row}; {REPAIR}")
         return buffers
 
-    def check(self, first: int, rows: int) -> None:
-        """Reads everything: keys `first ... first + rows - 1` in order, and every checksum.
+    def check(self, keys: Sequence[int] | np.ndarray) -> None:
+        """Reads everything: the first numbers of the rows, and every checksum.
 
         Raises:
             ValueError: if a row is missing or damaged.
         """
-        keys = self._numbers[self.layout.numbers[0]]
-        if not np.array_equal(keys, np.arange(first, first + rows)):
+        if not np.array_equal(self._numbers[self.layout.numbers[0]], np.asarray(keys)):
             raise ValueError(
-                f"{self.path} does not hold rows {first} to {first + rows - 1}; {_REPAIR}"
+                f"{self.path} does not hold the rows {min(keys)} to {max(keys)}; {REPAIR}"
             )
-        for row in range(rows):
+        for row in range(len(self)):
             self.tensors(row)
 
 
 class Table:
     """The files of one kind as one sequence of rows; files are opened when first needed.
 
+    The most recently used files stay open, so that memory does not grow with the size of the store.
+
     Args:
-        root: folder of the store.
+        path_of: where the file of that name is; may fetch it first.
         layout: the columns.
         files: name and number of rows of each file, in order.
+        max_open: how many files stay open.
+
+    Attributes:
+        bounds: the first row of each file, and the number of all rows.
     """
 
-    def __init__(self, root: Path, layout: Layout, files: Sequence[tuple[str, int]]) -> None:
-        self._root = root
+    def __init__(
+        self,
+        path_of: Callable[[str], Path],
+        layout: Layout,
+        files: Sequence[tuple[str, int]],
+        max_open: int = 512,
+    ) -> None:
+        self._path_of = path_of
         self._layout = layout
         self._files = tuple(files)
-        self._ends = tuple(accumulate(rows for _, rows in files))
-        self._open: dict[int, ArrowFile] = {}
+        self.bounds: tuple[int, ...] = tuple(accumulate((rows for _, rows in files), initial=0))
+        self._max_open = max_open
+        self._open: OrderedDict[int, ArrowFile] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self.bounds[-1]
 
     def files(self) -> Iterator[ArrowFile]:
         """All files, in order."""
@@ -166,53 +179,35 @@ class Table:
         Raises:
             IndexError: if there is no such row.
         """
+        k = self.file_of(row)
+        return self._file(k), row - self.bounds[k]
+
+    def file_of(self, row: int) -> int:
+        """The number of the file that holds row `row`.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}; rows run from 0 to {len(self) - 1}.")
-        k = bisect_right(self._ends, row)
-        return self._file(k), row - (self._ends[k - 1] if k else 0)
+        return bisect_right(self.bounds, row) - 1
+
+    def close(self) -> None:
+        """Forgets the open files: what has been replaced since is read anew."""
+        self._open.clear()
 
     def _file(self, k: int) -> ArrowFile:
-        if k not in self._open:
-            name, rows = self._files[k]
-            file = ArrowFile(self._root / name, self._layout)
-            if len(file) != rows:
-                raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {_REPAIR}")
-            self._open[k] = file
-        return self._open[k]
-
-
-def to_bytes(tensor: Tensor, column: Column, name: str) -> bytes:
-    """The raw bytes of one row's tensor.
-
-    Raises:
-        ValueError: if its dtype or shape is not the column's.
-    """
-    free = column.shape[:1] == (None,)
-    shape = (None, *tensor.shape[1:]) if free and tensor.ndim else tuple(tensor.shape)
-    if tensor.dtype != column.torch_dtype or shape != column.shape:
-        raise ValueError(
-            f"{name} is {tensor.dtype} {tuple(tensor.shape)}; the store holds {column.dtype} "
-            f"{column.shape} (None: any length)."
-        )
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def from_buffers(buffers: Sequence[Any], column: Column, name: str) -> Tensor:
-    """Rows `(B, *shape)` in the stored dtype; shorter rows are padded with zeros to the longest.
-
-    Raises:
-        ValueError: if a row's size is not the column's.
-    """
-    stride = column.stride_bytes
-    sizes = [len(buffer) for buffer in buffers]
-    free = column.shape[:1] == (None,)
-    if any(size % stride if free else size != stride for size in sizes):
-        raise ValueError(f"a row of {name} has {sizes} bytes, which is no {column}; {_REPAIR}")
-    out = np.zeros((len(buffers), max(sizes)), np.uint8)
-    for row, buffer in zip(out, buffers, strict=True):
-        row[: len(buffer)] = np.frombuffer(buffer, np.uint8)
-    shape = [n if n is not None else max(sizes) // stride for n in column.shape]
-    return torch.from_numpy(out).view(column.torch_dtype).reshape([len(buffers), *shape])
+        if k in self._open:
+            self._open.move_to_end(k)
+            return self._open[k]
+        name, rows = self._files[k]
+        file = ArrowFile(self._path_of(name), self._layout)
+        if len(file) != rows:
+            raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {REPAIR}")
+        self._open[k] = file
+        if len(self._open) > self._max_open:
+            self._open.popitem(last=False)
+        return file
 
 
 def write_rows(path: Path, layout: Layout, batches: Iterator[Rows]) -> None:
@@ -224,6 +219,3 @@ def write_rows(path: Path, layout: Layout, batches: Iterator[Rows]) -> None:
     ):
         for rows in batches:
             out.write_batch(layout.record_batch(rows))
-
-
-_REPAIR = "generate again with the same settings to repair the store."

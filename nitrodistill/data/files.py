@@ -12,13 +12,13 @@ from pathlib import Path
 
 from nitrodistill.data.manifest import File
 
-__all__ = ["atomic", "check_folder", "digest_of", "explained", "write_text"]
+__all__ = ["atomic", "check_folder", "digest_of", "explained", "write_new_text", "write_text"]
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well, and else vanishes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
@@ -32,6 +32,23 @@ def write_text(path: Path, text: str) -> None:
     """Writes a UTF-8 file that appears when it is complete."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_new_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 file as `write_text` does, unless there is one already: the first of several writers wins."""
+    temporary = _temporary(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        _sync(temporary)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return
+        except OSError:  # a file system without hard links
+            os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def digest_of(path: Path, root: Path, rows: int) -> File:
@@ -60,7 +77,7 @@ def check_folder(root: Path, known: Collection[str]) -> None:
             raise FileExistsError(f"{str(root)!r} is a file; choose a folder for the pairs.")
         if not root.exists():
             return
-        names = {p.name for p in root.iterdir() if not re.fullmatch(r"\..*\.tmp", p.name)}
+        names = {p.name for p in root.iterdir() if not re.fullmatch(r"\..*\.tmp|\.lock", p.name)}
     if names and not names.intersection(known):
         raise FileExistsError(
             f"{str(root)!r} exists and holds something else ({min(names)}); choose another folder."
@@ -79,6 +96,10 @@ def explained(root: Path) -> Iterator[None]:
             f"cannot write pairs to {str(root)!r}: {error.strerror or error}; make room there or get "
             "permission, or choose another folder."
         ) from error
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp")
 
 
 def _sync(path: Path) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from nitrodistill.data.generation import GenerateConfig, Generation
 from nitrodistill.data.pairs import PairStore
+from nitrodistill.data.work import Work
 from nitrodistill.models.pipeline import Pipeline
 
-__all__ = ["generate"]
+__all__ = ["complete", "generate"]
 
 
 def generate(
@@ -23,12 +22,13 @@ def generate(
     teacher_name: str,
     rank: int = 0,
     world_size: int = 1,
-    barrier: Callable[[], None] | None = None,
     progress: bool = True,
 ) -> PairStore:
     """Makes a pair store with a teacher, or completes one that was begun with the same settings.
 
-    Worker `rank` of `world_size` makes the files k with `k % world_size == rank`.
+    Any number of processes, on any number of machines that share the folder, may run this with equal arguments but
+    `rank`, at once or one after the other: each begins with the files k with `k % world_size == rank`, then
+    helps the others, and returns when all is done.
 
     Args:
         pipeline: the teacher.
@@ -38,10 +38,8 @@ def generate(
         config: how.
         teacher_name: recorded in the manifest, for people.
         rank: number of this worker.
-        world_size: how many workers there are; all run this with equal arguments but `rank`.
-        barrier: waits until every worker has called it (`accelerator.wait_for_everyone`); needed by
-            more than one worker.
-        progress: shows a bar with rate and time left.
+        world_size: how many workers there are.
+        progress: shows bars with rate and time left, in worker 0.
 
     Returns:
         The finished store.
@@ -52,32 +50,16 @@ def generate(
         FileExistsError: if the folder holds something else, or a store with other settings.
         PermissionError: if the folder cannot be written.
     """
-    if not 0 <= rank < world_size or (world_size > 1 and barrier is None):
-        raise ValueError(
-            f"rank {rank} of world_size {world_size}: rank must be in 0 ... world_size - 1, and more "
-            "than one worker needs a barrier."
-        )
-    wait = barrier or (lambda: None)
-    work = Generation(pipeline, prompts, output, config, teacher_name)
+    return complete(
+        Generation(pipeline, prompts, output, config, teacher_name), rank, world_size, progress
+    )
+
+
+def complete(work: Work, rank: int = 0, world_size: int = 1, progress: bool = True) -> PairStore:
+    """Runs and finishes any work; after an error nothing is left but whole files that a rerun goes on with."""
     try:
-        work.prepare()
-        for k in work.prompt_files[rank::world_size]:
-            work.write_prompts(k)
-        wait()
-        shards = work.shards[rank::world_size]
-        total = sum(len(work.samples(k)) for k in shards)
-        with tqdm(total=total, unit="pair", desc="pairs", disable=not progress) as bar:
-            for k in shards:
-                if not work.write_pairs(k, bar.update):
-                    count = len(work.samples(k))
-                    if progress:
-                        bar.initial += count  # not counted in the rate
-                    bar.update(count)
-        wait()
-        store = work.finish() if rank == 0 else None
+        work.run(rank, world_size, progress=progress)
+        return work.finish()
     except BaseException:
-        if world_size == 1:
-            work.discard()
+        work.discard()
         raise
-    wait()
-    return store or PairStore.open(output)

@@ -1,50 +1,58 @@
-"""The work of making pairs, file by file.
+"""The work of `generate`: noise and prompts through a teacher.
 
 Sample i has the prompt `prompts[i % len(prompts)]` and the noise `Draws(seed, 0, [i]).normal("noise", shape)`.
-Noise and text conditioning are rounded to the stored dtype *before the teacher sees them*, so that what is stored
-is exact. A batch is a function of its first index alone and never crosses shards, so one worker and eight
-write the same bytes (on one type of machine: arithmetic differs between devices). The work has two parts:
-
-    the prompt table   file k holds prompts k S ... (k + 1) S - 1, encoded and trimmed to their mask
-    the pairs          file k holds samples k S ... (k + 1) S - 1; its teacher reads the prompt table
-
-A file is written under a temporary name and renamed, so it is whole or absent; a rerun with equal settings checks
-what is there and makes what is missing or damaged. `manifest.json` is written last.
+Noise and text conditioning are rounded to what is stored *before the teacher sees them*, so that what is stored is
+exact. A batch is a function of its first index alone and never crosses shards, so one worker and eight
+write the same bytes (on one type of machine: arithmetic differs between devices).
 """
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nitrodistill.data.arrow import ArrowFile, Layout, Rows, Table, write_rows
-from nitrodistill.data.files import check_folder, digest_of, explained, write_text
-from nitrodistill.data.manifest import DTYPES, Column, File, Generated, Grid, Manifest
-from nitrodistill.data.pairs import MANIFEST, PairStore, read_condition
-from nitrodistill.data.text import hash_texts, token_lengths
+from nitrodistill.data.arrow import Rows
+from nitrodistill.data.codec import to_bytes
+from nitrodistill.data.columns import DTYPES, Column
+from nitrodistill.data.conditioning import (
+    Embeddings,
+    FloatType,
+    batches,
+    check_choice,
+    check_finite,
+    encode_texts,
+    encoded_prompts,
+    prompt_columns,
+    trimmed,
+)
+from nitrodistill.data.files import check_folder
+from nitrodistill.data.manifest import Manifest
+from nitrodistill.data.pairs import MANIFEST
+from nitrodistill.data.sources import Generated, Grid, code_version
+from nitrodistill.data.text import hash_texts
+from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
 from nitrodistill.models.denoiser import Guided
 from nitrodistill.models.pipeline import Pipeline, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition
 
-__all__ = ["FloatType", "GenerateConfig", "Generation"]
+__all__ = ["Estimate", "FloatType", "GenerateConfig", "Generation"]
 
-FloatType = Literal["float16", "bfloat16", "float32"]
-"""The element types that a store's floating-point tensors may have."""
+Noise = Literal["stored", "drawn"]
+"""Whether a store holds the noise, or the seed that it is drawn from."""
 
-_DRAFT = "settings.json"
-_log = logging.getLogger(__name__)
+_PROBED = 64
+"""Prompts whose length an estimate measures."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,10 @@ class GenerateConfig:
         batch_size: how many samples the teacher draws at once; lower it if memory runs out.
         shard_size: pairs, or prompts, in one file: the unit of work and of repair.
         dtype: of latents, noise and text conditioning on disk.
+        embeddings: "exact" keeps every bit of the text conditioning; "int8" keeps eight bits an element
+            (the teacher sees what is stored, and each row keeps its measured error).
+        compute: what the teacher computes in; "bfloat16" and "float16" are autocast, for a GPU.
+        noise: "stored" keeps it; "drawn" keeps its seed and draws it anew when it is read.
     """
 
     num_pairs: int = 600
@@ -68,6 +80,9 @@ class GenerateConfig:
     batch_size: int = 32
     shard_size: int = 256
     dtype: FloatType = "float16"
+    embeddings: Embeddings = "exact"
+    noise: Noise = "stored"
+    compute: FloatType = "float32"
 
     def __post_init__(self) -> None:
         for name in ("num_pairs", "steps", "batch_size", "shard_size"):
@@ -79,17 +94,34 @@ class GenerateConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63.")
-        if self.dtype not in get_args(FloatType):
-            raise ValueError(
-                f"dtype is {self.dtype!r}; it must be one of {', '.join(get_args(FloatType))}."
-            )
+        check_choice("dtype", self.dtype, FloatType)
+        check_choice("embeddings", self.embeddings, Embeddings)
+        check_choice("noise", self.noise, Noise)
+        check_choice("compute", self.compute, FloatType)
 
 
-class Generation:
-    """The work of `generate`, file by file, for whoever distributes it differently.
+@dataclass(frozen=True)
+class Estimate:
+    """What a `generate` will cost, measured on a sample of prompts and one batch.
 
-    Call `prepare`; then `write_prompts(k)` for all k; when these are all done, `write_pairs(k)` for all k; then
-    `finish` once. Files may be written in any order, by any process.
+    Attributes:
+        pairs: how many are to be made in all.
+        missing: of these, in files that are not there yet.
+        prompts: different ones.
+        size_bytes: of the whole store.
+        seconds: for what is missing, with one worker like this one; the first batch, which is slower
+            than the others, is not in it.
+    """
+
+    pairs: int
+    missing: int
+    prompts: int
+    size_bytes: int
+    seconds: float
+
+
+class Generation(Work):
+    """The work of `generate`, file by file, for whoever distributes it differently; see `Work`.
 
     Args:
         pipeline: the teacher.
@@ -116,101 +148,61 @@ class Generation:
             raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
         self.pipeline = pipeline
         self.config = config
-        self.root: Path = Path(output)
         texts = list(dict.fromkeys(prompts[: config.num_pairs]))
         for text in texts:
             pipeline.check_prompt(text)
         self._texts = texts
         number = {text: i for i, text in enumerate(texts)}
-        self._ids = [number[text] for text in prompts[: config.num_pairs]]
-        self._num_prompts = len(prompts)
-        check_folder(self.root, (MANIFEST, _DRAFT))
-        self._made_root = not self.root.exists()
-        denoiser = pipeline.denoiser
-        self._plan = StepPlan.from_schedule(denoiser.schedule, config.steps)
-        self._plan.check(denoiser.prediction_type)
-        self.manifest: Manifest = self._draft(prompts, teacher_name)
-        self._check_settings()
+        ids = np.array([number[text] for text in prompts[: config.num_pairs]])
+        check_folder(Path(output), (MANIFEST, DRAFT))
+        self._plan = StepPlan.from_schedule(pipeline.denoiser.schedule, config.steps)
+        self._plan.check(pipeline.denoiser.prediction_type)
+        manifest = self._draft(prompts, teacher_name)
+        super().__init__(output, manifest, len(texts), np.resize(ids, config.num_pairs))
 
-    @property
-    def prompt_files(self) -> range:
-        """The numbers of the prompt table's files."""
-        return range(-(-len(self._texts) // self.config.shard_size))
-
-    @property
-    def shards(self) -> range:
-        """The numbers of the pairs' files."""
-        return range(-(-self.config.num_pairs // self.config.shard_size))
-
-    def prepare(self) -> None:
-        """Makes the folder and notes the settings in it; harmless when repeated.
+    def estimate(self) -> Estimate:
+        """Measures what the work will cost; draws two batches and writes nothing.
 
         Raises:
-            PermissionError: if it cannot be written.
+            ValueError: if what the teacher draws is not finite.
         """
-        with explained(self.root):
-            self.root.mkdir(parents=True, exist_ok=True)
-            # The settings come first: other workers, and a rerun, must know the folder as a store's.
-            if not (self.root / MANIFEST).exists():
-                write_text(self.root / _DRAFT, self.manifest.to_json())
-            for folder in self._folders():
-                folder.mkdir(exist_ok=True)
-        self._check_settings()
-
-    def write_prompts(self, k: int) -> bool:
-        """Writes file k of the prompt table unless it is there and whole; says whether it did."""
-        rows = self._rows(k, len(self._texts))
-        return self._write("prompts", k, rows, self._encoded)
-
-    def write_pairs(self, k: int, advance: Callable[[int], object] = lambda count: None) -> bool:
-        """Writes file k of the pairs unless it is there and whole; says whether it did.
-
-        Args:
-            k: number of the file.
-            advance: called with the number of samples after each batch.
-
-        Raises:
-            ValueError: if the teacher draws what is not finite in the stored dtype; the message names
-                the samples.
-        """
-        return self._write("shards", k, self.samples(k), lambda rows: self._drawn(rows, advance))
-
-    def samples(self, k: int) -> range:
-        """The samples in file k of the pairs."""
-        return self._rows(k, self.config.num_pairs)
-
-    def finish(self) -> PairStore:
-        """Writes the manifest over all files, and opens the store.
-
-        Raises:
-            FileNotFoundError: if a file is missing.
-        """
-        manifest = replace(
-            self.manifest,
-            prompts=self._entries("prompts", self.prompt_files, len(self._texts)),
-            shards=self._entries("shards", self.shards, self.config.num_pairs),
+        config = self.config
+        stride = -(-len(self._texts) // _PROBED)
+        texts = self._texts[::stride]
+        start = time.perf_counter()
+        tensors = [trimmed(encode_texts(self.pipeline, [text], config.dtype)) for text in texts]
+        text_seconds = (time.perf_counter() - start) / len(texts)
+        table = {f"condition.{n}": c for n, c in self.manifest.conditions.items()}
+        encoded = [
+            sum(len(to_bytes(row[name][0], column, name)) for name, column in table.items())
+            + len(text.encode())
+            for row, text in zip(tensors, texts, strict=True)
+        ]
+        rows = range(min(config.batch_size, config.num_pairs))
+        condition = encode_texts(
+            self.pipeline, [self._texts[self._prompt_ids[i]] for i in rows], config.dtype
         )
-        with explained(self.root):
-            path = self.root / MANIFEST
-            if not path.exists() or path.read_text(encoding="utf-8") != manifest.to_json():
-                write_text(path, manifest.to_json())
-            (self.root / _DRAFT).unlink(missing_ok=True)
-            for left in (*self.root.glob(".*.tmp"), *self.root.glob("*/.*.tmp")):
-                left.unlink(missing_ok=True)  # of workers that were killed
-        return PairStore.open(self.root)
+        times = []
+        for _ in range(2):  # the first warms up
+            start = time.perf_counter()
+            self._draw(rows, condition.to(dtype=torch.float32))
+            times.append(time.perf_counter() - start)
+        pair_bytes = sum(column.stride_bytes for column in self.manifest.columns.values()) + 20
+        missing, texts_missing = self._missing("shards"), self._missing("prompts")
+        return Estimate(
+            pairs=config.num_pairs,
+            missing=missing,
+            prompts=len(self._texts),
+            size_bytes=round(
+                config.num_pairs * pair_bytes + len(self._texts) * sum(encoded) / len(encoded)
+            ),
+            seconds=times[1] / len(rows) * missing + text_seconds * texts_missing,
+        )
 
-    def discard(self) -> None:
-        """Removes the folder's beginnings if no file of it was finished."""
-        if any(self.root.glob("*/*.arrow")) or (self.root / MANIFEST).exists():
-            return
-        with contextlib.suppress(OSError):  # no permission: then it is not ours
-            (self.root / _DRAFT).unlink(missing_ok=True)
-        for folder in (*self._folders(), *([self.root] if self._made_root else [])):
-            with contextlib.suppress(OSError):  # it is not there, or somebody put something in
-                folder.rmdir()
-
-    def _folders(self) -> tuple[Path, Path]:
-        return self.root / "prompts", self.root / "shards"
+    def _missing(self, kind: str) -> int:
+        files = self.prompt_files if kind == "prompts" else self.shards
+        gone = [k for k in files if not (self.root / self._name(kind, k)).exists()]
+        return sum(len(self._rows(kind, k)) for k in gone)
 
     def _draft(self, prompts: Sequence[str], teacher_name: str) -> Manifest:
         config, denoiser = self.config, self.pipeline.denoiser
@@ -230,146 +222,49 @@ class Generation:
             steps=config.steps,
             guidance=float(config.guidance),
             grid=grid,
+            compute=config.compute,
             seed=config.seed,
             batch_size=config.batch_size,
             num_prompts=len(prompts),
             prompts_hash=hash_texts(prompts),
-            code_version=_code_version(),
+            code_version=code_version(),
         )
-        latent = Column(config.dtype, tuple(self.pipeline.latent_shape))
+        shape = tuple(self.pipeline.latent_shape)
+        noise = Column(config.dtype, shape, "draws" if config.noise == "drawn" else "raw")
         return Manifest(
             shard_size=config.shard_size,
-            columns={"x0": latent, "noise": latent},
-            conditions=self._condition_columns(),
+            columns={"x0": Column(config.dtype, shape), "noise": noise},
+            conditions=prompt_columns(
+                self.pipeline, self._texts[0], config.dtype, config.embeddings
+            ),
             texts_hash=hash_texts(self._texts),
             sources=(source,),
         )
-
-    def _condition_columns(self) -> dict[str, Column]:
-        encoded = self._encode(self._texts[:1])
-        free = token_lengths(encoded)
-        return {
-            name: Column(
-                str(value.dtype).removeprefix("torch."),
-                (None, *value.shape[2:]) if name in free else tuple(value.shape[1:]),
-            )
-            for name, value in encoded.tensors.items()
-        }
-
-    def _check_settings(self) -> None:
-        """Takes over the records of a store that was begun here with equal settings."""
-        path = next((p for n in (MANIFEST, _DRAFT) if (p := self.root / n).is_file()), None)
-        if path is None:
-            return
-        try:
-            there = Manifest.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read: {error} Remove the folder or choose another."
-            ) from error
-        different = there.differences(self.manifest)
-        if different:
-            more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
-            raise FileExistsError(
-                f"{str(self.root)!r} holds pairs made with other settings: "
-                f"{'; '.join(different[:3])}{more}. Use those settings, or another folder."
-            )
-        self.manifest = replace(there, prompts=(), shards=())
-
-    def _rows(self, k: int, total: int) -> range:
-        first = k * self.config.shard_size
-        return range(first, min(first + self.config.shard_size, total))
-
-    def _path(self, kind: str, k: int) -> Path:
-        return self.root / kind / f"{k:06d}.arrow"
-
-    def _write(
-        self, kind: str, k: int, rows: range, make: Callable[[range], Iterator[Rows]]
-    ) -> bool:
-        path, layout = self._path(kind, k), Layout(self.manifest, kind)
-        try:
-            ArrowFile(path, layout).check(rows.start, len(rows))
-            return False
-        except FileNotFoundError:
-            pass
-        except ValueError as error:
-            _log.warning("%s It is made again.", error)
-        with explained(self.root):
-            write_rows(path, layout, make(rows))
-        return True
-
-    def _entries(self, kind: str, files: range, total: int) -> tuple[File, ...]:
-        entries = []
-        for k in files:
-            path, rows = self._path(kind, k), self._rows(k, total)
-            ArrowFile(path, Layout(self.manifest, kind))  # is there, and of these settings
-            entries.append(digest_of(path, self.root, len(rows)))
-        return tuple(entries)
-
-    def _batches(self, rows: range) -> Iterator[range]:
-        for first in range(rows.start, rows.stop, self.config.batch_size):
-            yield range(first, min(first + self.config.batch_size, rows.stop))
-
-    def _encode(self, texts: Sequence[str]) -> Condition:
-        return self.pipeline.encode_prompt(texts).to("cpu", DTYPES[self.config.dtype])
-
-    def _encoded(self, rows: range) -> Iterator[Rows]:
-        for ids in self._batches(rows):
-            texts = [self._texts[i] for i in ids]
-            condition = self._encode(texts)
-            lengths = token_lengths(condition)
-            tensors = {
-                f"condition.{name}": [
-                    row[: lengths[name][i]] if name in lengths else row
-                    for i, row in enumerate(value)
-                ]
-                for name, value in condition.tensors.items()
-            }
-            _check_finite(condition.tensors, ids, "prompts", self.config.dtype)
-            yield {"prompt_id": list(ids), "text": texts, **tensors}
 
     @cached_property
     def _guided(self) -> Guided:
         return self.pipeline.guided(self.config.guidance)
 
-    @cached_property
-    def _prompt_table(self) -> Table:
-        files = [
-            (self._path("prompts", k).relative_to(self.root).as_posix(), len(self._rows(k, total)))
-            for total in (len(self._texts),)
-            for k in self.prompt_files
-        ]
-        return Table(self.root, Layout(self.manifest, "prompts"), files)
+    def _prompt_rows(self, rows: range) -> Iterator[Rows]:
+        config = self.config
+        return encoded_prompts(self.pipeline, self._texts, rows, config.batch_size, config.dtype)
 
-    def _drawn(self, rows: range, advance: Callable[[int], object]) -> Iterator[Rows]:
-        device, dtype = self.pipeline.device, DTYPES[self.config.dtype]
-        for batch in self._batches(rows):
-            ids = [self._ids[i % self._num_prompts] for i in batch]
-            condition = read_condition(self._prompt_table, self.manifest, ids, torch.float32)
-            draws = Draws(self.config.seed, 0, torch.tensor(batch))
-            noise = draws.normal("noise", self.pipeline.latent_shape).to(dtype)
-            with torch.no_grad():
-                seen = noise.to(device, torch.float32)
-                x0 = sample(self._guided, self._plan, seen, condition.to(device))
-            x0 = x0.to("cpu", dtype)
-            _check_finite({"x0": x0}, batch, "samples", self.config.dtype)
+    def _pair_rows(self, rows: range, advance: Callable[[int], object]) -> Iterator[Rows]:
+        for batch in batches(rows, self.config.batch_size):
+            ids = self._prompt_ids[batch.start : batch.stop].tolist()
+            noise, x0 = self._draw(batch, self._condition(ids))
             yield {"index": list(batch), "prompt_id": ids, "x0": list(x0), "noise": list(noise)}
             advance(len(batch))
 
-
-def _check_finite(tensors: Mapping[str, Tensor], ids: range, what: str, dtype: str) -> None:
-    for name, value in tensors.items():
-        finite = torch.isfinite(value).reshape(len(ids), -1).all(1)
-        if not finite.all():
-            bad = [i for i, fine in zip(ids, finite.tolist(), strict=True) if not fine]
-            raise ValueError(
-                f"{name} of the {what} {bad[:8]} is not finite in {dtype}; try dtype=bfloat16 or float32, "
-                "and check that the teacher draws well with these steps and this guidance."
-            )
-
-
-def _code_version() -> str:
-    try:
-        return version("nitrodistill")
-    except PackageNotFoundError:  # run from a source tree
-        return "unknown"
+    def _draw(self, rows: range, condition: Condition) -> tuple[Tensor, Tensor]:
+        device, dtype = self.pipeline.device, DTYPES[self.config.dtype]
+        draws = Draws(self.config.seed, 0, torch.tensor(rows))
+        noise = draws.normal("noise", self.pipeline.latent_shape).to(dtype)
+        compute = DTYPES[self.config.compute]
+        lower = compute != torch.float32
+        with torch.no_grad(), torch.autocast(device.type, compute, enabled=lower):
+            seen = noise.to(device, torch.float32)
+            x0 = sample(self._guided, self._plan, seen, condition.to(device))
+        x0 = x0.to("cpu", dtype)
+        check_finite({"x0": x0}, rows, "samples", self.config.dtype)
+        return noise, x0

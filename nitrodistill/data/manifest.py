@@ -9,72 +9,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
+from nitrodistill.data.columns import Column, check_integer, check_text
+from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
 
-from nitrodistill.types import check_prediction_type
-
-__all__ = ["DTYPES", "FORMAT", "VERSION", "Column", "File", "Generated", "Grid", "Manifest"]
+__all__ = ["FORMAT", "VERSION", "File", "Manifest"]
 
 FORMAT = "nitrodistill.pairs"
 VERSION = 1
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "int64": torch.int64,
-    "int32": torch.int32,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
-}
-"""The element types a column may have, by torch's names."""
-
 _FILE_NAME = re.compile(r"(shards|prompts)/[0-9A-Za-z][0-9A-Za-z_.-]*\.arrow")
-
-
-@dataclass(frozen=True)
-class Column:
-    """How one tensor of a row is stored.
-
-    Attributes:
-        dtype: element type, a key of `DTYPES`.
-        shape: of one row; the first entry may be None, a token length that differs from row to row.
-        encoding: "raw": the elements' little-endian bytes in C order.
-    """
-
-    dtype: str
-    shape: tuple[int | None, ...]
-    encoding: str = "raw"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ValueError(
-                f"a column's dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}."
-            )
-        if self.encoding != "raw":
-            raise ValueError(
-                f"a column's encoding is {self.encoding!r}; this version reads 'raw' only: update "
-                "nitrodistill."
-            )
-        sizes = self.shape[1:] if self.shape and self.shape[0] is None else self.shape
-        for size in sizes:
-            _check_integer(size, "a size in a column's shape", 1)
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """`dtype` as torch's."""
-        return DTYPES[self.dtype]
-
-    @property
-    def stride_bytes(self) -> int:
-        """Bytes of a row of fixed shape, or of one token of a row whose length is free."""
-        return self.torch_dtype.itemsize * math.prod(n for n in self.shape if n is not None)
+_RECORDS = ("teacher", "code_version")
+"""What a source records for people; it does not decide the bytes of a store."""
 
 
 @dataclass(frozen=True)
@@ -99,80 +49,9 @@ class File:
                 f"the manifest names a file {self.name!r}; files lie in shards/ or prompts/ of the "
                 "store itself and end in .arrow."
             )
-        _check_integer(self.rows, f"rows of {self.name}", 1)
-        _check_integer(self.bytes, f"bytes of {self.name}", 1)
-        _check_text(self.blake2b, f"blake2b of {self.name}")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The steps that the teacher took, noisiest first: what it was told and its scales there.
-
-    Attributes:
-        schedule: class of the NoiseSchedule.
-        t: timesteps in the network's unit.
-        alpha: signal scale at each.
-        sigma: noise scale at each.
-    """
-
-    schedule: str
-    t: tuple[float, ...]
-    alpha: tuple[float, ...]
-    sigma: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        _check_text(self.schedule, "schedule")
-        for name in ("t", "alpha", "sigma"):
-            for value in getattr(self, name):
-                _check_number(value, f"grid.{name}")
-        if not len(self.t) == len(self.alpha) == len(self.sigma):
-            raise ValueError("the grid's t, alpha and sigma must have one value a step.")
-
-
-@dataclass(frozen=True)
-class Generated:
-    """How `generate` made samples: with which teacher, from which prompts and seed.
-
-    Attributes:
-        num_samples: how many.
-        teacher: the name it was given, for people.
-        fingerprint: of the denoiser's weights, for `PairStore.check_teacher`.
-        prediction_type: what it predicts.
-        sampler: transition of the StepPlan; "ode" is DDIM (eta 0), or Euler for rectified flow and EDM.
-        steps: of the sampler.
-        guidance: scale of classifier-free guidance; 1 is none.
-        grid: timesteps and scales of the steps.
-        seed: noise of sample i is `Draws(seed, 0, [i]).normal("noise", shape)`, rounded.
-        batch_size: how many the teacher saw at once.
-        num_prompts: length of the prompt list; sample i has prompt `i % num_prompts`.
-        prompts_hash: of that list.
-        code_version: nitrodistill's.
-    """
-
-    kind: ClassVar[str] = "generated"
-
-    num_samples: int
-    teacher: str
-    fingerprint: str
-    prediction_type: str
-    sampler: str
-    steps: int
-    guidance: float
-    grid: Grid
-    seed: int
-    batch_size: int
-    num_prompts: int
-    prompts_hash: str
-    code_version: str
-
-    def __post_init__(self) -> None:
-        for name in ("teacher", "fingerprint", "sampler", "prompts_hash", "code_version"):
-            _check_text(getattr(self, name), name)
-        for name in ("num_samples", "steps", "batch_size", "num_prompts"):
-            _check_integer(getattr(self, name), name, 1)
-        _check_integer(self.seed, "seed", 0)
-        _check_number(self.guidance, "guidance")
-        check_prediction_type(self.prediction_type)
+        check_integer(self.rows, f"rows of {self.name}", 1)
+        check_integer(self.bytes, f"bytes of {self.name}", 1)
+        check_text(self.blake2b, f"blake2b of {self.name}")
 
 
 @dataclass(frozen=True)
@@ -193,19 +72,24 @@ class Manifest:
     columns: Mapping[str, Column]
     conditions: Mapping[str, Column]
     texts_hash: str
-    sources: tuple[Generated, ...]
+    sources: tuple[Source, ...]
     prompts: tuple[File, ...] = ()
     shards: tuple[File, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_integer(self.shard_size, "shard_size", 1)
-        _check_text(self.texts_hash, "texts_hash")
+        check_integer(self.shard_size, "shard_size", 1)
+        check_text(self.texts_hash, "texts_hash")
         if set(self.columns) != {"x0", "noise"}:
             raise ValueError(f"the columns of a pair are x0 and noise, got {sorted(self.columns)}.")
         for name in ("x0", "noise"):
             column = self.columns[name]
             if None in column.shape or not column.torch_dtype.is_floating_point:
                 raise ValueError(f"column {name} must have a fixed shape and a floating dtype.")
+        drawn = self.columns["noise"].encoding == "draws"
+        if self.columns["x0"].encoding != "raw" or self.columns["noise"].encoding == "int8":
+            raise ValueError("x0 must be raw, and noise raw or drawn.")
+        if drawn and any(isinstance(source, Imported) for source in self.sources):
+            raise ValueError("noise that was imported cannot be drawn anew; it must be raw.")
         names = [file.name for file in (*self.prompts, *self.shards)]
         if len(set(names)) != len(names):
             raise ValueError("the manifest names a file twice.")
@@ -222,6 +106,16 @@ class Manifest:
         """How many different prompts the store holds."""
         return sum(file.rows for file in self.prompts)
 
+    @property
+    def generated(self) -> tuple[Generated, ...]:
+        """The sources that `generate` made."""
+        return tuple(source for source in self.sources if isinstance(source, Generated))
+
+    @property
+    def teachers(self) -> tuple[Generated | Imported, ...]:
+        """The sources whose samples a teacher made from their noise."""
+        return tuple(source for source in self.sources if not isinstance(source, Encoded))
+
     def settings(self) -> dict[str, Any]:
         """What decides the bytes of the store, under dotted names; equal in a draft and when done.
 
@@ -229,7 +123,8 @@ class Manifest:
         """
         data = self.to_dict()
         for source in data["sources"]:
-            del source["teacher"], source["code_version"]
+            for record in _RECORDS:
+                del source[record]
         for files in ("num_samples", "prompts", "shards"):
             del data[files]
         return _flatten(data)
@@ -319,14 +214,22 @@ def _column(data: object) -> Column:
     )
 
 
-def _source(data: object) -> Generated:
+def _source(data: object) -> Source:
     values = _mapping(data, "a source")
-    if values.pop("kind", None) != Generated.kind:
-        raise ValueError("a source is of a kind that this version does not know.")
-    grid = _mapping(values.get("grid"), "grid")
-    for key in ("t", "alpha", "sigma"):
-        grid[key] = tuple(_sequence(grid.get(key), f"grid.{key}"))
-    return _record(Generated, values | {"grid": _record(Grid, grid, "grid")}, "a source")
+    kind = values.pop("kind", None)
+    if kind == Generated.kind:
+        grid = _mapping(values.get("grid"), "grid")
+        for key in ("t", "alpha", "sigma"):
+            grid[key] = tuple(_sequence(grid.get(key), f"grid.{key}"))
+        return _record(Generated, values | {"grid": _record(Grid, grid, "grid")}, "a source")
+    if kind == Encoded.kind:
+        size = tuple(_sequence(values.get("image_size"), "image_size"))
+        return _record(Encoded, values | {"image_size": size}, "a source")
+    if kind == Imported.kind:
+        return _record(Imported, values, "a source")
+    raise ValueError(
+        f"a source is of kind {kind!r:.40}, which this version does not know: update nitrodistill."
+    )
 
 
 def _mapping(data: object, where: str) -> dict[str, Any]:
@@ -339,21 +242,6 @@ def _sequence(data: object, where: str) -> list[Any]:
     if not isinstance(data, list):
         raise ValueError(f"{where} must be a list, got {type(data).__name__}.")
     return data
-
-
-def _check_integer(value: object, name: str, minimum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < 2**63:
-        raise ValueError(f"{name} is {value!r:.40}; it must be an integer of at least {minimum}.")
-
-
-def _check_number(value: object, name: str) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name} is {value!r:.40}; it must be a finite number.")
-
-
-def _check_text(value: object, name: str) -> None:
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r:.40}; it must be a text.")
 
 
 def _flatten(value: object, prefix: str = "") -> dict[str, Any]:

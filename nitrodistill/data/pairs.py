@@ -6,23 +6,30 @@ A pair is the noise the teacher really saw and the x0 it made of it, with the pr
 
 A store is a folder of Arrow files with a versioned manifest (`docs/pair_store.md`). Tensors are raw fp16,
 bf16 or fp32 bytes; noise and text conditioning were rounded to them *before* the teacher saw them, so
-that what is stored is exact. Text conditioning is kept once a prompt and trimmed to its mask. Rows are
-read by memory map, each with its checksum; there is no pickle anywhere.
+that what is stored is exact. Text conditioning is kept once a prompt and trimmed to its mask, as it is
+or as int8; noise is kept, or drawn anew from its seed. Rows are read by memory map, each with its checksum; there
+is no pickle anywhere.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nitrodistill.data.arrow import Layout, Table, from_buffers
+from nitrodistill.data.arrow import ArrowFile, Layout, Table
+from nitrodistill.data.codec import drawn, from_buffers
+from nitrodistill.data.columns import REPAIR
 from nitrodistill.data.files import digest_of
 from nitrodistill.data.manifest import File, Manifest
+from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
 from nitrodistill.types import Batch, Condition
 
@@ -99,11 +106,10 @@ class PairStore:
         places = [self._pairs.locate(int(row)) for row in rows]
         buffers = [file.tensors(row) for file, row in places]
         ids = [file.number("prompt_id", row) for file, row in places]
-        tensors = {
-            name: from_buffers([row[name] for row in buffers], column, name).to(dtype=dtype)
-            for name, column in self.manifest.columns.items()
-        }
-        return Batch(index, tensors["x0"], tensors["noise"], self.condition(ids, dtype))
+        columns = self.manifest.columns
+        x0 = from_buffers([row["x0"] for row in buffers], columns["x0"], "x0")
+        noise = self._noise(rows, places, [row["noise"] for row in buffers])
+        return Batch(index, x0.to(dtype=dtype), noise.to(dtype=dtype), self.condition(ids, dtype))
 
     def condition(
         self, prompt_ids: Sequence[int], dtype: torch.dtype | None = torch.float32
@@ -125,10 +131,7 @@ class PairStore:
         """
         texts = tuple(text for file in self._prompts.files() for text in file.texts())
         if hash_texts(texts) != self.manifest.texts_hash:
-            raise ValueError(
-                f"the prompt texts in {str(self.path)!r} are damaged; generate again with the same "
-                "settings to repair the store."
-            )
+            raise ValueError(f"the prompt texts in {str(self.path)!r} are damaged; {REPAIR}")
         return texts
 
     def check_teacher(self, fingerprint: str) -> None:
@@ -138,15 +141,25 @@ class PairStore:
             fingerprint: of the denoiser's weights, `models.pipeline.fingerprint(module)`.
 
         Raises:
-            ValueError: if another teacher made them.
+            ValueError: if another teacher made them, or none: if they are encoded images.
         """
         for source in self.manifest.sources:
+            if isinstance(source, Encoded):
+                raise ValueError(
+                    f"{str(self.path)!r} holds encoded images, which no teacher made: their noise is drawn and "
+                    "belongs to no image; generate pairs, or use a method that learns from data alone."
+                )
             if source.fingerprint != fingerprint:
                 raise ValueError(
                     f"the pairs in {str(self.path)!r} were made by teacher {source.teacher!r} with "
                     f"weights {source.fingerprint[:12]}, and this teacher's are {fingerprint[:12]}; "
                     "use that teacher, or generate pairs with this one."
                 )
+
+    @property
+    def paired(self) -> bool:
+        """Whether each noise is the one that a teacher made the sample from; not so for encoded images."""
+        return not any(isinstance(source, Encoded) for source in self.manifest.sources)
 
     def verify(self) -> None:
         """Reads the whole store and compares every file with its hash, every row with its checksum.
@@ -160,13 +173,32 @@ class PairStore:
             found = digest_of(self.path / entry.name, self.path, entry.rows)
             if found != entry:
                 raise ValueError(
-                    f"{self.path / entry.name} is damaged: its hash is not the manifest's; generate "
-                    "again with the same settings to repair the store."
+                    f"{self.path / entry.name} is damaged: its hash is not the manifest's; {REPAIR}"
                 )
         for table in (self._prompts, self._pairs):
             for file in table.files():
                 for row in range(len(file)):
                     file.tensors(row)
+
+    def _noise(
+        self, rows: Sequence[int], places: Sequence[tuple[ArrowFile, int]], stored: Sequence[Any]
+    ) -> Tensor:
+        column = self.manifest.columns["noise"]
+        if column.encoding != "draws":
+            return from_buffers(stored, column, "noise")
+        indices = [file.number("index", row) for file, row in places]
+        return drawn(stored, column, [self._seed(int(row)) for row in rows], indices)
+
+    def _seed(self, row: int) -> int:
+        """The seed of the source that made a row."""
+        source = self.manifest.sources[bisect_right(self._source_ends, row)]
+        if isinstance(source, Imported):
+            raise ValueError("imported samples have no seed.")  # the manifest refuses it before
+        return source.seed
+
+    @cached_property
+    def _source_ends(self) -> tuple[int, ...]:
+        return tuple(accumulate(source.num_samples for source in self.manifest.sources))
 
     @cached_property
     def _pairs(self) -> Table:
@@ -178,7 +210,7 @@ class PairStore:
 
     def _table(self, kind: str, files: Iterable[File]) -> Table:
         layout = Layout(self.manifest, kind)
-        return Table(self.path, layout, [(file.name, file.rows) for file in files])
+        return Table(self.path.__truediv__, layout, [(file.name, file.rows) for file in files])
 
     def _entries(self) -> tuple[File, ...]:
         return (*self.manifest.prompts, *self.manifest.shards)
@@ -194,14 +226,9 @@ class PairStore:
             path = self.path / entry.name
             size = path.stat().st_size if path.is_file() else None
             if size is None:
-                raise FileNotFoundError(
-                    f"{path} is missing; generate again with the same settings to repair the store."
-                )
+                raise FileNotFoundError(f"{path} is missing; {REPAIR}")
             if size != entry.bytes:
-                raise ValueError(
-                    f"{path} is torn: {size} bytes and not {entry.bytes}; generate again with the same "
-                    "settings to repair the store."
-                )
+                raise ValueError(f"{path} is torn: {size} bytes and not {entry.bytes}; {REPAIR}")
 
 
 def read_condition(

@@ -196,7 +196,7 @@ class _Prepared:
             record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
             accelerator=accelerator,
         )
-        source = store.manifest.sources[0]
+        source = store.manifest.teachers[0]
         prompts = recipe.preview_prompts or store.prompts[:8]
         previewer = Previewer(pipeline, prompts, method.plan, source.steps, source.guidance)
         return cls(trainer, student, previewer)
@@ -249,7 +249,7 @@ def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
     """The teacher must have the weights, the prediction type and the noise levels that made the pairs."""
     denoiser = pipeline.denoiser
     store.check_teacher(fingerprint(denoiser.module))
-    for source in store.manifest.sources:
+    for source in store.manifest.generated:
         made = f"the pairs in {str(store.path)!r} were made by teacher {source.teacher!r} with"
         way_out = "use that teacher's scheduler, or generate pairs with this one."
         if source.prediction_type != denoiser.prediction_type:

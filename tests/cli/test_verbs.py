@@ -212,16 +212,16 @@ def test_evaluate_replaces_an_evaluation(place):
 
 
 def test_teachers_that_are_none(place, capsys, tiny_diffusers):
-    from diffusers import FlowMatchEulerDiscreteScheduler
+    from diffusers import CMStochasticIterativeScheduler
 
     (place.root / "folder").mkdir()
-    flow = place.root / "flow"
-    tiny_diffusers(FlowMatchEulerDiscreteScheduler()).save_pretrained(flow)
+    consistency = place.root / "consistency"
+    tiny_diffusers(CMStochasticIterativeScheduler()).save_pretrained(consistency)
     output = place.root / "pairs"
     for teacher, words in [
         (place.root / "nowhere", "no teacher at"),
         (place.root / "folder", "is not a diffusers pipeline"),
-        (flow, "FlowMatchEulerDiscreteScheduler"),
+        (consistency, "CMStochasticIterativeScheduler"),
     ]:
         generating = ("--prompts", place.prompts, "--output", output)
         assert words in _fails(capsys, "generate", "--teacher", teacher, *generating)

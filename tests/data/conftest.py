@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import shutil
 import string
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +16,47 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nitrodistill.data import GenerateConfig, PairStore, generate
 from nitrodistill.models import Pipeline
+
+
+@pytest.fixture(scope="session")
+def contents() -> Callable[[Path], dict[str, bytes]]:
+    """Every file of a folder."""
+
+    def read(path: Path) -> dict[str, bytes]:
+        return {
+            p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()
+        }
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def flip() -> Callable[[Path, bytes], None]:
+    """Flips a bit of the first byte of some content in a file."""
+
+    def change(path: Path, content: bytes) -> None:
+        data = bytearray(path.read_bytes())
+        data[data.index(content)] ^= 1
+        path.write_bytes(data)
+
+    return change
+
+
+@pytest.fixture
+def in_child() -> Iterator[Callable[[Callable[[], object]], multiprocessing.Process]]:
+    """Starts a function in a forked child that has everything loaded; ends those that are left."""
+    started: list[Any] = []
+
+    def start(function: Callable[[], object]) -> Any:
+        process = multiprocessing.get_context("fork").Process(target=function)
+        process.start()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
 
 
 def tokenizer() -> CLIPTokenizer:

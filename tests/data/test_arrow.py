@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from nitrodistill.data import PairStore
-from nitrodistill.data.arrow import ArrowFile, Layout, Table, from_buffers, to_bytes, write_rows
-from nitrodistill.data.manifest import DTYPES, Column
+from nitrodistill.data.arrow import ArrowFile, Layout, Table, write_rows
+from nitrodistill.data.codec import from_buffers, to_bytes
+from nitrodistill.data.columns import DTYPES, Column
 
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
@@ -82,13 +83,13 @@ def test_open_shards_hold_no_descriptors(made: PairStore) -> None:
 
 def test_a_table_finds_rows_across_files_of_any_length(made: PairStore) -> None:
     files = [(file.name, file.rows) for file in made.manifest.shards]
-    table = Table(made.path, Layout(made.manifest, "shards"), files)
+    table = Table(made.path.__truediv__, Layout(made.manifest, "shards"), files)
     found = [(file.path.name, row) for file, row in map(table.locate, range(11))]
     assert found == [(f"{n // 4:06d}.arrow", n % 4) for n in range(11)]
     for row in (-1, 11):
         with pytest.raises(IndexError, match=f"row {row} of 11"):
             table.locate(row)
-    wrong = Table(made.path, Layout(made.manifest, "shards"), [(files[0][0], 5)])
+    wrong = Table(made.path.__truediv__, Layout(made.manifest, "shards"), [(files[0][0], 5)])
     with pytest.raises(ValueError, match="has 4 rows and not 5"):
         wrong.locate(0)
 
@@ -117,7 +118,7 @@ def test_no_flipped_byte_gives_a_wrong_row(made: PairStore, tmp_path: Path) -> N
         fresh.write_bytes(torn)
         try:
             file = ArrowFile(fresh, layout)
-            file.check(0, 4)
+            file.check(range(4))
             rows = [{k: bytes(v) for k, v in file.tensors(r).items()} for r in range(4)]
             assert rows == right
         except ValueError:

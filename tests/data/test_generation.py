@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nitrodistill.data import GenerateConfig, Generation, PairStore, generate
+from nitrodistill.data.arrow import ArrowFile, Layout
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
@@ -20,7 +21,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_the_manifest_says_how(
     made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig
 ) -> None:
-    [source] = made.manifest.sources
+    [source] = made.manifest.generated
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
     assert (source.num_samples, source.steps, source.guidance, source.seed) == (11, 2, 3.0, 5)
     assert (source.teacher, source.prediction_type, source.sampler) == (
@@ -83,6 +84,57 @@ def test_what_is_stored_is_exact_in_every_dtype(
     with torch.no_grad():
         x0 = sample(pipeline.guided(3.0), plan, batch.noise, batch.condition)
     assert torch.equal(x0.to(getattr(torch, dtype)).float(), batch.x0)
+
+
+def test_with_the_options_the_teacher_saw_what_is_stored(
+    made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, tmp_path: Path
+) -> None:
+    small = replace(config, embeddings="int8", noise="drawn")
+    store = generate(pipeline, prompts, tmp_path, small, teacher_name="t", progress=False)
+    store.verify()
+    assert store.manifest.columns["noise"].encoding == "draws"
+    assert store.manifest.conditions["encoder_hidden_states"].encoding == "int8"
+    for rows in ([0, 1, 2], [3], [8, 9, 10]):
+        batch, exact = (s.batch(rows, torch.tensor(rows)) for s in (store, made))
+        assert torch.equal(batch.noise, exact.noise)
+        text, full = (b.condition["encoder_hidden_states"] for b in (batch, exact))
+        assert 0 < (text - full).norm() / full.norm() < 0.01
+        plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
+        with torch.no_grad():
+            x0 = sample(pipeline.guided(3.0), plan, batch.noise, batch.condition)
+        assert torch.equal(x0.half().float(), batch.x0)
+
+
+def test_a_teacher_may_compute_in_bfloat16(
+    made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, tmp_path: Path
+) -> None:
+    lower = replace(config, compute="bfloat16")
+    store = generate(pipeline, prompts, tmp_path, lower, teacher_name="t", progress=False)
+    store.check_teacher(made.manifest.generated[0].fingerprint)
+    low, full = (s.batch(range(11), torch.arange(11)) for s in (store, made))
+    assert torch.equal(low.noise, full.noise)
+    assert 0 < (low.x0 - full.x0).norm() / full.x0.norm() < 0.05
+
+
+def test_an_estimate_is_near_what_is_made_and_writes_nothing(
+    made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, tmp_path: Path
+) -> None:
+    estimate = Generation(pipeline, prompts, tmp_path / "p", config, "tiny").estimate()
+    assert not (tmp_path / "p").exists()
+    assert (estimate.pairs, estimate.missing, estimate.prompts) == (11, 11, 6)
+    assert estimate.seconds > 0
+    sizes = {}
+    for kind in ("shards", "prompts"):  # what the rows hold, without Arrow's headers
+        files = [ArrowFile(f, Layout(made.manifest, kind)) for f in (made.path / kind).iterdir()]
+        sizes[kind] = sum(
+            sum(len(b) for b in file.tensors(row).values())
+            for file in files
+            for row in range(len(file))
+        )
+    known = sum(sizes.values()) + sum(len(p) for p in made.prompts) + 20 * 11
+    assert estimate.size_bytes == pytest.approx(known, rel=1e-6)
+    done = Generation(pipeline, prompts, made.path, config, "tiny").estimate()
+    assert (done.missing, done.seconds) == (0, 0)
 
 
 def test_files_in_any_order_by_anybody_give_the_same_bytes(
@@ -158,6 +210,9 @@ def test_text_is_trimmed_to_its_mask(
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"seed": -1}, "seed is -1"),
+        ({"embeddings": "int4"}, "embeddings is 'int4'; it must be one of exact, int8"),
+        ({"noise": "none"}, "noise is 'none'; it must be one of stored, drawn"),
+        ({"compute": "int8"}, "compute is 'int8'"),
         ({"dtype": "float64"}, "dtype is 'float64'; it must be one of float16"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nitrodistill.data import Column, File, Generated, Grid, Manifest
+from nitrodistill.data import Column, Encoded, File, Generated, Grid, Imported, Manifest
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -21,6 +21,7 @@ def manifest(**changes: Any) -> Manifest:
         steps=2,
         guidance=3.0,
         grid=Grid("DiscreteSchedule", (999, 499), (0.1, 0.5), (0.9, 0.8)),
+        compute="float32",
         seed=0,
         batch_size=2,
         num_prompts=3,
@@ -84,7 +85,10 @@ def test_differences_name_the_setting() -> None:
         (["surprise"], 1, "unknown key 'surprise'"),
         (["shard_size"], True, "shard_size is True"),
         (["columns", "x0", "dtype"], "object", "dtype is 'object'"),
-        (["columns", "x0", "encoding"], "int8", "encoding is 'int8'"),
+        (["columns", "x0", "encoding"], "int4", "encoding is 'int4'"),
+        (["columns", "x0", "encoding"], "int8", "x0 must be raw"),
+        (["columns", "noise", "encoding"], "int8", "noise raw or drawn"),
+        (["conditions", "text", "shape"], [2**40], "rows are below 2 GiB"),
         (["columns", "x0", "shape"], [None, 8], "fixed shape"),
         (["columns", "x0", "shape"], [0, 8], "a size in a column's shape is 0"),
         (["columns"], {}, "x0 and noise"),
@@ -132,6 +136,34 @@ def test_file_names_cannot_leave_the_folder(name: str) -> None:
 def test_what_is_no_manifest_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"not JSON|another format"):
         Manifest.from_json(text)
+
+
+def test_other_sources() -> None:
+    encoded = Encoded(5, "t", "v", (32, 48), 0, 2, "h", "0.1")
+    imported = Imported(3, "nitro", "t", "f", "epsilon", 50, 3.0, "h", "0.1")
+    one = manifest(sources=(encoded, imported))
+    assert Manifest.from_json(one.to_json()) == one
+    assert one.num_samples == 8
+    assert (one.generated, one.teachers) == ((), (imported,))
+    drawn = {"x0": one.columns["x0"], "noise": replace(one.columns["noise"], encoding="draws")}
+    assert manifest(sources=(encoded,), columns=drawn).columns == drawn
+    with pytest.raises(ValueError, match="cannot be drawn anew"):
+        manifest(sources=(encoded, imported), columns=drawn)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (("int64", (3,), "int8"), "of int64 cannot be encoded as 'int8'"),
+        (("bool", (3,), "draws"), "of bool cannot be encoded as 'draws'"),
+        (("float16", (), "int8"), r"of shape \(\) cannot be"),
+        (("float16", (None,), "int8"), "cannot be encoded as 'int8'"),
+        (("float16", (None, 4), "draws"), "length is free"),
+    ],
+)
+def test_encodings_that_do_not_fit(column: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Column(*column)
 
 
 @settings(max_examples=60, deadline=None)

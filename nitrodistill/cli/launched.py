@@ -1,0 +1,75 @@
+"""Which of several processes this one is, as `torchrun`, `accelerate launch` or `srun` say, and its device."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["Place", "place"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """This process among those that were started together.
+
+    Attributes:
+        rank: its number.
+        world_size: how many there are.
+        local_rank: its number on this machine.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    def device(self, wish: str) -> torch.device:
+        """The device to use.
+
+        Args:
+            wish: "auto" is a GPU of this process's own if there is one, else the CPU; or torch's name.
+
+        Raises:
+            ValueError: if torch knows no such device.
+        """
+        if wish == "auto":
+            if not torch.cuda.is_available():
+                return torch.device("cpu")
+            return torch.device("cuda", self.local_rank % torch.cuda.device_count())
+        try:
+            return torch.device(wish)
+        except RuntimeError as error:
+            raise ValueError(
+                f"device is {wish!r}; it must be auto, cpu, cuda or another name that torch knows."
+            ) from error
+
+
+def place() -> Place:
+    """This process's place, from RANK and WORLD_SIZE (torchrun, accelerate launch) or SLURM's (srun).
+
+    Raises:
+        ValueError: if they are no numbers, or do not fit each other.
+    """
+    for rank, size, local in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+    ):
+        if rank in os.environ and size in os.environ:
+            found = Place(
+                _number(rank), _number(size), _number(local) if local in os.environ else 0
+            )
+            if found.rank >= found.world_size:
+                raise ValueError(
+                    f"{rank} is {found.rank} and {size} {found.world_size}; start the processes with "
+                    "torchrun, accelerate launch or srun, or unset them."
+                )
+            return found
+    return Place(0, 1, 0)
+
+
+def _number(name: str) -> int:
+    value = os.environ[name]
+    if not value.isdigit():
+        raise ValueError(f"the environment's {name} is {value!r}; it must be a number.")
+    return int(value)

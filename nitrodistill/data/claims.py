@@ -1,0 +1,95 @@
+"""Claims: who of several workers on one folder makes which file.
+
+A claim is a POSIX byte-range lock on one small file: the kernel (or the NFS server) frees it when its holder
+dies, so a killed worker leaves nothing that somebody must clean up. Where the file system has no locks (and on
+Windows) every claim is granted: two workers may then make the same file, which is a waste and no fault, because a
+file appears whole, by renaming, and both write the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["Claims"]
+
+_log = logging.getLogger(__name__)
+_PRESENCE = 0
+"""The byte that every worker shares while it works; the claims of files come behind it."""
+
+
+class Claims:
+    """The claims of one worker; a process must hold at most one of them for a folder.
+
+    Args:
+        path: of the lock file; its folder must exist when `open` is called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor: int | None = None
+        self._warned = False
+
+    def open(self) -> None:
+        """Begins to work here: `alone` is false for the others until `close`."""
+        if self._descriptor is None and fcntl is not None:
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._try(_PRESENCE, shared=True)
+
+    def close(self) -> None:
+        """Ends the work: every claim is free again."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def alone(self) -> bool:
+        """Whether no other worker is here (or nobody can know)."""
+        return self._try(_PRESENCE) and self._try(_PRESENCE, shared=True)
+
+    @contextlib.contextmanager
+    def claimed(self, number: int, wait: bool = False) -> Iterator[bool]:
+        """Holds claim `number`, at least 0, in the block; says whether it was free.
+
+        Args:
+            number: which.
+            wait: until it is free.
+        """
+        granted = self._try(1 + number)
+        pause = 0.05
+        while wait and not granted:
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+            granted = self._try(1 + number)
+        try:
+            yield granted
+        finally:
+            if granted and self._descriptor is not None and fcntl is not None:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, 1 + number)
+
+    def _try(self, byte: int, shared: bool = False) -> bool:
+        if self._descriptor is None or fcntl is None:
+            return True
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.lockf(self._descriptor, kind | fcntl.LOCK_NB, 1, byte)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if not self._warned:
+                _log.warning(
+                    "%s cannot be locked (%s): workers beside this one may do the same work twice.",
+                    self._path, error.strerror,
+                )  # fmt: skip
+                self._warned = True
+        return True
