@@ -18,6 +18,7 @@ VERBS = {
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
     "evaluate": "measure a run's student beside its teacher",
+    "compare": "put several evaluated students of one teacher on one page",
     "export": "write a run's student as a diffusers pipeline",
     "doctor": "say what this machine can do, and what is missing",
 }

@@ -11,12 +11,13 @@ from typing import Any
 from nitrodistill.evaluation import Evaluation, Pictures, draw_grid
 from nitrodistill.evaluation.report import write_report
 
-__all__ = ["METRICS", "RESULTS", "check_output", "load_results", "write_results"]
+__all__ = ["METRICS", "RESULTS", "check_output", "check_page", "load_results", "write_results"]
 
 METRICS = "metrics.json"
 REPORT = "report.html"
 GRID = "grid.png"
 PICTURES = "pictures.safetensors"
+GENERATOR = b'<meta name="generator" content="nitrodistill">'
 RESULTS = (METRICS, REPORT, GRID, PICTURES)
 
 
@@ -81,6 +82,21 @@ def check_output(folder: Path) -> None:
     raise FileExistsError(
         f"{str(there[0])!r} is not an evaluation's; move it away, or choose another folder with --output."
     )
+
+
+def check_page(path: Path) -> None:
+    """Refuses a place for a page that is a folder, or a file that is no page of ours.
+
+    Raises:
+        FileExistsError: if it is.
+    """
+    if not path.exists():
+        return
+    ours = path.is_file() and GENERATOR in path.read_bytes()[:2000]
+    if not ours:
+        raise FileExistsError(
+            f"{str(path)!r} exists and is not a page of nitrodistill; choose another file with --output."
+        )
 
 
 def _is_evaluation(metrics: Path) -> bool:

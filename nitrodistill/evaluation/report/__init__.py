@@ -1,6 +1,23 @@
-"""Reports: an evaluation as a page that can be shown to somebody."""
+"""Reports: evaluations as pages that can be shown to somebody."""
 
+from nitrodistill.evaluation.report.compare import (
+    Comparison,
+    compare,
+    comparison_html,
+    write_comparison,
+)
 from nitrodistill.evaluation.report.page import report_html, write_report
 from nitrodistill.evaluation.report.verdict import Judgement, Verdict, judge, verdict
 
-__all__ = ["Judgement", "Verdict", "judge", "report_html", "verdict", "write_report"]
+__all__ = [
+    "Comparison",
+    "Judgement",
+    "Verdict",
+    "compare",
+    "comparison_html",
+    "judge",
+    "report_html",
+    "verdict",
+    "write_comparison",
+    "write_report",
+]

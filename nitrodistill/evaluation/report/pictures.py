@@ -13,9 +13,9 @@ from torch import Tensor
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.picture import to_pil
 from nitrodistill.evaluation.report.numbers import number
-from nitrodistill.evaluation.result import Evaluation, Pictures
+from nitrodistill.evaluation.result import Evaluation, Pictures, Sample
 
-__all__ = ["Gallery", "data_uri", "gallery", "make_gallery"]
+__all__ = ["Gallery", "compared_gallery", "data_uri", "gallery"]
 
 LOSSLESS_UP_TO = 128  # pixels a side; larger pictures are compressed
 QUALITY = 92
@@ -89,42 +89,75 @@ def gallery(found: Evaluation, titles: Mapping[str, str]) -> Gallery | None:
         for index, (prompt, images) in rows.items()
     ]
     both = found.worst is not None and found.examples is not None
-    lead = _lead(found, _common(cards))
-    return make_gallery(cards, next(iter(rows.values()))[1], lead, both)
+    names = [n for n in cards[0]["distances"] if all(n in card["distances"] for card in cards)]
+    images = next(iter(rows.values()))[1]
+    return _gallery(
+        cards,
+        images,
+        _lead(found, names),
+        [_choice(name) for name in names],
+        has_fair=both,
+        has_naive="naive" in images,
+    )
 
 
-def make_gallery(
+def compared_gallery(
+    pictures: Mapping[str, Pictures], samples: Mapping[str, Sequence[Sample]]
+) -> Gallery | None:
+    """The teacher's picture and every student's, of the samples that all have; None if there are none.
+
+    Args:
+        pictures: student's name -> its pictures.
+        samples: student's name -> its samples, for their distances.
+    """
+    names = list(pictures)
+    shared = [
+        i for i in _indices(pictures[names[0]]) if all(i in _indices(p) for p in pictures.values())
+    ]
+    if not shared:
+        return None
+    known = {name: {s.index: s.distances for s in samples[name]} for name in names}
+    first = next((list(s.distances) for s in samples[names[0]] if s.distances), [""])[0]
+    cards, images = [], {}
+    for index in shared:
+        rows = {name: list(_indices(p)).index(index) for name, p in pictures.items()}
+        images = {"teacher": pictures[names[0]].images["teacher"][rows[names[0]]]}
+        images |= {name: pictures[name].images["student"][rows[name]] for name in names}
+        far = [known[name].get(index, {}).get(first) for name in names]
+        distances = {f"s{i}": value for i, value in enumerate(far) if value is not None}
+        prompt = pictures[names[0]].prompts[rows[names[0]]]
+        cards.append(_card(index, prompt, images, {}, distances, fair=True))
+    choices = [
+        {**_choice(first), "name": f"s{i}", "label": f"{info(first).label} of {name}"}
+        for i, name in enumerate(names)
+        if first
+    ]
+    lead = (
+        f"The first {len(cards)} samples, drawn by all from the same noise and prompt. A student may draw "
+        "another picture that is just as good: look for what is wrong, not for what differs."
+    )
+    wide = f"{6 * (1 + len(names))}rem"
+    return _gallery(cards, images, lead, choices, always_all=True, wide=wide)
+
+
+def _gallery(
     cards: list[dict[str, Any]],
     images: Mapping[str, Tensor],
     lead: str,
-    has_fair: bool,
+    choices: Sequence[Mapping[str, str]],
     **more: Any,
 ) -> Gallery:
-    """A gallery of cards, sorted by the first distance that all of them have, worst first.
-
-    Args:
-        cards: as `Gallery.cards`, without "shown".
-        images: the pictures of one card, for their size.
-        lead: how the samples were chosen.
-        has_fair: whether a fair sample can be picked out.
-        more: further attributes of the Gallery.
-    """
-    names = _common(cards)
-    distances = [_choice(name) for name in names]
-    if names:
-        down = distances[0]["worst"] == "down"
-        cards.sort(key=lambda c: c["distances"][names[0]], reverse=down)
-    for card in cards:
-        card["shown"] = _shown(names[0], card["distances"][names[0]]) if names else None
+    """A gallery of cards, sorted by the first choice that all of them have, worst first."""
+    choices = [c for c in choices if all(c["name"] in card["distances"] for card in cards)]
+    if choices:
+        name, down = choices[0]["name"], choices[0]["worst"] == "down"
+        cards.sort(key=lambda card: card["distances"][name], reverse=down)
+        for card in cards:
+            value = card["distances"][name]
+            card["shown"] = {"label": choices[0]["label"], "value": value, "text": number(value)}
     height, width = next(iter(images.values())).shape[-2:]
     pixelated = max(height, width) <= LOSSLESS_UP_TO
-    naive = {"has_naive": "naive" in images, **more}
-    return Gallery(cards, distances, lead, width, height, pixelated, has_fair=has_fair, **naive)
-
-
-def _common(cards: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The distances that all cards have."""
-    return [n for n in cards[0]["distances"] if all(n in card["distances"] for card in cards)]
+    return Gallery(cards, choices, lead, width, height, pixelated, **more)
 
 
 def _card(
@@ -144,6 +177,7 @@ def _card(
         "prompt": prompt,
         "images": shown,
         "fair": fair,
+        "shown": None,
         "distances": {name: float(f"{value:.6g}") for name, value in distances.items()},
     }
 
@@ -151,10 +185,6 @@ def _card(
 def _choice(name: str) -> dict[str, str]:
     worst, best = ("up", "down") if info(name).best == "high" else ("down", "up")
     return {"name": name, "label": info(name).label, "worst": worst, "best": best}
-
-
-def _shown(name: str, value: float) -> dict[str, Any]:
-    return {"label": info(name).label, "value": value, "text": number(value)}
 
 
 def _indices(pictures: Pictures) -> Sequence[int]:

@@ -105,23 +105,26 @@ def make_table(
     *,
     judged: Mapping[str, Judgement] | None = None,
     best: Mapping[str, frozenset[str]] | None = None,
+    cost: bool = False,
 ) -> Table:
     """Builds the table.
 
     Args:
         values: column key -> metric -> Metric.
-        names: the metrics, in order; those of cost are left to the charts.
+        names: the metrics, in order.
         floors: metric -> floor.
         columns: which are shown; one may be "floor".
         caption: for screen readers.
         lead: the sentence above.
         judged: metric -> Judgement, for a last column with verdicts.
         best: metric -> keys of the columns that nothing beats.
+        cost: whether metrics of cost are in it, which else are left to charts.
     """
+    titles = {**TITLES, "cost": "Cost"} if cost else TITLES
     groups: dict[str, list[Row]] = {}
     for name in names:
         group = info(name).group
-        if group not in TITLES:
+        if group not in titles:
             continue
         mine = {key: found[name] for key, found in values.items() if name in found}
         cells = [
@@ -131,7 +134,7 @@ def make_table(
         state = _state((judged or {}).get(name))
         about = "" if is_part(name) else info(name).about
         groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, state))
-    shown = [Group(TITLES[group], rows) for group, rows in groups.items()]
+    shown = [Group(titles[group], rows) for group, rows in groups.items()]
     return Table(caption, lead, columns, shown, judged is not None, judged is not None)
 
 

@@ -23,7 +23,7 @@ from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import number
 from nitrodistill.evaluation.result import Evaluation, Metric
 
-__all__ = ["GROUPS", "Judgement", "Verdict", "judge", "speedup", "verdict"]
+__all__ = ["GROUPS", "Judgement", "Verdict", "judge", "listed", "speedup", "verdict"]
 
 State = Literal["matches", "differs", "open"]
 
@@ -155,7 +155,9 @@ def _headline(decided: Sequence[Judgement]) -> str:
         return "The student matches its teacher."
     if not good:
         return "The student does not match its teacher yet."
-    return f"The student matches its teacher in {_listed(good, 'and')}, but not in {_listed(bad, 'or')}."
+    return (
+        f"The student matches its teacher in {listed(good, 'and')}, but not in {listed(bad, 'or')}."
+    )
 
 
 def _detail(decided: Sequence[Judgement], found: Evaluation) -> str:
@@ -194,5 +196,6 @@ def _undecided(judgements: Sequence[Judgement]) -> tuple[str, str]:
     )
 
 
-def _listed(words: Sequence[str], last: str) -> str:
+def listed(words: Sequence[str], last: str) -> str:
+    """Words with commas, and `last` before the last one."""
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {last} {words[-1]}"

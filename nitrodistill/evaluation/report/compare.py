@@ -1,0 +1,353 @@
+"""Several students of one teacher on one page: pictures at equal noise, numbers, quality against cost.
+
+Evaluations compare when they were made alike: the same teacher, prompts, noise and number of samples. What they
+cost was measured at different times, so that the plot shows each student's cost as a share of its own teacher's,
+which was measured in turns with it.
+
+A student is on the **front** if no other is at least as good in both, and better in one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nitrodistill.data.files import write_text
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.report.numbers import interval, number, times
+from nitrodistill.evaluation.report.page import ARMS, READING, render
+from nitrodistill.evaluation.report.pictures import Gallery, compared_gallery
+from nitrodistill.evaluation.report.svg import Point, scatter
+from nitrodistill.evaluation.report.table import Column, make_table
+from nitrodistill.evaluation.report.verdict import Verdict, listed, verdict
+from nitrodistill.evaluation.result import Evaluation, Metric, Pictures
+
+__all__ = ["Comparison", "compare", "comparison_html", "write_comparison"]
+
+ALIKE = (
+    "teacher_fingerprint",
+    "num_samples",
+    "seed",
+    "teacher_steps",
+    "guidance",
+    "num_prompts",
+    "samples_per_prompt",
+    "floor",
+)
+"""Settings that must be equal for numbers to compare."""
+
+QUALITIES = ("fd_teacher", "kid_teacher", "cmmd_teacher", "fd_latents", "fd_real", "alignment")
+COSTS = ("pipeline_ms", "latency_ms", "denoise_ms", "gflops")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Students side by side.
+
+    Attributes:
+        students: name -> evaluation.
+        quality: the metric of the plot's vertical axis.
+        cost: that of the horizontal one.
+        verdicts: name -> the student's verdict.
+    """
+
+    students: Mapping[str, Evaluation]
+    quality: str
+    cost: str
+    verdicts: Mapping[str, Verdict]
+
+    def together(self) -> Evaluation:
+        """The students and the teacher as the arms of one evaluation: its `text` and `markdown` are tables."""
+        first = next(iter(self.students.values()))
+        arms = {name: found.student for name, found in self.students.items()}
+        return Evaluation({**arms, "teacher": first.arms.get("teacher", {})})
+
+    def metric(self, name: str) -> Metric:
+        """A student's quality."""
+        return self.students[name].student[self.quality]
+
+    def share(self, name: str) -> float:
+        """A student's cost over its teacher's."""
+        found = self.students[name]
+        return found.student[self.cost].value / found.arms["teacher"][self.cost].value
+
+    def front(self) -> frozenset[str]:
+        """The students that no other one beats."""
+        sign = -1.0 if info(self.quality).best == "high" else 1.0
+        places = {
+            name: (self.share(name), sign * self.metric(name).value) for name in self.students
+        }
+        return frozenset(
+            name
+            for name, (cost, quality) in places.items()
+            if not any(
+                c <= cost and q <= quality and (c, q) != (cost, quality) for c, q in places.values()
+            )
+        )
+
+    def best(self, metric: str) -> frozenset[str]:
+        """The students that are best in a metric, or cannot be told from the best by their intervals."""
+        known = {n: f.student[metric] for n, f in self.students.items() if metric in f.student}
+        direction = info(metric).best
+        if len(known) < 2 or direction == "none":
+            return frozenset()
+        away = {n: _away(m.value, direction) for n, m in known.items()}
+        winner = min(away, key=lambda n: away[n])
+        return frozenset(n for n, m in known.items() if n == winner or _overlap(m, known[winner]))
+
+
+def compare(
+    students: Mapping[str, Evaluation], quality: str | None = None, cost: str | None = None
+) -> Comparison:
+    """Puts evaluations side by side.
+
+    Args:
+        students: name -> evaluation, at least two.
+        quality: a metric of all; by default the first of `QUALITIES` that all have.
+        cost: a metric of all students and their teachers; by default the first of `COSTS`.
+
+    Raises:
+        ValueError: if there are fewer than two, they were not made alike, or a metric is missing.
+    """
+    if len(students) < 2:
+        raise ValueError(f"there are {len(students)} evaluations; a comparison needs at least two.")
+    _check_alike(students)
+    quality = _common("quality", quality, QUALITIES, students, ("student",))
+    cost = _common("cost", cost, COSTS, students, ("student", "teacher"))
+    for name, found in students.items():
+        for metric, arm in ((quality, "student"), (cost, "student"), (cost, "teacher")):
+            if not found.arms[arm][metric].value > 0:
+                raise ValueError(
+                    f"{metric} of the {arm} of {name!r} is {found.arms[arm][metric].value}; the plot has "
+                    "logarithmic axes, choose a metric that is above 0."
+                )
+    return Comparison(students, quality, cost, {n: verdict(f) for n, f in students.items()})
+
+
+def write_comparison(
+    compared: Comparison,
+    path: str | Path,
+    pictures: Mapping[str, Pictures] | None = None,
+    title: str = "Students of one teacher",
+) -> Path:
+    """Writes a comparison as one HTML file, like `write_report`; never half of it.
+
+    Args:
+        compared: from `compare`.
+        path: the file.
+        pictures: student's name -> its evaluation's examples; samples that all have are shown.
+        title: of the page.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, comparison_html(compared, pictures, title))
+    return target
+
+
+def comparison_html(
+    compared: Comparison,
+    pictures: Mapping[str, Pictures] | None = None,
+    title: str = "Students of one teacher",
+) -> str:
+    """The page of `write_comparison` as text; the arguments are the same."""
+    together = compared.together()
+    known = {n: p for n, p in (pictures or {}).items() if n in compared.students}
+    shown = _gallery(compared, known) if len(known) == len(compared.students) else None
+    samples = next(iter(compared.students.values())).settings.get("num_samples")
+    subtitle = f"{len(compared.students)} students" + (f" · {samples:,} samples" if samples else "")
+    return render(
+        "compare.html",
+        title=title,
+        subtitle=subtitle,
+        headline=_headline(compared),
+        detail=_detail(compared),
+        figures=_figures(compared),
+        plot=_plot(compared),
+        plot_lead=_plot_lead(compared),
+        gallery=shown,
+        table=_table(compared, together),
+        reading=READING,
+        markdown=together.markdown(),
+        facts=_facts(compared),
+    )
+
+
+def _away(value: float, direction: str) -> float:
+    return {"low": value, "high": -value}.get(direction, abs(value - 1))
+
+
+def _overlap(one: Metric, other: Metric) -> bool:
+    ends = (one.low, one.high, other.low, other.high)
+    if None in ends:
+        return one.value == other.value
+    low, high, other_low, other_high = (float(e) for e in ends if e is not None)
+    return low <= other_high and other_low <= high
+
+
+def _check_alike(students: Mapping[str, Evaluation]) -> None:
+    (first, reference), *others = students.items()
+    for name, found in others:
+        for key in ALIKE:
+            mine, there = found.settings.get(key), reference.settings.get(key)
+            if mine != there:
+                raise ValueError(
+                    f"{name!r} was evaluated with {key} {mine!r} and {first!r} with {there!r}, so that their "
+                    "numbers do not compare; evaluate both alike."
+                )
+        if [(s.index, s.prompt) for s in found.samples] != [
+            (s.index, s.prompt) for s in reference.samples
+        ]:
+            raise ValueError(
+                f"{name!r} and {first!r} were evaluated on other prompts, so that their numbers do not "
+                "compare; evaluate both on the same."
+            )
+
+
+def _common(
+    what: str,
+    asked: str | None,
+    usual: Sequence[str],
+    students: Mapping[str, Evaluation],
+    arms: Sequence[str],
+) -> str:
+    """The metric asked for, or the first usual one, that all arms of all students have."""
+    columns = [found.arms.get(arm, {}) for found in students.values() for arm in arms]
+    names = [name for name in columns[0] if all(name in column for column in columns)]
+    if asked is not None:
+        if asked not in names:
+            raise ValueError(
+                f"{what} is {asked!r}, which not all evaluations have; all have {', '.join(names)}."
+            )
+        return asked
+    found = next((name for name in usual if name in names), None)
+    if found is None:
+        raise ValueError(
+            f"the evaluations share no {what} ({', '.join(usual)}); evaluate again with the same options"
+            + (", and cost_repeats of 1 or more." if what == "cost" else ".")
+        )
+    return found
+
+
+def _headline(compared: Comparison) -> str:
+    best = [name for name in compared.students if name in compared.best(compared.quality)]
+    label = info(compared.quality).label
+    if len(best) == len(compared.students):
+        return f"In {label} the students cannot be told apart."
+    if len(best) > 1:
+        return f"{listed(best, 'and')} are best in {label}, and cannot be told apart."
+    return f"{best[0]} is best in {label}."
+
+
+def _detail(compared: Comparison) -> str:
+    """What the best in quality is like, and what is cheapest."""
+    best = min(compared.students, key=lambda n: _away_of(compared, n))
+    metric, told = compared.metric(best), compared.verdicts[best]
+    ends = interval(metric.low, metric.high, metric.value)
+    matches = (
+        f" and matches it on {told.matched} of {told.decided} measures" if told.decided else ""
+    )
+    cheapest = min(compared.students, key=compared.share)
+    cheap = (
+        f" {cheapest} is cheapest, {times(1 / compared.share(cheapest))} cheaper than its teacher."
+        if cheapest != best
+        else ""
+    )
+    return (
+        f"{best} is at {number(metric.value)}{f' ({ends})' if ends else ''}, is "
+        f"{times(1 / compared.share(best))} cheaper than its teacher{matches}.{cheap}"
+    )
+
+
+def _figures(compared: Comparison) -> list[dict[str, str]]:
+    figures = []
+    for name in sorted(compared.students, key=lambda n: _away_of(compared, n)):
+        metric, told = compared.metric(name), compared.verdicts[name]
+        parts = [name, f"{times(1 / compared.share(name))} cheaper"]
+        parts += [f"matches on {told.matched} of {told.decided}"] if told.decided else []
+        figures.append({"value": number(metric.value), "small": "", "about": " · ".join(parts)})
+    return figures
+
+
+def _away_of(compared: Comparison, name: str) -> float:
+    return _away(compared.metric(name).value, info(compared.quality).best)
+
+
+def _plot(compared: Comparison) -> Any:
+    front = compared.front()
+    points = []
+    for name in compared.students:
+        m = compared.metric(name)
+        points.append(
+            Point(
+                100 * compared.share(name), m.value, name, "student", m.low, m.high, name in front
+            )
+        )
+    first = next(iter(compared.students.values()))
+    teacher = first.arms["teacher"].get(compared.quality)
+    floor = None
+    if teacher is not None:
+        points.append(Point(100.0, teacher.value, "teacher", "teacher"))
+    elif info(compared.quality).best == "low":
+        floor = first.floor(compared.quality)
+    cost = info(compared.cost).label.partition(",")[0]
+    return scatter(points, f"{cost}, % of the teacher's", info(compared.quality).label, floor)
+
+
+def _plot_lead(compared: Comparison) -> str:
+    low = info(compared.quality).best == "low"
+    front = [name for name in compared.students if name in compared.front()]
+    better = "left and down" if low else "left and up"
+    are = "is" if len(front) == 1 else "are"
+    return (
+        f"Better is {better}. Nothing here beats {listed(front, 'and')}, which {are} on the front. Costs are "
+        "shares of the teacher's, measured in turns with each student; bars are 95% intervals."
+    )
+
+
+def _table(compared: Comparison, together: Evaluation) -> Any:
+    names = together.metrics()
+    columns = [Column(name, name) for name in compared.students]
+    columns += [Column("teacher", ARMS["teacher"]), Column("floor", "floor")]
+    floors = {
+        name: next((f.floor(name) for f in compared.students.values() if name in f.student), None)
+        for name in names
+    }
+    everybody = frozenset(compared.students)
+    best = {name: compared.best(name) for name in names if info(name).group != "paired"}
+    best = {name: winners for name, winners in best.items() if winners != everybody}
+    lead = (
+        "Underlined is what no other student beats; several where their intervals overlap, none where "
+        "nobody can be told apart."
+    )
+    return make_table(
+        together.arms,
+        names,
+        floors,
+        columns,
+        "Metrics of every student",
+        lead,
+        best=best,
+        cost=True,
+    )
+
+
+def _gallery(compared: Comparison, pictures: Mapping[str, Pictures]) -> Gallery | None:
+    samples = {name: found.samples for name, found in compared.students.items()}
+    return compared_gallery(pictures, samples)
+
+
+def _facts(compared: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:
+    settings = next(iter(compared.students.values())).settings
+    shared = [(k.replace("_", " "), str(settings[k])) for k in ALIKE if k in settings]
+    facts = [("Evaluation, the same for all", shared)] if shared else []
+    for name, found in compared.students.items():
+        known = {
+            "fingerprint": found.settings.get("student_fingerprint"),
+            "steps": len(found.settings.get("student_timesteps", ())) or None,
+            "device": found.settings.get("device"),
+        }
+        items = [(k, str(v)) for k, v in known.items() if v is not None]
+        facts += [(name, items)] if items else []
+    return facts
