@@ -41,7 +41,7 @@ from nitrodistill.data.sources import Generated, Grid, code_version
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
-from nitrodistill.models.denoiser import Guided
+from nitrodistill.models import Guided
 from nitrodistill.models.pipeline import Pipeline, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition

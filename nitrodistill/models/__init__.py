@@ -1,7 +1,17 @@
 """Diffusers models behind the library's own nouns: denoisers, pipelines, feature taps."""
 
-from nitrodistill.models.denoiser import DiffusersDenoiser, Guided
+from nitrodistill.models.adapters import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.denoiser import DiffusersDenoiser
+from nitrodistill.models.guidance import Guided
 from nitrodistill.models.pipeline import Pipeline
 from nitrodistill.models.taps import FeatureTaps
 
-__all__ = ["DiffusersDenoiser", "FeatureTaps", "Guided", "Pipeline"]
+__all__ = [
+    "Adapter",
+    "DiffusersDenoiser",
+    "Entry",
+    "FeatureTaps",
+    "Guided",
+    "Pipeline",
+    "PipelineAdapter",
+]

@@ -13,9 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.denoiser import DiffusersDenoiser, Guided, device_of
-from nitrodistill.schedules import DiscreteSchedule
-from nitrodistill.types import Condition, check_prediction_type
+from nitrodistill.models.adapters import (
+    PIPELINES,
+    Adapter,
+    PipelineAdapter,
+    adapter_for,
+    pipeline_adapter_for,
+)
+from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
+from nitrodistill.models.denoiser import DiffusersDenoiser, device_of
+from nitrodistill.models.guidance import Guided
+from nitrodistill.models.noise import noise_of
+from nitrodistill.types import Condition
 
 __all__ = ["Pipeline", "fingerprint", "without_broken_torchvision"]
 
@@ -25,10 +34,23 @@ class Pipeline:
 
     Build one with `Pipeline.load(path)` or `Pipeline.from_diffusers(pipe)`.
 
-    Attributes:
-        diffusers: the diffusers pipeline itself; its modules are shared, not copied.
+    Args:
+        diffusers: the diffusers pipeline; its modules are shared, not copied.
         denoiser: its network, with the schedule and prediction type of its scheduler.
+        adapter: how it encodes prompts; by default its family's.
+        resolution: (height, width) of its pictures in pixels; by default what the network was made for.
         check_prompt: raises ValueError for a prompt that the text encoder does not know.
+
+    Attributes:
+        diffusers: the diffusers pipeline itself.
+        denoiser: its network.
+        adapter: how it encodes prompts.
+        latent_shape: `(C, H, W)` of one latent.
+        check_prompt: see above.
+
+    Raises:
+        TypeError: if its class is not one of `models.adapters.PIPELINES` and there is no adapter.
+        ValueError: if the resolution is not divisible by what the VAE and the network need.
     """
 
     def __init__(
@@ -36,29 +58,51 @@ class Pipeline:
         diffusers: Any,
         denoiser: DiffusersDenoiser,
         check_prompt: Callable[[str], None] | None = None,
+        *,
+        adapter: PipelineAdapter | None = None,
+        resolution: tuple[int, int] | None = None,
     ) -> None:
         self.diffusers: Any = diffusers
         self.denoiser: DiffusersDenoiser = denoiser
+        self.adapter: PipelineAdapter = adapter or pipeline_adapter_for(diffusers)
         self.check_prompt: Callable[[str], None] = check_prompt or (lambda prompt: None)
+        self.latent_shape: tuple[int, int, int] = _latent_shape(
+            diffusers, denoiser.adapter, resolution
+        )
 
     @classmethod
     def from_diffusers(
-        cls, pipe: Any, check_prompt: Callable[[str], None] | None = None
+        cls,
+        pipe: Any,
+        check_prompt: Callable[[str], None] | None = None,
+        *,
+        resolution: tuple[int, int] | None = None,
     ) -> Pipeline:
-        """Wraps a loaded diffusers pipeline; nothing is copied.
+        """Wraps a loaded diffusers pipeline; nothing is copied, and all of it is frozen.
+
+        Args:
+            pipe: of one of the classes in `models.adapters.PIPELINES`.
+            check_prompt: raises ValueError for a prompt that the text encoder does not know.
+            resolution: (height, width) of its pictures in pixels; by default what the network was made for.
 
         Raises:
-            TypeError: if it is not a StableDiffusionPipeline.
+            TypeError: if its class is not one of the families.
+            ValueError: if the resolution is not divisible by what the VAE and the network need.
         """
-        if type(pipe).__name__ != "StableDiffusionPipeline":
-            raise TypeError(
-                f"{type(pipe).__name__} is not a supported pipeline; StableDiffusionPipeline is."
-            )
-        schedule = DiscreteSchedule.from_scheduler(pipe.scheduler)
-        prediction_type = check_prediction_type(pipe.scheduler.config.prediction_type)
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False).eval()
-        return cls(pipe, DiffusersDenoiser(pipe.unet, schedule, prediction_type), check_prompt)
+        adapter = pipeline_adapter_for(pipe)
+        network = getattr(pipe, adapter.network)
+        of_network = adapter_for(network)
+        _, height, width = _latent_shape(pipe, of_network, resolution)
+        schedule, prediction_type = noise_of(
+            pipe.scheduler,
+            of_network.timestep_scale,
+            (height // of_network.patch) * (width // of_network.patch),
+        )
+        for module in pipe.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
+        denoiser = DiffusersDenoiser(network, schedule, prediction_type, adapter=of_network)
+        return cls(pipe, denoiser, check_prompt, adapter=adapter, resolution=resolution)
 
     @classmethod
     def load(
@@ -66,6 +110,8 @@ class Pipeline:
         path: str | Path,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        *,
+        resolution: tuple[int, int] | None = None,
     ) -> Pipeline:
         """Loads a diffusers pipeline from a directory, or by its name on the Hub.
 
@@ -73,25 +119,31 @@ class Pipeline:
             path: a directory with a `model_index.json`, or a Hub name such as `"user/model"`.
             device: where it goes.
             dtype: of the weights.
+            resolution: (height, width) of its pictures in pixels; by default what the network was made for.
 
         Raises:
             FileNotFoundError: if a directory is not there.
-            ValueError: if it is not a Stable Diffusion pipeline, or is damaged.
+            ValueError: if it is a pipeline of no known family, is damaged, or the resolution is not divisible
+                by what its VAE and network need.
         """
         from safetensors import SafetensorError
 
-        without_broken_torchvision()
-        from diffusers import StableDiffusionPipeline
-
         local = _check_local(path)
+        without_broken_torchvision()
+        from diffusers import DiffusionPipeline
+
         try:
-            pipe = StableDiffusionPipeline.from_pretrained(
+            index: Any = DiffusionPipeline.load_config(str(path))
+            kind = index.get("_class_name")
+            _check_kind(path, kind)
+            pipe = DiffusionPipeline.from_pretrained(
                 str(path),
                 torch_dtype=dtype,
-                safety_checker=None,
-                requires_safety_checker=False,
                 use_safetensors=True,
+                **PIPELINES[kind].load_arguments,
             )
+        except _Unsupported:
+            raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
             if local:
@@ -103,7 +155,7 @@ class Pipeline:
                 f"no teacher {str(path)!r}: there is no such directory here, and no pipeline of that name "
                 f"can be downloaded ({reason})."
             ) from error
-        return cls.from_diffusers(pipe.to(device))
+        return cls.from_diffusers(pipe.to(device), resolution=resolution)
 
     @property
     def scheduler(self) -> Any:
@@ -116,9 +168,10 @@ class Pipeline:
         return device_of(self.denoiser.module)
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of one latent."""
-        return self.denoiser.latent_shape()
+    def resolution(self) -> tuple[int, int]:
+        """(height, width) of the pictures in pixels."""
+        pixels = _pixels(self.diffusers)
+        return self.latent_shape[1] * pixels, self.latent_shape[2] * pixels
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
@@ -129,22 +182,29 @@ class Pipeline:
         """
         for prompt in prompts:
             self.check_prompt(prompt)
-        text, _ = self.diffusers.encode_prompt(
-            list(prompts), self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return Condition({"encoder_hidden_states": text})
+        return self.adapter.encode(self.diffusers, list(prompts), self.resolution)
 
     @torch.no_grad()
-    def null_condition(self) -> Condition:
-        """The encoding of the empty prompt, of batch size one: guidance's unconditional side."""
-        text, _ = self.diffusers.encode_prompt(
-            [""], self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        return Condition({"encoder_hidden_states": text})
+    def null_condition(self, negative_prompt: str | None = None) -> Condition:
+        """Guidance's unconditional side, of batch size one.
 
-    def guided(self, scale: float) -> Guided:
-        """The denoiser with classifier-free guidance; scale 1 is none."""
-        return Guided(self.denoiser, scale, self.null_condition())
+        Args:
+            negative_prompt: what not to draw; None is what diffusers takes by default, the empty prompt (or
+                zeros, where an SDXL pipeline is set to that).
+        """
+        return self.adapter.null(self.diffusers, negative_prompt, self.resolution)
+
+    def guided(
+        self,
+        scale: float,
+        negative_prompt: str | None = None,
+        *,
+        rescale: float = 0.0,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> Guided:
+        """The denoiser with classifier-free guidance; scale 1 is none. See `Guided`."""
+        null = self.null_condition(negative_prompt)
+        return Guided(self.denoiser, scale, null, rescale=rescale, interval=interval)
 
     def decode(self, latents: Tensor, batch_size: int = 64) -> Tensor:
         """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor).
@@ -152,26 +212,44 @@ class Pipeline:
         Returns:
             float32, clamped to [-1, 1]. Gradients flow where autograd is on.
         """
-        vae = self.diffusers.vae
-        dtype = next(vae.parameters()).dtype
-        scaled = latents.to(self.device, dtype) / vae.config.scaling_factor
-        layout = torch.channels_last if scaled.device.type == "cpu" else torch.preserve_format
-        parts = [
-            vae.decode(part.contiguous(memory_format=layout), return_dict=False)[0]
-            for part in scaled.split(batch_size)
-        ]
-        return torch.cat(parts).float().clamp(-1, 1).contiguous()
+        return decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean)."""
-        vae = self.diffusers.vae
-        dtype = next(vae.parameters()).dtype
-        parts = [
-            vae.encode(part.to(self.device, dtype)).latent_dist.mean
-            for part in images.split(batch_size)
-        ]
-        return torch.cat(parts).float() * vae.config.scaling_factor
+        return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
+
+
+class _Unsupported(ValueError):
+    """A pipeline of no known family."""
+
+
+def _pixels(pipe: Any) -> int:
+    return pixels_a_latent(pipe.vae)
+
+
+def _latent_shape(
+    pipe: Any, adapter: Adapter, resolution: tuple[int, int] | None
+) -> tuple[int, int, int]:
+    channels, height, width = adapter.latent_shape()
+    if resolution is None:
+        return channels, height, width
+    pixels = _pixels(pipe)
+    step = pixels * adapter.multiple
+    if any(side < step or side % step for side in resolution):
+        raise ValueError(
+            f"resolution is {resolution[0]}x{resolution[1]}; height and width must be divisible by {step} "
+            f"(the VAE's {pixels} times the network's {adapter.multiple})."
+        )
+    return channels, resolution[0] // pixels, resolution[1] // pixels
+
+
+def _check_kind(path: str | Path, kind: object) -> None:
+    if kind not in PIPELINES:
+        raise _Unsupported(
+            f"{str(path)!r} is not a pipeline that can be distilled yet: its model_index.json says "
+            f"{kind!r}, and {', '.join(PIPELINES)} are supported."
+        )
 
 
 def _check_local(path: str | Path) -> bool:
@@ -199,12 +277,7 @@ def _check_local(path: str | Path) -> bool:
         found = json.loads(index.read_text(encoding="utf-8"))
     except ValueError:
         found = None
-    kind = found.get("_class_name") if isinstance(found, dict) else None
-    if kind != "StableDiffusionPipeline":
-        raise ValueError(
-            f"{text!r} is not a pipeline that can be distilled yet: its model_index.json says "
-            f"{kind!r}, and StableDiffusionPipeline is supported."
-        )
+    _check_kind(path, found.get("_class_name") if isinstance(found, dict) else None)
     return True
 
 

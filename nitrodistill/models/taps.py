@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.denoiser import DiffusersDenoiser, first_tensor
+from nitrodistill.models.adapters import first_tensor
+from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["FeatureTaps"]
@@ -42,7 +43,8 @@ class FeatureTaps:
             raise ValueError(f"taps are {list(names)}; give at least one name, each only once.")
         self.denoiser: Denoiser = denoiser
         self.names: tuple[str, ...] = tuple(names)
-        modules = dict(denoiser.module.named_modules())
+        known = isinstance(denoiser, DiffusersDenoiser)
+        modules = dict((denoiser.network if known else denoiser.module).named_modules())
         for name in names:
             if name not in modules or not name:
                 near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
@@ -51,17 +53,15 @@ class FeatureTaps:
                     f"{', '.join(near) or ', '.join(list(modules)[1:6])}."
                 )
         self._modules = [modules[name] for name in names]
-        if image_part is None:
-            known = isinstance(denoiser, DiffusersDenoiser)
-            image_part = denoiser.image_part if known else first_tensor
         self._image_part = image_part
 
     def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature maps, in the order of `names`; what lies behind the last tap is not run.
 
-        Gradients flow to `x_t`. Shapes are the network's own, usually `(B, C_i, H_i, W_i)`.
+        Gradients flow to `x_t`. Diffusers networks give maps `(B, C_i, H_i, W_i)`, transformers too: their
+        tokens are laid out on the latent's grid.
         """
-        with self._hooked(stop=True) as found, suppress(_AllFound):
+        with self._hooked(x_t, stop=True) as found, suppress(_AllFound):
             self.denoiser(x_t, t, condition)
         return self._collect(found)
 
@@ -69,7 +69,7 @@ class FeatureTaps:
         self, x_t: Tensor, t: Tensor, condition: Condition
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The prediction and the feature maps, from one forward pass."""
-        with self._hooked(stop=False) as found:
+        with self._hooked(x_t, stop=False) as found:
             prediction = self.denoiser(x_t, t, condition)
         return prediction, self._collect(found)
 
@@ -96,13 +96,23 @@ class FeatureTaps:
         with torch.no_grad():
             return tuple(feature.shape[1] for feature in self.features(*example))
 
+    def _reader(self, x_t: Tensor) -> Callable[[object], Tensor]:
+        if self._image_part is not None:
+            return self._image_part
+        if not isinstance(self.denoiser, DiffusersDenoiser):
+            return first_tensor
+        adapter = self.denoiser.adapter
+        grid = adapter.grid(x_t)
+        return lambda output: adapter.image_part(output, grid)
+
     @contextmanager
-    def _hooked(self, stop: bool) -> Iterator[dict[int, Tensor]]:
+    def _hooked(self, x_t: Tensor, stop: bool) -> Iterator[dict[int, Tensor]]:
         found: dict[int, Tensor] = {}
+        image_part = self._reader(x_t)
 
         def hook_for(i: int) -> Callable[[nn.Module, object, object], None]:
             def hook(module: nn.Module, args: object, output: object) -> None:
-                found[i] = self._image_part(output)
+                found[i] = image_part(output)
                 if stop and len(found) == len(self._modules):
                     raise _AllFound
 

@@ -177,7 +177,7 @@ class _Masked(Pipeline):
         mask = (torch.arange(16) < words[:, None]).long()
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
 
-    def null_condition(self) -> Condition:
+    def null_condition(self, negative_prompt: str | None = None) -> Condition:
         return self.encode_prompt(["none"])
 
 

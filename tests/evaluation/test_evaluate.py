@@ -138,7 +138,7 @@ def test_the_teacher_is_sampled_once(
     monkeypatch.setattr(
         teacher.denoiser.module,
         "forward",
-        lambda *a, **k: calls.append(len(a[0])) or forward(*a, **k),
+        lambda *a, **k: calls.append(len(k["sample"])) or forward(*a, **k),
     )
     second = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
     assert second.arms == first.arms

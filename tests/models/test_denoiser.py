@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from nitrodistill.models import DiffusersDenoiser, Guided
-from nitrodistill.models.denoiser import first_tensor
+from nitrodistill.models.adapters import first_tensor
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.types import Condition, Denoiser
 
@@ -63,18 +63,17 @@ def test_unknown_families_are_told_what_an_adapter_must_say(tiny_denoiser):
         DiffusersDenoiser(nn.Linear(1, 1), RectifiedFlow(), "epsilon")
     with pytest.raises(ValueError, match="'velocity'"):
         DiffusersDenoiser(tiny_denoiser.module, RectifiedFlow(), "velocity")  # type: ignore[arg-type]
-    sdxl = UNet2DConditionModel(
+    kandinsky = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(32,),
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=64,
+        encoder_hid_dim_type="text_proj",
+        encoder_hid_dim=8,
         cross_attention_dim=16,
     )
-    with pytest.raises(ValueError, match="addition_embed_type='text_time'"):
-        DiffusersDenoiser(sdxl, RectifiedFlow(), "epsilon")
+    with pytest.raises(ValueError, match="encoder_hid_dim_type='text_proj'"):
+        DiffusersDenoiser(kandinsky, RectifiedFlow(), "epsilon")
 
 
 def test_first_tensor():

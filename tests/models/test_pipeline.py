@@ -83,7 +83,7 @@ def test_a_wrong_path_is_told_without_a_download(name, monkeypatch):
         (None, "has no model_index.json"),
         ("not json", "says None"),
         ("[]", "says None"),
-        (json.dumps({"_class_name": "FluxPipeline"}), "says 'FluxPipeline'"),
+        (json.dumps({"_class_name": "KandinskyPipeline"}), "says 'KandinskyPipeline'"),
     ],
 )
 def test_what_is_no_pipeline(index, message, tmp_path):

@@ -1,0 +1,79 @@
+"""The families: one small file each, found by the name of diffusers' class.
+
+An `if` on a family lives in these files and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, first_tensor
+from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
+from nitrodistill.models.adapters.unet import (
+    StableDiffusionPipelineAdapter,
+    StableDiffusionXLPipelineAdapter,
+    UNetAdapter,
+)
+
+__all__ = [
+    "ADAPTERS",
+    "PIPELINES",
+    "Adapter",
+    "Entry",
+    "PipelineAdapter",
+    "adapter_for",
+    "first_tensor",
+    "pipeline_adapter_for",
+]
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "PixArtTransformer2DModel": PixArtAdapter,
+    "UNet2DConditionModel": UNetAdapter,
+}
+"""diffusers' class of a network -> its adapter."""
+
+PIPELINES: dict[str, PipelineAdapter] = {
+    "PixArtAlphaPipeline": PixArtPipelineAdapter(),
+    "PixArtSigmaPipeline": PixArtPipelineAdapter(),
+    "StableDiffusionPipeline": StableDiffusionPipelineAdapter(),
+    "StableDiffusionXLPipeline": StableDiffusionXLPipelineAdapter(),
+}
+"""diffusers' class of a pipeline -> its adapter."""
+
+
+def adapter_for(network: nn.Module) -> Adapter:
+    """The adapter of a diffusers network.
+
+    Raises:
+        TypeError: if its class is not one of the families; the message lists what an adapter must say.
+        ValueError: if it wants conditioning that the family's adapter does not pass.
+    """
+    name = type(network).__name__
+    if name not in ADAPTERS:
+        raise TypeError(
+            f"{name} is not a known family ({', '.join(ADAPTERS)} are). Write a "
+            "nitrodistill.models.Adapter that says "
+            "entries() (the tensors of its Condition), arguments(x_t, t, condition) (of its forward), and "
+            "where they differ from the defaults prediction, image_part, latent_shape, patch, multiple, "
+            "block_lists and lora_targets, and pass it as DiffusersDenoiser(..., adapter=MyAdapter(network)); "
+            "docs/extending.md shows one. Or pass any object with module, schedule, prediction_type and "
+            "__call__(x_t, t, condition) -> prediction: it is a Denoiser."
+        )
+    return ADAPTERS[name](network)
+
+
+def pipeline_adapter_for(pipe: Any) -> PipelineAdapter:
+    """The adapter of a diffusers pipeline.
+
+    Raises:
+        TypeError: if its class is not one of the families.
+    """
+    name = type(pipe).__name__
+    if name not in PIPELINES:
+        raise TypeError(
+            f"{name} is not a supported pipeline; {', '.join(PIPELINES)} are. Or pass an adapter of your "
+            "own (docs/extending.md)."
+        )
+    return PIPELINES[name]

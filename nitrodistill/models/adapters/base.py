@@ -1,0 +1,243 @@
+"""What an adapter must say of a family of networks, and of a family of pipelines.
+
+An **Adapter** translates one diffusers network into the library's nouns: which tensors of a Condition it
+needs, how they become its arguments, which part of its answer is the prediction, and which part of a
+block's answer is the image. A **PipelineAdapter** does the same for prompts. Everything else (checks,
+examples, taps, LoRA, guidance) is written once, on top of these. docs/extending.md shows one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.types import Condition
+
+__all__ = ["Adapter", "Entry", "PipelineAdapter", "first_tensor", "on_grid"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a Condition.
+
+    Attributes:
+        shape: behind the batch; None is any length.
+        integer: whether it holds numbers such as class labels.
+    """
+
+    shape: tuple[int | None, ...] = ()
+    integer: bool = False
+
+
+class Adapter(ABC):
+    """What one family of networks is told, and how its answers are read.
+
+    Args:
+        network: the bare network; only its config is kept.
+
+    Attributes:
+        config: the network's config.
+        patch: latent pixels a token is wide (1 for networks of maps).
+        multiple: latents must be divisible by this many pixels.
+        timestep_scale: the network's timestep over that of its diffusers scheduler.
+        block_lists: attributes that hold the blocks, in the order in which they run.
+        lora_targets: names, or ends of names, of the layers that LoRA adapts unless told otherwise.
+    """
+
+    patch: int = 1
+    multiple: int = 1
+    timestep_scale: float = 1.0
+    block_lists: tuple[str, ...] = ("transformer_blocks",)
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+
+    def __init__(self, network: nn.Module) -> None:
+        self.config: Any = network.config
+
+    @abstractmethod
+    def entries(self) -> Mapping[str, Entry]:
+        """The tensors that a Condition must hold for this network."""
+
+    @abstractmethod
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """The arguments of the network's forward.
+
+        Args:
+            x_t: `(B, C, H, W)` in the network's dtype.
+            t: `(B,)` in the network's unit, int64 or float32.
+            condition: checked; its floating-point tensors in the network's dtype.
+        """
+
+    def prediction(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """The prediction, shaped like `x_t`, in the network's first output; channels behind it go."""
+        return output[:, : x_t.shape[1]]
+
+    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
+        """The image's feature map `(B, D, h, w)` in what a submodule returned.
+
+        Args:
+            output: a map `(B, D, h, w)`, tokens `(B, N, D)`, or a tuple or list with one.
+            grid: `(h, w)`, the tokens of the whole latent.
+        """
+        return on_grid(first_tensor(output), grid)
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(C, H, W)` of the latents that the network was made for."""
+        size = self.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.config.in_channels, height, width
+
+    def example_side(self) -> int:
+        """Height and width of the smallest latent that runs every block."""
+        return 2 * max(self.patch, self.multiple)
+
+    def blocks(self, network: nn.Module) -> tuple[str, ...]:
+        """The names of the network's blocks in the order in which they run: what depths count."""
+        names: list[str] = []
+        for attribute in self.block_lists:
+            part = getattr(network, attribute, None)
+            if isinstance(part, nn.ModuleList):
+                names += [f"{attribute}.{i}" for i in range(len(part))]
+            elif part is not None:
+                names.append(attribute)
+        return tuple(names)
+
+    def grid(self, x_t: Tensor) -> tuple[int, int]:
+        """`(h, w)`: the tokens, or the map, of a latent."""
+        return x_t.shape[-2] // self.patch, x_t.shape[-1] // self.patch
+
+    def check(self, name: str, x_t: Tensor, condition: Condition) -> None:
+        """Refuses latents and conditions that do not fit, by their shapes alone.
+
+        Args:
+            name: of the network's class, for the messages.
+            x_t: the latents.
+            condition: what they are conditioned on.
+
+        Raises:
+            ValueError: naming the shape, the rule and the way out.
+        """
+        channels = self.latent_shape()[0]
+        if x_t.ndim != 4 or x_t.shape[1] != channels:
+            raise ValueError(
+                f"x_t has shape {tuple(x_t.shape)}, but this {name} takes latents (B, {channels}, H, W); use "
+                "those of its own VAE."
+            )
+        if any(side % self.multiple for side in x_t.shape[-2:]):
+            raise ValueError(
+                f"latents of {x_t.shape[-2]}x{x_t.shape[-1]} do not fit this {name}: height and width must be "
+                f"divisible by {self.multiple}."
+            )
+        for key, entry in self.entries().items():
+            _check_entry(name, key, entry, condition, len(x_t))
+
+    def example_condition(self, like: Tensor, length: int = 2) -> Condition:
+        """A Condition of zeros (masks: ones) of batch size one, on `like`'s device, in its dtype."""
+
+        def make(key: str, entry: Entry) -> Tensor:
+            shape = (1, *(length if side is None else side for side in entry.shape))
+            if key.endswith("mask"):
+                return torch.ones(shape, dtype=torch.long, device=like.device)
+            return like.new_zeros(shape, dtype=torch.long if entry.integer else None)
+
+        return Condition({key: make(key, entry) for key, entry in self.entries().items()})
+
+
+class PipelineAdapter(ABC):
+    """How one family of diffusers pipelines turns prompts into Conditions.
+
+    Attributes:
+        network: the pipeline's attribute that holds the denoising network.
+        load_arguments: further arguments of `from_pretrained`.
+    """
+
+    network: str = "transformer"
+    load_arguments: Mapping[str, Any] = {}
+
+    @abstractmethod
+    def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
+        """The Condition of prompts, for pictures of `size` (height, width) in pixels."""
+
+    @abstractmethod
+    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
+        """Guidance's unconditional side, of batch size one; None is what diffusers takes by default."""
+
+
+def first_tensor(output: object) -> Tensor:
+    """`output` if it is a tensor, else the first tensor of a tuple or list."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)):
+        for element in output:
+            if isinstance(element, Tensor):
+                return element
+    raise TypeError(
+        f"a tapped module returned {type(output).__name__} without a tensor in it; tap a module that "
+        "returns a feature map."
+    )
+
+
+def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Lays tokens `(B, N, D)` out as a map `(B, D, h, w)`; maps stay as they are.
+
+    Args:
+        features: tokens or a map.
+        grid: `(h, w)` of the whole latent. N = h w, or fewer by a power of two a side (deeper levels of a
+            UNet).
+
+    Raises:
+        ValueError: if it is neither, as for a module that sees text or timesteps only.
+    """
+    if features.ndim == 4:
+        return features
+    height, width = grid
+    if features.ndim == 3:
+        length = features.shape[1]
+        while length < height * width and max(height, width) > 1:
+            height, width = -(-height // 2), -(-width // 2)
+        if length == height * width:
+            return features.transpose(1, 2).unflatten(2, (height, width))
+    raise ValueError(
+        f"a tapped module returned shape {tuple(features.shape)}, which is neither a map (B, D, h, w) nor "
+        f"tokens (B, N, D) of a {grid[0]}x{grid[1]} grid; tap a module that the image passes through."
+    )
+
+
+def names_of(entries: Mapping[str, Entry] | Sequence[str]) -> str:
+    """A list of names for a message."""
+    return ", ".join(repr(key) for key in entries) or "nothing"
+
+
+def _check_entry(name: str, key: str, entry: Entry, condition: Condition, batch: int) -> None:
+    value = condition.tensors.get(key)
+    if value is None:
+        raise ValueError(
+            f"this {name} needs {key!r} in its Condition, which holds {names_of(list(condition.tensors))}; "
+            "encode the prompts with the network's own pipeline (Pipeline.encode_prompt)."
+        )
+    wanted = tuple("L" if side is None else side for side in entry.shape)
+    fits = value.ndim == 1 + len(entry.shape) and all(
+        side is None or side == found
+        for side, found in zip(entry.shape, value.shape[1:], strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{key!r} has shape {tuple(value.shape)}, but this {name} takes (B, "
+            f"{', '.join(map(str, wanted))}): it was encoded for another model; encode the prompts with the "
+            "network's own pipeline."
+        )
+    if len(value) != batch:
+        raise ValueError(
+            f"{key!r} holds {len(value)} samples for {batch} latents; index or repeat the Condition."
+        )
+    if key.endswith("mask"):
+        text = condition.tensors.get("encoder_hidden_states")
+        if text is not None and text.shape[1] != value.shape[1]:
+            raise ValueError(
+                f"{key!r} covers {value.shape[1]} tokens, but 'encoder_hidden_states' holds "
+                f"{text.shape[1]}; pad or cut both alike (Condition.pad takes both names)."
+            )

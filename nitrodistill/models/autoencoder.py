@@ -1,0 +1,73 @@
+"""Pictures <-> latents through the VAE of any family, with its scale, shift and statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["decode_latents", "encode_images", "pixels_a_latent"]
+
+
+def pixels_a_latent(vae: Any) -> int:
+    """How many pixels wide a latent pixel is."""
+    config = vae.config
+    if "encoder_block_out_channels" in config:  # AutoencoderDC (Sana)
+        return 2 ** (len(config.encoder_block_out_channels) - 1)
+    return 2 ** (len(config.block_out_channels) - 1)
+
+
+def decode_latents(vae: Any, latents: Tensor, batch_size: int) -> Tensor:
+    """Latents `(B, C, H, W)` -> pictures, float32, clamped to [-1, 1]; gradients flow."""
+    scale, shift = _statistics(vae, latents)
+    with _wide_enough(vae) as (device, dtype):
+        raw = (latents / scale + shift).to(device, dtype)
+        layout = torch.channels_last if device.type == "cpu" else torch.preserve_format
+        parts = [
+            vae.decode(part.contiguous(memory_format=layout), return_dict=False)[0]
+            for part in raw.split(batch_size)
+        ]
+    return torch.cat(parts).float().clamp(-1, 1).contiguous()
+
+
+def encode_images(vae: Any, images: Tensor, batch_size: int) -> Tensor:
+    """Pictures `(B, 3, H, W)` in [-1, 1] -> scaled latents, float32 (the posterior's mean)."""
+    with _wide_enough(vae) as (device, dtype):
+        parts = [_mean(vae.encode(part.to(device, dtype))) for part in images.split(batch_size)]
+    raw = torch.cat(parts).float()
+    scale, shift = _statistics(vae, raw)
+    return (raw - shift) * scale
+
+
+def _mean(encoded: Any) -> Tensor:
+    """KL autoencoders return a distribution, deterministic ones (AutoencoderDC) the latent."""
+    return encoded["latent"] if "latent" in encoded else encoded["latent_dist"].mean
+
+
+def _statistics(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """(scale, shift) with `latent = (raw - shift) scale`."""
+    config = vae.config
+    scale = config.get("scaling_factor") or 1.0
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is not None and std is not None:
+        mean, std = (like.new_tensor(x).reshape(1, -1, 1, 1) for x in (mean, std))
+        return scale / std, mean
+    return scale, config.get("shift_factor") or 0.0
+
+
+@contextmanager
+def _wide_enough(vae: Any) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """The VAE's device and dtype; float16 VAEs that overflow (`force_upcast`) are float32 meanwhile."""
+    first = next(vae.parameters())
+    dtype = first.dtype
+    upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
+    if upcast:
+        vae.to(torch.float32)
+    try:
+        yield first.device, torch.float32 if upcast else dtype
+    finally:
+        if upcast:
+            vae.to(dtype)
