@@ -26,6 +26,7 @@ DataRange = float | Sequence[float]
 """One number for all channels, or one per channel."""
 
 
+@lru_cache(maxsize=32)
 def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
     """The normalised Gaussian window of `window_size` taps.
 
@@ -36,7 +37,8 @@ def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
         raise ValueError(f"window_size is {window_size}; it must be odd and positive.")
     check_positive("sigma", sigma)
     taps = [math.exp(-((k - window_size // 2) ** 2) / (2 * sigma**2)) for k in range(window_size)]
-    return tuple(tap / sum(taps) for tap in taps)
+    total = sum(taps)
+    return tuple(tap / total for tap in taps)
 
 
 def check_size(x: Tensor, window_size: int, padding: SSIMPadding, scales: int = 1) -> None:
