@@ -41,10 +41,9 @@ from nitrodistill.data.sources import Generated, Grid, code_version
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
-from nitrodistill.models import Guided
 from nitrodistill.models.pipeline import Pipeline, fingerprint
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.types import Condition
+from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["Estimate", "FloatType", "GenerateConfig", "Generation"]
 
@@ -242,7 +241,7 @@ class Generation(Work):
         )
 
     @cached_property
-    def _guided(self) -> Guided:
+    def _guided(self) -> Denoiser:
         return self.pipeline.guided(self.config.guidance)
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters import Adapter, adapter_for
+from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
 __all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen", "unwrapped"]
@@ -29,10 +30,12 @@ class DiffusersDenoiser:
         schedule: the schedule of its timesteps.
         prediction_type: what it predicts.
         adapter: how it is called, for a network of no known family; by default its family's.
+        preconditioning: EDM's, around a raw network; then `t` is sigma and it predicts "sample".
 
     Raises:
         TypeError: if the network's class is not one of the families and there is no adapter.
-        ValueError: if it wants conditioning that the family's adapter does not pass.
+        ValueError: if it wants conditioning that the family's adapter does not pass, or it is preconditioned
+            and predicts anything but "sample".
     """
 
     module: nn.Module
@@ -44,7 +47,14 @@ class DiffusersDenoiser:
         prediction_type: PredictionType,
         *,
         adapter: Adapter | None = None,
+        preconditioning: EDMPreconditioning | None = None,
     ) -> None:
+        if preconditioning is not None and prediction_type != "sample":
+            raise ValueError(
+                f"prediction_type is {prediction_type!r}, but with EDM's preconditioning the denoiser predicts "
+                "x0: say 'sample'."
+            )
+        self.preconditioning: EDMPreconditioning | None = preconditioning
         self.adapter: Adapter = adapter_for(unwrapped(module)) if adapter is None else adapter
         self.module = module
         self._schedule: NoiseSchedule = schedule
@@ -80,19 +90,32 @@ class DiffusersDenoiser:
         if t.is_floating_point():
             t = t.float()
         cast = condition.to(x_t.device, dtype)
-        output = self.module(**self.adapter.arguments(x_t.to(dtype), t, cast), return_dict=False)
-        return self.adapter.prediction(output[0], x_t).to(x_t.dtype)
+        if self.preconditioning is None:
+            return self._run(x_t, t, cast, dtype).to(x_t.dtype)
+        scaled, c_noise = self.preconditioning.input(x_t, t)
+        raw = self._run(scaled, c_noise, cast, dtype)
+        return self.preconditioning.denoised(raw, x_t, t).to(x_t.dtype)
+
+    def _run(self, x_t: Tensor, t: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor:
+        arguments = self.adapter.arguments(x_t.to(dtype), t, condition)
+        return self.adapter.prediction(self.module(**arguments, return_dict=False)[0], x_t)
 
     def copy(self) -> DiffusersDenoiser:
         """A denoiser with a deep, trainable copy of the network: a student that starts as this."""
-        module = copy.deepcopy(self.module).requires_grad_(True)
-        return DiffusersDenoiser(
-            module, self._schedule, self._prediction_type, adapter=self.adapter
-        )
+        return self._with(copy.deepcopy(self.module).requires_grad_(True), self._schedule)
 
     def with_schedule(self, schedule: NoiseSchedule) -> DiffusersDenoiser:
         """The same network (not a copy) on another schedule."""
-        return DiffusersDenoiser(self.module, schedule, self._prediction_type, adapter=self.adapter)
+        return self._with(self.module, schedule)
+
+    def _with(self, module: nn.Module, schedule: NoiseSchedule) -> DiffusersDenoiser:
+        return DiffusersDenoiser(
+            module,
+            schedule,
+            self._prediction_type,
+            adapter=self.adapter,
+            preconditioning=self.preconditioning,
+        )
 
     def latent_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of the latents that the network was made for."""
@@ -101,9 +124,8 @@ class DiffusersDenoiser:
     def example(self) -> tuple[Tensor, Tensor, Condition]:
         """The smallest input `(x_t, t, condition)` of batch size one that runs every block."""
         parameter = next(self.network.parameters())
-        channels, height, width = self.latent_shape()
         side = self.adapter.example_side()
-        x_t = parameter.new_zeros(1, channels, min(height, side), min(width, side))
+        x_t = parameter.new_zeros(1, self.adapter.channels(), side, side)
         t = self._schedule.timesteps(1).to(parameter.device)
         return x_t, t, self.adapter.example_condition(x_t)
 

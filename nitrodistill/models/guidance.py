@@ -1,13 +1,15 @@
-"""Guidance: `null + scale (conditional - null)`, rescaled and limited to an interval if wanted."""
+"""Guidance: `null + scale (conditional - null)`, or a scale that the network was taught to take."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
 
-__all__ = ["Guided"]
+__all__ = ["EmbeddedGuidance", "Guided"]
 
 
 class Guided:
@@ -93,3 +95,43 @@ class Guided:
         dims = tuple(range(1, guided.ndim))
         ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
         return guided * (self.rescale * ratio + (1 - self.rescale))
+
+
+class EmbeddedGuidance:
+    """A network that takes the scale of guidance as an input (Flux-dev), at one scale.
+
+    Args:
+        denoiser: the network; its Condition holds `guidance`.
+        scale: what the Condition's `guidance` is replaced by.
+
+    Raises:
+        ValueError: if the scale is negative.
+    """
+
+    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+        if scale < 0:
+            raise ValueError(f"guidance scale is {scale}; it must be at least 0.")
+        self.denoiser: Denoiser = denoiser
+        self.scale: float = scale
+
+    @property
+    def module(self) -> nn.Module:
+        """The network."""
+        return self.denoiser.module
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The network's schedule."""
+        return self.denoiser.schedule
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the network predicts."""
+        return self.denoiser.prediction_type
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """The prediction at that scale, from one evaluation."""
+        guidance = torch.full_like(condition["guidance"], self.scale)
+        return self.denoiser(
+            x_t, t, replace(condition, tensors={**condition.tensors, "guidance": guidance})
+        )

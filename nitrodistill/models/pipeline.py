@@ -22,9 +22,9 @@ from nitrodistill.models.adapters import (
 )
 from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of
-from nitrodistill.models.guidance import Guided
+from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import noise_of
-from nitrodistill.types import Condition
+from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["Pipeline", "fingerprint", "without_broken_torchvision"]
 
@@ -93,7 +93,7 @@ class Pipeline:
         network = getattr(pipe, adapter.network)
         of_network = adapter_for(network)
         _, height, width = _latent_shape(pipe, of_network, resolution)
-        schedule, prediction_type = noise_of(
+        schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
             of_network.timestep_scale,
             (height // of_network.patch) * (width // of_network.patch),
@@ -101,7 +101,13 @@ class Pipeline:
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
-        denoiser = DiffusersDenoiser(network, schedule, prediction_type, adapter=of_network)
+        denoiser = DiffusersDenoiser(
+            network,
+            schedule,
+            prediction_type,
+            adapter=of_network,
+            preconditioning=preconditioning,
+        )
         return cls(pipe, denoiser, check_prompt, adapter=adapter, resolution=resolution)
 
     @classmethod
@@ -201,22 +207,33 @@ class Pipeline:
         *,
         rescale: float = 0.0,
         interval: tuple[float, float] = (0.0, 1.0),
-    ) -> Guided:
-        """The denoiser with classifier-free guidance; scale 1 is none. See `Guided`."""
+    ) -> Denoiser:
+        """The denoiser with classifier-free guidance; scale 1 is none. See `Guided`.
+
+        A network that embeds guidance (Flux-dev) is given the scale instead, unless there is a negative prompt.
+        """
+        if self.denoiser.adapter.embeds_guidance and negative_prompt is None:
+            return EmbeddedGuidance(self.denoiser, scale)
+        if scale == 1:
+            return self.denoiser
         null = self.null_condition(negative_prompt)
         return Guided(self.denoiser, scale, null, rescale=rescale, interval=interval)
 
     def decode(self, latents: Tensor, batch_size: int = 64) -> Tensor:
-        """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor).
+        """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor; pixels, without one).
 
         Returns:
             float32, clamped to [-1, 1]. Gradients flow where autograd is on.
         """
+        if _vae(self.diffusers) is None:
+            return latents.float().clamp(-1, 1)
         return decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch_size: int = 64) -> Tensor:
         """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean)."""
+        if _vae(self.diffusers) is None:
+            return images.float()
         return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
 
 
@@ -224,16 +241,19 @@ class _Unsupported(ValueError):
     """A pipeline of no known family."""
 
 
+def _vae(pipe: Any) -> Any:
+    return pipe.components.get("vae")
+
+
 def _pixels(pipe: Any) -> int:
-    return pixels_a_latent(pipe.vae)
+    return 1 if _vae(pipe) is None else pixels_a_latent(pipe.vae)
 
 
 def _latent_shape(
     pipe: Any, adapter: Adapter, resolution: tuple[int, int] | None
 ) -> tuple[int, int, int]:
-    channels, height, width = adapter.latent_shape()
     if resolution is None:
-        return channels, height, width
+        return adapter.latent_shape()
     pixels = _pixels(pipe)
     step = pixels * adapter.multiple
     if any(side < step or side % step for side in resolution):
@@ -241,7 +261,7 @@ def _latent_shape(
             f"resolution is {resolution[0]}x{resolution[1]}; height and width must be divisible by {step} "
             f"(the VAE's {pixels} times the network's {adapter.multiple})."
         )
-    return channels, resolution[0] // pixels, resolution[1] // pixels
+    return adapter.channels(), resolution[0] // pixels, resolution[1] // pixels
 
 
 def _check_kind(path: str | Path, kind: object) -> None:

@@ -10,12 +10,17 @@ from typing import Any
 from torch import nn
 
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, first_tensor
+from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
+from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
+from nitrodistill.models.adapters.sana import SanaAdapter, SanaPipelineAdapter
+from nitrodistill.models.adapters.sd3 import SD3Adapter, SD3PipelineAdapter
 from nitrodistill.models.adapters.unet import (
     StableDiffusionPipelineAdapter,
     StableDiffusionXLPipelineAdapter,
     UNetAdapter,
 )
+from nitrodistill.models.adapters.unet2d import UNet2DAdapter, UNet2DPipelineAdapter
 
 __all__ = [
     "ADAPTERS",
@@ -29,14 +34,25 @@ __all__ = [
 ]
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "DiTTransformer2DModel": DiTAdapter,
+    "FluxTransformer2DModel": FluxAdapter,
     "PixArtTransformer2DModel": PixArtAdapter,
+    "SD3Transformer2DModel": SD3Adapter,
+    "SanaTransformer2DModel": SanaAdapter,
     "UNet2DConditionModel": UNetAdapter,
+    "UNet2DModel": UNet2DAdapter,
 }
 """diffusers' class of a network -> its adapter."""
 
 PIPELINES: dict[str, PipelineAdapter] = {
+    "DDIMPipeline": UNet2DPipelineAdapter(),
+    "DDPMPipeline": UNet2DPipelineAdapter(),
+    "DiTPipeline": DiTPipelineAdapter(),
+    "FluxPipeline": FluxPipelineAdapter(),
     "PixArtAlphaPipeline": PixArtPipelineAdapter(),
     "PixArtSigmaPipeline": PixArtPipelineAdapter(),
+    "SanaPipeline": SanaPipelineAdapter(),
+    "StableDiffusion3Pipeline": SD3PipelineAdapter(),
     "StableDiffusionPipeline": StableDiffusionPipelineAdapter(),
     "StableDiffusionXLPipeline": StableDiffusionXLPipelineAdapter(),
 }

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nitrodistill.types import Condition
 
-__all__ = ["Adapter", "Entry", "PipelineAdapter", "first_tensor", "on_grid"]
+__all__ = ["Adapter", "Entry", "PipelineAdapter", "first_tensor", "image_tokens", "on_grid"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Adapter(ABC):
         timestep_scale: the network's timestep over that of its diffusers scheduler.
         block_lists: attributes that hold the blocks, in the order in which they run.
         lora_targets: names, or ends of names, of the layers that LoRA adapts unless told otherwise.
+        embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
     """
 
     patch: int = 1
@@ -54,6 +55,7 @@ class Adapter(ABC):
     timestep_scale: float = 1.0
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    embeds_guidance: bool = False
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
@@ -85,11 +87,24 @@ class Adapter(ABC):
         """
         return on_grid(first_tensor(output), grid)
 
+    def channels(self) -> int:
+        """C of the latents."""
+        return self.config.in_channels
+
     def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of the latents that the network was made for."""
+        """`(C, H, W)` of the latents that the network was made for.
+
+        Raises:
+            ValueError: if its config does not say.
+        """
         size = self.config.sample_size
+        if size is None:
+            raise ValueError(
+                "the network's config has no sample_size; give the Pipeline a resolution, or register one "
+                "with network.register_to_config(sample_size=...)."
+            )
         height, width = (size, size) if isinstance(size, int) else size
-        return self.config.in_channels, height, width
+        return self.channels(), height, width
 
     def example_side(self) -> int:
         """Height and width of the smallest latent that runs every block."""
@@ -121,7 +136,7 @@ class Adapter(ABC):
         Raises:
             ValueError: naming the shape, the rule and the way out.
         """
-        channels = self.latent_shape()[0]
+        channels = self.channels()
         if x_t.ndim != 4 or x_t.shape[1] != channels:
             raise ValueError(
                 f"x_t has shape {tuple(x_t.shape)}, but this {name} takes latents (B, {channels}, H, W); use "
@@ -179,6 +194,22 @@ def first_tensor(output: object) -> Tensor:
         f"a tapped module returned {type(output).__name__} without a tensor in it; tap a module that "
         "returns a feature map."
     )
+
+
+def image_tokens(output: object, grid: tuple[int, int]) -> Tensor:
+    """The image's tokens `(B, h w, D)` in what a joint block of text and image returned.
+
+    Of a tuple that is the last tensor with h w tokens (blocks return the text first; tap these, where text may
+    have as many tokens as the image). Of longer sequences it is the end: the text comes first.
+    """
+    length = grid[0] * grid[1]
+    parts = output if isinstance(output, (tuple, list)) else [output]
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    same = [part for part in tensors if part.ndim == 3 and part.shape[1] == length]
+    if same:
+        return same[-1]
+    found = first_tensor(output)
+    return found[:, -length:] if found.ndim == 3 and found.shape[1] > length else found
 
 
 def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:

@@ -1,0 +1,98 @@
+"""FluxTransformer2DModel: Flux.1 dev (with embedded guidance) and schnell.
+
+The network sees latents as tokens of 2x2 pixels; here they go in and come out as maps.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, image_tokens, on_grid
+from nitrodistill.types import Condition
+
+__all__ = ["FluxAdapter", "FluxPipelineAdapter"]
+
+_DEFAULT_SIDE = 128  # the network knows no size; diffusers' FluxPipeline.default_sample_size
+
+
+class FluxAdapter(Adapter):
+    """Joint text tokens, pooled text, position ids; t runs to 1. Blocks return (text, image).
+
+    The dev network also takes `guidance` `(B,)`, the scale that it was distilled to.
+    """
+
+    patch: int = 2
+    multiple: int = 2
+    timestep_scale: float = 1e-3
+    block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.embeds_guidance: bool = bool(self.config.guidance_embeds)
+
+    def entries(self) -> Mapping[str, Entry]:
+        """Text and pooled text; dev's guidance too."""
+        entries = {
+            "encoder_hidden_states": Entry((None, self.config.joint_attention_dim)),
+            "pooled_projections": Entry((self.config.pooled_projection_dim,)),
+        }
+        return {**entries, "guidance": Entry()} if self.embeds_guidance else entries
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """Packed latents and the positions of all tokens."""
+        height, width = self.grid(x_t)
+        rows = torch.arange(height, device=x_t.device).repeat_interleave(width)
+        columns = torch.arange(width, device=x_t.device).repeat(height)
+        text = condition["encoder_hidden_states"]
+        tensors = {name: condition[name] for name in self.entries()}
+        return {
+            "hidden_states": x_t.unflatten(3, (width, 2))
+            .unflatten(2, (height, 2))
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(3)
+            .flatten(1, 2),
+            "timestep": t,
+            "img_ids": torch.stack([torch.zeros_like(rows), rows, columns], dim=1).to(x_t.dtype),
+            "txt_ids": x_t.new_zeros(text.shape[1], 3),
+            **tensors,
+        }
+
+    def prediction(self, output: Tensor, x_t: Tensor) -> Tensor:
+        """Unpacks the tokens."""
+        height, width = self.grid(x_t)
+        patches = output.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width))
+        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
+        """The image's tokens, alone or behind the text's (single blocks of older diffusers)."""
+        return on_grid(image_tokens(output, grid), grid)
+
+    def channels(self) -> int:
+        """Of the latents; a token holds four times as many."""
+        return self.config.in_channels // 4
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """128x128, which diffusers draws by default."""
+        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
+
+
+class FluxPipelineAdapter(PipelineAdapter):
+    """`FluxPipeline`: CLIP's pooled text and T5; dev's guidance is what diffusers takes by default (3.5)."""
+
+    def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
+        """T5's tokens, CLIP's pooled text, dev's guidance."""
+        text, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device)
+        tensors = {"encoder_hidden_states": text, "pooled_projections": pooled}
+        if pipe.transformer.config.guidance_embeds:
+            scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+            tensors["guidance"] = text.new_full((len(text),), scale)
+        return Condition(tensors)
+
+    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
+        """The negative prompt, by default the empty one, for true guidance."""
+        return self.encode(pipe, [negative_prompt or ""], size)

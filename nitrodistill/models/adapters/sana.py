@@ -1,0 +1,70 @@
+"""SanaTransformer2DModel: Sana (not Sana-Sprint, which is distilled already)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.types import Condition
+
+__all__ = ["SanaAdapter", "SanaPipelineAdapter"]
+
+
+class SanaAdapter(Adapter):
+    """Text with a mask; t runs to 1000 times the config's `timestep_scale`.
+
+    Raises:
+        ValueError: if it embeds guidance, as Sana-Sprint does.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        if self.config.get("guidance_embeds"):
+            raise ValueError(
+                "this SanaTransformer2DModel has guidance_embeds=True (Sana-Sprint), which its adapter does not "
+                "pass; distil from Sana itself."
+            )
+        self.patch: int = self.config.patch_size
+        self.multiple: int = self.patch
+        self.timestep_scale: float = float(self.config.get("timestep_scale", 1.0))
+
+    def entries(self) -> Mapping[str, Entry]:
+        """Text and its mask."""
+        return {
+            "encoder_hidden_states": Entry((None, self.config.caption_channels)),
+            "encoder_attention_mask": Entry((None,), integer=True),
+        }
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """The tensors under their own names."""
+        tensors = {name: condition[name] for name in self.entries()}
+        return {"hidden_states": x_t, "timestep": t, **tensors}
+
+
+class SanaPipelineAdapter(PipelineAdapter):
+    """`SanaPipeline`: Gemma 2 with the pipeline's own instruction before each prompt."""
+
+    def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
+        """Gemma's tokens and mask."""
+        parameters = inspect.signature(type(pipe).__call__).parameters
+        text, mask, _, _ = pipe.encode_prompt(
+            prompts,
+            do_classifier_free_guidance=False,
+            device=pipe.device,
+            complex_human_instruction=parameters["complex_human_instruction"].default,
+        )
+        return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
+
+    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
+        """The negative prompt, by default the empty one, without the instruction."""
+        _, _, text, mask = pipe.encode_prompt(
+            "",
+            do_classifier_free_guidance=True,
+            negative_prompt=negative_prompt or "",
+            device=pipe.device,
+        )
+        return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
