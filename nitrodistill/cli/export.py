@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--scheduler",
         type=str,
-        default="DDIMScheduler",
-        help="diffusers class of the scheduler that is saved; DDIMScheduler and DDPMScheduler are exact",
+        default=None,
+        help="diffusers class of the scheduler that is saved; without it, one that is exact for the plan",
     )
     parser.add_argument(
         "--licence",
@@ -48,11 +48,25 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help='short name of the licence for the model card, such as "apache-2.0"',
     )
+    parser.add_argument(
+        "--push",
+        type=str,
+        default=None,
+        metavar="USER/NAME",
+        help="also upload the folder to the Hugging Face Hub under this name, in one commit",
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="with --push: make a new repository private"
+    )
     given = parse(parser, argv)
 
     from nitrodistill.cli.runs import open_run, prompts_of
-    from nitrodistill.export import export
+    from nitrodistill.export import check_hub, export, push
 
+    if given.private and given.push is None:
+        raise ValueError("--private says how to push; give --push user/name too.")
+    if given.push is not None:
+        check_hub(given.push)
     run = open_run(given.run)
     export(
         run.pipeline,
@@ -65,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
         prompts=prompts_of(run, None)[:2],
         scheduler=given.scheduler,
     )
+    if given.push is not None:
+        print(f"pushed to {push(given.output, given.push, private=given.private)}")
     steps = len(run.student.plan)
     print(
         f"the student of step {run.student.checkpoint.step} is in {Path(given.output)}; draw with"
@@ -77,7 +93,6 @@ def main(argv: Sequence[str]) -> int:
 def _measured(run: Run) -> str | None:
     """The table of the run's evaluation, if it is of this student."""
     from nitrodistill.evaluation import Evaluation
-    from nitrodistill.evaluation.report import model_card_table
     from nitrodistill.models.pipeline import fingerprint
 
     file = run.path / "metrics.json"
@@ -85,7 +100,7 @@ def _measured(run: Run) -> str | None:
         return None
     found = Evaluation.load(file)
     if found.settings.get("student_fingerprint") == fingerprint(run.student.denoiser.module):
-        return model_card_table(found)
+        return found.markdown()
     print(
         f"{file} measured another student than the one exported, so the model card has no numbers; "
         "evaluate again, then export again.",

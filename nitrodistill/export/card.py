@@ -4,72 +4,111 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from nitrodistill.export.folder import RECORD
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["model_card"]
+__all__ = ["Card"]
 
 
-def model_card(
-    name: str,
-    folder: str,
-    record: str,
-    plan: StepPlan,
-    prompt: str,
-    base_model: str,
-    metrics: str | None = None,
-    licence: str | None = None,
-) -> str:
-    """Writes the card of an exported student, as Markdown.
+@dataclass(frozen=True)
+class Card:
+    """What a model card says, whatever is exported.
 
-    Args:
-        name: the title.
-        folder: the path that the example loads.
-        record: the file in it that holds plan, versions and the self-test.
+    Attributes:
+        folder: the path or Hub name that the example loads; its last part is the title.
         plan: how the student samples.
+        call: the keyword arguments of the call that the self-test made.
         prompt: the example's prompt.
         base_model: the teacher's name; it goes into the YAML too if it can be a Hub name.
         metrics: a Markdown table of what was measured.
         licence: the licence's short name.
+        comfyui: the section on ComfyUI.
     """
-    steps = f"{len(plan)} step" + ("s" if len(plan) > 1 else "")
-    terms = (
-        f"No licence was stated at export; that of {base_model} applies to what is derived from it."
-        if licence is None
-        else f"Licence: {licence}."
-    )
-    measured = "" if metrics is None else f"## Measured\n\n{metrics}\n\n"
-    return f"""---
-{_front_matter(base_model, licence)}
+
+    folder: str
+    plan: StepPlan
+    call: Mapping[str, Any]
+    prompt: str
+    base_model: str
+    metrics: str | None = None
+    licence: str | None = None
+    comfyui: str = ""
+
+    def pipeline(self) -> str:
+        """The card of a whole pipeline, as Markdown."""
+        return self._page([], ["from diffusers import DiffusionPipeline"], [], self.folder)
+
+    def lora(self, scheduler: str) -> str:
+        """The card of LoRA weights on a base model, as Markdown.
+
+        Args:
+            scheduler: the class of the scheduler beside the weights.
+        """
+        here = json.dumps(self.folder)
+        return self._page(
+            ["lora"],
+            [f"from diffusers import DiffusionPipeline, {scheduler}"],
+            [
+                f'pipe.scheduler = {scheduler}.from_pretrained({here}, subfolder="scheduler")',
+                f"pipe.load_lora_weights({here})",
+            ],
+            self.base_model,
+        )
+
+    def _page(self, tags: list[str], imports: list[str], more: list[str], loaded: str) -> str:
+        steps = f"{len(self.plan)} step" + ("s" if len(self.plan) > 1 else "")
+        load = f"pipe = DiffusionPipeline.from_pretrained({json.dumps(loaded)})"
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.call.items())
+        call = f"image = pipe({json.dumps(self.prompt)}, {arguments}).images[0]"
+        lines = [*imports, "", load, *more, call]
+        example = "\n".join(lines)
+        measured = "" if self.metrics is None else f"## Measured\n\n{self.metrics}\n\n"
+        return f"""---
+{self._front_matter(tags)}
 ---
 
-# {name}
+# {Path(self.folder).name}
 
-A student of **{base_model}**, distilled with nitrodistill. It draws in {steps}, without guidance. Both must be
-said in the call; the timestep is in the saved scheduler.
+A student of **{self.base_model}**, distilled with nitrodistill. It draws in {steps}, without guidance. Both
+must be said in the call; the timesteps are in the saved scheduler.
 
 ```python
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained({json.dumps(folder)})
-image = pipe({json.dumps(prompt)}, num_inference_steps={len(plan)}, guidance_scale=0).images[0]
+{example}
 ```
 
-{measured}## Where it comes from
+{measured}{self.comfyui}## Where it comes from
 
-Base model: {base_model}. {terms}
+Base model: {self.base_model}. {self._terms()}
 
 The folder was reloaded in a fresh process and compared with the student in memory before it was put in place;
-`{record}` holds the plan, the versions and the differences found.
+`{RECORD}` holds the plan, the versions and the differences found.
 """
 
+    def _terms(self) -> str:
+        if self.licence is not None:
+            return f"Licence: {self.licence}."
+        return (
+            f"No licence was stated at export; that of {self.base_model} applies to what is derived "
+            "from it."
+        )
 
-def _front_matter(base_model: str, licence: str | None) -> str:
-    lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", base_model) and not Path(base_model).exists():
-        lines.append(f"base_model: {base_model}")
-    if licence is not None:
-        lines.append(f"license: {json.dumps(licence)}")
-    lines.append("tags: [text-to-image, diffusion-distillation, one-step, nitrodistill]")
-    return "\n".join(lines)
+    def _front_matter(self, tags: list[str]) -> str:
+        lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+        if _can_be_hub_name(self.base_model):
+            lines.append(f"base_model: {self.base_model}")
+            if "lora" in tags:
+                lines.append("base_model_relation: adapter")
+        if self.licence is not None:
+            lines.append(f"license: {json.dumps(self.licence)}")
+        every = ["text-to-image", "diffusion-distillation", "one-step", "nitrodistill", *tags]
+        lines.append(f"tags: [{', '.join(every)}]")
+        return "\n".join(lines)
+
+
+def _can_be_hub_name(name: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()

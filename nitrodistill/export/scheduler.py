@@ -1,25 +1,20 @@
 """The diffusers scheduler that does what a StepPlan says.
 
-For a student that is told t = T - 1 that is the teacher's own table (rescaled to zero SNR or not, as the plan
-says) with "trailing" spacing, whose only step is then T - 1. For a student told an earlier t (Nitro-PixArt
-400, DMD2-SDXL 399) it is the table cut after t: K = t + 1 timesteps, for linear betas with
-
-    beta_end' = b_0 + (b_1 - b_0) (K - 1) / (T - 1)        (scaled_linear: the same for the square roots),
-
-else with the betas themselves. No table is believed: each candidate is run beside the plan on a probe, and the
-first that agrees to 1e-5 is taken.
+Candidates come from `tables`, and none is believed: each is run beside the plan on a probe, as a pipeline would
+run it, and the first that agrees to 1e-5 is taken.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.export.tables import beta_tables, flow_tables
 from nitrodistill.method import Draws
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
@@ -33,65 +28,70 @@ def scheduler_for_plan(
     plan: StepPlan,
     teacher_scheduler: Any,
     prediction_type: PredictionType,
-    kind: str = "DDIMScheduler",
+    kind: str | None = None,
+    *,
+    call_sigmas: Sequence[float] | None = None,
 ) -> Any:
     """Builds the diffusers scheduler that does what a plan says with `num_inference_steps=len(plan)`.
 
     Args:
         plan: the student's plan.
-        teacher_scheduler: a diffusers scheduler with betas; its table is the starting point.
-        prediction_type: what the student predicts.
-        kind: diffusers class name. DDIM and DDPM are exact in one step, DDIM also in several.
+        teacher_scheduler: a diffusers scheduler; its table is the starting point.
+        prediction_type: what the student predicts; `flow_prediction` gets a flow-matching scheduler.
+        kind: diffusers class name. By default one that is exact: DDIM (for several steps that do not divide T,
+            DPM++ of order 1), LCM for plans that renoise, and for flows FlowMatchEulerDiscrete and FlowMatchLCM.
+        call_sigmas: the sigmas that the pipeline's call passes to `set_timesteps` where its user gives
+            none, one for each step (Flux's does so); None if it passes none.
 
     Raises:
-        ValueError: if no table makes this class follow the plan to 1e-5.
+        ValueError: if no table makes such a class follow the plan to 1e-5.
     """
     import diffusers
 
     plan.check(prediction_type)
-    if plan.transition == "renoise" and len(plan) > 1:
-        raise ValueError(
-            f"a plan of {len(plan)} steps that renoises cannot be exported, because its noise would be "
-            "drawn elsewhere; export a one-step plan or one with transition='ode'."
-        )
-    scheduler_class = getattr(diffusers, kind, None)
-    if scheduler_class is None or not kind.endswith("Scheduler"):
-        raise ValueError(
-            f"diffusers has no scheduler {kind!r}; use 'DDIMScheduler' or 'DDPMScheduler'."
-        )
+    kinds = _exact_kinds(plan, prediction_type) if kind is None else (kind,)
+    if prediction_type == "flow_prediction":
+        tables = list(flow_tables(plan, teacher_scheduler, call_sigmas))
+    else:
+        tables = list(beta_tables(plan, teacher_scheduler))
     reasons: list[str] = []
-    for table in _tables(plan, teacher_scheduler):
-        candidate = _build(scheduler_class, table, prediction_type)
-        reason = _disagreement(candidate, plan, prediction_type)
-        if reason is None:
-            return candidate
-        reasons.append(reason)
+    for name in kinds:
+        scheduler_class = getattr(diffusers, name, None)
+        if scheduler_class is None or not name.endswith("Scheduler"):
+            raise ValueError(
+                f"diffusers has no scheduler {name!r}; use one such as 'DDIMScheduler', or none: then an "
+                "exact one is chosen."
+            )
+        for table in tables:
+            try:
+                candidate = _build(scheduler_class, table, prediction_type, len(plan))
+                reason = _disagreement(candidate, plan, prediction_type, call_sigmas)
+                if reason is None:
+                    return candidate
+            except (ValueError, NotImplementedError, TypeError, IndexError) as error:
+                reason = f"it fails: {str(error).splitlines()[0]}"
+            reasons.append(reason)
     raise ValueError(
-        f"{kind} cannot express this plan of {len(plan)} step(s) at t={plan.timesteps().tolist()} with "
-        f"{prediction_type!r} ({'; '.join(dict.fromkeys(reasons))}). DDIMScheduler and DDPMScheduler are "
-        "exact in one step if the plan reads its prediction at the scales of its own timestep."
+        f"{' and '.join(kinds)} cannot express this plan of {len(plan)} {plan.transition} step(s) at "
+        f"t={plan.timesteps().tolist()} with {prediction_type!r} ({'; '.join(dict.fromkeys(reasons))}); "
+        "one step is exact in DDIMScheduler or DDPMScheduler (flows: FlowMatchEulerDiscreteScheduler) if the "
+        "plan reads its prediction at the scales of its own timestep."
     )
 
 
-def _tables(plan: StepPlan, scheduler: Any) -> Iterator[dict[str, Any]]:
-    """Arguments that make noise tables: the teacher's, rescaled or not, whole or cut after plan's t."""
-    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
-    whole = {key: scheduler.config[key] for key in keys if key in scheduler.config}
-    yield {**whole, "rescale_betas_zero_snr": True}
-    yield {**whole, "rescale_betas_zero_snr": False}
-    length, total = int(plan.steps[0].t) + 1, int(whole["num_train_timesteps"])
-    if length >= total:
-        return
-    power = {"linear": 1.0, "scaled_linear": 0.5}.get(str(whole["beta_schedule"]))
-    if power is not None and whole.get("trained_betas") is None:
-        low, high = (float(whole[key]) ** power for key in ("beta_start", "beta_end"))
-        end = (low + (high - low) * (length - 1) / (total - 1)) ** (1 / power)
-        yield {**whole, "num_train_timesteps": length, "beta_end": end}
-    betas = [float(beta) for beta in scheduler.betas[:length]]
-    yield {**whole, "num_train_timesteps": length, "trained_betas": betas}
+def _exact_kinds(plan: StepPlan, prediction_type: PredictionType) -> tuple[str, ...]:
+    renoises = plan.transition == "renoise" and len(plan) > 1
+    if prediction_type == "flow_prediction":
+        return ("FlowMatchLCMScheduler" if renoises else "FlowMatchEulerDiscreteScheduler",)
+    if renoises:
+        return ("LCMScheduler",)
+    several = ("DDIMScheduler", "DPMSolverMultistepScheduler")
+    return several if len(plan) > 1 else several[:1]
 
 
-def _build(scheduler_class: Any, table: Mapping[str, Any], prediction_type: str) -> Any:
+def _build(
+    scheduler_class: Any, table: Mapping[str, Any], prediction_type: str, num_steps: int
+) -> Any:
     wanted = {
         **table,
         "prediction_type": prediction_type,
@@ -99,29 +99,60 @@ def _build(scheduler_class: Any, table: Mapping[str, Any], prediction_type: str)
         "set_alpha_to_one": True,
         "clip_sample": False,
         "steps_offset": 1,  # any other value is rewritten by StableDiffusionPipeline
+        "solver_order": 1,
+        "final_sigmas_type": "zero",
+        "original_inference_steps": num_steps,  # LCM: the grid of T / N, 2 T / N, ... less 1
+        "timestep_scaling": 1000.0,  # LCM: its x0 differs from ours by 1 / (2 t timestep_scaling)^2
     }
     known = inspect.signature(scheduler_class.__init__).parameters
     return scheduler_class(**{key: value for key, value in wanted.items() if key in known})
 
 
-def _disagreement(scheduler: Any, plan: StepPlan, prediction_type: PredictionType) -> str | None:
+def _disagreement(
+    scheduler: Any,
+    plan: StepPlan,
+    prediction_type: PredictionType,
+    call_sigmas: Sequence[float] | None,
+) -> str | None:
     """Runs scheduler and plan side by side as a pipeline would; None if they agree to 1e-5."""
-    index = torch.arange(2)
-    noise = Draws(0, 0, index).normal("export_probe", (4, 8, 8))
+    noise = Draws(0, 0, torch.arange(2)).normal("export_probe", (4, 8, 8))
     probe = _Probe(prediction_type)
-    expected = sample(probe, plan, noise, Condition())
-    try:
+    expected = sample(probe, plan, noise, Condition(), _renoise(noise))
+    if call_sigmas is None:
         scheduler.set_timesteps(len(plan))
-        if scheduler.timesteps.tolist() != plan.timesteps().tolist():
-            return f"its timesteps would be {scheduler.timesteps.tolist()}"
-        x_t = noise * scheduler.init_noise_sigma
-        for t in scheduler.timesteps:
-            prediction = probe(scheduler.scale_model_input(x_t, t), t, Condition())
-            x_t = scheduler.step(prediction, t, x_t, return_dict=False, **_own_draws(scheduler))[0]
-    except (ValueError, NotImplementedError) as error:
-        return f"it fails: {error}"
+    else:
+        scheduler.set_timesteps(sigmas=list(call_sigmas))
+    if not _same_timesteps(scheduler, plan, prediction_type):
+        return f"its timesteps would be {[round(t, 4) for t in scheduler.timesteps.tolist()]}"
+    x_t, draws = noise * getattr(scheduler, "init_noise_sigma", 1.0), _own_draws(scheduler)
+    scale_input = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flows have none
+    for t in scheduler.timesteps:
+        prediction = probe(scale_input(x_t, t), t, Condition())
+        x_t = scheduler.step(prediction, t, x_t, return_dict=False, **draws)[0]
     error = relative_error(x_t, expected)
     return None if error <= TOLERANCE else f"its result would be off by {error:.2g}"
+
+
+def _same_timesteps(scheduler: Any, plan: StepPlan, prediction_type: PredictionType) -> bool:
+    """Whether the network is told what the plan says.
+
+    A flow's timestep is sigma in a unit that only the network knows (1000 or 1), so that the plan's unit is
+    divided out.
+    """
+    found, told = scheduler.timesteps.double().cpu(), plan.timesteps().double()
+    if found.shape != told.shape:
+        return False
+    if prediction_type != "flow_prediction":
+        return torch.equal(found, told)
+    unit = told[0] / plan.steps[0].output.sigma.double()
+    total = scheduler.config.num_train_timesteps
+    return bool(((found / total - told / unit).abs() <= TOLERANCE).all())
+
+
+def _renoise(noise: Tensor) -> Any:
+    """The noise that `scheduler.step` draws from `_own_draws`."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda step: torch.randn(noise.shape, generator=generator, dtype=noise.dtype)
 
 
 def _own_draws(scheduler: Any) -> dict[str, torch.Generator]:

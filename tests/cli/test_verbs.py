@@ -18,7 +18,6 @@ from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
 from nitrodistill.cli.reporting import check_output
 from nitrodistill.evaluation import Evaluation, Metric
-from nitrodistill.evaluation.report import model_card_table
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import find_checkpoints, load_student
@@ -134,12 +133,34 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     measured = Evaluation({"student": {"alignment": Metric(0.9)}}, settings)
     measured.save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
-    assert seen["metrics"] == model_card_table(measured)
+    assert seen["metrics"] == measured.markdown()
     assert "evaluate again" not in capsys.readouterr().err
     dataclasses.replace(measured, settings={"student_fingerprint": "0"}).save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
     assert seen["metrics"] is None
     assert "measured another student" in capsys.readouterr().err
+
+    pushed = []
+
+    def push(folder, repo_id, *, private):
+        pushed.append((folder, repo_id, private))
+        return f"https://huggingface.co/{repo_id}"
+
+    monkeypatch.setattr(sys.modules["nitrodistill.export"], "check_hub", pushed.append)
+    monkeypatch.setattr(sys.modules["nitrodistill.export"], "push", push)
+    out = str(place.root / "out")
+    assert main(["export", "--run", str(run), "--output", out, "--push", "me/it", "--private"]) == 0
+    assert pushed == ["me/it", (out, "me/it", True)], "name and login first, the upload last"
+    assert "https://huggingface.co/me/it" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [(["--push", "it"], "'it' is not a name on the Hub"), (["--private"], "give --push user/name")],
+)
+def test_a_push_that_cannot_work_is_told_before_the_run_is_read(options, sentence, capsys):
+    assert main(["export", "--run", "nowhere", "--output", "out", *options]) == 2
+    assert sentence in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["generate", "train", "evaluate", "export"])

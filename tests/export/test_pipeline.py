@@ -1,10 +1,8 @@
-"""Exported pipelines, reloaded: one in a fresh process, and what is refused before one is started."""
+"""Exported pipelines, reloaded: one in a fresh process, one of every family, and what is refused at once."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,51 +13,36 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch import nn
 
 from nitrodistill.export import export
-from nitrodistill.export import pipeline as exporting
+from nitrodistill.export.folder import RECORD
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
+from nitrodistill.schedules import ZeroTerminalSNR
+from nitrodistill.types import Condition
+from tests.pipelines import tiny_pipeline
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
+PROMPTS = ["a large red ring", "a blue cross"]
 
-
-def teacher(tiny_diffusers: Callable[..., Any], scheduler: Any) -> Pipeline:
-    return Pipeline.from_diffusers(tiny_diffusers(scheduler))
-
-
-def trained(pipeline: Pipeline) -> DiffusersDenoiser:
-    """A student that differs from its teacher."""
-    student = pipeline.denoiser.copy()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in student.module.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
-    student.module.train()
-    return student
-
-
-def run_here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the script of the fresh process in this one."""
-    executable, flag, script, *arguments = command
-    assert (executable, flag) == (sys.executable, "-c")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["-c", *arguments])
-        exec(script, {})
-    return subprocess.CompletedProcess(command, 0, "", "")
+Trained = Callable[[Pipeline], DiffusersDenoiser]
 
 
 @pytest.fixture(scope="module")
 def rescaled(tiny_diffusers: Callable[..., Any]) -> Pipeline:
     plain = DDIMScheduler(**SCALED_LINEAR, prediction_type="v_prediction", steps_offset=1)
-    return teacher(tiny_diffusers, ZeroTerminalSNR()(plain))
+    return Pipeline.from_diffusers(tiny_diffusers(ZeroTerminalSNR()(plain)))
 
 
-def test_v_prediction_at_zero_snr_equals_the_student(rescaled: Pipeline, tmp_path: Path) -> None:
+def record_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECORD).read_text())
+
+
+def test_v_prediction_at_zero_snr_equals_the_student(
+    rescaled: Pipeline, trained: Trained, tmp_path: Path
+) -> None:
     student = trained(rescaled)
     plan = StepPlan.from_schedule(student.schedule)
-    prompts = ["a red circle", "a blue ring"]
     metrics = "|  | teacher | student |\n| --- | ---: | ---: |\n| alignment | 0.98 | 0.91 |"
     output = export(
         rescaled,
@@ -69,49 +52,123 @@ def test_v_prediction_at_zero_snr_equals_the_student(rescaled: Pipeline, tmp_pat
         base_model="somebody/teacher",
         metrics=metrics,
         licence="apache-2.0",
-        prompts=prompts,
+        prompts=PROMPTS,
     )
     assert student.module.training, "the caller's mode is given back"
     assert [p.name for p in output.parent.iterdir()] == ["student"], "nothing is left beside it"
 
-    record = json.loads((output / exporting.RECORD).read_text())
-    assert record["self_test"]["latents"] <= 1e-5
-    assert record["self_test"]["images"] <= 1e-5
+    record = record_of(output)
+    assert max(record["self_test"]["latents"], record["self_test"]["images"]) <= 1e-5
     assert record["plan"]["steps"] == [{"t": 999, "input": [0.0, 1.0], "output": [0.0, 1.0]}]
+    assert record["call"] == {"num_inference_steps": 1, "guidance_scale": 0}
 
-    pipe = DiffusionPipeline.from_pretrained(output)
+    pipe: Any = DiffusionPipeline.from_pretrained(output)
     assert pipe.scheduler.config.rescale_betas_zero_snr is True
     assert pipe.safety_checker is None
     pipe.set_progress_bar_config(disable=True)
     noise = Draws(5, 0, torch.arange(2)).normal("held out", rescaled.latent_shape)
     call = {"num_inference_steps": 1, "guidance_scale": 0, "latents": noise}
     with torch.no_grad():
-        x0 = sample(student, plan, noise, rescaled.encode_prompt(prompts))
+        x0 = sample(student, plan, noise, rescaled.encode_prompt(PROMPTS))
     student.module.eval()
-    torch.testing.assert_close(pipe(prompts, output_type="latent", **call).images, x0)
+    torch.testing.assert_close(pipe(PROMPTS, output_type="latent", **call).images, x0)
 
     card = (output / "README.md").read_text()
-    assert 'pipe("a red circle", num_inference_steps=1, guidance_scale=0)' in card
+    assert 'pipe("a large red ring", num_inference_steps=1, guidance_scale=0)' in card
     assert "base_model: somebody/teacher" in card
     assert f'from_pretrained("{output}")' in card, "the path as it was given"
     assert f"## Measured\n\n{metrics}\n\n" in card
 
 
-def test_epsilon_conditioned_at_an_early_timestep_equals_the_student(
-    tiny_diffusers: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+# family, pixels (None: what a plain call draws), told t (None: the schedule's own), steps, transition, scheduler
+PLANS = [
+    ("sd15", None, None, 1, "ode", "DDIMScheduler"),
+    ("sd15", None, None, 4, "ode", "DDIMScheduler"),
+    ("sd21-v", None, None, 1, "ode", "DDIMScheduler"),
+    ("sd21-v", None, None, 3, "ode", "DPMSolverMultistepScheduler"),
+    ("sdxl", None, 399, 1, "ode", "DDIMScheduler"),
+    ("sdxl", (24, 32), None, 4, "renoise", "LCMScheduler"),
+    ("pixart-sigma", None, 400, 1, "ode", "DDIMScheduler"),
+    ("pixart-sigma", None, None, 2, "renoise", "LCMScheduler"),
+    ("sd3", None, None, 1, "ode", "FlowMatchEulerDiscreteScheduler"),
+    ("sd3", None, None, 4, "ode", "FlowMatchEulerDiscreteScheduler"),
+    ("sd3", None, None, 2, "renoise", "FlowMatchLCMScheduler"),
+    ("flux-dev", None, None, 1, "ode", "FlowMatchEulerDiscreteScheduler"),
+    ("flux-dev", (32, 48), None, 4, "ode", "FlowMatchEulerDiscreteScheduler"),
+    ("flux-schnell", (32, 32), None, 2, "renoise", "FlowMatchLCMScheduler"),
+    ("sana", None, None, 1, "ode", "FlowMatchEulerDiscreteScheduler"),
+]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("family", "size", "told", "num_steps", "transition", "scheduler"), PLANS)
+def test_every_familys_plain_call_draws_what_the_student_draws(
+    family: str,
+    size: tuple[int, int] | None,
+    told: int | None,
+    num_steps: int,
+    transition: Any,
+    scheduler: str,
+    trained: Trained,
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr(exporting.subprocess, "run", run_here)  # a process costs ten seconds
+    pipeline = Pipeline.from_diffusers(tiny_pipeline(family), resolution=size)
+    student = trained(pipeline)
+    if told is None:
+        plan = StepPlan.from_schedule(student.schedule, num_steps, transition)
+    else:
+        plan = StepPlan.from_noise(student.schedule, told)
+    output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=PROMPTS)
+    record = record_of(output)
+    assert max(record["self_test"]["latents"], record["self_test"]["images"]) <= 1e-5
+    call: dict[str, Any] = {"num_inference_steps": num_steps, "guidance_scale": 0}
+    if size is not None:  # whoever trained at another resolution than the default has to say so
+        call |= {"height": size[0], "width": size[1]}
+    assert record["call"] == call
+    saved = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
+    assert saved["_class_name"] == scheduler
+    weights = {path.name for path in output.rglob("*.safetensors")}
+    assert weights <= {"diffusion_pytorch_model.safetensors", "model.safetensors"}
+    workflow = json.loads((output / "comfyui.json").read_text())
+    assert "not run" in workflow["1"]["_meta"]["title"]
+    assert "`comfyui.json` is a workflow" in (output / "README.md").read_text()
+
+
+def test_embedded_guidance_is_baked_in_and_the_student_stays(trained: Trained) -> None:
+    """Flux-dev is told a scale; its export is a network like schnell's, with the same weights but one."""
+    student = trained(Pipeline.from_diffusers(tiny_pipeline("flux-dev")))
+    x_t, t, condition = student.example()
+    tensors = {key: torch.randn(value.shape) for key, value in condition.tensors.items()}
+    tensors["guidance"] = torch.full((1,), 3.5)
+    before = {name: value.clone() for name, value in student.module.state_dict().items()}
+    baked: Any = student.adapter.with_guidance_baked(student.module, 3.5)
+    assert baked.config.guidance_embeds is False
+    plain = DiffusersDenoiser(baked, student.schedule, student.prediction_type)
+    with torch.no_grad():
+        found = plain(x_t, t, Condition(tensors))
+        torch.testing.assert_close(found, student(x_t, t, Condition(tensors)))
+        other = student(x_t, t, Condition({**tensors, "guidance": torch.zeros(1)}))
+    assert float((found - other).abs().max()) > 1e-3, "the scale matters"
+    assert all(
+        torch.equal(before[name], value) for name, value in student.module.state_dict().items()
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_an_early_timestep_replaces_an_export_and_can_be_read_back(
+    tiny_diffusers: Callable[..., Any], trained: Trained, tmp_path: Path
+) -> None:
     scheduler = DDIMScheduler(
         **LINEAR, prediction_type="epsilon", clip_sample=False, steps_offset=1
     )
-    pipeline = teacher(tiny_diffusers, scheduler)
+    pipeline = Pipeline.from_diffusers(tiny_diffusers(scheduler))
     student = trained(pipeline)
     plan = StepPlan.from_noise(student.schedule, 400)
     output = tmp_path / "student"
     output.mkdir()
-    (output / exporting.RECORD).write_text("an earlier export")
+    (output / RECORD).write_text("an earlier export")
     export(pipeline, student.module, plan, output, base_model="a teacher")
-    assert json.loads((output / exporting.RECORD).read_text())["self_test"]["latents"] <= 1e-5
+    assert record_of(output)["self_test"]["latents"] <= 1e-5
 
     reloaded = Pipeline.load(output)
     assert reloaded.scheduler.config.num_train_timesteps == 401
@@ -121,54 +178,16 @@ def test_epsilon_conditioned_at_an_early_timestep_equals_the_student(
     assert "base_model:" not in (output / "README.md").read_text(), "words are no Hub name"
 
 
-def test_a_pipeline_that_does_not_run_is_removed(
-    rescaled: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "_FRESH_PROCESS", "raise SystemExit('out of memory')")
-    plan = StepPlan.from_schedule(rescaled.denoiser.schedule)
-    with pytest.raises(RuntimeError, match=r"does not load and run .*out of memory"):
-        export(rescaled, rescaled.denoiser, plan, tmp_path / "new" / "deep" / "out", base_model="x")
-    assert list(tmp_path.iterdir()) == [], "nor are the parents"
-
-
-def test_a_pipeline_that_draws_something_else_is_removed(
-    rescaled: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def other(*args: Any) -> dict[str, torch.Tensor]:
-        return {"latents": torch.zeros(1, 4, 8, 8), "images": torch.zeros(1, 3, 16, 16)}
-
-    monkeypatch.setattr(exporting, "_fresh_process", other)
-    plan = StepPlan.from_schedule(rescaled.denoiser.schedule)
-    with pytest.raises(RuntimeError, match="does not draw what the student draws"):
-        export(rescaled, rescaled.denoiser, plan, tmp_path / "out", base_model="x")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_what_is_refused_leaves_nothing_behind(rescaled: Pipeline, tmp_path: Path) -> None:
     student, base = rescaled.denoiser, {"base_model": "x"}
     plan = StepPlan.from_schedule(student.schedule)
-    full = tmp_path / "photos"
-    full.mkdir()
-    (full / "mine.png").touch()
-    with pytest.raises(FileExistsError, match="not an earlier export"):
-        export(rescaled, student, plan, full, **base)
-    with pytest.raises(FileExistsError, match="is a file"):
-        export(rescaled, student, plan, full / "mine.png", **base)
     with pytest.raises(TypeError, match="take the guidance off"):
         export(rescaled, rescaled.guided(3.0), plan, tmp_path / "a", **base)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="unwrap"):
         export(rescaled, nn.Sequential(student.module), plan, tmp_path / "a", **base)
     with pytest.raises(ValueError, match="at least one"):
         export(rescaled, student, plan, tmp_path / "a", prompts=[], **base)
-    with pytest.raises(ValueError, match="TCDScheduler cannot express"):
-        export(rescaled, student, plan, tmp_path / "a", scheduler="TCDScheduler", **base)
-    assert [path.name for path in tmp_path.rglob("*")] == ["photos", "mine.png"]
-
-
-def test_a_folder_without_write_permission_is_named(
-    rescaled: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting.os, "access", lambda path, mode: False)
-    plan = StepPlan.from_schedule(DiscreteSchedule.from_scheduler(rescaled.scheduler))
-    with pytest.raises(PermissionError, match="not writable"):
-        export(rescaled, rescaled.denoiser, plan, tmp_path / "out", base_model="x")
+    for kind in ("TCDScheduler", "PNDMScheduler", "EulerAncestralDiscreteScheduler"):
+        with pytest.raises(ValueError, match=f"{kind} cannot express"):
+            export(rescaled, student, plan, tmp_path / "a", scheduler=kind, **base)
+    assert list(tmp_path.iterdir()) == []

@@ -6,13 +6,20 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
 
 from nitrodistill.export import scheduler_for_plan
 from nitrodistill.prediction import to_x0
-from nitrodistill.sampling import Step, StepPlan
-from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
-from nitrodistill.types import PredictionType, Scales
+from nitrodistill.sampling import Step, StepPlan, Transition
+from nitrodistill.schedules import DiscreteSchedule, RectifiedFlow, ZeroTerminalSNR
+from nitrodistill.types import Scales
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -35,7 +42,7 @@ def one_step(scheduler: Any, prediction: torch.Tensor, noise: torch.Tensor) -> t
     ],
 )
 def test_one_step_is_the_plans_x0(
-    betas: dict[str, Any], t: int, prediction_type: PredictionType, kind: str
+    betas: dict[str, Any], t: int, prediction_type: Any, kind: str
 ) -> None:
     teacher = DDIMScheduler(**betas, prediction_type=prediction_type)
     schedule = DiscreteSchedule.from_scheduler(teacher)
@@ -92,6 +99,74 @@ def test_several_ode_steps_are_ddim() -> None:
     ]
     with pytest.raises(ValueError, match="DDPMScheduler cannot express"):
         scheduler_for_plan(plan, teacher, "v_prediction", "DDPMScheduler")
+    plan = StepPlan.from_schedule(DiscreteSchedule.from_scheduler(teacher), 3)
+    scheduler = scheduler_for_plan(plan, teacher, "v_prediction")
+    assert isinstance(scheduler, DPMSolverMultistepScheduler), "DDIM steps by T // 3"
+    assert scheduler.timesteps.tolist() == [999, 666, 332]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_steps_that_renoise_are_lcm(prediction_type: Any) -> None:
+    """DMD2's four steps, which LCM's defaults would put at 999, 759, 499, 259."""
+    teacher = DDIMScheduler(**SCALED_LINEAR, prediction_type=prediction_type)
+    plan = StepPlan.from_schedule(DiscreteSchedule.from_scheduler(teacher), 4, "renoise")
+    scheduler = scheduler_for_plan(plan, teacher, prediction_type)
+    assert isinstance(scheduler, LCMScheduler)
+    scheduler.set_timesteps(4)
+    assert scheduler.timesteps.tolist() == [999, 749, 499, 249]
+    noise, prediction = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    fresh = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    first, second = plan.steps[:2]
+    x0 = to_x0(prediction, noise, first.output, prediction_type)
+    expected = second.input.alpha.float() * x0 + second.input.sigma.float() * fresh
+    found: Any = scheduler.step(prediction, 999, noise, generator=torch.Generator().manual_seed(7))
+    torch.testing.assert_close(found.prev_sample, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("transition", ["ode", "renoise"])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 7])
+@pytest.mark.parametrize("from_call", [False, True])
+def test_a_flows_config_holds_the_plans_sigmas(
+    num_steps: int, shift: float, transition: Transition, from_call: bool
+) -> None:
+    """The grid is s(1 - i / N), which no call has to say; SD3 and Sana pass no sigmas, Flux a line."""
+    teacher = FlowMatchEulerDiscreteScheduler(shift=2.0)
+    plan = StepPlan.from_schedule(RectifiedFlow(1000.0, shift), num_steps, transition)
+    line = [1 - i / num_steps for i in range(num_steps)]
+    sigmas = line if from_call else None
+    scheduler = scheduler_for_plan(plan, teacher, "flow_prediction", call_sigmas=sigmas)
+    scheduler = type(scheduler).from_config(scheduler.config)
+    if from_call:
+        scheduler.set_timesteps(sigmas=sigmas)
+    else:
+        scheduler.set_timesteps(num_steps)
+    expected = torch.tensor([shift * u / (1 + (shift - 1) * u) for u in line] + [0.0])
+    torch.testing.assert_close(scheduler.sigmas, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(scheduler.timesteps, 1000 * expected[:-1], rtol=0, atol=2e-3)
+
+
+def test_any_three_sigmas_and_the_unit_of_flux() -> None:
+    flow = RectifiedFlow(1.0)
+    times = torch.tensor([1.0, 0.9, 0.2], dtype=torch.float64)
+    plan = StepPlan(tuple(Step(t, flow(t), flow(t)) for t in times))
+    scheduler = scheduler_for_plan(plan, FlowMatchEulerDiscreteScheduler(), "flow_prediction")
+    scheduler.set_timesteps(3)
+    torch.testing.assert_close(scheduler.timesteps, 1000 * times.float(), rtol=0, atol=2e-3)
+
+
+def test_flows_that_no_scheduler_expresses_are_refused() -> None:
+    teacher = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    flow = RectifiedFlow()
+    with pytest.raises(ValueError, match=r"its timesteps would be \[1000\.0\]"):
+        scheduler_for_plan(StepPlan.from_noise(flow, 700.0), teacher, "flow_prediction")
+    times = torch.tensor([1000.0, 950.0, 300.0, 200.0], dtype=torch.float64)
+    plan = StepPlan(tuple(Step(t, flow(t), flow(t)) for t in times))
+    with pytest.raises(ValueError, match="cannot express this plan of 4 ode"):
+        scheduler_for_plan(plan, teacher, "flow_prediction")
+    plan = StepPlan.from_schedule(flow)
+    with pytest.raises(ValueError, match="DPMSolverMultistepScheduler cannot express"):
+        scheduler_for_plan(plan, teacher, "flow_prediction", "DPMSolverMultistepScheduler")
 
 
 def test_plans_that_no_scheduler_expresses_are_refused() -> None:
@@ -107,10 +182,12 @@ def test_plans_that_no_scheduler_expresses_are_refused() -> None:
         scheduler_for_plan(plan, teacher, "v_prediction", "DDIM")
     with pytest.raises(ValueError, match="zero terminal SNR"):
         scheduler_for_plan(plan, teacher, "epsilon")
-    with pytest.raises(ValueError, match="renoises"):
-        scheduler_for_plan(StepPlan.from_schedule(schedule, 2, "renoise"), teacher, "v_prediction")
+    with pytest.raises(ValueError, match=r"LCMScheduler cannot express .* 3 renoise step"):
+        scheduler_for_plan(StepPlan.from_schedule(schedule, 3, "renoise"), teacher, "v_prediction")
     with pytest.raises(ValueError, match="cannot express"):
-        scheduler_for_plan(plan, teacher, "flow_prediction")
+        scheduler_for_plan(plan, teacher, "flow_prediction", "DDIMScheduler")
+    with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler has no betas"):
+        scheduler_for_plan(plan, FlowMatchEulerDiscreteScheduler(), "v_prediction")
 
     one = torch.ones((), dtype=torch.float64)
     unheard = Step(torch.tensor(999), Scales(0 * one, one), schedule(torch.tensor(10)))

@@ -6,7 +6,6 @@ from nitrodistill.evaluation.report.compare import (
     comparison_html,
     write_comparison,
 )
-from nitrodistill.evaluation.report.markdown import model_card_table
 from nitrodistill.evaluation.report.page import report_html, write_report
 from nitrodistill.evaluation.report.verdict import Judgement, Verdict, judge, verdict
 
@@ -17,7 +16,6 @@ __all__ = [
     "compare",
     "comparison_html",
     "judge",
-    "model_card_table",
     "report_html",
     "verdict",
     "write_comparison",

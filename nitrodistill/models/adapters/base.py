@@ -161,6 +161,18 @@ class Adapter(ABC):
 
         return Condition({key: make(key, entry) for key, entry in self.entries().items()})
 
+    def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
+        """A network that draws at one scale of embedded guidance without being told it.
+
+        Args:
+            network: with `embeds_guidance`; it stays as it is, but its weights are shared.
+            guidance: the scale.
+
+        Raises:
+            NotImplementedError: if the family embeds none.
+        """
+        raise NotImplementedError(f"{type(network).__name__} embeds no guidance.")
+
 
 class PipelineAdapter(ABC):
     """How one family of diffusers pipelines turns prompts into Conditions.
@@ -180,6 +192,13 @@ class PipelineAdapter(ABC):
     @abstractmethod
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """Guidance's unconditional side, of batch size one; None is what diffusers takes by default."""
+
+    def call_sigmas(self, num_steps: int) -> list[float] | None:
+        """The sigmas that the pipeline's call hands to its scheduler if its user gives none.
+
+        None, the default, leaves them to the scheduler.
+        """
+        return None
 
 
 def first_tensor(output: object) -> Tensor:

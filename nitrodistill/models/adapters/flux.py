@@ -80,6 +80,27 @@ class FluxAdapter(Adapter):
         """128x128, which diffusers draws by default."""
         return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
 
+    def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
+        """The embedding of the scale is a constant; it joins the bias of the timestep's, which it is added to."""
+        embedding: Any = network.time_text_embed
+        parameter = next(network.parameters())
+        scale = torch.tensor([1000 * guidance], device=parameter.device)
+        with torch.no_grad():
+            projected = embedding.time_proj(scale.to(parameter.dtype)).to(parameter.dtype)
+            constant = embedding.guidance_embedder(projected)[0]
+        weights = {
+            name: value
+            for name, value in network.state_dict().items()
+            if not name.startswith("time_text_embed.guidance_embedder.")
+        }
+        bias = "time_text_embed.timestep_embedder.linear_2.bias"
+        weights[bias] = weights[bias] + constant
+        kind: Any = type(network)
+        with torch.device("meta"):
+            baked = kind.from_config({**self.config, "guidance_embeds": False})
+        baked.load_state_dict(weights, assign=True)
+        return baked.train(network.training)
+
 
 class FluxPipelineAdapter(PipelineAdapter):
     """`FluxPipeline`: CLIP's pooled text and T5; dev's guidance is what diffusers takes by default (3.5)."""
@@ -96,3 +117,7 @@ class FluxPipelineAdapter(PipelineAdapter):
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """The negative prompt, by default the empty one, for true guidance."""
         return self.encode(pipe, [negative_prompt or ""], size)
+
+    def call_sigmas(self, num_steps: int) -> list[float]:
+        """A line from 1 to 1/N, which the scheduler then shifts."""
+        return [1 - i / num_steps for i in range(num_steps)]

@@ -1,0 +1,105 @@
+"""Folders that are written whole or not at all: beside their destination, then renamed into place."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from nitrodistill.export.self_test import SelfTest
+from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.sampling import StepPlan
+
+__all__ = ["RECORD", "check_target", "folder_for", "write_record"]
+
+RECORD = "nitrodistill.json"  # in every export: plan, versions, self-test
+
+
+def check_target(output: str | Path) -> Path:
+    """Refuses a place that cannot be exported to; returns it as an absolute path.
+
+    Raises:
+        FileExistsError: if it exists and holds something that is no export.
+        PermissionError: if it cannot be written.
+    """
+    target = Path(output).resolve()
+    if target.is_dir():
+        if any(target.iterdir()) and not (target / RECORD).is_file():
+            raise FileExistsError(
+                f"{str(target)!r} exists and holds something that is not an earlier export; choose another "
+                "folder, or empty it."
+            )
+    elif target.exists():
+        raise FileExistsError(f"{str(target)!r} is a file; give a folder to export to.")
+    place = next(path for path in target.parents if path.exists())
+    if not os.access(place, os.W_OK):
+        raise PermissionError(
+            f"{str(place)!r} is not writable, so nothing can be exported to {str(target)!r}; choose "
+            "another folder."
+        )
+    return target
+
+
+@contextmanager
+def folder_for(target: Path) -> Iterator[Path]:
+    """A folder beside `target` that takes its place if the block ends well, and else is gone.
+
+    Parents that were made in vain go too; an earlier export goes only when the new one stands.
+    """
+    made = [path for path in target.parents if not path.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        _move(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        for path in made:
+            with suppress(OSError):  # it holds the export
+                path.rmdir()
+
+
+def _move(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    target.rename(old / "export")
+    partial.rename(target)
+    shutil.rmtree(old)
+
+
+def write_record(
+    folder: Path,
+    denoiser: DiffusersDenoiser,
+    plan: StepPlan,
+    base_model: str,
+    test: SelfTest,
+) -> None:
+    """Writes down what a folder holds: plan, call, fingerprint, self-test, versions."""
+    steps = [
+        {
+            "t": step.t.item(),
+            "input": [scale.item() for scale in step.input],
+            "output": [scale.item() for scale in step.output],
+        }
+        for step in plan.steps
+    ]
+    record = {
+        "format": 1,
+        "base_model": base_model,
+        "prediction_type": denoiser.prediction_type,
+        "plan": {"transition": plan.transition, "steps": steps},
+        "call": dict(test.call),
+        "fingerprint": fingerprint(denoiser.module),
+        "self_test": {**test.errors, "tolerance": test.tolerance},
+        "versions": {name: version(name) for name in ("nitrodistill", "torch", "diffusers")},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
