@@ -24,7 +24,7 @@ from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
-from nitrodistill.evaluation.report import verdict
+from nitrodistill.evaluation.report import model_card_table, verdict
 from nitrodistill.export import export
 from nitrodistill.export.folder import check_target
 from nitrodistill.methods import LADDConfig
@@ -175,15 +175,15 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         student.plan,
         root / PIPELINE,
         base_model="the toy teacher embedded in nitrodistill",
-        metrics=found.markdown(),
+        metrics=model_card_table(found),
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
     )
-    say(_closing(found, root, report, time.perf_counter() - start))
+    say(_closing(found, config, report, time.perf_counter() - start))
     return found
 
 
-def _closing(found: Evaluation, root: Path, report: Path, seconds: float) -> str:
+def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
     times = [
         found.value(arm, key)
         for key in ("denoise_ms", "pipeline_ms")
@@ -201,7 +201,7 @@ def _closing(found: Evaluation, root: Path, report: Path, seconds: float) -> str
         f"Done in {seconds:.0f} s. Open {report} in a browser, then draw with the student:",
         "",
         "    from diffusers import DiffusionPipeline",
-        f'    pipe = DiffusionPipeline.from_pretrained("{root}/pipeline")',
+        f'    pipe = DiffusionPipeline.from_pretrained("{config.output}/pipeline")',
         '    pipe("a large red ring on a blue background", num_inference_steps=1, guidance_scale=0).images[0]',
     ]
     return "\n".join(lines)

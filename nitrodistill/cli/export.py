@@ -93,6 +93,7 @@ def main(argv: Sequence[str]) -> int:
 def _measured(run: Run) -> str | None:
     """The table of the run's evaluation, if it is of this student."""
     from nitrodistill.evaluation import Evaluation
+    from nitrodistill.evaluation.report import model_card_table
     from nitrodistill.models.pipeline import fingerprint
 
     file = run.path / "metrics.json"
@@ -100,7 +101,7 @@ def _measured(run: Run) -> str | None:
         return None
     found = Evaluation.load(file)
     if found.settings.get("student_fingerprint") == fingerprint(run.student.denoiser.module):
-        return found.markdown()
+        return model_card_table(found)
     print(
         f"{file} measured another student than the one exported, so the model card has no numbers; "
         "evaluate again, then export again.",

@@ -7,9 +7,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, TextureFeatures, evaluate
+from nitrodistill.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Extractor,
+    TextureFeatures,
+    evaluate,
+)
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
+from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Denoiser
 
@@ -24,6 +31,7 @@ def measure_student(
     prompts: Sequence[str],
     config: EvaluateConfig,
     *,
+    training_latents: Tensor | None = None,
     cache: str | Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -37,7 +45,8 @@ def measure_student(
         plan: how it samples.
         prompts: what may be drawn.
         config: how much is drawn.
-        cache: folder for the teacher's latents.
+        training_latents: x0 of the pairs that the student was trained on, for memorisation.
+        cache: folder for latents.
         progress: show a bar.
     """
     if teacher_name != "toy":
@@ -46,7 +55,8 @@ def measure_student(
             student,
             plan,
             prompts,
-            TextureFeatures(),
+            Extractor("texture", TextureFeatures()),
+            training_latents=training_latents,
             config=config,
             cache=cache,
             progress=progress,
@@ -67,9 +77,12 @@ def measure_student(
         student,
         plan,
         prompts,
-        lambda images: oracle.features(images.cpu()),
+        Extractor(
+            "oracle", lambda images: oracle.features(images.cpu()), fingerprint=fingerprint(oracle)
+        ),
         alignment=aligned,
         real_images=real,
+        training_latents=training_latents,
         config=config,
         cache=cache,
         progress=progress,

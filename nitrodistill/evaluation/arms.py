@@ -1,25 +1,19 @@
-"""The arms of an evaluation: teacher, naive one-step teacher, student; how each draws and what it costs."""
+"""The arms of an evaluation: teacher, naive one-step teacher, student; how each draws."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import torch
 from torch import Tensor
 
-from nitrodistill.evaluation.config import EvaluateConfig, Sheet
-from nitrodistill.evaluation.cost import Timing, measure
-from nitrodistill.evaluation.result import Metric
+from nitrodistill.evaluation.config import EvaluateConfig
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["NOISE", "Arm", "cost_of", "make_arms"]
-
-NOISE = "evaluation"
+__all__ = ["Arm", "make_arms"]
 
 
 @dataclass(frozen=True)
@@ -73,32 +67,4 @@ def make_arms(
         "teacher": Arm(guide(), many, teacher, guide),
         "naive": Arm(teacher.denoiser, one, teacher, lambda: teacher.denoiser),
         "student": Arm(denoiser, plan, pipeline, lambda: denoiser),
-    }
-
-
-def cost_of(arms: dict[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric]]:
-    """Arm -> milliseconds per picture, for the latents alone and from prompt to picture."""
-    size = sheet.config.cost_batch_size
-    draws = Draws(sheet.config.seed, 0, torch.arange(size))
-    prompts = [sheet.prompts[i % len(sheet.prompts)] for i in range(size)]
-    tasks: dict[str, Callable[[], object]] = {}
-    for name, arm in arms.items():
-        noise = draws.normal(NOISE, arm.pipeline.latent_shape, arm.pipeline.device)
-        condition = arm.pipeline.encode_prompt(prompts)
-        tasks[f"{name} latents"] = partial(arm.draw, noise, condition, draws)
-        tasks[f"{name} pictures"] = partial(arm.whole, prompts, noise, draws)
-    device = arms["teacher"].pipeline.device
-    times = measure(tasks, sheet.config.cost_repeats, device=device)
-
-    def per_image(time: Timing) -> Metric:
-        return Metric(
-            time.median_ms / size, time.fastest_ms / size, time.slowest_ms / size, num_samples=size
-        )
-
-    return {
-        name: {
-            "denoise_ms": per_image(times[f"{name} latents"]),
-            "pipeline_ms": per_image(times[f"{name} pictures"]),
-        }
-        for name in arms
     }

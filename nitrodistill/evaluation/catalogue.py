@@ -76,6 +76,13 @@ CATALOGUE: dict[str, MetricInfo] = {
         "Fréchet distance to the teacher's pictures on responses of random zero-mean filters",
         _TEACHER,
     ),
+    "fd_colour": MetricInfo(
+        "colour-FD",
+        "distribution",
+        "low",
+        "Fréchet distance to the teacher's pictures on the channels' means and standard deviations",
+        _TEACHER,
+    ),
     "kid_real": MetricInfo(
         "KID to real",
         "distribution",

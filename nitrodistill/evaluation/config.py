@@ -29,9 +29,11 @@ class EvaluateConfig:
         floor: where the teacher's floor comes from. "halves": from two halves of its pictures with the
             same prompts, extrapolated to the whole. "fresh": from a second set with other noise, at
             twice the cost.
+        bootstrap: replicates of the intervals.
         cost_batch_size: pictures at a time when time is measured.
         cost_repeats: timed runs of each arm, after one for warming up; 0 measures no time.
-        num_pictures: pictures of each arm to hand back.
+        num_pictures: pictures of each arm to hand back: the first so many, and as many of the farthest
+            from the teacher.
     """
 
     num_samples: int = 1024
@@ -41,6 +43,7 @@ class EvaluateConfig:
     guidance: float = 3.0
     samples_per_prompt: int = 4
     floor: Literal["halves", "fresh"] = "halves"
+    bootstrap: int = 200
     cost_batch_size: int = 8
     cost_repeats: int = 5
     num_pictures: int = 8
@@ -51,6 +54,7 @@ class EvaluateConfig:
             "batch_size": 1,
             "teacher_steps": 1,
             "samples_per_prompt": 1,
+            "bootstrap": 2,
             "cost_batch_size": 1,
             "cost_repeats": 0,
             "num_pictures": 0,
@@ -59,6 +63,10 @@ class EvaluateConfig:
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
+        if not 1 <= self.guidance < float("inf"):
+            raise ValueError(
+                f"guidance is {self.guidance}; it must be at least 1 (1: no guidance)."
+            )
         if self.floor not in ("halves", "fresh"):
             raise ValueError(f"floor is {self.floor!r}; it must be 'halves' or 'fresh'.")
 
@@ -73,13 +81,14 @@ class Sheet:
     Attributes:
         prompts: P prompts, in a random order.
         ids: `(num_samples,)` the prompt of each sample.
-        in_first_half: `(num_samples,)` bool.
+        places: `(num_samples,)` where each sample is in the halves: even numbers are in the first half,
+            and 2k and 2k + 1 have the same prompt.
         config: what it was made from.
     """
 
     prompts: tuple[str, ...]
     ids: Tensor
-    in_first_half: Tensor
+    places: Tensor
     config: EvaluateConfig
 
     @classmethod
@@ -92,8 +101,14 @@ class Sheet:
         chosen = torch.randperm(len(known), generator=generator)[:used].tolist()
         index = torch.arange(config.num_samples)
         first = (Draws(config.seed, 0, torch.arange(used)).uniform("evaluation_half") < 0.5).long()
-        halves = (index // used + first[index % used]) % 2 == 0
-        return cls(tuple(known[i] for i in chosen), index % used, halves, config)
+        turn, prompt = index // used, index % used
+        places = 2 * (turn // 2 * used + prompt) + (turn + first[prompt]) % 2
+        return cls(tuple(known[i] for i in chosen), prompt, places, config)
+
+    @property
+    def in_first_half(self) -> Tensor:
+        """`(num_samples,)` bool."""
+        return self.places % 2 == 0
 
     @property
     def has_halves(self) -> bool:

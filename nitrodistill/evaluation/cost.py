@@ -1,20 +1,37 @@
-"""Cost: how long things take, measured so that it means something.
+"""Cost: time, floating-point operations and memory, measured so that they mean something.
 
 Every task is run `warmup` times before the clock starts (allocators, kernel choices, caches). Then the tasks take
 turns, so that a slow minute of the machine meets all of them; the device is synchronised before the clock is
 read, on both sides; and the median counts, not the mean.
+
+Operations are counted by torch (matrix products, convolutions and attention; elementwise work is not counted).
+Peak memory is what a task holds at most beyond what was held before it: on a GPU by the caching allocator,
+elsewhere the storages that its operations return, without what lives inside of one operation.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["Timing", "measure", "synchronize"]
+from nitrodistill.evaluation.arms import Arm
+from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.drawing import NOISE, noise_draws
+from nitrodistill.evaluation.result import Metric
+from nitrodistill.method import Draws
+
+__all__ = ["Timing", "cost_of", "count_flops", "measure", "peak_memory", "synchronize"]
 
 
 @dataclass(frozen=True)
@@ -70,3 +87,96 @@ def synchronize(device: torch.device | str) -> None:
         torch.cuda.synchronize(device)
     elif kind == "mps":
         torch.mps.synchronize()
+
+
+def count_flops(task: Callable[[], object]) -> int:
+    """The floating-point operations of one run of a task; a multiply-add is two."""
+    with FlopCounterMode(display=False) as counter:
+        task()
+    return counter.get_total_flops()
+
+
+def peak_memory(task: Callable[[], object], device: torch.device | str = "cpu") -> int:
+    """The most bytes that one run of a task holds beyond what was held before."""
+    if torch.device(device).type == "cuda":
+        synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        task()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _Storages() as storages:
+        task()
+    return storages.peak
+
+
+class _Storages(TorchDispatchMode):
+    """Adds up the storages that operations return, as long as they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._held = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {s.data_ptr() for s in _storages((args, kwargs))}
+        found = func(*args, **(kwargs or {}))
+        for storage in _storages(found):
+            key, size = storage.data_ptr(), storage.nbytes()
+            if size and key not in self._known and key not in given:
+                self._known.add(key)
+                self._held += size
+                self.peak = max(self.peak, self._held)
+                weakref.finalize(storage, self._free, key, size)
+        return found
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._held -= size
+
+
+def _storages(tree: object) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def cost_of(arms: Mapping[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric]]:
+    """Arm -> what a picture costs in it: time, operations and memory, the latent alone or from the prompt on."""
+    size, device = sheet.config.cost_batch_size, arms["teacher"].pipeline.device
+    tasks: dict[str, Callable[[], object]] = {}
+    for name, arm in arms.items():
+        for count, kind in ((size, "batch"), (1, "alone")):
+            draws = Draws(sheet.config.seed, 0, torch.arange(count))
+            prompts = [sheet.prompts[i % len(sheet.prompts)] for i in range(count)]
+            noise = noise_draws(sheet.config.seed, NOISE, draws.index, arm.pipeline.latent_shape)
+            noise = noise.to(arm.pipeline.device)
+            tasks[f"{name} {kind}"] = partial(arm.whole, prompts, noise, draws)
+            if kind == "batch":
+                condition = arm.pipeline.encode_prompt(prompts)
+                tasks[f"{name} latents"] = partial(arm.draw, noise, condition, draws)
+    times = measure(tasks, sheet.config.cost_repeats, device=device)
+    found = {}
+    for name, arm in arms.items():
+        batch, whole = times[f"{name} batch"], tasks[f"{name} batch"]
+        weights = sum(p.numel() * p.element_size() for p in arm.denoiser.module.parameters())
+        found[name] = {
+            "denoise_ms": _timed(times[f"{name} latents"], size),
+            "pipeline_ms": _timed(batch, size),
+            "latency_ms": _timed(times[f"{name} alone"], 1),
+            "throughput": Metric(
+                1000 * size / batch.median_ms,
+                1000 * size / batch.slowest_ms,
+                1000 * size / batch.fastest_ms,
+                num_samples=size,
+            ),
+            "gflops": Metric(count_flops(whole) / size / 1e9, num_samples=size),
+            "peak_mb": Metric(peak_memory(whole, device) / 1e6, num_samples=size),
+            "weights_mb": Metric(weights / 1e6),
+        }
+    return found
+
+
+def _timed(time: Timing, size: int) -> Metric:
+    return Metric(
+        time.median_ms / size, time.fastest_ms / size, time.slowest_ms / size, num_samples=size
+    )

@@ -37,12 +37,27 @@ class PromptSpread:
         self._sums.index_add_(0, ids, wide)
         self._squares.index_add_(0, ids, wide.square().sum(1))
 
+    def __add__(self, other: PromptSpread) -> PromptSpread:
+        """Both sets of samples together."""
+        if not other._counts.any():
+            return self
+        if not self._counts.any():
+            return other
+        both = PromptSpread(0)
+        both._counts = self._counts + other._counts
+        both._sums = self._sums + other._sums
+        both._squares = self._squares + other._squares
+        return both
+
+    def variances(self) -> Tensor:
+        """The mean variance of a number within each prompt, `(P,)` float64; NaN with fewer than two samples."""
+        numbers = max(1, self._sums.shape[1])
+        scatter = self._squares - self._sums.square().sum(1) / self._counts
+        variance = scatter.clamp_min(0) / (self._counts - 1) / numbers
+        return variance.where(self._counts > 1, torch.nan)
+
     def spread(self) -> float | None:
         """The RMS deviation from a prompt's mean; None if no prompt has two samples."""
-        several = self._counts > 1
-        if not bool(several.any()):
-            return None
-        count, total = self._counts[several], self._sums[several]
-        scatter = self._squares[several] - total.square().sum(1) / count
-        variance = scatter.clamp_min(0) / (count - 1) / total.shape[1]
-        return float(variance.mean().sqrt())
+        known = self.variances()
+        known = known[known.isfinite()]
+        return float(known.mean().sqrt()) if len(known) else None

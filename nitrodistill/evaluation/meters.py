@@ -1,55 +1,64 @@
-"""Streamed measurements of one arm: what is kept of its pictures does not grow with their number."""
+"""Streamed measurements of one arm: of its pictures a few numbers each are kept, and bounded sets of features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import reduce
-from operator import add
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nitrodistill.evaluation.alignment import Alignment, AlignmentCounts
+from nitrodistill.evaluation.alignment import Alignment, check_verdicts
 from nitrodistill.evaluation.diversity import PromptSpread
-from nitrodistill.evaluation.frechet import (
-    GaussianStatistics,
-    extrapolated_floor,
-    frechet_distance,
+from nitrodistill.evaluation.features import Extractor, FeatureSet
+from nitrodistill.evaluation.nearest import NearestPair
+from nitrodistill.evaluation.text import TextScore
+from nitrodistill.measures import (
+    TextureFeatures,
+    colour_features,
+    edge_strength,
+    gradient_energy,
+    high_frequency_energy,
 )
-from nitrodistill.evaluation.sharpness import TextureFeatures, edge_strength, high_frequency_energy
 
-__all__ = ["Meter", "Statistics", "latent_features"]
+__all__ = ["Columns", "Meter", "latent_features"]
 
 MAX_LATENT_FEATURES = 1024
 
 
-class Statistics:
-    """Gaussian statistics of two random halves of a set, and so of the whole."""
+class Columns:
+    """Numbers of each sample, by name, with the place of each sample."""
 
     def __init__(self) -> None:
-        self._halves: list[list[GaussianStatistics]] = [[], []]
+        self._values: dict[str, list[Tensor]] = {}
+        self._places: dict[str, list[Tensor]] = {}
 
-    def update(self, features: Tensor, in_first_half: Tensor) -> None:
-        """Adds features `(B, F)`; `in_first_half` is `(B,)` bool."""
-        for half, rows in zip(self._halves, (in_first_half, ~in_first_half), strict=True):
-            if bool(rows.any()):
-                part = GaussianStatistics.of(features[rows.to(features.device)])
-                half[:] = [half[0] + part] if half else [part]
+    def update(self, values: Mapping[str, Tensor], places: Tensor) -> None:
+        """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `Sheet`."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(value.detach().to("cpu", torch.float64))
+            self._places.setdefault(name, []).append(places.cpu())
 
-    def whole(self) -> GaussianStatistics:
-        """The statistics of all samples."""
-        return reduce(add, [part for half in self._halves for part in half])
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
 
-    def distance(self, other: Statistics) -> float:
-        """The Fréchet distance to another set."""
-        return frechet_distance(self.whole(), other.whole())
+    def names(self) -> list[str]:
+        """All names."""
+        return list(self._values)
 
-    def floor(self) -> float | None:
-        """The distance to another set of this size and distribution; None with halves of one sample."""
-        if not all(half and half[0].count > 1 for half in self._halves):
-            return None
-        return extrapolated_floor(self._halves[0][0], self._halves[1][0])
+    def __getitem__(self, name: str) -> Tensor:
+        """The values of one name, `(n,)` float64."""
+        return torch.cat(self._values[name])
+
+    def state(self) -> dict[str, Tensor]:
+        """All values, and the place of each sample."""
+        values = {f"values.{name}": self[name] for name in self._values}
+        return values | {f"places.{name}": torch.cat(p) for name, p in self._places.items()}
+
+    def halves(self, name: str) -> tuple[Tensor, Tensor]:
+        """The values of either half."""
+        values, half = self[name], torch.cat(self._places[name]) % 2
+        return values[half == 0], values[half == 1]
 
 
 class Meter:
@@ -57,54 +66,95 @@ class Meter:
 
     Args:
         num_prompts: prompts are numbered 0..num_prompts - 1.
-        features: images `(B, 3, H, W)` in [-1, 1] -> `(B, F)`.
+        extractors: feature extractors.
         alignment: the oracle, or None.
+        text_score: how well picture and prompt agree, or None.
+        nearest: finds the nearest training pair, or None.
         texture: texture features.
     """
 
     def __init__(
         self,
         num_prompts: int,
-        features: Callable[[Tensor], Tensor],
-        alignment: Alignment | None,
-        texture: TextureFeatures,
+        extractors: Sequence[Extractor],
+        alignment: Alignment | None = None,
+        text_score: TextScore | None = None,
+        nearest: NearestPair | None = None,
+        texture: TextureFeatures | None = None,
     ) -> None:
-        self._feature_extractor = features
+        self._extractors = extractors
         self._oracle = alignment
-        self._texture_extractor = texture
-        self.features: Statistics = Statistics()
-        self.texture: Statistics = Statistics()
-        self.latents: Statistics = Statistics()
-        self.alignment: AlignmentCounts = AlignmentCounts()
-        self._spread = PromptSpread(num_prompts)
-        self._edge, self._high, self._count = 0.0, 0.0, 0
+        self._text_score = text_score
+        self._nearest = nearest
+        self._texture = texture or TextureFeatures()
+        self.features: dict[str, FeatureSet] = {e.name: FeatureSet(e.name) for e in extractors}
+        self.texture: FeatureSet = FeatureSet("texture")
+        self.colour: FeatureSet = FeatureSet("colour")
+        self.latents: FeatureSet = FeatureSet("latents")
+        self.columns: Columns = Columns()
+        self.spreads: tuple[PromptSpread, PromptSpread] = (
+            PromptSpread(num_prompts),
+            PromptSpread(num_prompts),
+        )
 
-    def update(self, images: Tensor, prompts: Sequence[str], in_first_half: Tensor) -> None:
-        """Adds images `(B, 3, H, W)` in [-1, 1] and their prompts."""
-        self.features.update(self._feature_extractor(images), in_first_half)
-        self.texture.update(self._texture_extractor(images), in_first_half)
-        if self._oracle is not None:
-            self.alignment.update(self._oracle(images, prompts))
-        self._edge += float(edge_strength(images).double().sum())
-        self._high += float(high_frequency_energy(images).double().sum())
-        self._count += len(images)
+    def update(self, images: Tensor, prompts: Sequence[str], places: Tensor) -> None:
+        """Adds images `(B, 3, H, W)` in [-1, 1], their prompts (real pictures may have none), their places."""
+        for extractor in self._extractors:
+            self.features[extractor.name].update(extractor(images), places)
+        self.texture.update(self._texture(images), places)
+        self.colour.update(colour_features(images), places)
+        found = {
+            "edge": edge_strength(images),
+            "gradient_energy": gradient_energy(images),
+            "high_frequency": high_frequency_energy(images),
+        }
+        if self._oracle is not None and prompts:
+            found |= check_verdicts(self._oracle(images, prompts))
+        if self._text_score is not None and prompts:
+            found["clip_score"] = self._text_score(images, prompts)
+        self.columns.update(found, places)
 
-    def update_latents(self, latents: Tensor, prompt_ids: Tensor, in_first_half: Tensor) -> None:
+    def update_latents(self, latents: Tensor, prompt_ids: Tensor, places: Tensor) -> None:
         """Adds latents `(B, C, H, W)` of the prompts `(B,)`."""
-        self.latents.update(latent_features(latents), in_first_half)
-        self._spread.update(prompt_ids, latents)
+        features = latent_features(latents)
+        self.latents.update(features, places)
+        for number, spread in enumerate(self.spreads):
+            rows = places % 2 == number
+            spread.update(prompt_ids[rows], features[rows.to(features.device)])
+        if self._nearest is not None:
+            self.columns.update({"nearest": self._nearest.distances(features)}, places)
 
-    def edge(self) -> float:
-        """Mean edge strength."""
-        return self._edge / self._count
+    def state(self) -> dict[str, Tensor]:
+        """What `from_state` needs, as tensors; latents and what belongs to prompts is left out."""
+        sets = {f"features.{name}": found for name, found in self.features.items()}
+        sets |= {"texture": self.texture, "colour": self.colour}
+        found = {f"{n}/{key}": v for n, s in sets.items() for key, v in s.state().items()}
+        return found | {f"columns/{key}": v for key, v in self.columns.state().items()}
 
-    def high_frequency(self) -> float:
-        """Mean high-frequency energy."""
-        return self._high / self._count
+    @classmethod
+    def from_state(cls, extractors: Sequence[Extractor], state: Mapping[str, Tensor]) -> Meter:
+        """The meter that `state` was made of."""
+        found = cls(0, extractors)
 
-    def spread(self) -> float | None:
-        """Spread within prompts; None if every prompt has one sample."""
-        return self._spread.spread()
+        def below(name: str) -> dict[str, Tensor]:
+            return {k[len(name) + 1 :]: v for k, v in state.items() if k.startswith(f"{name}/")}
+
+        for extractor in extractors:
+            part = below(f"features.{extractor.name}")
+            found.features[extractor.name] = FeatureSet.from_state(extractor.name, part)
+        found.texture = FeatureSet.from_state("texture", below("texture"))
+        found.colour = FeatureSet.from_state("colour", below("colour"))
+        columns = below("columns")
+        for key, values in columns.items():
+            kind, _, name = key.partition(".")
+            if kind == "values":
+                found.columns.update({name: values}, columns[f"places.{name}"])
+        return found
+
+    @property
+    def count(self) -> int:
+        """How many pictures were measured."""
+        return self.texture.count
 
 
 def latent_features(latents: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the toy reports of itself after training: oracle, autoencoder and teacher, with floors.
 
-The Fréchet distance is || m1 - m2 ||^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) on the oracle's 64 features. Its floor is
-that of two independent sets of renders of the same size.
+The Fréchet distance is on the oracle's 64 features. Its floor is that of two independent sets of renders of the
+same size.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
+from nitrodistill.measures import GaussianStatistics, frechet_distance, gradient_magnitude
 from nitrodistill.toy import scenes
 from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle
@@ -28,20 +29,9 @@ def random_captions(count: int, generator: torch.Generator) -> list[str]:
     return [every[i] for i in torch.randint(len(every), (count,), generator=generator).tolist()]
 
 
-def frechet_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance of two sets of features `(N, D)` and `(M, D)`, in float64."""
-    first, second = first.double(), second.double()
-    product = first.T.cov() @ second.T.cov()
-    root_trace = torch.linalg.eigvals(product).real.clamp(min=0).sqrt().sum()
-    distance = (first.mean(0) - second.mean(0)).square().sum()
-    return (distance + first.T.cov().trace() + second.T.cov().trace() - 2 * root_trace).item()
-
-
 def edge(images: Tensor) -> float:
-    """Mean over images `(B, 3, H, W)` of the 98th percentile of the gradient's magnitude."""
-    across = images.diff(dim=-1)[..., :-1, :]
-    down = images.diff(dim=-2)[..., :, :-1]
-    magnitude = (across.square() + down.square()).sum(1).sqrt().flatten(1)
+    """Mean over images `(B, 3, H, W)` of the 98th percentile of the gradient's magnitude, interpolated."""
+    magnitude = gradient_magnitude(images).flatten(1)
     return magnitude.quantile(EDGE_QUANTILE, dim=1).mean().item()
 
 
@@ -104,12 +94,14 @@ def measure(
     real, other = (scenes.render(prompts, generator) for _ in range(2))
     decoded = decode(pipeline.vae, encode(pipeline.vae, real))
     drawn = sample(pipeline, prompts, generator)
-    reference = oracle_features(oracle, other)
+    reference = GaussianStatistics.of(oracle_features(oracle, other))
 
     def report(images: Tensor) -> dict[str, float]:
         return {
             **joint_alignment(oracle, images, prompts),
-            "frechet_distance": frechet_distance(oracle_features(oracle, images), reference),
+            "frechet_distance": frechet_distance(
+                GaussianStatistics.of(oracle_features(oracle, images)), reference
+            ),
             "edge_ratio": edge(images) / edge(other),
         }
 

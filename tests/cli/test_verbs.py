@@ -18,6 +18,7 @@ from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
 from nitrodistill.cli.reporting import check_output
 from nitrodistill.evaluation import Evaluation, Metric
+from nitrodistill.evaluation.report import model_card_table
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import find_checkpoints, load_student
@@ -133,7 +134,7 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     measured = Evaluation({"student": {"alignment": Metric(0.9)}}, settings)
     measured.save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
-    assert seen["metrics"] == measured.markdown()
+    assert seen["metrics"] == model_card_table(measured)
     assert "evaluate again" not in capsys.readouterr().err
     dataclasses.replace(measured, settings={"student_fingerprint": "0"}).save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0

@@ -1,31 +1,30 @@
-"""Alignment: joint is the conjunction of the attributes."""
+"""Alignment: shares of right pictures, and callables that return something else."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from nitrodistill.evaluation import AlignmentCounts
+from nitrodistill.evaluation.alignment import check_verdicts
 
 
-def test_accuracies_are_counted_over_batches() -> None:
-    counts = AlignmentCounts()
-    assert counts.joint() is None
-    counts.update({"colour": torch.tensor([True, True]), "shape": torch.tensor([True, False])})
-    counts.update({"colour": torch.tensor([False, True]), "shape": torch.tensor([False, True])})
-    assert counts.joint() == 0.5
-    assert counts.by_attribute() == {"colour": 0.75, "shape": 0.5}
+def test_a_picture_is_aligned_when_every_attribute_is() -> None:
+    colour, shape = torch.tensor([True, True, False]), torch.tensor([True, False, False])
+    found = check_verdicts({"colour": colour, "shape": shape})
+    assert list(found) == ["alignment", "alignment@colour", "alignment@shape"]
+    assert found["alignment"].tolist() == [True, False, False]
+    assert torch.equal(found["alignment@colour"], colour)
 
 
 @pytest.mark.parametrize(
     "verdicts",
     [
         {},
-        {"a": torch.tensor([True]), "b": torch.tensor([True, False])},
-        {"a": torch.tensor([0.5, 0.9])},
-        {"a": torch.tensor([[True]])},
+        {"colour": torch.ones(3)},
+        {"colour": torch.ones(3, 1, dtype=torch.bool)},
+        {"colour": torch.ones(3, dtype=torch.bool), "shape": torch.ones(2, dtype=torch.bool)},
     ],
 )
-def test_other_verdicts_are_refused(verdicts: dict[str, torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match="alignment callable returned"):
-        AlignmentCounts().update(verdicts)
+def test_other_returns_are_refused(verdicts: dict[str, torch.Tensor]) -> None:
+    with pytest.raises(ValueError, match="an alignment callable returned"):
+        check_verdicts(verdicts)

@@ -116,34 +116,47 @@ def test_real_pictures_give_a_distance_and_a_floor(teacher: Pipeline) -> None:
     assert found.floor("fd_real") > 0
     assert found.arms["real"]["edge_ratio"].value > 1, "noise has more edges"
     assert "fd_real" not in found.arms["real"]
-    assert again == replace(found, examples=again.examples)
+    assert again.arms == found.arms
     with pytest.raises(ValueError, match="at least 24"):
         quick(teacher, teacher.denoiser, plan, real_images=images[:23])
 
 
-def test_the_teacher_is_sampled_once(
+def test_an_interrupted_evaluation_goes_on(
     teacher: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    """Killed in the second of three batches: neither the teacher nor that student's first batch is drawn again."""
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule, 3)
     fresh = replace(QUICK, floor="fresh")
-    first = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
-    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    assert len(files) == 2 * 3, "two noises, three batches"
-    assert first.floor("fd_latents") > 0
-    assert first.floor("diversity") == pytest.approx(1, abs=0.2)
-    files[1].unlink()  # as if it had been interrupted there
+    settings = {"config": fresh, "progress": False}
+    expected = evaluate(teacher, teacher.denoiser, plan, PROMPTS, features, **settings)
+    assert (expected.floor("fd_latents") or 0) > 0
+    assert expected.floor("diversity") == pytest.approx(1, abs=0.2)
+    seen = []
 
-    calls = []
+    def killed(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        if len(seen) == 6:  # teacher, naive, student, other noise; teacher, naive
+            raise KeyboardInterrupt
+        return features(images)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(teacher, teacher.denoiser, plan, PROMPTS, killed, cache=tmp_path, **settings)
+
+    calls: list[int] = []
     forward = teacher.denoiser.module.forward
     monkeypatch.setattr(
         teacher.denoiser.module,
         "forward",
         lambda *a, **k: calls.append(len(k["sample"])) or forward(*a, **k),
     )
-    second = quick(teacher, teacher.denoiser, plan, cache=tmp_path, config=fresh)
-    assert second.arms == first.arms
-    guided = [size for size in calls if size == 10]
-    assert len(guided) == 2, "the lost batch alone, in two steps"
+    found = evaluate(teacher, teacher.denoiser, plan, PROMPTS, features, cache=tmp_path, **settings)
+    assert calls == [2] + 3 * [2], "the last batch alone: naive in one step, student in three"
+    for arm, metrics in expected.arms.items():
+        for name, metric in metrics.items():
+            assert found.value(arm, name) == pytest.approx(metric.value, rel=1e-3, abs=1e-6), name
+    calls.clear()
+    quick(teacher, teacher.guided(2.0), plan, config=fresh, cache=tmp_path)
+    assert calls == [10] * 3 + [10] * 3 + [4] * 3, "what is no plain denoiser is not kept"
 
 
 def test_time_is_measured_for_every_arm(teacher: Pipeline) -> None:
@@ -152,8 +165,19 @@ def test_time_is_measured_for_every_arm(teacher: Pipeline) -> None:
     found = quick(teacher, teacher.denoiser, plan, config=config)
     for name in ("teacher", "naive", "student"):
         scores = found.arms[name]
-        for metric in (scores["denoise_ms"], scores["pipeline_ms"]):
+        assert scores["gflops"].value > 0
+        assert scores["peak_mb"].value > 0
+        assert scores["throughput"].value == pytest.approx(1000 / scores["pipeline_ms"].value)
+        for metric in (scores["latency_ms"], scores["denoise_ms"], scores["pipeline_ms"]):
             assert 0 < metric.low <= metric.value <= metric.high
+
+
+def test_pictures_of_unlike_resolutions_are_refused(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    with pytest.raises(
+        ValueError, match="real pictures are 8 x 8 pixels and the teacher's 16 x 16"
+    ):
+        quick(teacher, teacher.denoiser, plan, real_images=torch.zeros(24, 3, 8, 8))
 
 
 def test_a_student_that_diverged_is_named(teacher: Pipeline) -> None:

@@ -6,6 +6,7 @@ from nitrodistill.evaluation.report.compare import (
     comparison_html,
     write_comparison,
 )
+from nitrodistill.evaluation.report.markdown import model_card_table
 from nitrodistill.evaluation.report.page import report_html, write_report
 from nitrodistill.evaluation.report.verdict import Judgement, Verdict, judge, verdict
 
@@ -16,6 +17,7 @@ __all__ = [
     "compare",
     "comparison_html",
     "judge",
+    "model_card_table",
     "report_html",
     "verdict",
     "write_comparison",

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from nitrodistill.data.files import write_text
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.curves import training_curves
+from nitrodistill.evaluation.report.markdown import model_card_table
 from nitrodistill.evaluation.report.numbers import number, times
 from nitrodistill.evaluation.report.pictures import gallery
 from nitrodistill.evaluation.report.table import Column, make_table
@@ -97,7 +98,7 @@ def report_html(
         table=_table(found, told),
         legend=_legend(found),
         reading=READING,
-        markdown=found.markdown(),
+        markdown=model_card_table(found),
         costs=costs,
         cost_lead=_cost_lead(found),
         curves=curves,

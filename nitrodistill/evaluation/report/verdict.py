@@ -46,6 +46,7 @@ class Judgement:
         value: the student's number.
         reference: the teacher's number, the floor, or 1; None if there is none.
         told: what the reference is, in words.
+        gap: how far value and reference are apart, in half widths of the value's interval.
     """
 
     metric: str
@@ -53,15 +54,7 @@ class Judgement:
     value: float
     reference: float | None
     told: str
-
-    @property
-    def gap(self) -> float:
-        """How far off, as the size of the logarithm of value over reference; infinite through 0."""
-        if self.reference is None:
-            return 0.0
-        if self.value <= 0 or self.reference <= 0:
-            return 0.0 if self.value == self.reference else math.inf
-        return abs(math.log(self.value / self.reference))
+    gap: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,7 +106,13 @@ def judge(name: str, student: Metric, teacher: Metric | None, floor: float | Non
     reaches_down = student.low <= max(ends) or best == "high"
     reaches_up = student.high >= min(ends) or best == "low"
     state: State = "matches" if reaches_down and reaches_up else "differs"
-    return Judgement(name, state, student.value, reference, told)
+    gap = _gap(student.value, reference, student.low, student.high)
+    return Judgement(name, state, student.value, reference, told, gap)
+
+
+def _gap(value: float, reference: float, low: float, high: float) -> float:
+    half, off = (high - low) / 2, abs(value - reference)
+    return off / half if half > 0 else math.inf if off > 0 else 0.0
 
 
 def verdict(found: Evaluation) -> Verdict:

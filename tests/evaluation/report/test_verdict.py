@@ -78,6 +78,16 @@ def test_a_hopeless_student_is_told_so() -> None:
     assert "diversity 0 (1 is the teacher)" in told.detail
 
 
+def test_the_farthest_off_is_so_in_widths_of_its_interval() -> None:
+    """Squared discrepancies and their floors may be negative, so that factors mean nothing."""
+    sure = judge("kid_teacher", Metric(9.0, 8.0, 10.0), None, -1.0)
+    unsure = judge("fd_teacher", Metric(900.0, 100.0, 1700.0), None, 3.0)
+    assert sure.gap == pytest.approx(10.0)
+    assert unsure.gap == pytest.approx(897 / 800)
+    assert judge("diversity", Metric(1.0, 1.0, 1.0), None, None).gap == 0
+    assert judge("diversity", Metric(0.0, 0.0, 0.0), None, None).gap == float("inf")
+
+
 def test_without_intervals_nothing_is_claimed() -> None:
     told = verdict(Evaluation({"student": {"fd_teacher": Metric(7.0, floor=3.0)}}))
     assert told.headline == "This evaluation cannot tell."

@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from nitrodistill.evaluation import (
+from nitrodistill.measures import (
     GaussianStatistics,
     extrapolated_floor,
     frechet_distance,

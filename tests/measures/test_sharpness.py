@@ -7,7 +7,12 @@ import math
 import pytest
 import torch
 
-from nitrodistill.evaluation import TextureFeatures, edge_strength, high_frequency_energy
+from nitrodistill.measures import (
+    TextureFeatures,
+    edge_strength,
+    gradient_energy,
+    high_frequency_energy,
+)
 
 
 def test_a_step_has_its_height_as_edge_strength() -> None:
@@ -16,6 +21,12 @@ def test_a_step_has_its_height_as_edge_strength() -> None:
     images[1, 0, :, 8:] = 0.5  # in one channel of three
     expected = torch.tensor([0.5, 0.5 / math.sqrt(3)])
     torch.testing.assert_close(edge_strength(images), expected)
+
+
+def test_the_gradient_energy_of_a_ramp_is_its_slope_squared() -> None:
+    down, right = torch.arange(5.0)[:, None], torch.arange(7.0)
+    plane = (0.3 * down + 0.4 * right).expand(2, 3, 5, 7)
+    torch.testing.assert_close(gradient_energy(plane), torch.full((2,), 0.25))
 
 
 def test_edge_strength_is_the_98th_percentile() -> None:

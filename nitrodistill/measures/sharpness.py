@@ -1,12 +1,14 @@
 """Sharpness and texture: what an average of plausible pictures lacks.
 
-    edge strength           98th percentile over pixels of |grad I|, forward differences, RMS over channels
+    gradient magnitude      |grad I| of a pixel, forward differences, RMS over channels
+    gradient energy         mean over pixels of |grad I|^2
+    edge strength           98th percentile over pixels of |grad I|
     high-frequency energy   mean over channels of the power spectrum, summed above 0.25 cycles per pixel
     texture features        RMS responses of random zero-mean filters, at full and at half resolution
 
-The first two are compared as a ratio of means, student over teacher: below 1 is blur, above 1 is noise or ringing.
-The third feeds the Fréchet distance; as no filter has a mean, flat areas and colour casts do not matter to it.
-Regression losses score well on paired distances and badly here.
+Energies and edge strength are compared as a ratio of means, student over teacher: below 1 is blur, above 1 is
+noise or ringing. Texture features feed the Fréchet distance; as no filter has a mean, flat areas and colour
+casts do not matter to them. Regression losses score well on paired distances and badly here.
 """
 
 from __future__ import annotations
@@ -15,14 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
-__all__ = ["TextureFeatures", "edge_strength", "high_frequency_energy"]
+__all__ = [
+    "TextureFeatures",
+    "edge_strength",
+    "gradient_energy",
+    "gradient_magnitude",
+    "high_frequency_energy",
+]
 
 PERCENTILE = 0.98
 CUTOFF_CYCLES_PER_PIXEL = 0.25
 
 
-def edge_strength(images: Tensor) -> Tensor:
-    """The 98th percentile of the gradient magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`.
+def gradient_magnitude(images: Tensor) -> Tensor:
+    """The gradient's magnitude in each pixel of images `(B, C, H, W)`, H, W >= 2; `(B, H - 1, W - 1)`.
 
     In units of the images' range per pixel; float32 or wider.
     """
@@ -30,7 +38,17 @@ def edge_strength(images: Tensor) -> Tensor:
     wide = images.float() if images.dtype.itemsize < 4 else images
     right = wide[:, :, :-1, 1:] - wide[:, :, :-1, :-1]
     down = wide[:, :, 1:, :-1] - wide[:, :, :-1, :-1]
-    magnitude = (right.square() + down.square()).mean(1).sqrt().flatten(1)
+    return (right.square() + down.square()).mean(1).sqrt()
+
+
+def gradient_energy(images: Tensor) -> Tensor:
+    """The mean square of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`."""
+    return gradient_magnitude(images).square().mean((-2, -1))
+
+
+def edge_strength(images: Tensor) -> Tensor:
+    """The 98th percentile of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`."""
+    magnitude = gradient_magnitude(images).flatten(1)
     rank = max(1, round(PERCENTILE * magnitude.shape[1]))
     return magnitude.kthvalue(rank, dim=1).values  # quantile() refuses large images
 

@@ -1,0 +1,190 @@
+"""Where the latents of an evaluation come from: drawn, or read from the cache.
+
+The teacher's are a pair store, made by the worker of `nitrodistill generate`: it goes on where it was stopped, and
+several processes share it. Its noise comes from a seed that is a hash of the evaluation's, so that no training
+pair has it. The other arms' latents are kept batch by batch, so that an interrupted evaluation goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nitrodistill.data import GenerateConfig, PairStore, generate
+from nitrodistill.evaluation.arms import Arm
+from nitrodistill.evaluation.cache import LatentCache
+from nitrodistill.evaluation.config import Sheet
+from nitrodistill.method import Draws
+from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.sampling import StepPlan
+
+__all__ = ["Drawing", "depends_on", "draw_teacher", "noise_draws"]
+
+NOISE = "evaluation"
+OTHER_NOISE = "evaluation floor"
+MIN_SHARD = 256
+
+
+def noise_seed(seed: int, stream: str) -> int:
+    """The seed of a stream of noise, a hash: no user's `generate` will meet it."""
+    digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def noise_draws(seed: int, stream: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The noise of samples `rows`, as `generate` draws it: `(B, *shape)` on the CPU."""
+    return Draws(noise_seed(seed, stream), 0, rows).normal("noise", shape)
+
+
+def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
+    """Everything that the teacher's latents are a function of, as JSON values."""
+    config = sheet.config
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule, config.teacher_steps)
+    return {
+        "denoiser": fingerprint(teacher.denoiser.module),
+        "text_encoders": text_encoders(teacher),
+        "prediction_type": teacher.denoiser.prediction_type,
+        "plan": [[step.t.item(), *(x.item() for x in step.output)] for step in plan.steps],
+        "guidance": config.guidance,
+        "latent_shape": teacher.latent_shape,
+        "prompts": sheet.prompts,
+        "num_samples": config.num_samples,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+
+
+def text_encoders(pipeline: Pipeline) -> dict[str, str]:
+    """The fingerprints of a pipeline's text encoders, however many it has."""
+    return {
+        name: fingerprint(part)
+        for name, part in pipeline.diffusers.components.items()
+        if name.startswith("text_encoder") and part is not None
+    }
+
+
+def hashed(values: Mapping[str, Any]) -> str:
+    """A hash of JSON values, 16 hexadecimal digits."""
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def draw_teacher(
+    teacher: Pipeline,
+    sheet: Sheet,
+    cache: Path,
+    *,
+    stream: str = NOISE,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: bool = True,
+) -> PairStore:
+    """The teacher's latents as a pair store below `cache`, made or completed.
+
+    Args:
+        teacher: its pipeline.
+        sheet: prompts, and which sample has which.
+        cache: a folder; the store is in `teacher-<hash>` below it.
+        stream: of noise.
+        rank: number of this worker, of those that share the work.
+        world_size: how many they are.
+        progress: shows a bar.
+    """
+    config = sheet.config
+    settings = GenerateConfig(
+        num_pairs=config.num_samples,
+        steps=config.teacher_steps,
+        guidance=config.guidance,
+        seed=noise_seed(config.seed, stream),
+        batch_size=config.batch_size,
+        shard_size=config.batch_size * -(-MIN_SHARD // config.batch_size),
+        dtype="float32",
+    )
+    key = hashed(depends_on(teacher, sheet) | ({} if stream == NOISE else {"stream": stream}))
+    return generate(
+        teacher,
+        sheet.prompts,
+        cache / f"teacher-{key}",
+        settings,
+        teacher_name=f"evaluation {key}",
+        rank=rank,
+        world_size=world_size,
+        progress=progress,
+    )
+
+
+class Drawing:
+    """Latents of every arm, batch by batch.
+
+    Args:
+        arms: by name; "teacher" is among them.
+        sheet: prompts, and which sample has which.
+        cache: a folder, or None to keep nothing.
+        progress: show a bar while the teacher draws.
+    """
+
+    def __init__(
+        self, arms: Mapping[str, Arm], sheet: Sheet, cache: Path | None, progress: bool
+    ) -> None:
+        self._arms, self._sheet, self._cache, self._progress = arms, sheet, cache, progress
+        self.key: str = hashed(depends_on(arms["teacher"].pipeline, sheet))
+        self._stores: dict[str, PairStore] = {}
+        self._caches = {name: LatentCache(self._folder(name)) for name in arms}
+
+    def _folder(self, name: str) -> Path | None:
+        """None for a denoiser of the caller's own: what it draws is not a function of its weights alone."""
+        known = type(self._arms[name].denoiser) is DiffusersDenoiser
+        return self._cache / f"{name}-{hashed(self._of(name))}" if self._cache and known else None
+
+    def _of(self, name: str) -> dict[str, Any]:
+        arm = self._arms[name]
+        plan = [[x.item() for x in (step.t, *step.input, *step.output)] for step in arm.plan.steps]
+        return {
+            "noise": self.key,
+            "denoiser": fingerprint(arm.denoiser.module),
+            "text_encoders": text_encoders(arm.pipeline),
+            "prediction_type": arm.denoiser.prediction_type,
+            "plan": plan,
+            "transition": arm.plan.transition,
+        }
+
+    def latents(self, name: str, number: int, rows: Tensor, stream: str = NOISE) -> Tensor:
+        """The latents of samples `rows`, batch `number`, in an arm.
+
+        Raises:
+            ValueError: if they are not finite.
+        """
+        if name != "teacher":
+            found = self._caches[name].get(number, lambda: self._draw(name, rows, stream))
+        elif self._cache is None:
+            found = self._draw(name, rows, stream)
+        else:
+            if stream not in self._stores:
+                self._stores[stream] = draw_teacher(
+                    self._arms[name].pipeline,
+                    self._sheet,
+                    self._cache,
+                    stream=stream,
+                    progress=self._progress,
+                )
+            found = self._stores[stream].batch(rows.tolist(), rows).x0
+        if not bool(found.isfinite().all()):
+            raise ValueError(
+                f"the latents of the {name} hold NaN or infinity; it has diverged, or its plan does not fit "
+                "its prediction type."
+            )
+        return found
+
+    def _draw(self, name: str, rows: Tensor, stream: str) -> Tensor:
+        arm, config = self._arms[name], self._sheet.config
+        noise = noise_draws(config.seed, stream, rows, arm.pipeline.latent_shape)
+        condition = arm.pipeline.encode_prompt(self._sheet.texts(rows))
+        draws = Draws(config.seed, 0, rows)
+        return arm.draw(noise.to(arm.pipeline.device), condition, draws)

@@ -1,0 +1,167 @@
+"""Real pictures: drawn anew for each prompt, given as a tensor, or read from a folder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from nitrodistill.data.files import atomic
+from nitrodistill.evaluation.features import Extractor
+from nitrodistill.evaluation.meters import Meter
+
+__all__ = ["ImageFolder", "RealImages", "check_resolution", "measure_folder"]
+
+RealImages = Callable[[Sequence[str], Tensor], Tensor]
+"""`(B prompts, (B,) sample numbers) -> (B, 3, H, W)` in [-1, 1]; equal arguments give equal pictures."""
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+VERSION = 1  # of what is measured of a folder: another number makes caches anew
+
+
+class ImageFolder:
+    """The pictures below a folder, in the order of their names.
+
+    Args:
+        path: the folder; PNG, JPEG, WebP and BMP files in it and below it.
+        size: side in pixels that every picture is brought to: its shorter side is resized (bicubic,
+            antialiased) and its middle is cut out. None leaves them as they are; then all must have
+            one resolution.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, or no picture in it.
+    """
+
+    def __init__(self, path: str | Path, size: int | None = None) -> None:
+        self.path: Path = Path(path)
+        self.size: int | None = size
+        if size is not None and size < 2:
+            raise ValueError(f"size is {size}; it must be at least 2 pixels, or None.")
+        if not self.path.is_dir():
+            raise FileNotFoundError(f"no folder {str(path)!r} with real pictures.")
+        files = (f for f in self.path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+        self.files: tuple[Path, ...] = tuple(sorted(files))
+        if len(self.files) < 2:
+            raise FileNotFoundError(
+                f"the folder {str(path)!r} holds {len(self.files)} pictures ({', '.join(SUFFIXES)}); a "
+                "distribution needs at least 2."
+            )
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Picture `number`, `(3, H, W)` in [-1, 1].
+
+        Raises:
+            ValueError: if it cannot be read, or has another resolution than the first one.
+        """
+        from PIL import Image, ImageOps, UnidentifiedImageError
+
+        file = self.files[number]
+        try:
+            with Image.open(file) as opened:
+                image = opened.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise ValueError(f"the picture {str(file)!r} cannot be read: {error}") from error
+        if self.size is not None:
+            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
+        levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+        width, height = image.size
+        return levels.view(height, width, 3).permute(2, 0, 1).float() / 127.5 - 1
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All pictures: their numbers `(B,)` and the pictures `(B, 3, H, W)`.
+
+        Raises:
+            ValueError: if they have different resolutions.
+        """
+        shape = self[0].shape
+        for rows in torch.arange(len(self)).split(batch_size):
+            images = [self[int(row)] for row in rows]
+            for row, image in zip(rows.tolist(), images, strict=True):
+                if image.shape != shape:
+                    sizes = [f"{x[2]} x {x[1]}" for x in (shape, image.shape)]
+                    raise ValueError(
+                        f"the pictures have different resolutions ({self.files[0].name} {sizes[0]}, "
+                        f"{self.files[row].name} {sizes[1]}); give a size that all are brought to."
+                    )
+            yield rows, torch.stack(images)
+
+    def fingerprint(self) -> str:
+        """A hash of names, sizes and times of the files, and of what is done to them."""
+        digest = hashlib.blake2b(f"{self.size};".encode(), digest_size=16)
+        for file in self.files:
+            about = file.stat()
+            name = file.relative_to(self.path).as_posix()
+            digest.update(f"{name}:{about.st_size}:{about.st_mtime_ns};".encode())
+        return digest.hexdigest()
+
+
+def measure_folder(
+    folder: ImageFolder,
+    extractors: Sequence[Extractor],
+    *,
+    batch_size: int,
+    device: torch.device,
+    cache: Path | None = None,
+    progress: bool = True,
+) -> Meter:
+    """Measures the pictures of a folder, or reads what was measured of them before.
+
+    Args:
+        folder: the pictures; the even ones are the first half.
+        extractors: feature extractors; if one has no fingerprint, nothing is kept.
+        batch_size: pictures at a time.
+        device: of the extractors.
+        cache: a folder for `real-<hash>.safetensors`; the hash is of the pictures and the extractors.
+        progress: show a bar.
+    """
+    from tqdm import tqdm
+
+    path = None if cache is None else _cache_file(cache, folder, extractors)
+    if path is not None and path.is_file():
+        try:
+            return Meter.from_state(extractors, load_file(path))
+        except (SafetensorError, KeyError):
+            path.unlink()
+    meter = Meter(0, extractors)
+    with tqdm(
+        total=len(folder), desc="real pictures", unit="image", disable=not progress, mininterval=2
+    ) as bar:
+        for rows, images in folder.batches(batch_size):
+            meter.update(images.to(device), (), rows)
+            bar.update(len(rows))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            save_file(meter.state(), temporary)
+    return meter
+
+
+def _cache_file(cache: Path, folder: ImageFolder, extractors: Sequence[Extractor]) -> Path | None:
+    prints = [(e.name, e.fingerprint) for e in extractors]
+    if any(fingerprint is None for _, fingerprint in prints):
+        return None
+    text = f"{VERSION};{folder.fingerprint()};{prints}"
+    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return cache / f"real-{digest}.safetensors"
+
+
+def check_resolution(real: Tensor, drawn: Tensor) -> None:
+    """Checks that real pictures `(*, H, W)` are as large as those that are drawn.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    if real.shape[-2:] != drawn.shape[-2:]:
+        sizes = [f"{x.shape[-1]} x {x.shape[-2]}" for x in (real, drawn)]
+        raise ValueError(
+            f"the real pictures are {sizes[0]} pixels and the teacher's {sizes[1]}; bring the real ones to "
+            "that size."
+        )

@@ -1,0 +1,46 @@
+"""The verdict and the table as Markdown, for a model card."""
+
+from __future__ import annotations
+
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.report.numbers import interval, number
+from nitrodistill.evaluation.report.verdict import is_part, verdict
+from nitrodistill.evaluation.result import Evaluation
+
+__all__ = ["model_card_table"]
+
+COLUMNS = {"student": "student (95% interval)", "teacher": "teacher", "naive": "teacher, 1 step"}
+
+
+def model_card_table(found: Evaluation) -> str:
+    """The verdict's two sentences, and a table with a row for each metric that the student has.
+
+    Shares of single attributes are left out; the student's numbers have their intervals.
+
+    Raises:
+        KeyError: if the evaluation has no student.
+    """
+    told = verdict(found)
+    arms = [arm for arm in COLUMNS if arm in found.arms]
+    head = ["", *(COLUMNS[arm] for arm in arms), "floor"]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for name in found.metrics():
+        if name in found.student and not is_part(name):
+            label = info(name).label.replace("|", "\\|")
+            rows.append(
+                [label, *(_cell(found, arm, name) for arm in arms), _known(found.floor(name))]
+            )
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"**{told.headline}** {told.detail}\n\n{table}"
+
+
+def _cell(found: Evaluation, arm: str, name: str) -> str:
+    metric = found.arms[arm].get(name)
+    if metric is None:
+        return "-"
+    ends = interval(metric.low, metric.high, metric.value) if arm == "student" else ""
+    return f"{_known(metric.value)}{f' ({ends})' if ends else ''}"
+
+
+def _known(value: float | None) -> str:
+    return "-" if value is None else number(value)

@@ -1,0 +1,218 @@
+"""From what the meters kept to metrics with intervals and floors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nitrodistill.evaluation.discrepancy import KernelDistance
+from nitrodistill.evaluation.features import Extractor, FeatureSet, frechet_replicates
+from nitrodistill.evaluation.manifold import NUM_NEIGHBOURS, manifold_scores
+from nitrodistill.evaluation.meters import Meter
+from nitrodistill.evaluation.nearest import COPY_QUANTILE
+from nitrodistill.evaluation.resampling import (
+    Resampler,
+    normal_interval,
+    percentile_interval,
+)
+from nitrodistill.evaluation.result import Metric
+
+__all__ = ["Scorer"]
+
+MEANS = ("clip_score", "latent_distance", "pixel_distance", "ssim", "lpips")
+RATIOS = {
+    "edge_ratio": "edge",
+    "gradient_energy_ratio": "gradient_energy",
+    "high_frequency_ratio": "high_frequency",
+}
+KERNEL_METRICS = {"cubic": "kid", "gaussian": "cmmd"}
+
+
+class Scorer:
+    """Compares arms with the teacher and with real pictures.
+
+    Args:
+        extractors: in the order of the results; the first one's metrics have no suffix.
+        resampler: of the intervals.
+    """
+
+    def __init__(self, extractors: Sequence[Extractor], resampler: Resampler) -> None:
+        self._extractors = extractors
+        self._resampler = resampler
+
+    def metrics(
+        self, mine: Meter, teacher: Meter, real: Meter | None, floors: Mapping[str, float]
+    ) -> dict[str, Metric]:
+        """All metrics of an arm; what an arm would be compared with itself is left out."""
+        found = self._means(mine)
+        found |= self._ratios(mine, teacher)
+        found |= self._nearest(mine, teacher)
+        if mine is not teacher and mine.latents.count:
+            found["fd_latents"] = self._frechet(mine.latents, teacher.latents, "latents")
+        if mine is not teacher:
+            found["fd_texture"] = self._frechet(mine.texture, teacher.texture, "texture")
+            found["fd_colour"] = self._frechet(mine.colour, teacher.colour, "colour")
+        for number, extractor in enumerate(self._extractors):
+            suffix = f"@{extractor.name}" if number else ""
+            for word, other in (("real", real), ("teacher", teacher)):
+                if other is not None and other is not mine:
+                    sets = mine.features[extractor.name], other.features[extractor.name]
+                    found[f"fd_{word}{suffix}"] = self._frechet(*sets, extractor.name)
+                    found |= self._kernel(*sets, extractor, word, suffix)
+            reference = teacher if real is None else real
+            if mine is not reference:
+                sets = mine.features[extractor.name], reference.features[extractor.name]
+                found |= self._manifold(*sets, extractor.name, suffix)
+        return {
+            name: Metric(m.value, m.low, m.high, floors.get(name), m.num_samples, m.extractor)
+            for name, m in found.items()
+        }
+
+    def floors(self, teacher: Meter, again: Meter | None) -> dict[str, float]:
+        """What the teacher is to itself: with other noise (`again`), or from its halves."""
+        if again is not None:
+            found = self.metrics(again, teacher, None, {})
+            kept = {name: m.value for name, m in found.items() if not name.startswith("alignment")}
+        else:
+            kept = self._halves(teacher, "teacher") | self._half_ratios(teacher)
+        return kept | ({"copied": COPY_QUANTILE} if "nearest" in teacher.columns else {})
+
+    def real_floors(self, real: Meter, again: Meter | None) -> dict[str, float]:
+        """What real pictures are to others (`again`), or one half of them to the other."""
+        if again is None:
+            return self._halves(real, "real")
+        found = {}
+        for number, extractor in enumerate(self._extractors):
+            suffix = f"@{extractor.name}" if number else ""
+            sets = again.features[extractor.name], real.features[extractor.name]
+            found[f"fd_real{suffix}"] = sets[0].distance(sets[1])
+            metrics = self._kernel(*sets, extractor, "real", suffix)
+            metrics |= self._manifold(*sets, extractor.name, suffix)
+            found |= {name: metric.value for name, metric in metrics.items()}
+        return found
+
+    def _halves(self, meter: Meter, word: str) -> dict[str, float]:
+        found: dict[str, float | None] = {}
+        if word == "teacher":
+            found["fd_latents"] = meter.latents.floor()
+            found["fd_texture"] = meter.texture.floor()
+            found["fd_colour"] = meter.colour.floor()
+        for number, extractor in enumerate(self._extractors):
+            suffix = f"@{extractor.name}" if number else ""
+            found[f"fd_{word}{suffix}"] = meter.features[extractor.name].floor()
+            first, second = meter.features[extractor.name].halves()
+            if len(first) > 1:
+                name = f"{KERNEL_METRICS[extractor.kernel]}_{word}{suffix}"
+                found[name] = KernelDistance(first, second, extractor.kernel).value()
+            if len(first) > NUM_NEIGHBOURS:
+                scores = manifold_scores(first, second)
+                found |= {f"{n}{suffix}": float(v.mean()) for n, v in vars(scores).items()}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _half_ratios(self, teacher: Meter) -> dict[str, float]:
+        found: dict[str, float | None] = {}
+        for name, column in RATIOS.items():
+            found[name] = _ratio(*(half.mean() for half in teacher.columns.halves(column)))
+        if "nearest" in teacher.columns:
+            halves = teacher.columns.halves("nearest")
+            found["nearest_ratio"] = _ratio(*(half.median() for half in halves))
+        spreads = [spread.spread() for spread in teacher.spreads]
+        if spreads[0] is not None and spreads[1]:
+            found["diversity"] = spreads[0] / spreads[1]
+        return {name: value for name, value in found.items() if value is not None}
+
+    def _means(self, mine: Meter) -> dict[str, Metric]:
+        columns = mine.columns
+        names = [n for n in columns.names() if n in MEANS or n.partition("@")[0] == "alignment"]
+        if not names:
+            return {}
+        replicates = self._resampler.means(torch.stack([columns[n] for n in names], dim=1))
+        return {
+            name: Metric(
+                float(columns[name].mean()),
+                *percentile_interval(replicates[:, i]),
+                num_samples=len(columns[name]),
+            )
+            for i, name in enumerate(names)
+        }
+
+    def _ratios(self, mine: Meter, teacher: Meter) -> dict[str, Metric]:
+        found = {}
+        for name, column in RATIOS.items():
+            a, b = mine.columns[column], teacher.columns[column]
+            value = _ratio(a.mean(), b.mean())
+            if value is not None:
+                replicates = [self._resampler.means(x[:, None])[:, 0] for x in (a, b)]
+                interval = percentile_interval(replicates[0] / replicates[1])
+                found[name] = Metric(value, *interval, num_samples=len(a))
+        spreads = [meter.spreads[0] + meter.spreads[1] for meter in (mine, teacher)]
+        a, b = spreads[0].spread(), spreads[1].spread()
+        if a is not None and b:
+            variances = torch.stack([spread.variances() for spread in spreads], dim=1)
+            known = variances[variances.isfinite().all(1)]
+            replicates = self._resampler.means(known)
+            interval = percentile_interval((replicates[:, 0] / replicates[:, 1]).sqrt())
+            found["diversity"] = Metric(a / b, *interval, num_samples=mine.latents.count)
+        return found
+
+    def _nearest(self, mine: Meter, teacher: Meter) -> dict[str, Metric]:
+        if "nearest" not in mine.columns:
+            return {}
+        a, b = mine.columns["nearest"], teacher.columns["nearest"]
+        value = _ratio(a.median(), b.median())
+        if value is None:
+            return {}
+        pairs = torch.stack([a, b], dim=1)
+        generator = torch.Generator().manual_seed(self._resampler.seed)
+        medians = torch.stack(
+            [
+                pairs[torch.randint(len(a), (len(a),), generator=generator)].median(0).values
+                for _ in range(self._resampler.replicates)
+            ]
+        )
+        ratio = Metric(
+            value, *percentile_interval(medians[:, 0] / medians[:, 1]), num_samples=len(a)
+        )
+        below = (a < b.quantile(COPY_QUANTILE)).double()
+        shares = self._resampler.means(below[:, None])[:, 0]
+        copied = Metric(float(below.mean()), *percentile_interval(shares), num_samples=len(a))
+        return {"nearest_ratio": ratio, "copied": copied}
+
+    def _frechet(self, mine: FeatureSet, other: FeatureSet, extractor: str) -> Metric:
+        replicates, shrink = frechet_replicates(mine, other, self._counts)
+        value = mine.distance(other)
+        interval = normal_interval(value, replicates, shrink, least=0.0)
+        return Metric(value, *interval, num_samples=mine.count, extractor=extractor)
+
+    def _counts(self, size: int, replicates: int) -> list[Tensor]:
+        return list(self._resampler.counts(size, replicates))
+
+    def _kernel(
+        self, mine: FeatureSet, other: FeatureSet, extractor: Extractor, word: str, suffix: str
+    ) -> dict[str, Metric]:
+        a, b = mine.kept(), other.kept()
+        size = min(len(a), len(b))
+        distance = KernelDistance(a[:size], b[:size], extractor.kernel)
+        low, high = distance.interval(self._resampler) or (None, None)
+        name = f"{KERNEL_METRICS[extractor.kernel]}_{word}{suffix}"
+        return {name: Metric(distance.value(), low, high, None, size, extractor.name)}
+
+    def _manifold(
+        self, mine: FeatureSet, reference: FeatureSet, extractor: str, suffix: str
+    ) -> dict[str, Metric]:
+        a, b = mine.kept(), reference.kept()
+        if min(len(a), len(b)) <= NUM_NEIGHBOURS:
+            return {}
+        found = {}
+        for name, share in vars(manifold_scores(a, b)).items():
+            interval = percentile_interval(self._resampler.means(share[:, None])[:, 0])
+            found[f"{name}{suffix}"] = Metric(
+                float(share.mean()), *interval, num_samples=len(a), extractor=extractor
+            )
+        return found
+
+
+def _ratio(mine: Tensor, teachers: Tensor) -> float | None:
+    return float(mine / teachers) if float(teachers) else None

@@ -1,0 +1,22 @@
+"""The model card's table: the verdict first, intervals for the student, no attribute by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nitrodistill.evaluation import Evaluation
+from nitrodistill.evaluation.report import model_card_table
+
+
+def test_the_verdict_and_a_table(evaluation: Callable[..., Evaluation]) -> None:
+    lines = model_card_table(evaluation()).splitlines()
+    assert lines[0].startswith("**The student matches its teacher in variety, but not in")
+    assert "1 of 5 measures agrees" in lines[0]
+    assert lines[2:6] == [
+        "|  | student (95% interval) | teacher | teacher, 1 step | floor |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| alignment | 0.900 (0.882 to 0.918) | 0.990 | - | - |",
+        "| FD to real | 12.0 (10.8 to 13.2) | 4.00 | 700 | 2.50 |",
+    ]
+    assert "| denoising, ms/image | 2.00 (1.90 to 2.20) | 50.0 | - | - |" in lines
+    assert not any("colour" in line for line in lines)
