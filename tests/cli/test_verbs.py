@@ -76,6 +76,9 @@ def test_train_evaluate_and_the_numbers(place, capsys):
     metrics = json.loads((run / "metrics.json").read_text())
     assert {"teacher", "naive", "student"} <= set(metrics["arms"])
     assert (run / "grid.png").is_file()
+    report = (run / "report.html").read_text()
+    assert "The whole recipe" in report
+    assert "circle on a black background" in report
 
 
 def test_a_finished_run_is_left_and_a_longer_one_goes_on(place, capsys):
