@@ -16,6 +16,8 @@ __all__ = ["main"]
 VERBS = {
     "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
+    "encode": "turn real images with captions into latents, for methods that learn from data",
+    "pairs": "verify, merge, describe, import or push stores of pairs",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
     "evaluate": "measure a run's student beside its teacher",
     "compare": "put several evaluated students of one teacher on one page",

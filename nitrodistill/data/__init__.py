@@ -2,20 +2,28 @@
 
 from nitrodistill.data.columns import Column
 from nitrodistill.data.conditioning import Embeddings, FloatType
+from nitrodistill.data.encode import EncodeConfig, Encoding, encode
 from nitrodistill.data.generate import complete, generate
 from nitrodistill.data.generation import Estimate, GenerateConfig, Generation, Noise
+from nitrodistill.data.images import Captioned, open_images
 from nitrodistill.data.loader import DictRows, PairStream, RowPairs
 from nitrodistill.data.manifest import File, Manifest
+from nitrodistill.data.merge import Merge, merge
+from nitrodistill.data.nitro import NitroConfig, NitroImport
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
-from nitrodistill.data.text import read_prompts
+from nitrodistill.data.statistics import Statistics, Values, statistics
+from nitrodistill.data.text import read_lines, read_prompts
 from nitrodistill.data.work import Work
 
 __all__ = [
+    "Captioned",
     "Column",
     "DictRows",
     "Embeddings",
+    "EncodeConfig",
     "Encoded",
+    "Encoding",
     "Estimate",
     "File",
     "FloatType",
@@ -25,13 +33,23 @@ __all__ = [
     "Grid",
     "Imported",
     "Manifest",
+    "Merge",
+    "NitroConfig",
+    "NitroImport",
     "Noise",
     "PairStore",
     "PairStream",
     "RowPairs",
     "Source",
+    "Statistics",
+    "Values",
     "Work",
     "complete",
+    "encode",
     "generate",
+    "merge",
+    "open_images",
+    "read_lines",
     "read_prompts",
+    "statistics",
 ]

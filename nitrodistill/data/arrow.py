@@ -107,6 +107,10 @@ class ArrowFile:
         """An integer of a row."""
         return int(self._numbers[name][row])
 
+    def numbers(self, name: str) -> np.ndarray:
+        """An integer of every row, int64."""
+        return self._numbers[name]
+
     def texts(self) -> list[str]:
         """The texts of all rows."""
         return self._columns["text"].to_pylist()

@@ -14,7 +14,7 @@ is no pickle anywhere.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from nitrodistill.data.arrow import ArrowFile, Layout, Table
 from nitrodistill.data.codec import drawn, from_buffers
@@ -122,6 +123,30 @@ class PairStore:
         """
         return read_condition(self._prompts, self.manifest, prompt_ids, dtype)
 
+    def pair_bytes(self, row: int) -> dict[str, bytes]:
+        """The stored bytes of a pair's tensors, by column.
+
+        Raises:
+            IndexError: if there is no such row.
+            ValueError: if it is damaged.
+        """
+        file, place = self._pairs.locate(row)
+        return {name: bytes(data) for name, data in file.tensors(place).items()}
+
+    def prompt_bytes(self, prompt_id: int) -> dict[str, bytes]:
+        """The stored bytes of a prompt's conditioning, by column (`condition.NAME`).
+
+        Raises:
+            IndexError: if there is no such prompt.
+            ValueError: if it is damaged.
+        """
+        file, place = self._prompts.locate(prompt_id)
+        return {name: bytes(data) for name, data in file.tensors(place).items()}
+
+    def pair_files(self) -> Iterator[ArrowFile]:
+        """The files of the pairs, in order."""
+        return self._pairs.files()
+
     @cached_property
     def prompts(self) -> tuple[str, ...]:
         """The different prompts; a sample's prompt id is its prompt's place here.
@@ -161,24 +186,39 @@ class PairStore:
         """Whether each noise is the one that a teacher made the sample from; not so for encoded images."""
         return not any(isinstance(source, Encoded) for source in self.manifest.sources)
 
-    def verify(self) -> None:
-        """Reads the whole store and compares every file with its hash, every row with its checksum.
+    def verify(self, progress: bool = False) -> None:
+        """Reads the whole store: every file's hash, every row's checksum, the texts, and drawn noise.
+
+        Args:
+            progress: shows a bar.
 
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: if a file or a row is damaged; the message names it.
         """
         self._check_files()
-        for entry in self._entries():
-            found = digest_of(self.path / entry.name, self.path, entry.rows)
-            if found != entry:
-                raise ValueError(
-                    f"{self.path / entry.name} is damaged: its hash is not the manifest's; {REPAIR}"
-                )
-        for table in (self._prompts, self._pairs):
-            for file in table.files():
-                for row in range(len(file)):
+        entries = (*self.manifest.prompts, *self.manifest.shards)
+        size = sum(entry.bytes for entry in entries)
+        drawn_noise = self.manifest.columns["noise"].encoding == "draws"
+        with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
+            for entry in entries:
+                path = self._path_of(entry.name)
+                if digest_of(path, path.parent.parent, entry.rows) != entry:
+                    raise ValueError(f"{path} is damaged: its hash is not the manifest's; {REPAIR}")
+                bar.update(entry.bytes)
+        for file in self._prompts.files():
+            for row in range(len(file)):
+                file.tensors(row)
+        first = 0
+        for file in self._pairs.files():
+            for row in range(len(file)):
+                if drawn_noise:
+                    self.batch([first + row], torch.tensor([0]))
+                else:
                     file.tensors(row)
+                self._prompts.file_of(file.number("prompt_id", row))  # there is such a prompt
+            first += len(file)
+        len(self.prompts)
 
     def _noise(
         self, rows: Sequence[int], places: Sequence[tuple[ArrowFile, int]], stored: Sequence[Any]
@@ -210,10 +250,10 @@ class PairStore:
 
     def _table(self, kind: str, files: Iterable[File]) -> Table:
         layout = Layout(self.manifest, kind)
-        return Table(self.path.__truediv__, layout, [(file.name, file.rows) for file in files])
+        return Table(self._path_of, layout, [(file.name, file.rows) for file in files])
 
-    def _entries(self) -> tuple[File, ...]:
-        return (*self.manifest.prompts, *self.manifest.shards)
+    def _path_of(self, name: str) -> Path:
+        return self.path / name
 
     def _check_files(self) -> None:
         rows = sum(file.rows for file in self.manifest.shards)
@@ -222,7 +262,7 @@ class PairStore:
                 f"{str(self.path)!r} is not a pair store that can be read: its shards hold {rows} rows "
                 f"and its sources made {len(self)}."
             )
-        for entry in self._entries():
+        for entry in (*self.manifest.prompts, *self.manifest.shards):
             path = self.path / entry.name
             size = path.stat().st_size if path.is_file() else None
             if size is None:

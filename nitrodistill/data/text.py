@@ -10,7 +10,7 @@ import torch
 
 from nitrodistill.types import Condition
 
-__all__ = ["hash_texts", "read_prompts", "token_lengths"]
+__all__ = ["hash_texts", "read_lines", "read_prompts", "token_lengths"]
 
 
 def read_prompts(path: str | Path) -> list[str]:
@@ -19,6 +19,19 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8, or holds no prompt.
+    """
+    prompts = [line for line in read_lines(path) if line]
+    if not prompts:
+        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; write one a line.")
+    return prompts
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Reads a UTF-8 file; lines are stripped, and empty ones stay, so that a line keeps its number.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not UTF-8.
     """
     file = Path(path)
     if not file.is_file():
@@ -31,10 +44,7 @@ def read_prompts(path: str | Path) -> list[str]:
         raise ValueError(
             f"the prompt file {str(path)!r} is not UTF-8 (byte {error.start}); save it as UTF-8."
         ) from error
-    prompts = [line.strip() for line in lines if line.strip()]
-    if not prompts:
-        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; write one a line.")
-    return prompts
+    return [line.strip() for line in lines]
 
 
 def hash_texts(texts: Sequence[str]) -> str:

@@ -39,7 +39,10 @@ def test_version(capsys):
 
 @pytest.mark.parametrize(
     ("argv", "words"),
-    [(["trian"], "did you mean 'train'?"), (["xyzzy"], "they are demo, generate, train")],
+    [
+        (["trian"], "did you mean 'train'?"),
+        (["xyzzy"], "they are demo, generate, encode, pairs, train"),
+    ],
 )
 def test_an_unknown_verb(argv, words, capsys):
     assert main(argv) == 2

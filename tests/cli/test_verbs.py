@@ -167,7 +167,7 @@ def test_a_push_that_cannot_work_is_told_before_the_run_is_read(options, sentenc
     assert sentence in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["generate", "train", "evaluate", "export"])
+@pytest.mark.parametrize("verb", ["generate", "encode", "train", "evaluate", "export"])
 def test_help_has_a_paragraph_options_and_an_example(verb, capsys):
     assert main([verb, "--help"]) == 0
     printed = capsys.readouterr().out

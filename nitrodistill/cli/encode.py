@@ -1,0 +1,68 @@
+"""`nitrodistill encode`: latents from real images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+from nitrodistill.cli.arguments import make_parser, parse
+
+__all__ = ["main"]
+
+ABOUT = """
+Turn real images with captions into latents and text conditioning, through a teacher's VAE and text encoder, for
+methods that learn from data. The images are a folder, with a .txt file of the same name beside each image, or tar
+files as webdataset writes them (KEY.jpg, KEY.txt). Each image is scaled until it covers the teacher's size, and
+the middle is cut out. The same command goes on with, or repairs, a folder that it began; several processes share
+the work, as in generate. What is written is a pair store whose noise is drawn and belongs to no image.
+"""
+
+EXAMPLE = """
+example:
+  nitrodistill encode --teacher ./my-pipeline --images photos --output runs/real
+  torchrun --nproc_per_node 8 -m nitrodistill.cli.main encode --images shards --output runs/real
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill encode --help`."""
+    from nitrodistill.cli.launched import place
+    from nitrodistill.data import EncodeConfig, encode, open_images
+
+    parser = make_parser("encode", ABOUT, EXAMPLE)
+    parser.add_argument(
+        "--teacher",
+        type=str,
+        default="toy",
+        help='"toy" for the one that ships with the package, a directory with a diffusers pipeline, or a '
+        "name on the Hub",
+    )
+    parser.add_argument(
+        "--images",
+        type=str,
+        required=True,
+        help="folder of images, tar file, or folder of tar files",
+    )
+    parser.add_argument("--output", type=str, required=True, help="folder of the store")
+    parser.add_class_arguments(EncodeConfig)
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
+    )
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    given = parse(parser, argv)
+    config = EncodeConfig(**{field.name: given[field.name] for field in fields(EncodeConfig)})
+    images = open_images(given.images)
+    here = place()
+    device = here.device(given.device)
+
+    from nitrodistill.cli.teachers import load_teacher
+
+    pipeline = load_teacher(given.teacher)
+    pipeline.diffusers.to(device)
+    store = encode(
+        pipeline, images, given.output, config, teacher_name=given.teacher,
+        rank=here.rank, world_size=here.world_size, progress=not given.quiet,
+    )  # fmt: skip
+    if here.rank == 0:
+        print(f"{len(store)} images with {len(store.prompts)} captions in {given.output}")
+    return 0

@@ -1,0 +1,251 @@
+"""`nitrodistill pairs ACTION`: what one does with finished stores."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from nitrodistill.cli.arguments import make_parser, parse
+
+if TYPE_CHECKING:
+    from nitrodistill.data import Statistics
+
+__all__ = ["main"]
+
+ABOUT = """
+Work with stores of pairs. `nitrodistill pairs ACTION --help` explains an action, with an example:
+
+  verify   read a whole store, and compare every file with its hash and every row with its checksum
+  stats    say what a store holds: sizes, prompts, values, and what its encodings lost
+  merge    copy several stores into a new one
+  import   read what another program made: Nitro's folders of .pth files, or images with captions
+  push     upload a store to the Hub
+
+A store is a folder that `generate`, `encode` or `pairs import` wrote.
+"""
+
+EXAMPLE = """
+example:
+  nitrodistill pairs verify runs/pairs
+  nitrodistill pairs merge runs/pairs runs/more --output runs/all
+"""
+
+VERIFY = """
+Read a whole store. Every file is compared with its hash, every row with its checksum, and drawn
+noise with what the teacher saw. Damage is told in one sentence that names the file, with exit code
+2; the command that made the store repairs it.
+"""
+
+VERIFY_EXAMPLE = """
+example:
+  nitrodistill pairs verify runs/pairs
+"""
+
+STATS = """
+Say what a store holds: how its samples were made, sizes, token counts, the values of latents and
+noise, and what int8 embeddings and drawn noise lost. Standard deviations far from 1 hint at a
+missing scaling factor.
+"""
+
+STATS_EXAMPLE = """
+example:
+  nitrodistill pairs stats runs/pairs
+  nitrodistill pairs stats runs/pairs --json
+"""
+
+MERGE = """
+Copy several stores into a new one, bit for bit. Prompts that are the same are kept once. The stores
+must have equal shapes, dtypes, encodings and text encoders. The same command goes on with a copy
+that was stopped.
+"""
+
+MERGE_EXAMPLE = """
+example:
+  nitrodistill pairs merge runs/pairs runs/more --output runs/all
+"""
+
+IMPORT = """
+Read what another program made into a store. A folder with latents/, noises/ and txt_embs/ is taken
+for Nitro's: three .pth files a sample, read without running any pickled code; --teacher must be the
+teacher that made them. Anything else is taken for images with captions, a folder or tar files of
+webdataset, and encoded as by `nitrodistill encode`, which has more options.
+"""
+
+IMPORT_EXAMPLE = """
+example:
+  nitrodistill pairs import generated_data --teacher ./pixart --prompts prompts.txt --output runs/pairs
+  nitrodistill pairs import photos --teacher ./pixart --output runs/real
+"""
+
+PUSH = """
+Verify a store and upload it to a dataset repository of the Hub, with a card that says how it was
+made. Log in before with `hf auth login`. A broken upload can be repeated; what is there is not sent
+again.
+"""
+
+PUSH_EXAMPLE = """
+example:
+  nitrodistill pairs push runs/pairs my-name/my-pairs
+"""
+
+_QUIET = "no progress bar"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill pairs --help`."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print(
+            make_parser("pairs", ABOUT, EXAMPLE)
+            .format_help()
+            .replace("pairs [options]", "pairs ACTION [options]")
+        )
+        return 0 if argv else 2
+    action = argv[0]
+    if action not in ACTIONS:
+        near = difflib.get_close_matches(action, ACTIONS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(ACTIONS)}."
+        raise ValueError(f"pairs has no action {action!r}; {hint}")
+    return ACTIONS[action](argv[1:])
+
+
+def _verify(argv: Sequence[str]) -> int:
+    from nitrodistill.data import PairStore
+
+    parser = make_parser("pairs verify", VERIFY, VERIFY_EXAMPLE)
+    parser.add_argument("store", type=str, help="folder of the store")
+    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    given = parse(parser, argv)
+    store = PairStore.open(given.store)
+    store.verify(progress=not given.quiet)
+    print(f"{given.store} is whole: {len(store)} samples of {len(store.prompts)} prompts.")
+    return 0
+
+
+def _stats(argv: Sequence[str]) -> int:
+    from nitrodistill.data import PairStore, statistics
+
+    parser = make_parser("pairs stats", STATS, STATS_EXAMPLE)
+    parser.add_argument("store", type=str, help="folder of the store")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parse(parser, argv)
+    store = PairStore.open(given.store)
+    found = statistics(store)
+    sources = store.manifest.to_dict()["sources"]
+    if given.json:
+        print(json.dumps({**dataclasses.asdict(found), "sources": sources}, indent=1))
+        return 0
+    for source in sources:
+        named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
+        print(f"{source['kind']:<12}{', '.join(named)}")
+    print(_told(found))
+    return 0
+
+
+_SHOWN = ("num_samples", "teacher", "steps", "guidance", "seed", "image_size", "format")
+
+
+def _told(found: Statistics) -> str:
+    lines = [
+        f"samples     {found.samples} of {found.prompts} prompts in {found.files} files",
+        f"bytes       {found.size_bytes:,}, {found.size_bytes / found.samples:,.0f} a sample",
+    ]
+    for name, values in found.values.items():
+        lines.append(
+            f"{name:<12}mean {values.mean:.4f}, std {values.std:.4f}, from {values.low:.3g} to "
+            f"{values.high:.3g} ({found.looked_at} samples)"
+        )
+    for name, quantiles in found.tokens.items():
+        least, few, middle, many, most = quantiles
+        lines.append(f"tokens      {middle} ({few} to {many} in 80%, {least} to {most}) in {name}")
+    for name, (mean, largest) in found.int8_error.items():
+        lines.append(f"int8        {name}: relative error {mean:.2%}, at most {largest:.2%}")
+    if found.noise_error is not None:
+        lines.append(f"drawn noise differs by {found.noise_error:.2g} from what was seen, at most")
+    return "\n".join(lines)
+
+
+def _merge(argv: Sequence[str]) -> int:
+    from nitrodistill.data import PairStore, merge
+
+    parser = make_parser("pairs merge", MERGE, MERGE_EXAMPLE)
+    parser.add_argument("stores", type=str, nargs="+", help="folders of the stores, in order")
+    parser.add_argument("--output", type=str, required=True, help="folder of the new store")
+    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    given = parse(parser, argv)
+    stores = [PairStore.open(path) for path in given.stores]
+    store = merge(stores, given.output, progress=not given.quiet)
+    print(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
+    return 0
+
+
+def _import(argv: Sequence[str]) -> int:
+    from nitrodistill.data import NitroConfig, NitroImport, complete, read_lines
+    from nitrodistill.data.nitro import is_nitro
+
+    parser = make_parser("pairs import", IMPORT, IMPORT_EXAMPLE)
+    parser.add_argument("path", type=str, help="folder or tar file")
+    parser.add_argument("--output", type=str, required=True, help="folder of the new store")
+    parser.add_argument(
+        "--teacher",
+        type=str,
+        default="toy",
+        help="the teacher that made the samples, or encodes them",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=str,
+        default=None,
+        help="Nitro's prompt file: sample N is its line N, from 0; without it the texts are lost",
+    )
+    parser.add_class_arguments(NitroConfig)
+    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    given = parse(parser, argv)
+    if not is_nitro(given.path):
+        if given.prompts is not None:
+            raise ValueError(
+                f"{given.path!r} is no folder of Nitro's, so --prompts means nothing: images have captions."
+            )
+        from nitrodistill.cli import encode
+
+        options = ("dtype", "embeddings", "shard_size", "teacher", "output", "batch_size")
+        more = [f"--{name}={given[name]}" for name in options]
+        return encode.main([f"--images={given.path}", *more, *["--quiet"] * given.quiet])
+    config = NitroConfig(**{f.name: given[f.name] for f in dataclasses.fields(NitroConfig)})
+    prompts = None if given.prompts is None else read_lines(given.prompts)
+
+    from nitrodistill.cli.teachers import load_teacher
+    from nitrodistill.models.pipeline import fingerprint
+
+    denoiser = load_teacher(given.teacher).denoiser
+    teacher = (given.teacher, fingerprint(denoiser.module), denoiser.prediction_type)
+    work = NitroImport(given.path, given.output, config, teacher, prompts)
+    store = complete(work, progress=not given.quiet)
+    print(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
+    return 0
+
+
+def _push(argv: Sequence[str]) -> int:
+    from nitrodistill.data import PairStore
+    from nitrodistill.data.push import push
+
+    parser = make_parser("pairs push", PUSH, PUSH_EXAMPLE)
+    parser.add_argument("store", type=str, help="folder of the store")
+    parser.add_argument("repo", type=str, help="user/name")
+    parser.add_argument("--public", action="store_true", help="a new repository is public")
+    given = parse(parser, argv)
+    print("verifying ...", file=sys.stderr)
+    print(push(PairStore.open(given.store), given.repo, private=not given.public))
+    return 0
+
+
+ACTIONS: dict[str, Callable[[Sequence[str]], int]] = {
+    "verify": _verify,
+    "stats": _stats,
+    "merge": _merge,
+    "import": _import,
+    "push": _push,
+}
