@@ -21,6 +21,7 @@ from nitrodistill import toy
 from nitrodistill.cli.arguments import make_parser, parse
 from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.reporting import RESULTS, check_output, write_results
+from nitrodistill.cli.runs import training_latents
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
@@ -162,6 +163,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         student.plan,
         shuffled_captions(),
         settings,
+        training_latents=training_latents(root / "pairs"),
         cache=root / "teacher",
     )
     title = "LADD on the embedded teacher"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import make_parser, parse
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["main"]
 
@@ -49,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
     from nitrodistill.cli.measuring import measure_student
     from nitrodistill.cli.reporting import check_output, write_results
-    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.cli.runs import open_run, prompts_of, training_latents
 
     output = Path(given.output or given.run)
     check_output(output)
@@ -62,9 +67,19 @@ def main(argv: Sequence[str]) -> int:
         run.student.plan,
         prompts,
         config,
+        training_latents=_pairs_of(run.student.recipe.pairs, training_latents),
         cache=given.cache,
     )
     report = write_results(found, output, run.path, title=run.path.resolve().name)
     print(found.text())
     print(f"written to {report}, with metrics.json and grid.png beside it")
     return 0
+
+
+def _pairs_of(pairs: str, read: Callable[[str], Tensor]) -> Tensor | None:
+    """What the student was trained on; None, and a line that says so, where the pairs are gone."""
+    try:
+        return read(pairs)
+    except FileNotFoundError as error:
+        print(f"memorisation is not measured: {error}", file=sys.stderr)
+        return None

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import PairStore, read_prompts
 from nitrodistill.models import Pipeline
 from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
 
-__all__ = ["Run", "open_run", "prompts_of"]
+__all__ = ["Run", "open_run", "prompts_of", "training_latents"]
+
+MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
 
 
 @dataclass(frozen=True)
@@ -51,3 +56,17 @@ def prompts_of(run: Run, file: str | None) -> list[str]:
     for prompt in prompts:
         run.pipeline.check_prompt(prompt)
     return prompts
+
+
+def training_latents(pairs: str | Path) -> Tensor:
+    """The latents of a pair store, `(M, C, H, W)`: all, or as many as fit into 256 MB, evenly spread.
+
+    Raises:
+        FileNotFoundError: if there is no store.
+    """
+    store = PairStore.open(pairs)
+    size = store.batch([0], torch.zeros(1, dtype=torch.long)).x0.numel()
+    count = min(len(store), max(1, MOST_NUMBERS // size))
+    rows = torch.linspace(0, len(store) - 1, count).long()
+    parts = rows.split(256)
+    return torch.cat([store.batch(part.tolist(), part).x0 for part in parts])
