@@ -38,7 +38,14 @@ from nitrodistill.losses import (
 )
 from nitrodistill.method import DistillationMethod, Draws, Role
 from nitrodistill.methods import LADD, LADDConfig
-from nitrodistill.models import DiffusersDenoiser, FeatureTaps, Guided, Pipeline
+from nitrodistill.models import (
+    DiffusersDenoiser,
+    FeatureTaps,
+    Guided,
+    LoRAConfig,
+    Pipeline,
+    add_lora,
+)
 from nitrodistill.prediction import (
     check_convertible,
     convert_prediction,
@@ -104,6 +111,7 @@ __all__ = [
     "LatentDiscriminator",
     "LatentSSIMLoss",
     "LeastSquaresLoss",
+    "LoRAConfig",
     "LogitNormal",
     "Loss",
     "MSSSIMLoss",
@@ -135,6 +143,7 @@ __all__ = [
     "Uniform",
     "WeightedSum",
     "ZeroTerminalSNR",
+    "add_lora",
     "check_convertible",
     "convert_prediction",
     "denoising_loss",

@@ -3,15 +3,20 @@
 from nitrodistill.models.adapters import Adapter, Entry, PipelineAdapter
 from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.models.guidance import Guided
+from nitrodistill.models.lora import LoRAConfig, add_lora, merged
 from nitrodistill.models.pipeline import Pipeline
-from nitrodistill.models.taps import FeatureTaps
+from nitrodistill.models.taps import FeatureShape, FeatureTaps
 
 __all__ = [
     "Adapter",
     "DiffusersDenoiser",
     "Entry",
+    "FeatureShape",
     "FeatureTaps",
     "Guided",
+    "LoRAConfig",
     "Pipeline",
     "PipelineAdapter",
+    "add_lora",
+    "merged",
 ]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.preconditioning import EDMPreconditioning
+from nitrodistill.models.wrappers import checkpointed, unwrapped
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
-__all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen", "unwrapped"]
+__all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen"]
 
 
 class DiffusersDenoiser:
@@ -72,7 +74,7 @@ class DiffusersDenoiser:
 
     @property
     def network(self) -> nn.Module:
-        """The bare network inside `module`, which may be prepared (DDP) or compiled."""
+        """The bare network inside `module`, which may be prepared (DDP), compiled, or a LoRA role."""
         return unwrapped(self.module)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
@@ -102,7 +104,11 @@ class DiffusersDenoiser:
 
     def copy(self) -> DiffusersDenoiser:
         """A denoiser with a deep, trainable copy of the network: a student that starts as this."""
-        return self._with(copy.deepcopy(self.module).requires_grad_(True), self._schedule)
+        return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
+
+    def with_module(self, module: nn.Module) -> DiffusersDenoiser:
+        """Another network of the family on the same schedule."""
+        return self._with(module, self._schedule)
 
     def with_schedule(self, schedule: NoiseSchedule) -> DiffusersDenoiser:
         """The same network (not a copy) on another schedule."""
@@ -117,6 +123,14 @@ class DiffusersDenoiser:
             preconditioning=self.preconditioning,
         )
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Recomputes each block's activations in backward instead of keeping them: less memory, same gradients.
+
+        Blocks are recomputed in the role that ran them, where several share the network (`add_lora`).
+        """
+        network: Any = self.network
+        network.enable_gradient_checkpointing(checkpointed)
+
     def latent_shape(self) -> tuple[int, int, int]:
         """`(C, H, W)` of the latents that the network was made for."""
         return self.adapter.latent_shape()
@@ -128,14 +142,6 @@ class DiffusersDenoiser:
         x_t = parameter.new_zeros(1, self.adapter.channels(), side, side)
         t = self._schedule.timesteps(1).to(parameter.device)
         return x_t, t, self.adapter.example_condition(x_t)
-
-
-def unwrapped(module: nn.Module) -> nn.Module:
-    """The network inside of DDP's and torch.compile's wrappers."""
-    wrappers = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
-    while type(module).__name__ in wrappers:
-        module = getattr(module, wrappers[type(module).__name__])
-    return module
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -318,9 +318,17 @@ def without_broken_torchvision() -> None:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store."""
+    """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store.
+
+    LoRA roles on the module (`add_lora`) do not count: the base is what it was without them.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in sorted(module.state_dict().items()):
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in module.state_dict().items()
+        if ".lora_" not in name
+    }
+    for name, value in sorted(weights.items()):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

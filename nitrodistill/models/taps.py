@@ -1,23 +1,49 @@
-"""FeatureTaps: named submodules of a network -> their feature maps.
+"""FeatureTaps: named submodules of a network, or depths -> their feature maps.
 
 The hooks live for one call. `features` stops the forward pass as soon as the last tap has fired, so that the
-blocks behind it are never run; `prediction_and_features` runs to the end.
+blocks behind it are never run; `prediction_and_features` runs to the end. `trim` gives the memory of the blocks
+that are never run back.
+
+**Wrappers.** The pass is left in two steps: the network's own forward returns what the taps found, so that DDP
+arms its reducer and FSDP its backward hooks as after any forward pass, and only then is the call left. Under DDP,
+a *trained* network that is left early has parameters without gradients: DDP needs `find_unused_parameters=True`,
+as for any network of which a part is not used. **torch.compile** does not see hooks that come later, so calls
+through taps run eagerly (`torch.compiler.set_stance`, torch 2.6 or newer); other calls stay compiled.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters import first_tensor
 from nitrodistill.models.denoiser import DiffusersDenoiser
+from nitrodistill.models.wrappers import is_compiled, unwrapped
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["FeatureTaps"]
+__all__ = ["FeatureShape", "FeatureTaps"]
+
+
+class FeatureShape(NamedTuple):
+    """What a tap returns for an example.
+
+    Attributes:
+        name: of the submodule.
+        channels: of its map.
+        stride: latent pixels a pixel, or token, of the map is wide.
+        grid: (height, width) of the map for the example.
+    """
+
+    name: str
+    channels: int
+    stride: int
+    grid: tuple[int, int]
 
 
 class FeatureTaps:
@@ -25,34 +51,33 @@ class FeatureTaps:
 
     Args:
         denoiser: the network; its submodules are looked up once, here.
-        names: dotted submodule names in the order wanted, such as `"down_blocks.1"`, `"mid_block"`.
+        taps: dotted submodule names such as `"down_blocks.1"`, `"mid_block"`, or depths in (0, 1]: 0.5 is the
+            block after which half of the blocks have run. In the order wanted.
         image_part: picks the image's map from what a tapped module returns; by default what the
             denoiser's family says, else the first tensor.
 
+    Attributes:
+        names: the submodules' names, in that order.
+
     Raises:
-        ValueError: if a name does not exist (the nearest ones are listed) or is given twice.
+        ValueError: if a name does not exist (the nearest ones are listed), was trimmed away, is given twice, or a
+            depth leaves (0, 1].
+        TypeError: if depths are given and the denoiser is not a DiffusersDenoiser.
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        names: Sequence[str],
+        taps: Sequence[str | float],
         image_part: Callable[[object], Tensor] | None = None,
     ) -> None:
+        names = [tap if isinstance(tap, str) else _at_depth(denoiser, tap) for tap in taps]
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"taps are {list(names)}; give at least one name, each only once.")
+            raise ValueError(f"taps are {names}; give at least one, each only once.")
         self.denoiser: Denoiser = denoiser
         self.names: tuple[str, ...] = tuple(names)
-        known = isinstance(denoiser, DiffusersDenoiser)
-        modules = dict((denoiser.network if known else denoiser.module).named_modules())
-        for name in names:
-            if name not in modules or not name:
-                near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
-                raise ValueError(
-                    f"the network has no submodule {name!r}; the nearest are "
-                    f"{', '.join(near) or ', '.join(list(modules)[1:6])}."
-                )
-        self._modules = [modules[name] for name in names]
+        modules = dict(unwrapped(denoiser.module).named_modules())
+        self._modules = [_find(name, modules) for name in names]
         self._image_part = image_part
 
     def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
@@ -77,8 +102,10 @@ class FeatureTaps:
         """`x_t -> features` at a fixed timestep and condition: a perceptual trunk."""
         return lambda x_t: self.features(x_t, t, condition)
 
-    def channels(self, example: tuple[Tensor, Tensor, Condition] | None = None) -> tuple[int, ...]:
-        """The channels of each map, probed by running the network once without gradients.
+    def shapes(
+        self, example: tuple[Tensor, Tensor, Condition] | None = None
+    ) -> tuple[FeatureShape, ...]:
+        """What each tap returns, probed by running the network once without gradients.
 
         Args:
             example: `(x_t, t, condition)`; by default the smallest input of the denoiser's family.
@@ -86,15 +113,56 @@ class FeatureTaps:
         Raises:
             TypeError: if there is no example and the family is unknown.
         """
-        if example is None:
-            if not isinstance(self.denoiser, DiffusersDenoiser):
-                raise TypeError(
-                    f"{type(self.denoiser).__name__} has no example input of its own; pass "
-                    "example=(x_t, t, condition) of batch size one."
-                )
-            example = self.denoiser.example()
+        example = self._example(example)
         with torch.no_grad():
-            return tuple(feature.shape[1] for feature in self.features(*example))
+            maps = self.features(*example)
+        height = example[0].shape[-2]
+        return tuple(
+            FeatureShape(
+                name, map.shape[1], round(height / map.shape[2]), (map.shape[2], map.shape[3])
+            )
+            for name, map in zip(self.names, maps, strict=True)
+        )
+
+    def channels(self, example: tuple[Tensor, Tensor, Condition] | None = None) -> tuple[int, ...]:
+        """The channels of each map; see `shapes`."""
+        return tuple(shape.channels for shape in self.shapes(example))
+
+    def trim(self, example: tuple[Tensor, Tensor, Condition] | None = None) -> tuple[str, ...]:
+        """Removes what lies behind the last tap from the network, in place; it predicts no more.
+
+        For a backbone with weights of its own (`FeatureTaps(teacher.copy(), ...)`), never for a network that
+        another role uses. What is not run for the example goes.
+
+        Returns:
+            the names of what was removed.
+
+        Raises:
+            TypeError: if there is no example and the family is unknown.
+        """
+        example, reached = self._example(example), set[nn.Module]()
+        network = unwrapped(self.denoiser.module)
+        handles = [
+            module.register_forward_pre_hook(lambda module, args: reached.add(module))
+            for module in network.modules()
+        ]
+        with torch.no_grad():
+            self.features(*example)
+        for handle in handles:
+            handle.remove()
+        return tuple(_removed(network, "", reached))
+
+    def _example(
+        self, example: tuple[Tensor, Tensor, Condition] | None
+    ) -> tuple[Tensor, Tensor, Condition]:
+        if example is not None:
+            return example
+        if not isinstance(self.denoiser, DiffusersDenoiser):
+            raise TypeError(
+                f"{type(self.denoiser).__name__} has no example input of its own; pass "
+                "example=(x_t, t, condition) of batch size one."
+            )
+        return self.denoiser.example()
 
     def _reader(self, x_t: Tensor) -> Callable[[object], Tensor]:
         if self._image_part is not None:
@@ -108,22 +176,25 @@ class FeatureTaps:
     @contextmanager
     def _hooked(self, x_t: Tensor, stop: bool) -> Iterator[dict[int, Tensor]]:
         found: dict[int, Tensor] = {}
-        image_part = self._reader(x_t)
+        image_part, outer = self._reader(x_t), self.denoiser.module
+        network = unwrapped(outer)
 
         def hook_for(i: int) -> Callable[[nn.Module, object, object], None]:
             def hook(module: nn.Module, args: object, output: object) -> None:
                 found[i] = image_part(output)
                 if stop and len(found) == len(self._modules):
-                    raise _AllFound
+                    raise _AllFound(found)
 
             return hook
 
-        handles = [m.register_forward_hook(hook_for(i)) for i, m in enumerate(self._modules)]
-        try:
+        with ExitStack() as stack:
+            for i, module in enumerate(self._modules):
+                stack.callback(module.register_forward_hook(hook_for(i)).remove)
+            if stop:
+                stack.enter_context(_ending_early(network, outer))
+            if is_compiled(outer) or is_compiled(network):
+                stack.enter_context(_eagerly())
             yield found
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _collect(self, found: dict[int, Tensor]) -> tuple[Tensor, ...]:
         missing = [name for i, name in enumerate(self.names) if i not in found]
@@ -137,3 +208,118 @@ class FeatureTaps:
 
 class _AllFound(Exception):
     """Leaves a forward pass when every tap has fired."""
+
+    def __init__(self, found: dict[int, Tensor]) -> None:
+        super().__init__()
+        self.found = found
+
+
+class Removed(nn.Module):
+    """Stands where `trim` removed a submodule, and says so."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.removed_name: str = name
+
+    def forward(self, *args: object, **kwargs: object) -> None:
+        """Refuses.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(self._why())
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError as error:
+            raise AttributeError(self._why()) from error
+
+    def _why(self) -> str:
+        return (
+            f"{self.removed_name!r} was removed from the network by FeatureTaps.trim, so it gives features and no "
+            "predictions; take the network that it was copied from."
+        )
+
+
+@contextmanager
+def _ending_early(network: nn.Module, outer: nn.Module) -> Iterator[None]:
+    """Turns _AllFound into an ordinary return of the network, and leaves only from outside of its wrappers."""
+    before, own = network.forward, "forward" in vars(network)
+    left: list[_AllFound] = []
+
+    def forward(*args: object, **kwargs: object) -> object:
+        try:
+            return before(*args, **kwargs)
+        except _AllFound as leaving:
+            left.append(leaving)
+            return tuple(leaving.found.values())
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        if left:
+            raise left.pop()
+
+    network.forward = forward
+    handle = outer.register_forward_hook(leave)
+    try:
+        yield
+    finally:
+        handle.remove()
+        if own:
+            network.forward = before
+        else:
+            del network.forward
+
+
+def _eagerly() -> Any:
+    set_stance = getattr(torch.compiler, "set_stance", None)
+    if set_stance is None:
+        raise RuntimeError(
+            f"features of a compiled network need torch 2.6 or newer, this is {torch.__version__}; "
+            "tap the network before torch.compile."
+        )
+    return set_stance("force_eager")
+
+
+def _at_depth(denoiser: Denoiser, depth: float) -> str:
+    if not isinstance(denoiser, DiffusersDenoiser):
+        raise TypeError(
+            f"depth {depth} needs a DiffusersDenoiser, which knows the order of its blocks; name a submodule of "
+            f"this {type(denoiser).__name__} instead."
+        )
+    if not 0 < depth <= 1:
+        raise ValueError(
+            f"a tap's depth is {depth}; it must be above 0 and at most 1 (all blocks)."
+        )
+    blocks = denoiser.adapter.blocks(denoiser.network)
+    return blocks[math.ceil(depth * len(blocks) - 1e-9) - 1]
+
+
+def _find(name: str, modules: dict[str, nn.Module]) -> nn.Module:
+    parents = [name.rsplit(".", cut)[0] for cut in range(name.count(".") + 1)]
+    for parent in parents:
+        if isinstance(modules.get(parent), Removed):
+            raise ValueError(
+                f"the tap {name!r} lies behind the early exit: {parent!r} was trimmed away, so it can never be "
+                "reached; tap before it, or trim after all taps are made."
+            )
+    if not name or name not in modules:
+        near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
+        raise ValueError(
+            f"the network has no submodule {name!r}; the nearest are "
+            f"{', '.join(near) or ', '.join(list(modules)[1:6])}."
+        )
+    return modules[name]
+
+
+def _removed(module: nn.Module, path: str, reached: set[nn.Module]) -> Iterator[str]:
+    """Replaces the largest parts with weights of which nothing was reached; yields their names."""
+    for name, child in list(module.named_children()):
+        place = f"{path}.{name}" if path else name
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)) or any(
+            part in reached for part in child.modules()
+        ):
+            yield from _removed(child, place, reached)
+        elif next(child.parameters(), None) is not None:
+            setattr(module, name, Removed(place))
+            yield place

@@ -5,6 +5,7 @@ The hand-written calls are how diffusers' own pipelines call their network; noth
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import diffusers
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.noise import noise_of
@@ -29,11 +32,13 @@ class Family:
         make: a new denoiser, frozen, and the diffusers scheduler that its schedule is from.
         call: `(network, x_t, t, condition) -> prediction`, by hand.
         sizes: two sizes of latents that the network takes.
+        raw: what a scheduler's step is given, where that is not the prediction (EDM).
     """
 
     make: Callable[[], tuple[DiffusersDenoiser, Any]]
     call: Call
     sizes: tuple[tuple[int, int], tuple[int, int]] = ((8, 8), (8, 12))
+    raw: Call | None = None
 
 
 def _from_pipeline(name: str) -> Callable[[], tuple[DiffusersDenoiser, Any]]:
@@ -204,7 +209,9 @@ FAMILIES: dict[str, Family] = {
     "unet2d-classes": Family(
         _from_network(lambda: _unet2d(num_class_embeds=5), _ddpm), _unet2d_call
     ),
-    "unet2d-edm": Family(_from_network(lambda: _unet2d(num_class_embeds=5), _edm), _edm_call),
+    "unet2d-edm": Family(
+        _from_network(lambda: _unet2d(num_class_embeds=5), _edm), _edm_call, raw=_unet2d_call
+    ),
     "dit": Family(_from_network(_dit, _ddpm), _dit_call, _SQUARE),
     "pixart-alpha": Family(_from_network(_pixart_alpha, _ddpm), _pixart_alpha_call),
     "pixart-sigma": Family(_from_pipeline("pixart-sigma"), _pixart),
@@ -233,3 +240,33 @@ def inputs(
         return torch.randn(shape, generator=generator)
 
     return x_t, t, Condition({name: draw(name, v) for name, v in example.tensors.items()})
+
+
+class PeakBytes(TorchDispatchMode):
+    """The most bytes of tensors, made inside of it, that were alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self._now = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._count(value.untyped_storage())
+        return result
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self._now -= size

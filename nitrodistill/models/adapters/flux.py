@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, image_tokens, on_grid
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    PipelineAdapter,
+    image_tokens,
+    on_grid,
+)
 from nitrodistill.types import Condition
 
 __all__ = ["FluxAdapter", "FluxPipelineAdapter"]
@@ -30,6 +37,7 @@ class FluxAdapter(Adapter):
     multiple: int = 2
     timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

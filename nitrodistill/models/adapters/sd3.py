@@ -7,7 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, image_tokens, on_grid
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    PipelineAdapter,
+    image_tokens,
+    on_grid,
+)
 from nitrodistill.types import Condition
 
 __all__ = ["SD3Adapter", "SD3PipelineAdapter"]
@@ -15,6 +22,8 @@ __all__ = ["SD3Adapter", "SD3PipelineAdapter"]
 
 class SD3Adapter(Adapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
+
+    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

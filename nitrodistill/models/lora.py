@@ -1,0 +1,240 @@
+"""LoRA roles: several networks in the memory of one (Hu et al. 2022, y = W x + (alpha / rank) B A x).
+
+    student = add_lora(teacher, "student")       # the teacher's weights and a small difference
+    critic = add_lora(teacher, "critic")         # another difference on the same weights
+    teacher(x_t, t, condition)                   # still the teacher: between calls no role acts
+
+Each role is a DiffusersDenoiser whose `module` holds its own LoRA weights alone (trained, averaged, saved,
+prepared by DDP) and switches the shared network to them for the time of a call. peft injects the layers, into
+any family.
+
+A role's forward is recomputed in the same role by gradient checkpointing, if that was switched on by
+`denoiser.enable_gradient_checkpointing()`. FSDP2 is not for roles: it would shard a role's weights apart from
+the layers that use them.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nitrodistill.models.denoiser import DiffusersDenoiser
+from nitrodistill.models.wrappers import LoRARole
+
+__all__ = ["LoRAConfig", "add_lora", "merged"]
+
+_ROLES = "_nitrodistill_lora_roles"
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """A role's difference from the shared weights.
+
+    Attributes:
+        rank: of the difference.
+        alpha: the difference is scaled by alpha / rank; None is rank, a scale of 1.
+        targets: ends of the names of the layers that get one; None is what the family's adapter says, the
+            projections of its attention.
+        seed: of the initial weights (A is random, B zero: a new role is the base); the global generator is not
+            touched.
+
+    Raises:
+        ValueError: if rank is below 1 or alpha is not positive.
+    """
+
+    rank: int = 64
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}; it must be at least 1.")
+        if self.alpha is not None and not self.alpha > 0:
+            raise ValueError(f"alpha is {self.alpha}; it must be positive, or None for the rank.")
+
+
+def add_lora(
+    denoiser: DiffusersDenoiser, role: str, config: LoRAConfig | None = None
+) -> DiffusersDenoiser:
+    """A new role on a denoiser's network, which is frozen but for the roles' weights.
+
+    Args:
+        denoiser: the base, for example the teacher; or another role of it.
+        role: its name, a Python identifier.
+        config: rank, scale and layers.
+
+    Returns:
+        a denoiser with the same schedule whose `module` holds the role's weights, float32 and trainable.
+
+    Raises:
+        ModuleNotFoundError: without peft.
+        ValueError: if the network has no such layer, the role is there already, or the network carries LoRA of
+            somebody else.
+    """
+    lora = _peft()
+    config, network = config or LoRAConfig(), denoiser.network
+    roles: list[str] = getattr(network, _ROLES, [])
+    _check_role(role, roles, network)
+    targets = _targets(network, config.targets, denoiser.adapter.lora_targets)
+    trained = {name: p.requires_grad for name, p in network.named_parameters() if "lora_" in name}
+    settings = lora.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha if config.alpha is not None else config.rank,
+        target_modules=targets,
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # other roles'
+        torch.manual_seed(config.seed)
+        lora.inject_adapter_in_model(settings, network, role)
+    for layer in _layers(network).values():
+        layer.enable_adapters(False)
+    mark = f".{role}"
+    weights: dict[str, nn.Parameter] = {}
+    for name, parameter in network.named_parameters():
+        own = "lora_" in name and f"{mark}." in name
+        parameter.requires_grad_(own or trained.get(name, False))
+        if own:
+            parameter.data = parameter.data.float()
+            weights[name.replace(mark, "")] = parameter
+    setattr(network, _ROLES, [*roles, role])
+    if getattr(network, "is_gradient_checkpointing", False):
+        denoiser.enable_gradient_checkpointing()
+    module = LoRARole(network, _Switch(network, role), weights)
+    return denoiser.with_module(module)
+
+
+def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
+    """A denoiser with a network of its own, in which the role is merged into the weights: for export.
+
+    Args:
+        denoiser: a role, prepared or not.
+
+    Returns:
+        a frozen denoiser around a plain network of the family.
+
+    Raises:
+        TypeError: if it is not a role.
+    """
+    module: nn.Module = denoiser.module
+    while not isinstance(module, LoRARole):
+        inner = getattr(module, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise TypeError(
+                f"this denoiser's module is {type(denoiser.module).__name__}, which is no LoRA role; only what "
+                "add_lora returns can be merged."
+            )
+        module = inner
+    switch = module._switch
+    assert isinstance(switch, _Switch)
+    network = copy.deepcopy(switch.network)
+    for name, layer in _layers(network).items():
+        layer.merge(adapter_names=[switch.role])
+        parent, _, last = name.rpartition(".")
+        setattr(network.get_submodule(parent), last, layer.get_base_layer())
+    for attribute in (_ROLES, "peft_config"):
+        if attribute in vars(network):
+            delattr(network, attribute)
+    return denoiser.with_module(network.requires_grad_(False).eval())
+
+
+class _Switch:
+    """Makes a context in which a shared network plays a role.
+
+    peft's own switches also set which weights are trained. What an earlier forward recorded would then lose its
+    gradients (autograd looks at the flag when it accumulates), so the flags are put back.
+    """
+
+    def __init__(self, network: nn.Module, role: str) -> None:
+        self.network = network
+        self.role = role
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        layers = [layer for layer in _layers(self.network).values() if self.role in layer.lora_A]
+        with _flags_kept(layers):
+            for layer in layers:
+                layer.set_adapter(self.role)
+                layer.enable_adapters(True)
+        try:
+            yield
+        finally:
+            with _flags_kept(layers):
+                for layer in layers:
+                    layer.enable_adapters(False)
+
+
+@contextmanager
+def _flags_kept(layers: list[Any]) -> Iterator[None]:
+    flags = [(p, p.requires_grad) for layer in layers for p in layer.parameters()]
+    yield
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def _layers(network: nn.Module) -> dict[str, Any]:
+    kind = _tuner_layer()
+    return {name: module for name, module in network.named_modules() if isinstance(module, kind)}
+
+
+def _tuner_layer() -> Any:
+    from peft.tuners.lora import LoraLayer
+
+    return LoraLayer
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "LoRA roles need peft, which is not installed: pip install 'nitrodistill[lora]'."
+        ) from error
+    return peft
+
+
+def _check_role(role: str, roles: list[str], network: nn.Module) -> None:
+    if not role.isidentifier():
+        raise ValueError(f"role is {role!r}; it must be a Python identifier, such as 'student'.")
+    if role in roles:
+        raise ValueError(f"the network plays {role!r} already; choose another name.")
+    if not roles and any("lora_" in name for name, _ in network.named_parameters()):
+        raise ValueError(
+            "the network carries LoRA that was not added here; merge it first: pipe.fuse_lora() and "
+            "pipe.unload_lora_weights()."
+        )
+
+
+def _targets(
+    network: nn.Module, asked: tuple[str, ...] | None, usual: tuple[str, ...]
+) -> list[str]:
+    """What peft is to look for: all that was asked for, or those of the family's that are there."""
+    kinds = (nn.Linear, nn.Conv2d, _tuner_layer())
+    layers = [
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, kinds) and ".lora_" not in name and not name.endswith(".base_layer")
+    ]
+
+    def is_there(target: str) -> bool:
+        return any(name == target or name.endswith(f".{target}") for name in layers)
+
+    wanted = usual if asked is None else asked
+    missing = [target for target in wanted if not is_there(target)]
+    if missing and (asked is not None or len(missing) == len(wanted)):
+        ends = {end for name in layers for end in (name, name.rpartition(".")[2])}
+        names = sorted(end for end in ends if not end.isdecimal())
+        near = difflib.get_close_matches(missing[0], names, n=5, cutoff=0.3)
+        raise ValueError(
+            f"LoRA's target {missing[0]!r} names no linear or convolutional layer of this "
+            f"{type(network).__name__}; the nearest are {', '.join(near or names[:5])}."
+        )
+    return [target for target in wanted if target not in missing]

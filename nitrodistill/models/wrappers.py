@@ -1,0 +1,112 @@
+"""What may stand around a network: DDP, torch.compile, and a LoRA role; and checkpointing that knows roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+__all__ = ["LoRARole", "checkpointed", "is_compiled", "unwrapped"]
+
+Switch = Callable[[], AbstractContextManager[None]]
+"""Makes a context in which a shared network plays one role."""
+
+_running: list[Switch] = []
+
+
+class LoRARole(nn.Module):
+    """One role of a network that several roles share: its LoRA weights, and a forward that switches to them.
+
+    Its parameters are the role's alone, under the names that peft saves them by, so that what optimizers,
+    checkpoints, averages and DDP see of the role is small. The network itself is not registered. Made by
+    `add_lora`.
+
+    Args:
+        network: the shared network, with the role's layers in it.
+        switch: makes a context in which those layers act; outside of it the network is the base.
+        weights: the role's parameters by dotted name.
+
+    Attributes:
+        network: the shared network.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self, network: nn.Module, switch: Switch, weights: dict[str, nn.Parameter]
+    ) -> None:
+        super().__init__()
+        object.__setattr__(self, "network", network)
+        self._switch: Switch = switch
+        for name, weight in weights.items():
+            *path, last = name.split(".")
+            place: nn.Module = self
+            for part in path:
+                if part not in dict(place.named_children()):
+                    place.add_module(part, nn.Module())
+                place = place.get_submodule(part)
+            place.register_parameter(last, weight)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's forward, with this role's layers.
+
+        Raises:
+            RuntimeError: if the role's weights were sharded (FSDP2), apart from the layers that use them.
+        """
+        if type(next(self.parameters())).__name__ == "DTensor":
+            raise RuntimeError(
+                "this LoRA role was sharded by FSDP2, which does not reach the layers that use its weights; a "
+                "role's weights are small, so prepare it with DDP."
+            )
+        with self._playing():
+            return self.network(*args, **kwargs)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Checkpoints the shared network's blocks, for all roles; see `checkpointed`."""
+        network: Any = self.network
+        network.enable_gradient_checkpointing(checkpointed)
+
+    @contextmanager
+    def _playing(self) -> Iterator[None]:
+        _running.append(self._switch)
+        try:
+            with self._switch():
+                yield
+        finally:
+            _running.pop()
+
+
+def checkpointed(block: nn.Module, *args: Any) -> Any:
+    """Runs a block without keeping its activations; backward recomputes them in the role that ran it.
+
+    By then the shared network may play another role, or none, so the role is remembered with the block. The
+    function that `enable_gradient_checkpointing` of diffusers takes.
+    """
+    switch: Switch = _running[-1] if _running else nullcontext
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), switch()
+
+    return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The bare network inside of DDP's, torch.compile's and a LoRA role's wrappers."""
+    inside = {
+        "DistributedDataParallel": "module",
+        "OptimizedModule": "_orig_mod",
+        "LoRARole": "network",
+    }
+    while type(module).__name__ in inside:
+        module = getattr(module, inside[type(module).__name__])
+    return module
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module, or any part of it, runs through torch.compile."""
+    return type(module).__name__ == "OptimizedModule" or any(
+        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
+    )
