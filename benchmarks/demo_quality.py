@@ -1,6 +1,6 @@
 """The benchmark setting of the embedded teacher: which part of the method does what, and how far one step can go.
 
-    python benchmarks/demo_quality.py [--seeds 0 1 2] [--long 6000] [--output runs/quality]
+    python benchmarks/demo_quality.py [--seeds 0 1 2] [--long 12000] [--output runs/quality]
 
 Arms at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 1024 held-out noises and prompts:
 
@@ -41,7 +41,7 @@ from nitrodistill.training.stages import load_student, run_recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
-STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 680}
+STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 640}
 METRICS = {
     "alignment": "alignment",
     "fd_real": "FD to real",
@@ -195,8 +195,8 @@ def write_docs(name: str, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--long", type=int, default=6000, help="steps of the long run; 0: none")
-    parser.add_argument("--long-pairs", type=int, default=3000)
+    parser.add_argument("--long", type=int, default=12000, help="steps of the long run; 0: none")
+    parser.add_argument("--long-pairs", type=int, default=8000)
     parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -33,7 +33,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
         adversarial="hinge",
         adversarial_weight=0.5,
         fresh_fraction=2 / 3,
-        warmup_steps=round(0.3 * steps),
+        warmup_steps=round(0.15 * steps),
         discriminator_range=(0.0, 0.4),
         updates="shared",
     )

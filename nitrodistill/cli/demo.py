@@ -79,7 +79,7 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 2400
+    pairs: int = 3000
     steps: int = 1200
     samples: int = 1024
     seed: int = 0
@@ -98,7 +98,7 @@ def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0) -> Recipe:
         adversarial="hinge",
         adversarial_weight=0.5,
         fresh_fraction=2 / 3,
-        warmup_steps=round(0.3 * steps),
+        warmup_steps=round(0.15 * steps),
         discriminator_range=(0.0, 0.4),
         updates="shared",
         seed=seed,
