@@ -9,6 +9,8 @@ them; `examples/plain_loop.py` does the same without the trainer.
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -53,6 +55,9 @@ CURVES = "curves.png"
 PIPELINE = "pipeline"
 FILES = ("pairs", "student", "teacher", *RESULTS, CURVES, PIPELINE)
 """What a demo's folder may hold."""
+
+PAIRS_PER_FILE = 128
+"""A multiple of the teacher's batch, small enough that a few processes end together."""
 
 # left by a demo that was killed while it wrote
 _TEMPORARY = re.compile(
@@ -143,8 +148,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     pipeline = load_teacher("toy")
 
     say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-    pairs = GenerateConfig(num_pairs=config.pairs, seed=config.seed, batch_size=64)
-    generate(pipeline, shuffled_captions(), root / "pairs", pairs, teacher_name="toy")
+    _draw_pairs(root / "pairs", config)
 
     say(f"2/4  distillation: {config.steps} steps of LADD")
     recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
@@ -183,6 +187,42 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     )
     say(_closing(found, config, report, time.perf_counter() - start))
     return found
+
+
+def _draw_pairs(output: Path, config: DemoConfig) -> None:
+    """Makes the pairs with a process for each core, since the networks are too small for threads."""
+    settings = GenerateConfig(
+        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    count = min(cores or 1, -(-config.pairs // PAIRS_PER_FILE))
+    context = multiprocessing.get_context("spawn")
+    helpers = [
+        context.Process(target=_work, args=(output, settings, rank, count), daemon=True)
+        for rank in range(1, count)
+    ]
+    for helper in helpers:
+        helper.start()
+    try:
+        _work(output, settings, 0, count)
+    finally:
+        for helper in helpers:
+            helper.terminate()  # nothing is left to do, or the first worker failed
+            helper.join()
+
+
+def _work(output: Path, settings: GenerateConfig, rank: int, count: int) -> None:
+    torch.set_num_threads(1)
+    pipeline = load_teacher("toy")
+    generate(
+        pipeline,
+        shuffled_captions(),
+        output,
+        settings,
+        teacher_name="toy",
+        rank=rank,
+        world_size=count,
+    )
 
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
