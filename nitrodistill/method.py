@@ -9,13 +9,19 @@ generator is suspended*:
 
 so that freeze - forward - backward - unfreeze is the only order there is, and what two roles share (one
 student sample) is a local variable.
+
+Several processes train one model on parts of a micro-batch. Their networks meet in collective operations, so a
+method must do the same in each of them: yield every active role for every micro-batch, and call the same networks
+in the same order, whatever rows its part holds. A role that one process left out would wait for ever, or, with
+accumulation, go its own way.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -24,7 +30,7 @@ from torch import Tensor, nn
 
 from nitrodistill.types import Batch, Terms
 
-__all__ = ["DistillationMethod", "Draws", "Role"]
+__all__ = ["DistillationMethod", "Draws", "Role", "frozen_within"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,27 @@ class DistillationMethod(Protocol):
         ...
 
 
+@contextmanager
+def frozen_within(module: nn.Module) -> Iterator[None]:
+    """No parameter of `module` asks for a gradient inside of the block; each has its own flag again after it.
+
+    Put the forward pass *and* the `yield` inside: the backward pass must be over when the flags return. The
+    other orders fail silently under FSDP.
+    """
+    asking = [p for p in module.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def _alone(value: Tensor) -> Tensor:
+    return value
+
+
 @dataclass(frozen=True)
 class Draws:
     """Random draws that are a function of (seed, step, sample index, name), and of nothing else.
@@ -90,6 +117,8 @@ class Draws:
         seed: the run's seed.
         step: the optimizer step.
         index: `(B,)` int64 global sample numbers.
+        gather: joins `(B, *)` of every process that shares the micro-batch, in the order of its samples; for
+            losses that look at other samples. All processes must call it alike. One process: identity.
 
     Example:
         >>> import torch
@@ -102,6 +131,11 @@ class Draws:
     seed: int
     step: int
     index: Tensor
+    gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+
+    def take(self, rows: Tensor) -> Draws:
+        """The draws of some samples: `rows` is `(b,)` int64, places in this micro-batch."""
+        return replace(self, index=self.index[rows.to(self.index.device)])
 
     def normal(
         self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"

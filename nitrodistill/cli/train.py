@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from nitrodistill.cli.arguments import describe, make_parser, option_names, parse
 
 if TYPE_CHECKING:
-    from nitrodistill.training import Recipe, State
+    from nitrodistill.training import Checkpoint, Recipe, State
     from nitrodistill.training.stages import Resume
 
 __all__ = ["main"]
@@ -20,8 +21,12 @@ ABOUT = """
 Distil a student from a recipe: a YAML file that names the teacher, the pairs it made, a folder for the run and
 what is trained in which stages. Every entry of the recipe is an option as well, and options win over the file if
 they stand behind it. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
-bit like a run that was not. The folder holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for
-tensorboard, and previews.
+bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0. The folder holds the resolved
+recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
+
+Several processes: `torchrun --nproc_per_node 8 -m nitrodistill.cli.main train ...`, `accelerate launch -m
+nitrodistill.cli.main train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
+over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
 """
 
 EXAMPLE = """
@@ -36,7 +41,7 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill train --help`."""
-    from nitrodistill.training import find_checkpoints, run_recipe, with_progress
+    from nitrodistill.training import StopSignals, find_checkpoints, run_recipe, with_progress
 
     recipe, resume, quiet = _read(argv)
 
@@ -44,18 +49,26 @@ def main(argv: Sequence[str]) -> int:
 
     pipeline = load_teacher(recipe.teacher)
     last: State | None = None
-    with warnings.catch_warnings():
+    with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
-        states = run_recipe(recipe, pipeline, resume=resume)
+        states = run_recipe(recipe, pipeline, resume=resume, stop=stop)
         for state in with_progress(states, show=False if quiet else None):
             last = state
-    newest = find_checkpoints(Path(recipe.output))[0]
-    if last is None:
-        print(f"{recipe.output} is finished already; its student is in {newest.path}")
-    else:
-        losses = ", ".join(f"{role} {loss:.4g}" for role, loss in last.totals().items())
-        print(f"trained to step {last.step} ({losses}); the student is in {newest.path}")
+    if os.environ.get("RANK", "0") == "0":
+        print(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
     return 0
+
+
+def _outcome(recipe: Recipe, last: State | None, newest: Checkpoint) -> str:
+    if last is None:
+        return f"{recipe.output} is finished already; its student is in {newest.path}"
+    losses = ", ".join(f"{role} {loss:.4g}" for role, loss in last.totals().items())
+    if last.stopped:
+        return (
+            f"stopped by {last.stopped} after step {last.step} of {last.steps} in stage {last.stage} ({losses}); "
+            f"all is saved in {newest.path}: the same command goes on from there"
+        )
+    return f"trained to step {last.step} ({losses}); the student is in {newest.path}"
 
 
 def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,7 +41,7 @@ from nitrodistill.losses import (
     NonSaturatingLoss,
     SmoothL1Loss,
 )
-from nitrodistill.method import Draws, Role
+from nitrodistill.method import Draws, Role, frozen_within
 from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import TimestepLaw, Uniform
 from nitrodistill.types import Batch, Condition, Denoiser, Terms
@@ -71,7 +72,8 @@ class LADDConfig:
         warmup_steps: steps of reconstruction alone before the adversarial term begins.
         discriminator_range: the discriminator's timesteps, uniform on this range of u in [0, 1].
         misaligned_negatives: show the discriminator real latents with another sample's prompt as
-            fakes; the next sample's of the micro-batch, where its prompt is another one.
+            fakes; the sample before's of the micro-batch (over all processes), where its prompt is another
+            one.
         updates: "alternating" trains the student and the discriminator in turns; "shared" trains
             both at every step on one student sample.
         num_steps: steps of the student.
@@ -210,12 +212,11 @@ class LADD:
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
         """Yields the student's and the discriminator's terms; see `DistillationMethod.losses`."""
-        paired, fresh = self._split(batch, draws.step)
+        judged = self._judged(batch, draws)
         noise = batch.noise
-        if fresh and self.config.fresh_fraction > 0:
-            chosen = Draws(draws.seed, draws.step, batch.index[fresh])
-            drawn = chosen.normal("fresh", noise.shape[1:], noise.device)
-            noise = noise.index_copy(0, _rows(fresh, noise), drawn.to(noise.dtype))
+        if judged is not None and judged.is_there and self.config.fresh_fraction > 0:
+            drawn = judged.draws.normal("fresh", noise.shape[1:], noise.device)
+            noise = noise.index_copy(0, judged.rows, drawn.to(noise.dtype))
         step = self.plan.steps[0]
         if len(self.plan) > 1:
             step = self.plan.at(draws.uniform("step"))
@@ -223,68 +224,58 @@ class LADD:
 
         x0: Tensor | None = None
         if "student" in active:
-            x0, terms = self._student_terms(batch, step, x_t, paired, fresh, draws)
-            try:
+            with self._frozen_heads():
+                x0, terms = self._student_terms(batch, step, x_t, judged)
                 yield "student", terms
-            finally:
-                self._freeze_heads(False)
-        if "discriminator" in active and fresh:
+        if "discriminator" in active and judged is not None:
             if x0 is None:
                 with torch.no_grad():
-                    x0 = self._generate(batch, step, x_t, fresh)
+                    x0 = self._generate(judged, step, x_t)
             else:
-                x0 = x0[_rows(fresh, x0)]
-            yield "discriminator", self._discriminator_terms(batch, x0.detach(), fresh, draws)
+                x0 = x0[judged.rows]
+            terms = self._discriminator_terms(batch, x0.detach(), judged, draws)
+            yield "discriminator", terms
 
     def _student_terms(
-        self,
-        batch: Batch,
-        step: Step,
-        x_t: Tensor,
-        paired: list[int],
-        fresh: list[int],
-        draws: Draws,
+        self, batch: Batch, step: Step, x_t: Tensor, judged: _Rows | None
     ) -> tuple[Tensor, Terms]:
         config = self.config
-        self._freeze_heads(True)
         x0 = predict_x0(self.student, step, x_t, batch.condition)
         total = 0 * x0.sum()  # a micro-batch may have no row for any term
         parts: dict[str, Tensor] = {}
-        if paired and config.reconstruction_weight > 0:
-            rows = _rows(paired, x0)
-            per_sample = self.reconstruction.per_sample(x0[rows], batch.x0[rows].to(x0.dtype))
-            share = self._shares()[0] if self._is_adversarial(draws.step) else 1.0
+        paired = self._paired(batch, judged)
+        if len(paired) > 0 and config.reconstruction_weight > 0:
+            per_sample = self.reconstruction.per_sample(x0[paired], batch.x0[paired].to(x0.dtype))
+            share = 1.0 if judged is None else self._shares()[0]
             total = total + config.reconstruction_weight * per_sample.sum() / (len(batch) * share)
             parts["reconstruction"] = per_sample.detach()
-        if fresh:
-            fakes, condition = x0[_rows(fresh, x0)], batch.condition.index(fresh)
-            some = Draws(draws.seed, draws.step, batch.index[fresh])
-            logits = self._judge(fakes, condition, some, "generator")
+        if judged is not None:
+            logits = self._judge(x0[judged.rows], judged, "generator")
             reals = None
             if self.adversarial.needs_real:
-                rows = _rows(fresh, x0)
-                reals = self._judge(batch.x0[rows].to(x0.dtype), condition, some, "generator.real")
-            per_sample = self.adversarial.generator(logits, reals)
+                reals = self._judge(judged.x0.to(x0.dtype), judged, "generator.real")
+            per_sample = judged.weight * self.adversarial.generator(logits, reals)
             share = self._shares()[1]
             total = total + config.adversarial_weight * per_sample.sum() / (len(batch) * share)
-            parts["adversarial"] = per_sample.detach()
+            if judged.is_there:
+                parts["adversarial"] = per_sample.detach()
         return x0, Terms(total, parts)
 
     def _discriminator_terms(
-        self, batch: Batch, fakes: Tensor, fresh: list[int], draws: Draws
+        self, batch: Batch, fakes: Tensor, judged: _Rows, draws: Draws
     ) -> Terms:
-        reals = batch.x0[_rows(fresh, batch.x0)].to(fakes.dtype)
-        condition = batch.condition.index(fresh)
-        some = Draws(draws.seed, draws.step, batch.index[fresh])
-        real = self._judge(reals, condition, some, "real")
-        fake = self._judge(fakes, condition, some, "fake")
+        real = self._judge(judged.x0.to(fakes.dtype), judged, "real")
+        fake = self._judge(fakes, judged, "fake")
         per_sample = self.adversarial.discriminator(real, fake)
-        if self.config.misaligned_negatives and len(reals) > 1:
-            wrong = self._judge(reals.roll(1, dims=0), condition, some, "misaligned")
+        others = self._others(batch, judged, draws) if self.config.misaligned_negatives else None
+        if others is not None:
+            latents, differ = others
+            wrong = self._judge(latents.to(fakes.dtype), judged, "misaligned")
             both = (per_sample + self.adversarial.discriminator(real, wrong)) / 2
-            ids = condition.prompt_ids  # a roll onto an equal prompt is no mismatch
-            per_sample = both if ids is None else torch.where(ids != ids.roll(1), both, per_sample)
-        total = per_sample.sum() / (len(batch) * self._shares()[1])
+            per_sample = both if differ is None else torch.where(differ, both, per_sample)
+        total = judged.weight * per_sample.sum() / (len(batch) * self._shares()[1])
+        if not judged.is_there:
+            return Terms(total, {})
         parts = {
             "discriminator": per_sample.detach(),
             "logit_real": _mean_logit(real),
@@ -292,21 +283,38 @@ class LADD:
         }
         return Terms(total, parts)
 
-    def _judge(
-        self, x0: Tensor, condition: Condition, draws: Draws, name: str
-    ) -> tuple[Tensor, ...]:
+    def _others(
+        self, batch: Batch, judged: _Rows, draws: Draws
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Each sample's misaligned real latent, and where its prompt is another one (None: not known).
+
+        It is the one before it among those judged in the whole micro-batch, whichever process has it.
+        """
+        index, x0 = draws.gather(batch.index), draws.gather(batch.x0)
+        rows = self._fresh_rows(index)
+        if len(rows) < 2:
+            return None
+        before = dict(zip(index[rows].tolist(), [rows[-1], *rows[:-1]], strict=True))
+        chosen = [before.get(number, 0) for number in judged.draws.index.tolist()]
+        place = torch.tensor(chosen, device=x0.device)
+        ids = batch.condition.prompt_ids
+        if ids is None:
+            return x0[place], None
+        return x0[place], ids[judged.rows] != draws.gather(ids)[place]
+
+    def _judge(self, x0: Tensor, judged: _Rows, name: str) -> tuple[Tensor, ...]:
         """Noises latents at drawn timesteps and returns the discriminator's logits."""
         discriminator = self.discriminator
         assert discriminator is not None
-        schedule = discriminator.denoiser.schedule
+        schedule, draws = discriminator.denoiser.schedule, judged.draws
         t = schedule.timestep(self.law(draws.uniform(f"{name}.t"))).to(x0.device)
         noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
-        return discriminator(schedule(t).mix(x0, noise), t, condition)
+        return discriminator(schedule(t).mix(x0, noise), t, judged.condition)
 
-    def _generate(self, batch: Batch, step: Step, x_t: Tensor, rows: list[int]) -> Tensor:
+    def _generate(self, judged: _Rows, step: Step, x_t: Tensor) -> Tensor:
         if step.t.ndim:
-            step = _take(step, rows)
-        return predict_x0(self.student, step, x_t[_rows(rows, x_t)], batch.condition.index(rows))
+            step = _take(step, judged.rows)
+        return predict_x0(self.student, step, x_t[judged.rows], judged.condition)
 
     def _is_adversarial(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.config.warmup_steps
@@ -316,36 +324,69 @@ class LADD:
         fraction = self.config.fresh_fraction
         return (1.0, 1.0) if fraction == 0 else (1 - fraction, fraction)
 
-    def _split(self, batch: Batch, step: int) -> tuple[list[int], list[int]]:
-        """Rows for the reconstruction and for the adversarial term, a function of the indices alone.
+    def _judged(self, batch: Batch, draws: Draws) -> _Rows | None:
+        """What the adversarial term sees of a batch; None before it begins."""
+        if not self._is_adversarial(draws.step):
+            return None
+        return _Rows.cut(batch, draws, self._fresh_rows(batch.index))
+
+    def _paired(self, batch: Batch, judged: _Rows | None) -> Tensor:
+        """Rows that get the reconstruction: those not judged, or all where none are fresh."""
+        paired = torch.ones(len(batch), dtype=torch.bool)
+        if judged is not None and self.config.fresh_fraction > 0:
+            paired[self._fresh_rows(batch.index)] = False
+        return paired.nonzero().flatten().to(batch.x0.device)
+
+    def _fresh_rows(self, index: Tensor) -> list[int]:
+        """Rows that get the adversarial term, a function of the sample numbers `(B,)` alone.
 
         Sample n is fresh where floor((n + 1) f) > floor(n f): evenly spread, whatever the batches.
         """
-        everything = list(range(len(batch)))
-        if not self._is_adversarial(step):
-            return everything, []
         fraction = self.config.fresh_fraction
         if fraction == 0:
-            return everything, everything
-        fresh = [
+            return list(range(len(index)))
+        return [
             row
-            for row, n in enumerate(batch.index.tolist())
+            for row, n in enumerate(index.tolist())
             if math.floor((n + 1) * fraction + 1e-9) > math.floor(n * fraction + 1e-9)
         ]
-        return [row for row in everything if row not in set(fresh)], fresh
 
-    def _freeze_heads(self, freeze: bool) -> None:
-        if self.discriminator is not None:
-            self.discriminator.heads.requires_grad_(not freeze)
-
-
-def _rows(rows: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(rows, dtype=torch.long, device=like.device)
+    def _frozen_heads(self) -> AbstractContextManager[None]:
+        return (
+            nullcontext() if self.discriminator is None else frozen_within(self.discriminator.heads)
+        )
 
 
-def _take(step: Step, rows: list[int]) -> Step:
+@dataclass(frozen=True)
+class _Rows:
+    """Some of a batch's rows, cut out once.
+
+    Where there are none, the first row stands in with weight 0, because every process must call the same
+    networks.
+    """
+
+    rows: Tensor
+    x0: Tensor
+    condition: Condition
+    draws: Draws
+    is_there: bool
+
+    @property
+    def weight(self) -> float:
+        return float(self.is_there)
+
+    @classmethod
+    def cut(cls, batch: Batch, draws: Draws, rows: list[int]) -> _Rows:
+        place = torch.tensor(rows or [0], device=batch.x0.device)
+        if len(rows) == len(batch):
+            return cls(place, batch.x0, batch.condition, draws, True)
+        condition = batch.condition.index(place)
+        return cls(place, batch.x0[place], condition, draws.take(place), bool(rows))
+
+
+def _take(step: Step, rows: Tensor) -> Step:
     def pick(value: Tensor) -> Tensor:
-        return value[torch.tensor(rows, dtype=torch.long)]
+        return value[rows.to(value.device)]
 
     given, read = step.input, step.output
     return Step(

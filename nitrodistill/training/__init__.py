@@ -1,25 +1,36 @@
 """The reference trainer: recipes, stages, checkpoints, resume."""
 
-from nitrodistill.training.checkpoint import Checkpoint, find_checkpoints, newest_checkpoint
+from nitrodistill.training.best import Best
+from nitrodistill.training.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    find_checkpoints,
+    newest_checkpoint,
+)
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import make_accelerator, with_progress
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import Recipe, Stage, load_recipe, parse_recipe, save_recipe
+from nitrodistill.training.signals import StopSignals
 from nitrodistill.training.stages import TrainedStudent, load_run_recipe, load_student, run_recipe
-from nitrodistill.training.trainer import State, Trainer
+from nitrodistill.training.state import State
+from nitrodistill.training.trainer import Trainer
 
 __all__ = [
     "EMA",
+    "Best",
     "Checkpoint",
     "OptimizerConfig",
     "Previewer",
     "Recipe",
     "Stage",
     "State",
+    "StopSignals",
     "TrainedStudent",
     "Trainer",
     "TrainerConfig",
+    "best_checkpoint",
     "find_checkpoints",
     "learning_rate_factor",
     "load_recipe",

@@ -17,16 +17,24 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["Checkpoint", "find_checkpoints", "newest_checkpoint", "prune", "write_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointWriter",
+    "best_checkpoint",
+    "find_checkpoint",
+    "find_checkpoints",
+    "newest_checkpoint",
+    "prune",
+]
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)")
@@ -96,52 +104,60 @@ class Checkpoint:
         return value
 
 
-def write_checkpoint(
-    output: Path,
-    stage: int,
-    step: int,
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, object],
-) -> Checkpoint:
-    """Writes a checkpoint below `output`, whole or not at all.
+class CheckpointWriter:
+    """Writes a checkpoint below `output`, whole or not at all: a file at a time, then `finish`.
 
     Args:
         output: folder of the run.
         stage: number of the stage.
         step: steps done in it.
-        tensors: file name (without ending) -> tensors.
-        state: what JSON can hold.
 
     Raises:
-        OSError: if it cannot be written; nothing is left behind then.
+        OSError: from any call, if it cannot be written; nothing is left behind then.
     """
-    folder = output / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    final = folder / f"stage-{stage}-step-{step:08d}"
-    aside = folder / f"{_ASIDE}{final.name}"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        for name, values in tensors.items():
-            # clones: safetensors refuses tied weights, and wants contiguous ones
-            copies = {
-                k: v.detach().cpu().clone(memory_format=torch.contiguous_format)
-                for k, v in values.items()
-            }
-            save_file(copies, aside / f"{name}.safetensors")
-        _write_json(aside / "state.json", state)
-        _write_json(
-            aside / "manifest.json", {f.name: _fingerprint(f) for f in sorted(aside.iterdir())}
-        )
-        for file in aside.iterdir():
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"the checkpoint {final} could not be written: {error}.") from error
-    return Checkpoint(final, stage, step)
+
+    def __init__(self, output: Path, stage: int, step: int) -> None:
+        self.checkpoint: Checkpoint = find_checkpoint(output, stage, step)
+        self._aside = output / _FOLDER / f"{_ASIDE}{self.checkpoint.path.name}"
+        with self._whole_or_gone():
+            self._aside.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(self._aside, ignore_errors=True)
+            self._aside.mkdir()
+
+    def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Writes `name`.safetensors; the tensors are on the CPU, contiguous, and share no memory."""
+        with self._whole_or_gone():
+            save_file(dict(tensors), self._aside / f"{name}.safetensors")
+
+    def finish(self, state: Mapping[str, object]) -> Checkpoint:
+        """Writes what is not a tensor, and gives the checkpoint its name."""
+        aside, final = self._aside, self.checkpoint.path
+        with self._whole_or_gone():
+            _write_json(aside / "state.json", state)
+            _write_json(
+                aside / "manifest.json", {f.name: _fingerprint(f) for f in sorted(aside.iterdir())}
+            )
+            for file in aside.iterdir():
+                _flush(file)
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            _flush(final.parent)
+        return self.checkpoint
+
+    @contextmanager
+    def _whole_or_gone(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(self._aside, ignore_errors=True)
+            raise OSError(
+                f"the checkpoint {self.checkpoint.path} could not be written: {error}."
+            ) from error
+
+
+def find_checkpoint(output: Path, stage: int, step: int) -> Checkpoint:
+    """The checkpoint after a step, which may not be there yet."""
+    return Checkpoint(output / _FOLDER / f"stage-{stage}-step-{step:08d}", stage, step)
 
 
 def find_checkpoints(output: Path, stage: int | None = None) -> list[Checkpoint]:
@@ -179,10 +195,31 @@ def newest_checkpoint(output: Path, stage: int | None = None) -> Checkpoint | No
     return None
 
 
-def prune(output: Path, stage: int, keep: int) -> None:
-    """Removes all but the newest `keep` checkpoints of a stage, and what was half written."""
+def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
+    """The checkpoint with the best evaluation of a stage, verified; None if none was compared.
+
+    Which one it is stands in the newest checkpoint.
+
+    Raises:
+        ValueError: if it is damaged, or all are.
+    """
+    newest = newest_checkpoint(output, stage)
+    best = None if newest is None else newest.state().get("best")
+    if not isinstance(best, Mapping):
+        return None
+    checkpoint = find_checkpoint(output, stage, int(best["step"]))
+    checkpoint.verify()
+    return checkpoint
+
+
+def prune(output: Path, stage: int, keep: int, best: int | None = None) -> None:
+    """Removes all but the newest `keep` checkpoints of a stage and that of step `best`.
+
+    What was half written goes too.
+    """
     for checkpoint in find_checkpoints(output, stage)[keep:]:
-        shutil.rmtree(checkpoint.path)
+        if checkpoint.step != best:
+            shutil.rmtree(checkpoint.path)
     for path in (output / _FOLDER).glob(f"{_ASIDE}*"):
         shutil.rmtree(path)
 

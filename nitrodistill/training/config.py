@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args
 
+from nitrodistill.training.best import BestIs
+from nitrodistill.training.parallel import Parallel
+
 __all__ = [
     "FREE",
     "MixedPrecision",
@@ -20,7 +23,20 @@ __all__ = [
 
 MixedPrecision = Literal["no", "bf16"]
 
-FREE = ("steps", "max_skips", "checkpoint_every", "keep_checkpoints", "log_every", "preview_every")
+FREE = (
+    "steps",
+    "max_skips",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "save_frozen",
+    "log_every",
+    "preview_every",
+    "evaluate_every",
+    "best_metric",
+    "best_is",
+    "parallel",
+    "cpu_offload",
+)
 """Settings of the trainer that may differ between a run and its resumption."""
 
 
@@ -33,12 +49,14 @@ class OptimizerConfig:
         betas: decay of the two moments; beta1 of 0 or 0.5 is usual in adversarial training.
         weight_decay: decoupled from the gradient.
         eps: added to the denominator.
+        eight_bit: keeps the moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
     """
 
     learning_rate: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     eps: float = 1e-8
+    eight_bit: bool = False
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "eps"):
@@ -64,11 +82,17 @@ class TrainerConfig:
         ema_decay: of the student's moving average, a step; 0 is no averaging.
         max_skips: non-finite steps in a row after which the run stops.
         checkpoint_every: steps between checkpoints; 0 writes the last only.
-        keep_checkpoints: how many are kept.
+        keep_checkpoints: how many of the newest are kept.
+        save_frozen: whether checkpoints hold the frozen weights of a role beside its trained ones.
         log_every: steps between lines of the log.
         preview_every: steps between previews; 0 draws none.
+        evaluate_every: steps between evaluations, if the trainer got any; 0 is never.
+        best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.
+        best_is: whether the "lowest" or the "highest" is best.
         mixed_precision: "bf16" computes in bfloat16 and keeps float32 weights.
         gradient_checkpointing: recompute activations, to save memory.
+        parallel: what several processes do: "ddp" copies every network, "fsdp" shares out its weights.
+        cpu_offload: with "fsdp": weights, gradients and moments stay in the CPU's memory.
     """
 
     steps: int = 1000
@@ -83,25 +107,81 @@ class TrainerConfig:
     max_skips: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
+    save_frozen: bool = True
     log_every: int = 10
     preview_every: int = 0
+    evaluate_every: int = 0
+    best_metric: str = ""
+    best_is: BestIs = "lowest"
     mixed_precision: MixedPrecision = "no"
     gradient_checkpointing: bool = False
+    parallel: Parallel = "ddp"
+    cpu_offload: bool = False
 
     def __post_init__(self) -> None:
         least_one = ("steps", "batch_size", "accumulation", "max_skips", "keep_checkpoints")
         for name in (*least_one, "log_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("seed", "lr_warmup_steps", "checkpoint_every", "preview_every"):
+        never = ("checkpoint_every", "preview_every", "evaluate_every")
+        for name in ("seed", "lr_warmup_steps", *never):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
         _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
         norm = self.max_grad_norm
         _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
-        precisions = get_args(MixedPrecision)
-        _check(
-            "mixed_precision", self.mixed_precision, self.mixed_precision in precisions, precisions
-        )
+        choices = {"mixed_precision": MixedPrecision, "parallel": Parallel, "best_is": BestIs}
+        for name, kind in choices.items():
+            known = get_args(kind)
+            _check(name, getattr(self, name), getattr(self, name) in known, f"one of {known}")
+        self._check_together()
+
+    def check_evaluates(self, can: bool) -> None:
+        """Checks that evaluations are asked for only where there `can` be any.
+
+        Raises:
+            ValueError: if not.
+        """
+        if self.evaluate_every and not can:
+            raise ValueError(
+                f"evaluate_every is {self.evaluate_every}, but there is nothing to evaluate with; pass "
+                "`evaluate`, or set it to 0."
+            )
+
+    def check_resumes(self, before: object, where: object) -> None:
+        """Checks that a run with the settings `before` can go on with these.
+
+        Args:
+            before: `to_plain` of those settings, as a checkpoint has them.
+            where: the checkpoint, for the message.
+
+        Raises:
+            ValueError: if they differ in more than `FREE`.
+        """
+        if not isinstance(before, Mapping):
+            raise ValueError(f"checkpoint {where} has no settings in its state.json.")
+        now = to_plain(self)
+        changed = [k for k in now if k not in FREE and before.get(k) != now[k]]
+        if changed:
+            was = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
+            raise ValueError(
+                f"checkpoint {where} was made with other settings ({was}); resume with the same, "
+                "or choose another output."
+            )
+
+    def _check_together(self) -> None:
+        if self.best_metric and not self.evaluate_every:
+            raise ValueError(
+                f"best_metric is {self.best_metric!r}, but evaluate_every is 0 and nothing is evaluated; "
+                "set it too."
+            )
+        if self.cpu_offload and self.parallel != "fsdp":
+            raise ValueError("cpu_offload works with `parallel: fsdp` only; set both, or neither.")
+        for name, optimizer in self.optimizers.items():
+            if optimizer.eight_bit and self.parallel == "fsdp":
+                raise ValueError(
+                    f"the optimizer of {name!r} is eight_bit, which cannot be shared out by "
+                    "`parallel: fsdp`; choose one of the two."
+                )
 
 
 def learning_rate_factor(config: TrainerConfig, step: int) -> float:

@@ -2,7 +2,8 @@
 
     average <- decay average + (1 - decay) weights
 
-It starts at the weights themselves, so there is no bias to correct.
+It starts at the weights themselves, so there is no bias to correct. Of weights that several processes share out,
+each averages its part.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.training.parallel import laid_out_like, local
+
 __all__ = ["EMA"]
 
 
 class EMA:
-    """The moving average of `module`'s parameters; buffers are taken as they are.
+    """The moving average of the parameters that are trained; all others and buffers are as they are.
 
     Args:
-        module: whose weights are averaged; the averages have its devices and dtypes.
+        module: whose weights are averaged, those that ask for a gradient now; the averages have their devices
+            and dtypes.
         decay: in [0, 1); 0 follows the weights.
     """
 
@@ -28,25 +32,25 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be in [0, 1).")
         self.decay = decay
-        self._weights = dict(module.named_parameters())
+        self._weights = {n: w for n, w in module.named_parameters() if w.requires_grad}
         self._averages = {name: w.detach().clone() for name, w in self._weights.items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Moves the averages one step towards the weights."""
         torch._foreach_lerp_(
-            list(self._averages.values()),
-            [w.detach() for w in self._weights.values()],
+            [local(average) for average in self._averages.values()],
+            [local(w.detach()) for w in self._weights.values()],
             1 - self.decay,
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameter name -> average."""
+        """Parameter name -> average; a process' part of it where weights are shared out."""
         return dict(self._averages)
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Overwrites the averages.
+        """Overwrites the averages by whole ones; all processes must call it.
 
         Raises:
             ValueError: if the names differ.
@@ -55,7 +59,7 @@ class EMA:
             different = sorted(state.keys() ^ self._averages.keys())
             raise ValueError(f"the averages are of another network: {different[:3]} differ.")
         for name, average in self._averages.items():
-            average.copy_(state[name])
+            local(average).copy_(local(laid_out_like(state[name], average)))
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -69,6 +73,7 @@ class EMA:
     @torch.no_grad()
     def _swap(self) -> None:
         for name, weight in self._weights.items():
-            kept = weight.detach().clone()
-            weight.copy_(self._averages[name])
-            self._averages[name].copy_(kept)
+            here, average = local(weight.detach()), local(self._averages[name])
+            kept = here.clone()
+            here.copy_(average)
+            average.copy_(kept)

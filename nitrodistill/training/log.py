@@ -2,51 +2,88 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from nitrodistill.data.files import write_text
+from nitrodistill.training.parallel import gather_text
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from nitrodistill.training.trainer import State
+    from nitrodistill.training.state import State
 
 __all__ = ["RunLog", "make_accelerator", "with_progress"]
 
 
 def make_accelerator(
-    mixed_precision: str = "no", output: Path | None = None, cpu: bool = False
+    mixed_precision: str = "no",
+    output: Path | None = None,
+    cpu: bool = False,
+    trackers: Sequence[str] | None = None,
+    cpu_offload: bool = False,
 ) -> Accelerator:
-    """An Accelerator that tracks with tensorboard, where that is installed and `output` is given.
+    """An Accelerator for the trainer, alone or one of several processes, that tracks where `output` is given.
 
     Args:
         mixed_precision: "no" or "bf16".
-        output: the run's folder; the tracker writes into its `logs`.
+        output: the run's folder; the trackers write into its `logs`, if they write files.
         cpu: stay on the CPU.
-    """
-    from accelerate import Accelerator
+        trackers: Accelerate's names of them; None is tensorboard, where that is installed.
+        cpu_offload: the processes also talk about tensors in the CPU's memory.
 
-    tracked = output is not None and importlib.util.find_spec("tensorboard") is not None
+    Raises:
+        ValueError: if a tracker is unknown or not installed.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
+    has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
+    launched = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    if launched and has_gpu and not cpu and cpu_offload and not torch.distributed.is_initialized():
+        torch.distributed.init_process_group(None)  # NCCL for the GPU and gloo for the CPU
+    if trackers is None:
+        trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     return Accelerator(
         mixed_precision=mixed_precision,
-        cpu=cpu,
-        log_with="tensorboard" if tracked else None,
+        # without it Accelerate takes the processes on a machine without a GPU for strangers
+        cpu=cpu or (launched and not has_gpu),
+        log_with=_known_trackers(trackers) if output is not None else None,
         project_dir=None if output is None else str(output),
+        # no collective operation in a forward pass, of which there may be several before a backward one
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def _known_trackers(names: Sequence[str]) -> list[Any]:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1, cutoff=0)
+            raise ValueError(f"there is no tracker {name!r}; the nearest is {near[0]!r}.")
+        if name not in available:
+            raise ValueError(
+                f"the tracker {name!r} is not installed; install it, or leave it out of the recipe's trackers."
+            )
+    return list(names)
 
 
 class RunLog:
     """Averages the terms between two lines on their device, and fetches them only for a line.
+
+    All processes record; the main one writes, and averages their means.
 
     Args:
         file: `log.jsonl`; lines of steps after `step` (of a run that was killed) are dropped.
@@ -66,7 +103,9 @@ class RunLog:
         self._counts: dict[str, int] = {}
         self._samples = 0
         self._since = time.perf_counter()
-        _keep_until(file, stage, step)
+        if accelerator.is_main_process:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            _keep_until(file, stage, step)
         if accelerator.log_with and not accelerator.trackers:
             accelerator.init_trackers("logs")
 
@@ -82,18 +121,39 @@ class RunLog:
 
     def _write(self, state: State) -> None:
         now = time.perf_counter()
-        values = fetch({n: v / self._counts[n] for n, v in self._sums.items()})
+        mine = fetch({n: v / self._counts[n] for n, v in self._sums.items()})
+        values = _mean([json.loads(t) for t in gather_text(self._accelerator, json.dumps(mine))])
         values |= {f"{role}/learning_rate": rate for role, rate in state.learning_rates.items()}
         values["samples_per_second"] = self._samples / max(now - self._since, 1e-9)
         line: dict[str, object] = {"stage": state.stage, "step": state.step, **values}
         if state.skipped:
             line["skipped"] = state.skipped
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._append(line)
+        self._track(state, values)
+        self._sums, self._counts, self._samples, self._since = {}, {}, 0, now
+
+    def evaluation(self, state: State, found: Mapping[str, float]) -> None:
+        """Writes a line with what an evaluation after a step has found."""
+        values = {f"evaluation/{name}": value for name, value in found.items()}
+        self._append({"stage": state.stage, "step": state.step, **values})
+        self._track(state, values)
+
+    def _append(self, line: Mapping[str, object]) -> None:
+        if self._accelerator.is_main_process:
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+    def _track(self, state: State, values: Mapping[str, float]) -> None:
         self._accelerator.log(
             {f"stage-{state.stage}/{k}": v for k, v in values.items()}, step=state.step
         )
-        self._sums, self._counts, self._samples, self._since = {}, {}, 0, now
+
+
+def _mean(found: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each number over the processes that have it."""
+    names = dict.fromkeys(name for numbers in found for name in numbers)
+    having = {name: [numbers[name] for numbers in found if name in numbers] for name in names}
+    return {name: sum(values) / len(values) for name, values in having.items()}
 
 
 def fetch(values: Mapping[str, Tensor]) -> dict[str, float]:
@@ -109,11 +169,13 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
 
     Args:
         states: from `Trainer.fit()`.
-        show: None shows the bar on a terminal only.
+        show: None shows the bar on a terminal only, and of several processes by the first.
     """
     from tqdm import tqdm
 
-    hidden = not sys.stderr.isatty() if show is None else not show
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    first = not distributed or torch.distributed.get_rank() == 0
+    hidden = not (sys.stderr.isatty() and first) if show is None else not show
     for stage, group in groupby(states, key=lambda state: state.stage):
         with tqdm(desc=f"stage {stage}", unit="step", disable=hidden) as bar:
             shown = 0.0

@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from nitrodistill.evaluation import Pictures, draw_grid
@@ -17,6 +19,8 @@ from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Denoiser
 
 if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
+
     from nitrodistill.training.trainer import Trainer
 
 __all__ = ["Previewer"]
@@ -53,7 +57,9 @@ class Previewer:
         self._draws = Draws(seed, 0, torch.arange(len(self.prompts)))
 
     def write(self, trainer: Trainer, student: Denoiser, file: Path) -> None:
-        """Writes the grid as a PNG, and passes it to the trainer's tensorboard.
+        """Writes the grid as a PNG, and passes it to tensorboard, wandb, swanlab, aim, clearml or mlflow.
+
+        All processes must call it; the main one writes.
 
         Args:
             trainer: whose moving average is drawn.
@@ -64,11 +70,13 @@ class Previewer:
         if trainer.ema is not None:
             with trainer.ema.applied():
                 images["average"] = self._draw(student, self.plan)
+        if not trainer.accelerator.is_main_process:
+            return
         draw_grid(Pictures(self.prompts, images), file)
-        grid = (torch.cat([*images.values()]) / 2 + 0.5).numpy()
+        with Image.open(file) as picture:
+            sheet = np.asarray(picture.convert("RGB"))
         for tracker in trainer.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({"previews": grid}, step=trainer.step)
+            _show(tracker, file, sheet, trainer.step)
 
     @cached_property
     def _teacher(self) -> Tensor:
@@ -87,3 +95,24 @@ class Previewer:
             renoise=lambda step: self._draws.normal(f"renoise {step}", shape, device),
         )
         return self.pipeline.decode(x0).cpu()
+
+
+def _show(tracker: GeneralTracker, file: Path, sheet: np.ndarray, step: int) -> None:
+    """Passes a picture, `(H, W, 3)` in uint8, to a tracker, in the form that each of Accelerate's wants it."""
+    from accelerate.tracking import (
+        AimTracker,
+        ClearMLTracker,
+        MLflowTracker,
+        SwanLabTracker,
+        TensorBoardTracker,
+        WandBTracker,
+    )
+
+    if isinstance(tracker, TensorBoardTracker):
+        tracker.log_images({"previews": sheet[None]}, step=step, dataformats="NHWC")
+    elif isinstance(tracker, (WandBTracker, SwanLabTracker)):
+        tracker.log_images({"previews": [sheet]}, step=step)
+    elif isinstance(tracker, (AimTracker, ClearMLTracker)):
+        tracker.log_images({"previews": sheet}, step=step)
+    elif isinstance(tracker, MLflowTracker):
+        tracker.log_artifact(str(file), "previews")

@@ -57,6 +57,8 @@ class Recipe:
         output: folder of the run: checkpoints, log, previews.
         stages: what is trained, one after the other.
         preview_prompts: prompts of the previews; none takes the first eight of the pairs.
+        trackers: where numbers and previews go beside the folder, by Accelerate's names (wandb, mlflow,
+            ...); null is tensorboard, if it is installed.
     """
 
     teacher: str
@@ -64,6 +66,7 @@ class Recipe:
     output: str
     stages: list[Stage]
     preview_prompts: tuple[str, ...] = ()
+    trackers: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.stages:

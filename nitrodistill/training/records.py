@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nitrodistill.types import Terms
 
-__all__ = ["Record", "all_finite", "mean_parts", "non_finite"]
+__all__ = ["Record", "causes", "mean_parts", "non_finite"]
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,27 @@ class Record:
 
 
 def mean_parts(records: list[Record]) -> dict[str, Tensor]:
-    sums: dict[str, list[Tensor]] = {}
+    """ "role/term" -> mean over the samples, or over the micro-batches where a term is one number for all."""
+    values: dict[str, list[Tensor]] = {}
     for record in records:
         for name, value in record.parts().items():
-            sums.setdefault(f"{record.role}/{name}", []).append(value.float().mean())
-    return {name: sum(values[1:], values[0]) / len(values) for name, values in sums.items()}
+            values.setdefault(f"{record.role}/{name}", []).append(value.float().flatten())
+    return {name: torch.cat(found).mean() for name, found in values.items()}
 
 
-def non_finite(step: int, records: list[Record], norms: Mapping[str, Tensor]) -> str:
-    """Names what is not finite, or returns an empty string; waits for the device once."""
+def non_finite(records: list[Record], norms: Mapping[str, Tensor]) -> Tensor:
+    """Whether a loss or a gradient's norm is not finite; a scalar on the device."""
     numbers = [record.terms.total for record in records] + list(norms.values())
-    if not numbers or bool(torch.stack([n.float() for n in numbers]).isfinite().all()):
-        return ""
-    causes = [cause for record in records for cause in _causes(record)]
-    causes = causes or [f"{n}'s gradient" for n, norm in norms.items() if not norm.isfinite()]
-    return f"step {step + 1}: not finite: {'; '.join(dict.fromkeys(causes))}"
+    if not numbers:
+        return torch.tensor(False)
+    return ~torch.stack([n.float() for n in numbers]).isfinite().all()
+
+
+def causes(records: list[Record], norms: Mapping[str, Tensor]) -> list[str]:
+    """Names the terms and samples that are not finite, or the gradients if all terms are."""
+    found = [cause for record in records for cause in _causes(record)]
+    found = found or [f"{n}'s gradient" for n, norm in norms.items() if not norm.isfinite()]
+    return list(dict.fromkeys(found))
 
 
 def _causes(record: Record) -> Iterator[str]:
@@ -50,8 +56,3 @@ def _causes(record: Record) -> Iterator[str]:
             known = bad.ndim == 1 and len(bad) == len(record.index)
             where = f" (samples {record.index[bad].tolist()})" if known else ""
             yield f"{record.role}/{name}{where}"
-
-
-def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no element is NaN or infinite; waits for the device once."""
-    return bool(torch.stack([value.isfinite().all() for value in tensors.values()]).all())

@@ -11,31 +11,30 @@ The folder of a run:
 
 from __future__ import annotations
 
-import json
 import math
-import platform
 import re
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from nitrodistill.data import PairStore, PairStream
-from nitrodistill.data.files import write_text
 from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
-from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
-from nitrodistill.training.config import FREE, check_optimizers, to_plain
+from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
+from nitrodistill.training.config import FREE, TrainerConfig, check_optimizers, to_plain
+from nitrodistill.training.environment import note_environment
 from nitrodistill.training.log import make_accelerator
+from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
-from nitrodistill.training.trainer import STUDENT, State, Trainer
+from nitrodistill.training.roles import checkpoint_gradients
+from nitrodistill.training.state import State
+from nitrodistill.training.trainer import STUDENT, Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,8 +65,15 @@ class TrainedStudent:
     recipe: Recipe
 
 
-def run_recipe(recipe: Recipe, pipeline: Pipeline, *, resume: Resume = "auto") -> Iterator[State]:
-    """Distils, stage by stage.
+def run_recipe(
+    recipe: Recipe,
+    pipeline: Pipeline,
+    *,
+    resume: Resume = "auto",
+    stop: Callable[[], str] | None = None,
+    evaluate: Callable[[State], Mapping[str, float]] | None = None,
+) -> Iterator[State]:
+    """Distils, stage by stage; in one process or in several that were launched alike.
 
     Everything is checked before anything is written: nothing is left behind by a mistake.
 
@@ -76,6 +82,8 @@ def run_recipe(recipe: Recipe, pipeline: Pipeline, *, resume: Resume = "auto") -
         pipeline: the recipe's teacher, in float32. It is frozen and moved to the fastest device.
         resume: "auto" goes on with what `recipe.output` holds of the same recipe; "never" wants a
             folder that is new or empty.
+        stop: see `Trainer`; the last state says why it was stopped.
+        evaluate: see `Trainer`.
 
     Returns:
         the State after each step, of all stages; iterate to train.
@@ -93,29 +101,34 @@ def run_recipe(recipe: Recipe, pipeline: Pipeline, *, resume: Resume = "auto") -
     _check_same_pairs(output, store)
     for prompt in recipe.preview_prompts:
         pipeline.check_prompt(prompt)
-    accelerator = make_accelerator(recipe.stages[0].trainer.mixed_precision, output)
+    accelerator = make_accelerator(
+        recipe.stages[0].trainer.mixed_precision,
+        output,
+        trackers=recipe.trackers,
+        cpu_offload=any(stage.trainer.cpu_offload for stage in recipe.stages),
+    )
     pipeline.diffusers.to(accelerator.device)
     for stage in recipe.stages[1:]:  # the first is prepared below
         method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
         check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-    first = _Prepared.make(recipe, 0, pipeline, store, accelerator)
-    return _states(recipe, pipeline, store, accelerator, first)
+        stage.trainer.check_evaluates(evaluate is not None)
+    maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate)
+    return _states(maker, maker.make(0))
 
 
-def _states(
-    recipe: Recipe,
-    pipeline: Pipeline,
-    store: PairStore,
-    accelerator: Accelerator,
-    prepared: _Prepared,
-) -> Iterator[State]:
-    _claim_folder(Path(recipe.output), recipe, accelerator)
+def _states(maker: _Maker, prepared: _Prepared) -> Iterator[State]:
+    recipe, accelerator = maker.recipe, maker.accelerator
+    accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
+    on_main(accelerator, lambda: _claim_folder(Path(recipe.output), recipe, accelerator))
     try:
         for number in range(len(recipe.stages)):
             if number > 0:
                 accelerator.free_memory()
-                prepared = _Prepared.make(recipe, number, pipeline, store, accelerator)
-            yield from prepared.states(Path(recipe.output))
+                prepared = maker.make(number)
+            for state in prepared.states(Path(recipe.output)):
+                yield state
+                if state.stopped:
+                    return
     finally:
         accelerator.end_training()
 
@@ -134,29 +147,42 @@ def load_run_recipe(run: str | Path) -> Recipe:
     return load_recipe(file)
 
 
-def load_student(run: str | Path, pipeline: Pipeline, *, average: bool = True) -> TrainedStudent:
-    """Loads the newest student of a run.
+def load_student(
+    run: str | Path,
+    pipeline: Pipeline,
+    *,
+    average: bool = True,
+    checkpoint: Literal["newest", "best"] = "newest",
+) -> TrainedStudent:
+    """Loads the student of a run's last stage.
 
     Args:
         run: folder of the run.
         pipeline: its teacher.
         average: the moving average of the weights, else the weights themselves.
+        checkpoint: the newest one, or the best by the recipe's `best_metric`.
 
     Raises:
-        FileNotFoundError: if it is no run, or there is no checkpoint in it yet.
+        FileNotFoundError: if it is no run, there is no checkpoint in it yet, or none was evaluated.
         ValueError: if its checkpoints are damaged or do not fit the teacher.
     """
     recipe = load_run_recipe(run)
-    checkpoint = newest_checkpoint(Path(run))
-    if checkpoint is None:
+    found = newest_checkpoint(Path(run))
+    if found is None:
         raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
+    if checkpoint == "best":
+        found = best_checkpoint(Path(run), found.stage)
+        if found is None:
+            raise FileNotFoundError(
+                f"the run {str(run)!r} has compared no checkpoints; set evaluate_every and best_metric in its "
+                "recipe's trainer, or take the newest."
+            )
     student = pipeline.denoiser.copy()
-    name = f"{STUDENT}.ema" if average else STUDENT
-    _load_weights(student, checkpoint, name)
+    _load_weights(student, found, average)
     student.module.requires_grad_(False).eval()
-    config = recipe.stages[checkpoint.stage].method
+    config = recipe.stages[found.stage].method
     method = LADD.from_config(config, pipeline.denoiser, student)
-    return TrainedStudent(student, method.plan, checkpoint, recipe)
+    return TrainedStudent(student, method.plan, found, recipe)
 
 
 @dataclass(frozen=True)
@@ -167,40 +193,6 @@ class _Prepared:
     student: DiffusersDenoiser
     previewer: Previewer
 
-    @classmethod
-    def make(
-        cls,
-        recipe: Recipe,
-        number: int,
-        pipeline: Pipeline,
-        store: PairStore,
-        accelerator: Accelerator,
-    ) -> _Prepared:
-        stage, output = recipe.stages[number], Path(recipe.output)
-        student = pipeline.denoiser.copy()
-        if stage.student == "previous":
-            before = newest_checkpoint(output, number - 1)
-            assert before is not None, "the stage before has ended, and so written a checkpoint"
-            _load_weights(student, before, f"{STUDENT}.ema")
-        teacher = pipeline.denoiser
-        if stage.trainer.mixed_precision == "bf16":
-            teacher = teacher.copy()
-            teacher.module.to(torch.bfloat16)
-        method = LADD.from_config(stage.method, teacher, student)
-        trainer = Trainer(
-            method,
-            PairStream(store, stage.trainer.seed, stage.trainer.batch_size),
-            stage.trainer,
-            output=output,
-            stage=number,
-            record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
-            accelerator=accelerator,
-        )
-        source = store.manifest.teachers[0]
-        prompts = recipe.preview_prompts or store.prompts[:8]
-        previewer = Previewer(pipeline, prompts, method.plan, source.steps, source.guidance)
-        return cls(trainer, student, previewer)
-
     def states(self, output: Path) -> Iterator[State]:
         every = self.trainer.config.preview_every
         for state in self.trainer.fit():
@@ -210,10 +202,68 @@ class _Prepared:
             yield state
 
 
-def _load_weights(student: DiffusersDenoiser, checkpoint: Checkpoint, name: str) -> None:
-    tensors = checkpoint.tensors(name)
-    wanted = {n: p.shape for n, p in student.module.named_parameters()}
-    if wanted != {n: tensors[n].shape for n in wanted if n in tensors}:
+@dataclass(frozen=True)
+class _Maker:
+    """Prepares the stages of a recipe."""
+
+    recipe: Recipe
+    pipeline: Pipeline
+    store: PairStore
+    accelerator: Accelerator
+    stop: Callable[[], str] | None
+    evaluate: Callable[[State], Mapping[str, float]] | None
+
+    def make(self, number: int) -> _Prepared:
+        recipe, pipeline, store = self.recipe, self.pipeline, self.store
+        stage, output = recipe.stages[number], Path(recipe.output)
+        student = pipeline.denoiser.copy()
+        if stage.student == "previous":
+            before = newest_checkpoint(output, number - 1)
+            assert before is not None, "the stage before has ended, and so written a checkpoint"
+            _load_weights(student, before, average=True)
+        teacher = self._teacher(stage.trainer)
+        method = LADD.from_config(stage.method, teacher, student)
+        trainer = Trainer(
+            method,
+            self._stream(stage.trainer),
+            stage.trainer,
+            output=output,
+            stage=number,
+            record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
+            stop=self.stop,
+            evaluate=self.evaluate,
+            accelerator=self.accelerator,
+        )
+        source = store.manifest.teachers[0]
+        prompts = recipe.preview_prompts or store.prompts[:8]
+        previewer = Previewer(pipeline, prompts, method.plan, source.steps, source.guidance)
+        return _Prepared(trainer, student, previewer)
+
+    def _teacher(self, config: TrainerConfig) -> DiffusersDenoiser:
+        teacher = self.pipeline.denoiser
+        if config.mixed_precision == "bf16":
+            teacher = teacher.copy()
+            teacher.module.to(torch.bfloat16)
+        if config.gradient_checkpointing:  # the student's gradient goes through the frozen one
+            checkpoint_gradients(teacher.module)
+        return teacher
+
+    def _stream(self, config: TrainerConfig) -> PairStream:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        check_launch(self.accelerator, config.batch_size)
+        return PairStream(self.store, config.seed, config.batch_size, rank, world)
+
+
+def _load_weights(student: DiffusersDenoiser, checkpoint: Checkpoint, average: bool) -> None:
+    """Puts a checkpoint's weights into the student; what it does not hold stays the teacher's."""
+    tensors = checkpoint.tensors(STUDENT)
+    if average:
+        tensors |= checkpoint.tensors(f"{STUDENT}.ema")
+    here = {n: v.shape for n, v in student.module.state_dict().items()}
+    settings = checkpoint.state().get("trainer")
+    whole = not isinstance(settings, Mapping) or settings.get("save_frozen", True)
+    strange = [n for n, v in tensors.items() if here.get(n) != v.shape]
+    if strange or (whole and here.keys() != tensors.keys()):
         raise ValueError(
             f"checkpoint {checkpoint.path} is of another network than this teacher's; give the teacher "
             "of its recipe."
@@ -284,10 +334,11 @@ def _check_same_pairs(output: Path, store: PairStore) -> None:
 
 def _fixed(recipe: Recipe) -> dict[str, Any]:
     """What must not change while a run is resumed."""
-    stages = [
-        replace(s, trainer=replace(s.trainer, **dict.fromkeys(FREE, 1))) for s in recipe.stages
-    ]
-    return to_plain(replace(recipe, stages=stages, output="", pairs="", preview_prompts=()))
+    plain = to_plain(replace(recipe, output="", pairs="", preview_prompts=(), trackers=None))
+    for stage in plain["stages"]:
+        for name in FREE:
+            del stage["trainer"][name]
+    return plain
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -310,56 +361,9 @@ def _claim_folder(output: Path, recipe: Recipe, accelerator: Accelerator) -> Non
             if _TEMPORARY.fullmatch(left.name):
                 left.unlink()
         save_recipe(recipe, output / RECIPE)
-        _note_environment(output / ENVIRONMENT, _environment(accelerator))
+        note_environment(output / ENVIRONMENT, accelerator)
     except OSError as error:
         raise type(error)(
             f"cannot write the run to {str(output)!r}: {error.strerror or error}; choose a folder that "
             "can be written."
         ) from error
-
-
-def _note_environment(file: Path, environment: dict[str, object]) -> None:
-    """Adds the environment to those noted before, unless it is the last of them."""
-    try:
-        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
-    noted = noted if isinstance(noted, list) else [noted]
-    if noted[-1:] != [environment]:
-        write_text(file, json.dumps([*noted, environment], indent=1))
-
-
-def _environment(accelerator: Accelerator) -> dict[str, object]:
-    packages = ("nitrodistill", "torch", "diffusers", "accelerate", "transformers", "safetensors")
-    return {
-        "versions": {name: _version(name) for name in packages},
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(accelerator.device),
-        "threads": torch.get_num_threads(),
-        "git": _git_state(),
-    }
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git_state() -> dict[str, object] | None:
-    """The commit of the code that runs, and whether files differ from it; None outside of git."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return {
-            "commit": git("rev-parse", "HEAD"),
-            "dirty": bool(git("status", "--porcelain", ".")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -15,40 +15,53 @@ One step, in spirit:
 Data, draws and learning rates are functions of the step, so a checkpoint holds weights, averages,
 optimizer states and the step, and on a CPU a run that was killed and resumed ends bit for bit like one that
 was not. The modules' train or eval mode is left as the method has it.
+
+In several processes the stream gives each its part of a micro-batch, and all take the same steps: what one of
+them finds (a number that is not finite, a signal to stop) counts for all. Checkpoints hold whole tensors, so
+that any number of processes, sharded or not, can go on from them.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nitrodistill.method import DistillationMethod, Draws, Role
+from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
     Checkpoint,
+    CheckpointWriter,
+    find_checkpoint,
     find_checkpoints,
     newest_checkpoint,
     prune,
-    write_checkpoint,
 )
 from nitrodistill.training.config import (
-    FREE,
-    OptimizerConfig,
     TrainerConfig,
     check_optimizers,
     learning_rate_factor,
     to_plain,
 )
 from nitrodistill.training.ema import EMA
-from nitrodistill.training.log import RunLog, fetch, make_accelerator
-from nitrodistill.training.records import Record, all_finite, mean_parts, non_finite
+from nitrodistill.training.log import RunLog, make_accelerator
+from nitrodistill.training.parallel import (
+    any_process,
+    check_launch,
+    gather_rows,
+    gather_text,
+    on_main,
+)
+from nitrodistill.training.prefetch import Prefetch
+from nitrodistill.training.records import Record, causes, mean_parts, non_finite
+from nitrodistill.training.roles import TrainedRole, kept
+from nitrodistill.training.state import State
 from nitrodistill.types import Batch, Terms
 
 if TYPE_CHECKING:
@@ -59,67 +72,35 @@ __all__ = ["State", "Trainer"]
 STUDENT = "student"
 
 
-@dataclass(frozen=True)
-class State:
-    """What a step did.
-
-    Attributes:
-        stage: number of the recipe's stage.
-        step: steps done, this one included.
-        steps: steps in all.
-        active: the roles that were updated.
-        skipped: why the step was skipped, else empty.
-        parts: "role/term" -> mean over the step's samples, a scalar on the device;
-            "role/total" and "role/grad_norm" (before clipping) are among them.
-        learning_rates: role -> its learning rate in this step.
-        num_samples: samples in this step.
-        seconds: duration of the step.
-        data_seconds: of which was waited for data.
-    """
-
-    stage: int
-    step: int
-    steps: int
-    active: tuple[str, ...]
-    skipped: str
-    parts: Mapping[str, Tensor]
-    learning_rates: Mapping[str, float]
-    num_samples: int
-    seconds: float
-    data_seconds: float
-
-    def metrics(self) -> dict[str, float]:
-        """All `parts` as numbers; waits for the device."""
-        return fetch(self.parts)
-
-    def totals(self) -> dict[str, float]:
-        """Each active role's loss as a number; waits for the device."""
-        totals = {r: self.parts[f"{r}/total"] for r in self.active if f"{r}/total" in self.parts}
-        return fetch(totals)
-
-
 class Trainer:
     """Trains a method's roles; `fit` yields after every step.
 
     Args:
         method: what is trained; its roles are rebound to prepared modules.
-        stream: number of a micro-batch -> Batch; a pure function.
+        stream: number of a micro-batch -> Batch; a pure function. In several processes it gives each its
+            part, `batch_size / num_processes` samples, in the order of the processes. It is read one
+            ahead, in a thread.
         config: the settings.
         output: folder for checkpoints and `log.jsonl`; None writes nothing. It is made by `fit`.
         resume: "auto" goes on from the newest whole checkpoint in `output`, if there is one;
             "never" refuses a folder that has any.
         stage: number of the stage in a recipe.
         record: what else a checkpoint's `state.json` keeps, for example the recipe.
+        stop: asked after every step; the name of a reason, such as a signal's, saves and ends the run. See
+            `StopSignals`.
+        evaluate: called in every process after each `config.evaluate_every` steps and after the last, with the
+            State; what it returns in the main process is logged, and decides on the best checkpoint.
         accelerator: by default one on the fastest device.
 
     Attributes:
         step: optimizer steps done.
         ema: the moving average of the role "student".
         accelerator: in use.
+        best: the best evaluation so far.
 
     Raises:
-        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train, or
-            a checkpoint is damaged or of other settings.
+        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train, the processes
+            cannot share a batch, or a checkpoint is damaged or of other settings.
         FileExistsError: if `resume` is "never" and there is a checkpoint.
     """
 
@@ -133,6 +114,8 @@ class Trainer:
         resume: Literal["auto", "never"] = "auto",
         stage: int = 0,
         record: Mapping[str, object] | None = None,
+        stop: Callable[[], str] | None = None,
+        evaluate: Callable[[State], Mapping[str, float]] | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.method = method
@@ -142,20 +125,23 @@ class Trainer:
         self.stage = stage
         self.step: int = 0
         self.record: dict[str, object] = dict(record or {})
+        self.best: Best | None = None
+        self._stop = stop
+        self._evaluate = evaluate
         check_optimizers(config.optimizers, list(method.trainable()))
-        checkpoint = self._find_checkpoint(resume)
+        config.check_evaluates(evaluate is not None)
         self.accelerator: Accelerator = accelerator or make_accelerator(
-            config.mixed_precision, self.output
+            config.mixed_precision, self.output, cpu_offload=config.cpu_offload
         )
-        if self.accelerator.num_processes > 1:
-            raise ValueError(
-                f"the trainer runs in one process, this is one of {self.accelerator.num_processes}; "
-                "start it without `accelerate launch` or with --num_processes 1."
-            )
-        self._trained = {n: self._prepare(n, role) for n, role in method.trainable().items()}
+        check_launch(self.accelerator, config.batch_size)
+        checkpoint = self._find_checkpoint(resume)
+        self._trained = {
+            name: TrainedRole.prepare(name, role, config, self.accelerator)
+            for name, role in method.trainable().items()
+        }
         self.ema: EMA | None = None
         if STUDENT in self._trained:
-            self.ema = EMA(self._unwrap(STUDENT), config.ema_decay)
+            self.ema = EMA(self._trained[STUDENT].module, config.ema_decay)
         if checkpoint is not None:
             self._load(checkpoint)
 
@@ -172,53 +158,101 @@ class Trainer:
         if self.step >= self.config.steps:
             return
         log, skips = self._open_log(), 0
-        while self.step < self.config.steps:
-            state = self._train_step()
-            self.step += 1
-            if log is not None:
-                log.record(state)
-            if state.skipped:
-                warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
-            every = self.config.checkpoint_every
-            if self.step == self.config.steps or (every and self.step % every == 0):
-                self.save()
-            skips = skips + 1 if state.skipped else 0
-            if skips >= self.config.max_skips:
-                raise FloatingPointError(
-                    f"stopped after {skips} non-finite steps in a row ({state.skipped}); "
-                    f"{self._last_good()}."
-                )
-            yield state
+        with Prefetch(self.stream, self.config.steps * self.config.accumulation) as stream:
+            if self.accelerator.num_processes > 1:
+                self._check_parts(stream)
+            while self.step < self.config.steps:
+                state = self._train_step(stream)
+                self.step += 1
+                if log is not None:
+                    log.record(state)
+                if state.skipped and self.accelerator.is_main_process:
+                    warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
+                best_before = self.best
+                state = self._evaluated(state, log)
+                due = self._is_due(self.config.checkpoint_every)
+                if due or state.stopped or self.best != best_before:
+                    self.save()
+                skips = skips + 1 if state.skipped else 0
+                if skips >= self.config.max_skips:
+                    raise FloatingPointError(
+                        f"stopped after {skips} non-finite steps in a row ({state.skipped}); "
+                        f"{self._last_good()}."
+                    )
+                yield state
+                if state.stopped:
+                    return
 
     def save(self) -> Checkpoint | None:
         """Writes a checkpoint now and removes the oldest; does nothing without an `output`.
 
+        All processes must call it; the main one writes.
+
         Raises:
             OSError: if it cannot be written.
             FloatingPointError: if a weight is not finite; then nothing is written.
+            RuntimeError: if the processes' copies of a network have come apart.
         """
         if self.output is None:
             return None
-        tensors = {n: self._unwrap(n).state_dict() for n in self._trained}
-        for name, values in tensors.items():
-            if not all_finite(values):
-                raise FloatingPointError(
-                    f"weights of {name!r} are not finite after step {self.step}; {self._last_good()}."
-                )
-        tensors |= {f"{n}.optimizer": t.optimizer_tensors() for n, t in self._trained.items()}
-        if self.ema is not None:
-            tensors[f"{STUDENT}.ema"] = self.ema.state_dict()
-        state = {
+        self._check_weights()
+        main, output, failed = self.accelerator.is_main_process, self.output, None
+        writer: CheckpointWriter | None = None
+        for name, gather in self._contents().items():
+            tensors = gather()  # by all processes, even when the main one cannot write any more
+            try:
+                if main and failed is None:
+                    writer = writer or CheckpointWriter(output, self.stage, self.step)
+                    writer.add(name, tensors)
+            except OSError as error:
+                failed = error
+
+        def finish() -> None:
+            if failed is not None:
+                raise failed
+            assert writer is not None
+            writer.finish(self._state())
+            best = None if self.best is None else self.best.step
+            prune(output, self.stage, self.config.keep_checkpoints, best)
+
+        on_main(self.accelerator, finish)
+        return find_checkpoint(output, self.stage, self.step)
+
+    def _contents(self) -> dict[str, Callable[[], dict[str, Tensor]]]:
+        """File name -> what gathers its tensors, whole in the main process and nothing in the others."""
+        main, frozen = self.accelerator.is_main_process, self.config.save_frozen
+        contents: dict[str, Callable[[], dict[str, Tensor]]] = {}
+        for name, trained in self._trained.items():
+            contents[name] = lambda trained=trained: trained.tensors(frozen, main)
+            contents[f"{name}.optimizer"] = lambda trained=trained: trained.optimizer_tensors(main)
+        if (ema := self.ema) is not None:
+            contents[f"{STUDENT}.ema"] = lambda: kept(ema.state_dict(), main)
+        return contents
+
+    def _state(self) -> dict[str, object]:
+        return {
             "stage": self.stage,
             "step": self.step,
             "trainer": to_plain(self.config),
+            "best": None if self.best is None else self.best.to_plain(),
             **self.record,
         }
-        checkpoint = write_checkpoint(self.output, self.stage, self.step, tensors, state)
-        prune(self.output, self.stage, self.config.keep_checkpoints)
-        return checkpoint
 
-    def _train_step(self) -> State:
+    def _check_weights(self) -> None:
+        for name, trained in self._trained.items():
+            (broken,) = any_process(self.accelerator, [~trained.is_finite()])
+            if broken:
+                raise FloatingPointError(
+                    f"weights of {name!r} are not finite after step {self.step}; {self._last_good()}."
+                )
+            if self.config.parallel == "ddp" and (apart := trained.disagreements(self.accelerator)):
+                raise RuntimeError(
+                    f"the processes' copies of {name!r} have come apart after step {self.step} ({apart[0]}): its "
+                    "gradients were not averaged. Its method must use the module that the Role holds, in its "
+                    "whole forward pass, alike in all processes."
+                )
+
+    def _train_step(self, stream: Callable[[int], Batch]) -> State:
         started = time.perf_counter()
         # set anew for each step: Accelerate keeps the number in a singleton that trainers share
         self.accelerator.gradient_accumulation_steps = self.config.accumulation
@@ -228,37 +262,84 @@ class Trainer:
         num_samples, data_seconds = 0, 0.0
         for micro in range(self.config.accumulation):
             asked = time.perf_counter()
-            batch = self._batch(self.step * self.config.accumulation + micro)
+            batch = self._batch(stream, self.step * self.config.accumulation + micro)
             data_seconds += time.perf_counter() - asked
-            num_samples += len(batch)
+            num_samples += len(batch) * self.accelerator.num_processes
             records += self._backward(batch, active)
-        norms = {n: self._trained[n].clip(self.accelerator, self.config) for n in active}
-        skipped = non_finite(self.step, records, norms)
+        norms = {name: self._trained[name].clip(self.config.max_grad_norm) for name in active}
+        skipped, stopped = self._verdict(records, norms)
         rates = self._update(active, bool(skipped))
         parts = mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
         seconds = time.perf_counter() - started
         return State(
             self.stage, self.step + 1, self.config.steps, active, skipped, parts, rates,
-            num_samples, seconds, data_seconds,
+            num_samples, seconds, data_seconds, stopped=stopped,
         )  # fmt: skip
 
-    def _batch(self, number: int) -> Batch:
-        batch = self.stream(number)
-        if len(batch) != self.config.batch_size:
+    def _verdict(self, records: list[Record], norms: Mapping[str, Tensor]) -> tuple[str, str]:
+        """Why the step must be skipped and why the run must stop, the same in all processes."""
+        reason = self._stop() if self._stop is not None else ""
+        broken, stop = any_process(self.accelerator, [non_finite(records, norms), bool(reason)])
+        skipped = stopped = ""
+        if broken:
+            told = gather_text(self.accelerator, "; ".join(causes(records, norms)))
+            named = dict.fromkeys(text for text in told if text)
+            skipped = f"step {self.step + 1}: not finite: {'; '.join(named)}"
+        if stop:
+            stopped = next(text for text in gather_text(self.accelerator, reason) if text)
+        return skipped, stopped
+
+    def _evaluated(self, state: State, log: RunLog | None) -> State:
+        """The state with what an evaluation finds, if one is due; compares it with the best."""
+        every = self.config.evaluate_every
+        if self._evaluate is None or not every or not self._is_due(every):
+            return state
+        found = {name: float(value) for name, value in self._evaluate(state).items()}
+        # the numbers of the main process count, so that all take the same decision
+        found: dict[str, float] = json.loads(gather_text(self.accelerator, json.dumps(found))[0])
+        if log is not None:
+            log.evaluation(state, found)
+        if metric := self.config.best_metric:
+            best_is = self.config.best_is
+            self.best = Best.after(self.best, metric, best_is, self.step, found)
+        return replace(state, evaluation=found)
+
+    def _is_due(self, every: int) -> bool:
+        """What happens every so many steps, and after the last; 0 is after the last only."""
+        return self.step == self.config.steps or bool(every and self.step % every == 0)
+
+    def _batch(self, stream: Callable[[int], Batch], number: int) -> Batch:
+        batch = stream(number)
+        world = self.accelerator.num_processes
+        if len(batch) * world != self.config.batch_size:
+            shared = f" over {world} processes" if world > 1 else ""
             raise ValueError(
                 f"the stream gave a batch of {len(batch)} samples, but batch_size is "
-                f"{self.config.batch_size}; give both the same."
+                f"{self.config.batch_size}{shared}; give both the same."
             )
         return batch.to(self.accelerator.device)
+
+    def _check_parts(self, stream: Callable[[int], Batch]) -> None:
+        """Each process must have samples of its own."""
+        batch = self._batch(stream, self.step * self.config.accumulation)
+        index = gather_rows(self.accelerator, batch.index)
+        if len(index.unique()) != len(index):
+            raise ValueError(
+                f"the processes' streams give the same samples ({sorted(index.tolist())[:4]} ...); give each "
+                "its part of the micro-batch, by its rank and the world size."
+            )
 
     def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[Record]:
         records = []
         with self.accelerator.accumulate(*(t.role.module for t in self._trained.values())):
-            draws = Draws(self.config.seed, self.step, batch.index)
+            draws = Draws(self.config.seed, self.step, batch.index, self._gather)
             for role, terms in self.method.losses(batch, active, draws):
                 self.accelerator.backward(terms.total)
                 records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch.index))
         return records
+
+    def _gather(self, value: Tensor) -> Tensor:
+        return gather_rows(self.accelerator, value)
 
     def _update(self, active: tuple[str, ...], skip: bool) -> dict[str, float]:
         factor = learning_rate_factor(self.config, self.step)
@@ -274,110 +355,41 @@ class Trainer:
             trained.optimizer.zero_grad()
         return rates
 
-    def _prepare(self, name: str, role: Role) -> _Trained:
-        config, module = self.config.optimizers[name], role.module
-        named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
-        if not named:
-            raise ValueError(
-                f"role {name!r} has no parameter that requires a gradient; call "
-                "requires_grad_(True) on its module before the trainer is made."
-            )
-        if self.config.gradient_checkpointing:
-            _checkpoint_gradients(module)
-        optimizer = torch.optim.AdamW(
-            [p for _, p in named],
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=config.weight_decay,
-            fused=self.accelerator.device.type in ("cpu", "cuda"),
-        )
-        module, optimizer = self.accelerator.prepare(module, optimizer)
-        role.bind(module)
-        return _Trained(role, config, optimizer, dict(named))
-
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
-        _check_same(checkpoint, state.get("trainer"), to_plain(self.config))
+        self.config.check_resumes(state.get("trainer"), checkpoint.path)
         for name, trained in self._trained.items():
-            self._unwrap(name).load_state_dict(checkpoint.tensors(name))
+            trained.load(checkpoint.tensors(name))
             trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
         if self.ema is not None:
             self.ema.load_state_dict(checkpoint.tensors(f"{STUDENT}.ema"))
         self.step = checkpoint.step
-
-    def _unwrap(self, name: str) -> nn.Module:
-        return self.accelerator.unwrap_model(self._trained[name].role.module)
+        self.best = Best.from_plain(state.get("best"), self.config.best_metric)
 
     def _find_checkpoint(self, resume: str) -> Checkpoint | None:
-        if self.output is None:
+        output = self.output
+        if output is None:
             return None
-        if resume == "auto":
-            return newest_checkpoint(self.output, self.stage)
-        if find_checkpoints(self.output, self.stage):
-            raise FileExistsError(
-                f"{self.output} holds checkpoints already; resume from them, or choose another output."
-            )
-        return None
+
+        def choose() -> int | None:
+            if resume == "auto":
+                newest = newest_checkpoint(output, self.stage)
+                return None if newest is None else newest.step
+            if find_checkpoints(output, self.stage):
+                raise FileExistsError(
+                    f"{output} holds checkpoints already; resume from them, or choose another output."
+                )
+            return None
+
+        step = on_main(self.accelerator, choose)
+        return find_checkpoint(output, self.stage, step) if isinstance(step, int) else None
 
     def _open_log(self) -> RunLog | None:
         if self.output is None:
             return None
-        self.output.mkdir(parents=True, exist_ok=True)
         file, every = self.output / "log.jsonl", self.config.log_every
         return RunLog(file, self.accelerator, every, self.stage, self.step)
 
     def _last_good(self) -> str:
         saved = find_checkpoints(self.output, self.stage) if self.output is not None else []
         return f"the last good checkpoint is {saved[0].path}" if saved else "there is no checkpoint"
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """A role with its optimizer; `weights` are those that are trained, by name."""
-
-    role: Role
-    config: OptimizerConfig
-    optimizer: torch.optim.Optimizer
-    weights: dict[str, nn.Parameter]
-
-    def clip(self, accelerator: Accelerator, config: TrainerConfig) -> Tensor:
-        limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
-        return torch.as_tensor(accelerator.clip_grad_norm_(self.weights.values(), limit))
-
-    def update(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        states = ((name, self.optimizer.state.get(w, {})) for name, w in self.weights.items())
-        return {f"{key}:{name}": value for name, state in states for key, value in state.items()}
-
-    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
-        for label, value in tensors.items():
-            key, name = label.split(":", 1)
-            weight = self.weights[name]
-            # in the weight's own layout and fresh memory, so that sums run in the same order as before
-            place = torch.empty_like(weight) if value.ndim else torch.empty_like(value)
-            self.optimizer.state[weight][key] = place.detach().copy_(value)
-
-
-def _check_same(checkpoint: Checkpoint, before: object, now: Mapping[str, object]) -> None:
-    if not isinstance(before, dict):
-        raise ValueError(f"checkpoint {checkpoint.path} has no settings in its state.json.")
-    changed = [k for k in now if k not in FREE and before.get(k) != now[k]]
-    if changed:
-        was = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
-        raise ValueError(
-            f"checkpoint {checkpoint.path} was made with other settings ({was}); resume with the same, "
-            "or choose another output."
-        )
-
-
-def _checkpoint_gradients(module: nn.Module) -> None:
-    from diffusers import ModelMixin
-
-    for part in module.modules():
-        if isinstance(part, ModelMixin):
-            part.enable_gradient_checkpointing()

@@ -1,7 +1,12 @@
-"""A method small enough to work out by hand: a tiny student and critic on the two-role contract."""
+"""Methods small enough to work out by hand, and functions that run in several processes."""
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
+import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -9,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.method import Draws, Role
+from nitrodistill.method import Draws, Role, frozen_within
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.types import Batch, Condition, Terms
 
@@ -52,6 +57,45 @@ class TinyMethod:
             yield "critic", Terms(loss, {"gap": gap.detach().mean()})
 
 
+class ThreeRoles:
+    """Three roles on one student sample, as in DMD2: the student learns every third step, the others always.
+
+    fake_score: predicts what the student draws; critic: separates x0 from it; student: follows both.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self.student_network = _network(generator, 4, 4)
+        self.fake_network = _network(generator, 4, 4)
+        self.critic_network = _network(generator, 4, 1)
+
+    def trainable(self) -> Mapping[str, Role]:
+        names = ("student", "fake_score", "critic")
+        places = ("student_network", "fake_network", "critic_network")
+        return {name: Role(self, place) for name, place in zip(names, places, strict=True)}
+
+    def active(self, step: int) -> Sequence[str]:
+        others = ("fake_score", "critic")
+        return ("student", *others) if step % 3 == 0 else others
+
+    def losses(
+        self, batch: Batch, active: Sequence[str], draws: Draws
+    ) -> Iterator[tuple[str, Terms]]:
+        noise, real = batch.noise.flatten(1), batch.x0.flatten(1)
+        jitter = 0.1 * draws.normal("jitter", (4,))
+        with contextlib.nullcontext() if "student" in active else torch.no_grad():
+            fake = self.student_network(noise)
+        if "student" in active:
+            with frozen_within(self.fake_network), frozen_within(self.critic_network):
+                gap = (self.fake_network(fake + jitter) - real).square().mean(1)
+                opinion = self.critic_network(fake).squeeze(1)
+                yield "student", Terms((gap - 0.1 * opinion).mean(), {"gap": gap.detach()})
+        error = (self.fake_network(fake.detach() + jitter) - fake.detach()).square().mean(1)
+        yield "fake_score", Terms(error.mean(), {"error": error.detach()})
+        sides = self.critic_network(fake.detach()) - self.critic_network(real)
+        yield "critic", Terms((sides + 0.1 * sides.square()).mean(), {})
+
+
 def _network(generator: torch.Generator, inputs: int, outputs: int) -> nn.Module:
     network = nn.Sequential(nn.Linear(inputs, 8), nn.Tanh(), nn.Linear(8, outputs))
     for weight in network.parameters():
@@ -62,13 +106,14 @@ def _network(generator: torch.Generator, inputs: int, outputs: int) -> nn.Module
 class TinyStream:
     """Sample n is a function of n alone, so micro-batches of any size cut the same stream."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, rank: int = 0, world: int = 1) -> None:
         self.batch_size = batch_size
+        self.part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.asked: list[int] = []
 
     def __call__(self, number: int) -> Batch:
         self.asked.append(number)
-        index = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)
+        index = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
         noise = Draws(1, 0, index).normal("noise", (1, 2, 2))
         return Batch(index, noise.flip(3).sin(), noise, Condition({"text": noise.flatten(1)}))
 
@@ -78,14 +123,63 @@ def weights(module: nn.Module) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+def in_processes(act: Callable[[int, int], Any], world: int = 2, seconds: float = 300) -> list[Any]:
+    """What `act(rank, world)` returns in each of `world` forked processes that meet through gloo."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    pipes = [context.Pipe(duplex=False) for _ in range(world)]
+    children = [
+        context.Process(target=_one_process, args=(act, rank, world, port, pipe[1]))
+        for rank, pipe in enumerate(pipes)
+    ]
+    for child in children:
+        child.start()
+    try:
+        found = []
+        for rank, (pipe, _) in enumerate(pipes):
+            assert pipe.poll(seconds), f"process {rank} said nothing for {seconds} s"
+            error, result = pipe.recv()
+            assert not error, f"process {rank}: {error}"
+            found.append(result)
+        return found
+    finally:
+        for child in children:
+            child.join(5)
+            child.kill()
+            child.join()
+
+
+def _one_process(
+    act: Callable[[int, int], Any], rank: int, world: int, port: int, pipe: Any
+) -> None:
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)  # of the process that this is a fork of
+    GradientState._reset_state()
+    torch.set_num_threads(1)
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    os.environ.update({n: str(v) for n, v in names.items()})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    try:
+        pipe.send(("", act(rank, world)))
+    except BaseException:
+        pipe.send((traceback.format_exc(), None))
+    finally:
+        os._exit(0)  # no goodbyes to processes that may have failed
+
+
 class Tiny(NamedTuple):
     """What the tests of this folder share; a fixture, so that no test module imports another."""
 
     Method: type[TinyMethod]
+    ThreeRoles: type[ThreeRoles]
     Stream: type[TinyStream]
     weights: Callable[[nn.Module], Tensor]
     config: Callable[..., TrainerConfig]
     train: Callable[..., Trainer]
+    in_processes: Callable[..., list[Any]]
 
 
 def tiny_config(**changes: Any) -> TrainerConfig:
@@ -115,4 +209,4 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tiny() -> Tiny:
-    return Tiny(TinyMethod, TinyStream, weights, tiny_config, tiny_train)
+    return Tiny(TinyMethod, ThreeRoles, TinyStream, weights, tiny_config, tiny_train, in_processes)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from nitrodistill.training import find_checkpoints, newest_checkpoint
-from nitrodistill.training.checkpoint import Checkpoint, prune, write_checkpoint
+from nitrodistill.training.checkpoint import Checkpoint, CheckpointWriter, prune
+from nitrodistill.training.roles import kept
 
 STATE = {"stage": 0, "note": "x"}
 
@@ -18,7 +19,10 @@ def _write(output, step=1, stage=0):
         "student": {"a": value, "tied": value},
         "student.optimizer": {"step": torch.tensor(3.0)},
     }
-    return write_checkpoint(output, stage, step, tensors, STATE)
+    writer = CheckpointWriter(output, stage, step)
+    for name, values in tensors.items():
+        writer.add(name, kept(values, keep=True))
+    return writer.finish(STATE)
 
 
 def test_what_is_written_is_read(tmp_path):

@@ -96,7 +96,7 @@ def test_gradients_are_clipped_per_role(tiny):
         trained = trainer._trained[name]
         step = trained.optimizer.step
 
-        def spy(name=name, network=network, step=step):
+        def spy(closure=None, name=name, network=network, step=step):
             grads = [p.grad.flatten() for p in network.parameters()]
             seen[name] = float(torch.cat(grads).norm())
             step()

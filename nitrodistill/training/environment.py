@@ -1,0 +1,72 @@
+"""What a run ran with: versions, git state, device. Noted at its start, and again where a resumption differs."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nitrodistill.data.files import write_text
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["note_environment"]
+
+
+def note_environment(file: Path, accelerator: Accelerator) -> None:
+    """Adds the environment to the list in `file`, unless it is the last of it.
+
+    Raises:
+        ValueError: if the file is not what was written.
+    """
+    environment = _environment(accelerator)
+    try:
+        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
+    noted = noted if isinstance(noted, list) else [noted]
+    if noted[-1:] != [environment]:
+        write_text(file, json.dumps([*noted, environment], indent=1))
+
+
+def _environment(accelerator: Accelerator) -> dict[str, object]:
+    packages = ("nitrodistill", "torch", "diffusers", "accelerate", "transformers", "safetensors")
+    return {
+        "versions": {name: _version(name) for name in packages},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        "git": _git_state(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_state() -> dict[str, object] | None:
+    """The commit of the code that runs, and whether files differ from it; None outside of git."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", ".")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,204 @@
+"""A role that is trained: its prepared module, its optimizer, and what a checkpoint keeps of both."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.method import Role
+from nitrodistill.training.config import OptimizerConfig, TrainerConfig
+from nitrodistill.training.parallel import (
+    gather_rows,
+    laid_out_like,
+    local,
+    prepare_module,
+    whole,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["TrainedRole", "checkpoint_gradients", "kept"]
+
+_SAMPLE = 256
+
+
+@dataclass(frozen=True)
+class TrainedRole:
+    """A role with its optimizer.
+
+    Attributes:
+        name: of the role.
+        role: where its prepared module lives.
+        module: the network itself, without DDP around it.
+        config: the optimizer's settings.
+        optimizer: over `weights`.
+        weights: name -> parameter, those that are trained.
+    """
+
+    name: str
+    role: Role
+    module: nn.Module
+    config: OptimizerConfig
+    optimizer: torch.optim.Optimizer
+    weights: dict[str, nn.Parameter]
+
+    @classmethod
+    def prepare(
+        cls, name: str, role: Role, config: TrainerConfig, accelerator: Accelerator
+    ) -> TrainedRole:
+        """Prepares the role's module, binds it, and makes its optimizer.
+
+        Raises:
+            ValueError: if no parameter asks for a gradient.
+        """
+        module = role.module
+        if not any(p.requires_grad for p in module.parameters()):
+            raise ValueError(
+                f"role {name!r} has no parameter that requires a gradient; call "
+                "requires_grad_(True) on its module before the trainer is made."
+            )
+        if config.gradient_checkpointing:
+            checkpoint_gradients(module)
+        prepared = prepare_module(module, accelerator, config.parallel, config.cpu_offload)
+        role.bind(prepared)
+        module = accelerator.unwrap_model(prepared)
+        # after the preparation, which may put other parameters in their place
+        weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        settings = config.optimizers[name]
+        optimizer = _make_optimizer(settings, weights)
+        return cls(name, role, module, settings, optimizer, weights)
+
+    def clip(self, limit: float | None) -> Tensor:
+        """Scales the gradient down to the norm `limit`; returns the norm before, over all processes."""
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), math.inf if limit is None else limit)
+        return whole(torch.as_tensor(norm))
+
+    def update(self, learning_rate: float) -> None:
+        """One step of the optimizer."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+
+    def tensors(self, frozen: bool, keep: bool) -> dict[str, Tensor]:
+        """The network's whole weights on the CPU; all processes must call it.
+
+        Args:
+            frozen: those that are not trained, and buffers, as well.
+            keep: False returns nothing (and spends no memory): for all processes but one.
+        """
+        values = self.module.state_dict() if frozen else self.weights
+        return kept(values, keep)
+
+    def optimizer_tensors(self, keep: bool) -> dict[str, Tensor]:
+        """The optimizer's whole state as "key:weight" -> tensor; all processes must call it."""
+        states = ((name, self.optimizer.state.get(w, {})) for name, w in self.weights.items())
+        flat = {f"{key}:{name}": value for name, state in states for key, value in state.items()}
+        return kept(
+            {n: v if isinstance(v, Tensor) else torch.tensor(v) for n, v in flat.items()}, keep
+        )
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrites the weights, all or the trained ones; all processes must call it.
+
+        Raises:
+            ValueError: if they are another network's.
+        """
+        places = self.module.state_dict()
+        absent = [n for n in self.weights if n not in tensors]
+        strange = [n for n, v in tensors.items() if n not in places or v.shape != places[n].shape]
+        if absent or strange:
+            raise ValueError(
+                f"the checkpoint's {self.name!r} is another network than the one to train: "
+                f"{(absent + strange)[:3]} differ."
+            )
+        for name, value in tensors.items():
+            local(places[name]).copy_(local(laid_out_like(value, places[name])))
+
+    def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
+        """The reverse of `optimizer_tensors`; all processes must call it."""
+        for label, value in tensors.items():
+            key, name = label.split(":", 1)
+            weight = self.weights[name]
+            self.optimizer.state[weight][key] = _state_value(value, weight)
+
+    def is_finite(self) -> Tensor:
+        """Whether all of the weights that this process holds are; a scalar on their device."""
+        values = [local(v).isfinite().all() for v in self.module.state_dict().values()]
+        return torch.stack(values).all()
+
+    def disagreements(self, accelerator: Accelerator) -> list[str]:
+        """The trained weights that are not the same in all processes, of the first 256 elements of each."""
+        wrong = []
+        for name, weight in self.weights.items():
+            sample = weight.detach().flatten()[:_SAMPLE][None]
+            rows = gather_rows(accelerator, sample)
+            if not bool((rows == rows[0]).all()) and bool(rows.isfinite().all()):
+                wrong.append(name)
+        return wrong
+
+
+def kept(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Whole copies on the CPU, contiguous and sharing no memory; empty unless `keep`.
+
+    All processes must call it.
+    """
+    copies = {}
+    for name, value in values.items():
+        value = whole(value.detach())
+        if keep:
+            copies[name] = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    return copies
+
+
+def checkpoint_gradients(module: nn.Module) -> None:
+    """Lets a network of diffusers compute activations anew in the backward pass, to save memory.
+
+    In train and eval mode alike, and so on a frozen backbone too. Networks of other kinds are left alone.
+    """
+    from diffusers import ModelMixin
+
+    for part in module.modules():
+        if isinstance(part, ModelMixin):
+            part.enable_gradient_checkpointing()
+
+
+def _make_optimizer(
+    config: OptimizerConfig, weights: Mapping[str, nn.Parameter]
+) -> torch.optim.Optimizer:
+    devices = {weight.device.type for weight in weights.values()}
+    options: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
+    if config.eight_bit:
+        return _eight_bit()(list(weights.values()), **options)
+    fused = devices <= {"cpu", "cuda"}
+    return torch.optim.AdamW(list(weights.values()), **options, fused=fused)
+
+
+def _eight_bit() -> Any:
+    try:
+        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ImportError(
+            "eight_bit needs bitsandbytes: `pip install nitrodistill[eight-bit]`, or leave it out of the "
+            f"optimizer's settings ({error})."
+        ) from error
+    return AdamW8bit
+
+
+def _state_value(value: Tensor, weight: Tensor) -> Tensor | int:
+    if value.shape == weight.shape and value.is_floating_point():
+        return laid_out_like(value, weight)
+    if value.ndim == 0 and not value.is_floating_point():
+        return int(value)
+    return value.to(local(weight).device)

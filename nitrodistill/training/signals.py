@@ -1,0 +1,48 @@
+"""SIGTERM and SIGUSR1 ask a run to save and leave: what clusters send before they take the machine away."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+__all__ = ["StopSignals"]
+
+
+class StopSignals:
+    """Notes the signals that arrive inside of a `with` block; pass it to a trainer as `stop`.
+
+    The handlers that were there come back after the block. Python allows handlers in the main thread only.
+
+    Example:
+        >>> from nitrodistill.training import StopSignals
+        >>> with StopSignals() as stop:
+        ...     print(repr(stop()))
+        ''
+    """
+
+    def __init__(self) -> None:
+        self._received = ""
+        self._before: dict[signal.Signals, object] = {}
+
+    def __call__(self) -> str:
+        """The name of the first signal that has arrived, or an empty string."""
+        return self._received
+
+    def __enter__(self) -> StopSignals:
+        names = ("SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
+        for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # pyright: ignore[reportArgumentType]
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = self._received or signal.Signals(number).name

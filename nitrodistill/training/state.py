@@ -1,0 +1,55 @@
+"""State: what a step of the trainer did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from nitrodistill.training.log import fetch
+
+__all__ = ["State"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What a step did.
+
+    Attributes:
+        stage: number of the recipe's stage.
+        step: steps done, this one included.
+        steps: steps in all.
+        active: the roles that were updated.
+        skipped: why the step was skipped, else empty.
+        parts: "role/term" -> mean over the step's samples in this process, a scalar on the device;
+            "role/total" and "role/grad_norm" (before clipping) are among them.
+        learning_rates: role -> its learning rate in this step.
+        num_samples: samples in this step, over all processes.
+        seconds: duration of the step.
+        data_seconds: of which was waited for data.
+        evaluation: what an evaluation found after this step, empty if there was none.
+        stopped: the signal that ended the run after this step, else empty; all is saved then.
+    """
+
+    stage: int
+    step: int
+    steps: int
+    active: tuple[str, ...]
+    skipped: str
+    parts: Mapping[str, Tensor]
+    learning_rates: Mapping[str, float]
+    num_samples: int
+    seconds: float
+    data_seconds: float
+    evaluation: Mapping[str, float] = field(default_factory=dict)
+    stopped: str = ""
+
+    def metrics(self) -> dict[str, float]:
+        """All `parts` as numbers; waits for the device."""
+        return fetch(self.parts)
+
+    def totals(self) -> dict[str, float]:
+        """Each active role's loss as a number; waits for the device."""
+        totals = {r: self.parts[f"{r}/total"] for r in self.active if f"{r}/total" in self.parts}
+        return fetch(totals)

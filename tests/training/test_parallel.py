@@ -1,0 +1,370 @@
+"""Two processes that meet through gloo: every trained role changes, agrees, and equals the single-process run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig, find_checkpoints
+from nitrodistill.training.parallel import check_launch, gather_text, local, on_main, whole
+from nitrodistill.types import Batch, Condition
+
+TAPS = ("conv_in", "mid_block")
+KINDS = {"ddp": DistributedDataParallel, "fsdp": FSDPModule}
+
+
+class Case(NamedTuple):
+    """A method, made anew in each process, and what it trains on."""
+
+    make: Callable[[], DistillationMethod]
+    stream: Callable[[int, int, int], Callable[[int], Batch]]
+    config: TrainerConfig
+
+
+class LatentStream:
+    """Latents for the tiny UNet; every sample but each third has a prompt of its own."""
+
+    def __init__(self, batch_size: int, rank: int, world: int) -> None:
+        self.batch_size, self.rank, self.world = batch_size, rank, world
+
+    def __call__(self, number: int) -> Batch:
+        size = self.batch_size // self.world
+        start = number * self.batch_size + self.rank * size
+        index = torch.arange(start, start + size)
+        draws = Draws(5, 0, index)
+        condition = Condition(
+            {"encoder_hidden_states": draws.normal("text", (5, 16))},
+            index - (index % 3 == 2).long(),
+        )
+        return Batch(
+            index, draws.normal("x0", (4, 8, 8)), draws.normal("eps", (4, 8, 8)), condition
+        )
+
+
+def _ladd(denoiser, **settings) -> Case:
+    # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
+    optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "discriminator")}
+    config = TrainerConfig(steps=4, batch_size=4, optimizers=optimizers, ema_decay=0.5)
+    method = LADDConfig(taps=TAPS, head_width=8, misaligned_negatives=True, **settings)
+    return Case(lambda: LADD.from_config(method, denoiser, denoiser.copy()), LatentStream, config)
+
+
+@pytest.fixture
+def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
+    """Every method joins here."""
+    three = {n: OptimizerConfig(1e-2) for n in ("student", "fake_score", "critic")}
+    return {
+        "ladd_shared": _ladd(tiny_denoiser, updates="shared"),
+        # 1/4 is fresh: in each micro-batch of 4, one process has no such sample
+        "ladd_alternating": _ladd(tiny_denoiser, fresh_fraction=0.25),
+        "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
+    }
+
+
+def _look(trainer: Trainer) -> dict[str, np.ndarray]:
+    """All trained weights of each role, and the averages, whole."""
+    found = {name: trained.weights for name, trained in trainer._trained.items()}
+    assert trainer.ema is not None
+    found["ema"] = trainer.ema.state_dict()  # pyright: ignore[reportArgumentType]
+    return {
+        name: torch.cat([whole(w.detach()).flatten() for w in weights.values()]).numpy()
+        for name, weights in found.items()
+    }
+
+
+def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: Any) -> list[Any]:
+    """Weights before and after, and what the roles were prepared as."""
+    config = dataclasses.replace(case.config, parallel=parallel, **changes)
+    method = case.make()
+    trainer = Trainer(method, case.stream(config.batch_size, rank, world), config)
+    before = _look(trainer)
+    for _ in trainer.fit():
+        pass
+    kinds = [type(role.module).__mro__ for role in method.trainable().values()]
+    return [before, _look(trainer), all(KINDS[parallel] in kind for kind in kinds)]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ladd_shared", "ladd_alternating", "three_roles"])
+def test_two_processes_equal_one(cases, tiny, name, parallel):
+    before, expected, _ = _run(cases[name], 0, 1)
+    found = tiny.in_processes(lambda rank, world: _run(cases[name], rank, world, parallel))
+    for start, end, was_prepared in found:
+        assert was_prepared, f"some role is not a {KINDS[parallel].__name__}"
+        for role, values in end.items():
+            assert not np.array_equal(values, start[role]), f"{role} was not trained"
+            np.testing.assert_array_equal(
+                values, found[0][1][role], f"{role} differs over processes"
+            )
+            np.testing.assert_array_equal(start[role], before[role])
+            np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_accumulation_in_two_processes_equals_one_large_batch(cases, tiny, parallel):
+    case = cases["three_roles"]
+    _, expected, _ = _run(case, 0, 1, batch_size=8)
+
+    def act(rank, world):
+        return _run(case, rank, world, parallel, batch_size=4, accumulation=2)[1]
+
+    for found in tiny.in_processes(act):
+        for role, values in found.items():
+            np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
+
+
+def test_fsdp_holds_a_part_of_weights_moments_and_averages(tiny, tiny_denoiser):
+    """And it gathers a network of diffusers block by block."""
+    case = _ladd(tiny_denoiser, updates="shared")
+
+    def act(rank, world):
+        config = dataclasses.replace(case.config, parallel="fsdp", steps=1)
+        method = case.make()
+        trainer = Trainer(method, case.stream(4, rank, world), config)
+        list(trainer.fit())
+        role = trainer._trained["student"]
+        moments = [role.optimizer.state[w]["exp_avg"] for w in role.weights.values()]
+        assert trainer.ema is not None
+        sizes = [
+            sum(local(value).numel() for value in values)
+            for values in (role.weights.values(), moments, trainer.ema.state_dict().values())
+        ]
+        units = [part for part in role.module.modules() if isinstance(part, FSDPModule)]
+        return sizes, sum(w.numel() for w in role.weights.values()), len(units)
+
+    (first, total, units), (second, _, _) = tiny.in_processes(act)
+    assert [a + b for a, b in zip(first, second, strict=True)] == [total] * 3
+    assert max(first) < 0.6 * total
+    assert units > 5
+
+
+@pytest.mark.parametrize("save", ["ddp", "fsdp"])
+@pytest.mark.parametrize("world", [1, 2])
+def test_another_world_size_resumes(cases, tiny, tmp_path, save, world):
+    """Saved by 2 processes (1), resumed by 1 (2); the other way of sharing out, too."""
+    case, output = cases["three_roles"], tmp_path / "run"
+    _, expected, _ = _run(case, 0, 1)
+    resume = {"ddp": "fsdp", "fsdp": "ddp"}[save] if world == 2 else "ddp"
+
+    def train(rank, world, parallel, stop):
+        config = dataclasses.replace(case.config, parallel=parallel, checkpoint_every=2)
+        stream = case.stream(config.batch_size, rank, world)
+        trainer = Trainer(case.make(), stream, config, output=output)
+        start = trainer.step
+        for state in trainer.fit():
+            if state.step == stop:
+                break
+        return start, _look(trainer)
+
+    tiny.in_processes(lambda rank, of: train(rank, of, save, 5), 3 - world)
+    for start, found in tiny.in_processes(lambda rank, of: train(rank, of, resume, 99), world):
+        assert start == 4
+        for role, values in found.items():
+            np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
+
+
+def test_stopped_and_resumed_in_two_processes_ends_bit_equal(cases, tiny, tmp_path):
+    case = cases["ladd_shared"]
+
+    def train(rank, world, parallel, output, stop):
+        config = dataclasses.replace(case.config, parallel=parallel, checkpoint_every=2)
+        trainer = Trainer(case.make(), case.stream(4, rank, world), config, output=output)
+        for state in trainer.fit():
+            if state.step == stop:
+                break
+        return _look(trainer)
+
+    def act(rank, world):
+        whole = train(rank, world, "fsdp", tmp_path / "whole", 99)
+        train(rank, world, "fsdp", tmp_path / "stopped", 3)
+        return whole, train(rank, world, "fsdp", tmp_path / "stopped", 99)
+
+    for one, other in tiny.in_processes(act):
+        for role, values in one.items():
+            np.testing.assert_array_equal(values, other[role], role)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_bf16_stays_near_float32(cases, tiny, parallel):
+    case = cases["ladd_shared"]
+    start, expected, _ = _run(case, 0, 1)
+
+    def act(rank, world):
+        return _run(case, rank, world, parallel, mixed_precision="bf16")[1]
+
+    for found in tiny.in_processes(act):
+        for role in ("student", "discriminator"):
+            moved = np.linalg.norm(expected[role] - start[role])
+            assert found[role].dtype == np.float32
+            assert 0 < np.linalg.norm(found[role] - expected[role]) < 0.2 * moved
+
+
+def test_offloading_to_the_cpu_and_checkpointing_gradients_change_nothing(cases, tiny):
+    case = cases["ladd_shared"]
+    _, expected, _ = _run(case, 0, 1)
+    options = {"cpu_offload": True, "gradient_checkpointing": True}
+    (found,) = tiny.in_processes(lambda rank, of: _run(case, rank, of, "fsdp", **options), 1)
+    assert found[2], "one process can shard, too"
+    for role, values in found[1].items():
+        np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
+
+
+def test_averages_can_be_drawn_with_between_two_steps_under_fsdp(cases, tiny):
+    """Weights that a forward pass has gathered must not hide the averages."""
+    case = cases["ladd_shared"]
+
+    def act(rank, world):
+        config = dataclasses.replace(case.config, parallel="fsdp")
+        method = case.make()
+        trainer = Trainer(method, case.stream(4, rank, world), config)
+        for _ in trainer.fit():
+            pass
+        batch = LatentStream(4, 0, 1)(9)
+        found = []
+        with torch.no_grad():
+            for _ in range(2):
+                found.append(method.student(batch.noise, torch.tensor(999), batch.condition))
+                assert trainer.ema is not None
+                with trainer.ema.applied():
+                    found.append(method.student(batch.noise, torch.tensor(999), batch.condition))
+        return [value.numpy() for value in found], _look(trainer)
+
+    (first, looked), _ = tiny.in_processes(act)
+    np.testing.assert_array_equal(first[0], first[2])
+    np.testing.assert_array_equal(first[1], first[3])
+    method = case.make()
+    batch = LatentStream(4, 0, 1)(9)
+    for drawn, name in zip(first, ("student", "ema"), strict=False):
+        nn.utils.vector_to_parameters(
+            torch.tensor(looked[name]), method.student.module.parameters()
+        )
+        with torch.no_grad():
+            expected = method.student(batch.noise, torch.tensor(999), batch.condition)
+        np.testing.assert_allclose(drawn, expected.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_what_one_process_finds_counts_for_all(tiny, parallel):
+    """Step 2 has a NaN in samples 9 (process 0 has 8 and 9, process 1 the rest); process 1 is told to stop."""
+
+    def act(rank, world):
+        method = tiny.Method()
+        method.poison = {2: "student"}
+        stop = iter(["", "", "", "SIGTERM" if rank == 1 else "", ""])
+        config = tiny.config(parallel=parallel)
+        stream = tiny.Stream(4, rank, world)
+        trainer = Trainer(method, stream, config, stop=lambda: next(stop))
+        return [(s.step, s.skipped, s.stopped, s.num_samples) for s in trainer.fit()], _look(
+            trainer
+        )
+
+    (first, one), (second, other) = tiny.in_processes(act)
+    assert first == second
+    assert [step for step, *_ in first] == [1, 2, 3, 4]
+    assert [bool(skipped) for _, skipped, *_ in first] == [False, False, True, False]
+    assert first[2][1].startswith("step 3: not finite:")
+    assert "student/fit (samples [9])" in first[2][1]
+    assert first[3][2:] == ("SIGTERM", 4)
+    for role, values in one.items():
+        np.testing.assert_array_equal(values, other[role])
+
+
+def test_a_method_that_keeps_the_raw_module_is_caught(tiny, tmp_path):
+    class Raw(tiny.Method):
+        """Its student is trained behind the back of DDP."""
+
+        def losses(self, batch, active, draws):
+            wrapped, self.student_network = self.student_network, self.student_network.module
+            yield from super().losses(batch, active, draws)
+            self.student_network = wrapped
+
+    def act(rank, world):
+        trainer = Trainer(Raw(), tiny.Stream(4, rank, world), tiny.config(), output=tmp_path)
+        with pytest.raises(RuntimeError, match=r"copies of 'student' have come apart after step 6"):
+            list(trainer.fit())
+        return True
+
+    assert tiny.in_processes(act) == [True, True]
+    assert find_checkpoints(tmp_path) == []
+
+
+def test_processes_with_the_same_samples_are_refused(tiny):
+    def act(rank, world):
+        trainer = Trainer(tiny.Method(), tiny.Stream(2), tiny.config())
+        with pytest.raises(ValueError, match=r"streams give the same samples \(\[0, 0, 1, 1\]"):
+            list(trainer.fit())
+        return True
+
+    assert tiny.in_processes(act) == [True, True]
+
+
+def test_a_failed_save_ends_all_processes(tiny, tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+
+    def act(rank, world):
+        config = tiny.config(parallel="fsdp")
+        trainer = Trainer(tiny.Method(), tiny.Stream(4, rank, world), config, output=tmp_path)
+        list(trainer.fit())
+
+    def told(rank, world):
+        with pytest.raises((OSError, RuntimeError)) as error:
+            act(rank, world)
+        return type(error.value).__name__, "could not be written" in str(error.value)
+
+    assert tiny.in_processes(told) == [("OSError", True), ("RuntimeError", True)]
+
+
+def test_text_and_errors_travel(tiny):
+    def act(rank, world):
+        from accelerate import Accelerator
+
+        accelerator = Accelerator(cpu=True)
+        texts = gather_text(accelerator, "é" * (3 * rank)), gather_text(accelerator, "")
+        answer = on_main(accelerator, lambda: {"rank": rank})
+        with pytest.raises((KeyError, RuntimeError)) as error:
+            on_main(accelerator, lambda: {}["absent"])
+        return *texts, answer, str(error.value)
+
+    assert tiny.in_processes(act) == [
+        (["", "ééé"], ["", ""], {"rank": 0}, "'absent'"),
+        (["", "ééé"], ["", ""], {"rank": 0}, "the main process failed: 'absent'"),
+    ]
+
+
+def test_launches_that_cannot_work_are_refused(monkeypatch):
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    check_launch(accelerator, 3)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r"launched with FSDP.*`parallel: fsdp`"):
+        check_launch(accelerator, 3)
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="one of 2 launched processes, but Accelerate sees itself"):
+        check_launch(accelerator, 3)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tiny):
+    def act(rank, world):
+        with pytest.raises(ValueError, match="make it a multiple of 2"):
+            Trainer(tiny.Method(), tiny.Stream(3), tiny.config(batch_size=3))
+        return True
+
+    assert tiny.in_processes(act) == [True, True]
+
+
+def test_local_and_whole_leave_plain_tensors(generator):
+    value: Tensor = torch.randn(3, generator=generator)
+    assert local(value) is value
+    assert whole(value) is value
