@@ -9,7 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter, first_tensor
+from nitrodistill.models.adapters.base import (
+    Adapter,
+    Entry,
+    PipelineAdapter,
+    first_tensor,
+    image_tokens,
+    on_grid,
+)
 from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
@@ -30,6 +37,8 @@ __all__ = [
     "PipelineAdapter",
     "adapter_for",
     "first_tensor",
+    "image_tokens",
+    "on_grid",
     "pipeline_adapter_for",
 ]
 

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import tests.models.test_families as families_test
+from tests.models.families import FAMILIES
+from tests.models.write_table import BEGIN, END, FEATURES, PAGE, table
+
+
+def test_the_page_has_every_family_and_every_feature_and_no_failure():
+    features = {name for name in vars(families_test) if name.startswith("test_")}
+    assert features == set(FEATURES)
+    written = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    rows = [line.strip("| \n").split(" | ") for line in written.splitlines()]
+    assert rows[0][1:] == list(FEATURES.values())
+    assert [row[0] for row in rows[2:]] == list(FAMILIES)
+    assert all(cell in ("yes", "-") for row in rows[2:] for cell in row[1:])
+
+
+def test_a_missing_result_is_no_success():
+    results = table({("sd15", name): "yes" for name in list(FEATURES)[1:]})
+    assert results.splitlines()[2].startswith("| sd15 | no | yes |")
