@@ -72,8 +72,9 @@ def _finish_kernel(
     for start in tl.range(0, parts, BLOCK, num_stages=1):
         inside = start + offsets < parts
         where = sample * parts + start + offsets
-        scale += tl.load(partial + where, mask=inside, other=0.0)
-        square += tl.load(partial + programs + where, mask=inside, other=0.0)
+        scale += tl.load(partial + where, mask=inside, other=0.0)  # not bulk: sums of programs
+        where += programs
+        square += tl.load(partial + where, mask=inside, other=0.0)  # not bulk: sums of programs
     mean = tl.sum(scale, 0) / size
     inverse = tl.where(mean == 0, 0.0, 1 / tl.where(mean == 0, 1.0, mean))
     importance = 1.0

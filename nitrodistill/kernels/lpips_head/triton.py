@@ -42,6 +42,20 @@ def _load_tile(features, c, p, channels, positions, stride_c, stride_p):
 
 
 @triton.jit
+def _load_weights(weight, c, channels):
+    """(C, 1) float32, zero outside."""
+    w = tl.load(weight + c, mask=c < channels, other=0.0)  # not bulk: one per channel
+    return w.to(tl.float32)[:, None]
+
+
+@triton.jit
+def _load_factor(factor, p, positions):
+    """(P,) float32, zero outside."""
+    values = tl.load(factor + p, mask=p < positions, other=0)  # not bulk: one per position
+    return values.to(tl.float32)
+
+
+@triton.jit
 def _inverse_norms(sx, sy, difference, eps):
     """r and r - q from sum x^2, sum y^2 and their difference; an inverse is 0 where the sum is."""
     r = tl.where(sx > 0, 1 / tl.sqrt(sx + eps), 0.0)
@@ -82,7 +96,7 @@ def _forward_kernel(
     if RESIDENT:
         fx = _load_tile(x, c, p, channels, positions, stride_c, stride_p)
         fy = _load_tile(y, c, p, channels, positions, stride_c, stride_p)
-        w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
+        w = _load_weights(weight, c, channels)
         difference = tl.sum((fy - fx) * (fy + fx), 0)
         r, change = _inverse_norms(tl.sum(fx * fx, 0), tl.sum(fy * fy, 0), difference, eps)
         d = (fx - fy) * r[None, :] + fy * change[None, :]
@@ -107,8 +121,7 @@ def _forward_kernel(
         for start in tl.range(0, channels, CHANNELS, num_stages=1):
             fx = _load_tile(x, start + c, p, channels, positions, stride_c, stride_p)
             fy = _load_tile(y, start + c, p, channels, positions, stride_c, stride_p)
-            w = tl.load(weight + start + c, mask=start + c < channels, other=0.0)
-            w = w.to(tl.float32)[:, None]
+            w = _load_weights(weight, start + c, channels)
             d = (fx - fy) * r[None, :] + fy * change[None, :]
             distance += tl.sum(w * d * d, 0)
             if saved is not None:
@@ -125,7 +138,7 @@ def _forward_kernel(
         saved += positions
         tl.store(saved + p, along_y, mask=inside)
     if mask is not None:
-        m = tl.load(mask + sample * mask_stride + p, mask=inside, other=0).to(tl.float32)
+        m = _load_factor(mask + sample * mask_stride, p, positions)
         distance *= m
         tl.store(count + sample * parts + part, tl.sum(m, 0))
     tl.store(partial + sample * parts + part, tl.sum(distance, 0))
@@ -164,27 +177,27 @@ def _backward_kernel(
     if mask is None:
         scale = scale / positions
     else:
-        m = tl.load(mask + sample * mask_stride + p, mask=at, other=0).to(tl.float32)
+        m = _load_factor(mask + sample * mask_stride, p, positions)
         scale = scale * tl.load(inverse + sample) * m
     saved += sample * 4 * positions
-    r = tl.load(saved + p, mask=at, other=0.0)
+    r = _load_factor(saved, p, positions)
     saved += positions
-    change = tl.load(saved + p, mask=at, other=0.0)
+    change = _load_factor(saved, p, positions)
     saved += positions
     fx = _load_tile(x + sample * x_stride, c, p, channels, positions, stride_c, stride_p)
     fy = _load_tile(y + sample * y_stride, c, p, channels, positions, stride_c, stride_p)
-    w = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)[:, None]
+    w = _load_weights(weight, c, channels)
     wd = w * ((fx - fy) * r[None, :] + fy * change[None, :])
     first = sample * channels * positions
     offsets = c[:, None] * stride_c + p[None, :] * stride_p
     inside = (c[:, None] < channels) & at[None, :]
     if to_x is not None:
-        along = tl.load(saved + p, mask=at, other=0.0)
+        along = _load_factor(saved, p, positions)
         g = (wd - fx * (r * along)[None, :]) * (scale * r)[None, :]
         tl.store(to_x + first + offsets, g.to(to_x.dtype.element_ty), mask=inside)
     if to_y is not None:
         q = r - change
-        along = tl.load(saved + positions + p, mask=at, other=0.0)
+        along = _load_factor(saved + positions, p, positions)
         g = (fy * (q * along)[None, :] - wd) * (scale * q)[None, :]
         tl.store(to_y + first + offsets, g.to(to_y.dtype.element_ty), mask=inside)
 

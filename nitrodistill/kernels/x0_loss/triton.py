@@ -142,7 +142,8 @@ def _forward_kernel(
         value = tl.where(inside, _rho(r, k, LOSS), 0.0)
         if mask is not None:
             where = sample * mask_stride + (offsets // mask_divisor) % mask_period
-            m = tl.load(mask + where, mask=inside, other=0).to(tl.float32)
+            m = tl.load(mask + where, mask=inside, other=0)  # not bulk: the channels share it
+            m = m.to(tl.float32)
             value *= m
             share += m
         total += value
@@ -217,7 +218,8 @@ def _backward_kernel(
     g = factor * _slope(r, k, LOSS)
     if mask is not None:
         where = sample * mask_stride + (offsets // mask_divisor) % mask_period
-        m = tl.load(mask + where, mask=inside, other=0).to(tl.float32)
+        m = tl.load(mask + where, mask=inside, other=0)  # not bulk: the channels share it
+        m = m.to(tl.float32)
         g *= m * tl.load(inverse + sample)
     first = sample * gradient_stride
     if to_output is not None:
