@@ -12,7 +12,6 @@ pytorch-msssim pads zeros).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -24,15 +23,19 @@ from nitrodistill.kernels.ssim.reference import SSIMPadding
 from nitrodistill.losses.base import (
     Loss,
     Reduction,
-    check_choice,
     check_mask,
     check_pair,
     check_positive,
     expand_frames,
     to_frames,
 )
-from nitrodistill.losses.ssim import SignMode
-from nitrodistill.losses.windows import check_size, gaussian_taps, window_weights
+from nitrodistill.losses.windows import (
+    SignMode,
+    SSIMOptions,
+    check_size,
+    per_channel,
+    window_weights,
+)
 
 __all__ = ["MSSSIMLoss", "ms_ssim_loss"]
 
@@ -78,14 +81,28 @@ def ms_ssim_loss(
         ValueError: for unequal or too small shapes, a wrong mask, or an option out of its range.
         TypeError: for tensors that are not floating point.
     """
-    check_pair(pred, target)
-    exponents = _check_weights(weights)
-    taps = gaussian_taps(window_size, sigma)
-    check_choice("padding", padding, get_args(SSIMPadding))
-    check_choice("mode", mode, get_args(SignMode))
     L = check_positive("data_range", data_range)
+    options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode, offset)
+    return _ms_ssim(pred, target, options, _check_weights(weights), mask)
+
+
+def _ms_ssim(
+    pred: Tensor,
+    target: Tensor,
+    options: SSIMOptions,
+    exponents: tuple[float, ...],
+    mask: Tensor | None,
+) -> Tensor:
+    check_pair(pred, target)
+    taps, padding = options.taps, options.padding
+    (L,) = per_channel("data_range", options.data_range, 1)
+    (shift,) = (
+        (L / 2,)
+        if options.offset is None
+        else per_channel("offset", options.offset, 1, positive=False)
+    )
     x, y = to_frames(pred), to_frames(target, "target")
-    check_size(x, window_size, padding, scales=len(exponents))
+    check_size(x, options.window_size, padding, scales=len(exponents))
     batch, channels = x.shape[:2]
     dtype = math_dtype(x, y)
     x, y = (t.reshape(batch * channels, 1, *t.shape[2:]).to(dtype) for t in (x, y))
@@ -96,7 +113,6 @@ def ms_ssim_loss(
         share = mask.mean((2, 3))
         share = share / (share.sum(1, keepdim=True) + (share.sum(1, keepdim=True) == 0))
         mask = mask.reshape(x.shape)
-    shift = (L / 2 if offset is None else float(offset)) if mode == "shift" else 0.0
     product = x.new_ones(x.shape[0])
     for scale, exponent in enumerate(exponents):
         last = scale + 1 == len(exponents)
@@ -104,10 +120,10 @@ def ms_ssim_loss(
             x,
             y,
             taps=taps,
-            c1=(k1 * L) ** 2,
-            c2=(k2 * L) ** 2,
-            offset=shift,
-            mode="full" if last and mode != "structure" else "structure",
+            c1=(options.k1 * L) ** 2,
+            c2=(options.k2 * L) ** 2,
+            offset=shift if options.mode == "shift" else 0.0,
+            mode="full" if last and options.mode != "structure" else "structure",
             padding=padding,
             weight_map=None if mask is None else window_weights(mask, taps, padding, x, dtype),
         )
@@ -136,15 +152,6 @@ class MSSSIMLoss(Loss):
         ValueError: for an option out of its range.
     """
 
-    data_range: float
-    weights: tuple[float, ...]
-    window_size: int
-    sigma: float
-    k1: float
-    k2: float
-    padding: SSIMPadding
-    mode: SignMode
-
     def __init__(
         self,
         data_range: float,
@@ -159,37 +166,15 @@ class MSSSIMLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        gaussian_taps(window_size, sigma)
-        self.data_range = check_positive("data_range", data_range)
+        L = check_positive("data_range", data_range)
+        self.options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode)
         self.weights = _check_weights(weights)
-        self.window_size = window_size
-        self.sigma = sigma
-        self.k1 = check_positive("k1", k1)
-        self.k2 = check_positive("k2", k2)
-        self.padding = check_choice("padding", padding, get_args(SSIMPadding))
-        self.mode = check_choice("mode", mode, get_args(SignMode))
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ms_ssim_loss(
-            pred,
-            target,
-            data_range=self.data_range,
-            weights=self.weights,
-            window_size=self.window_size,
-            sigma=self.sigma,
-            k1=self.k1,
-            k2=self.k2,
-            padding=self.padding,
-            mode=self.mode,
-            mask=mask,
-        )
+        return _ms_ssim(pred, target, self.options, self.weights, mask)
 
     def extra_repr(self) -> str:
-        return (
-            f"data_range={self.data_range}, weights={self.weights}, "
-            f"window_size={self.window_size}, sigma={self.sigma}, padding={self.padding!r}, "
-            f"mode={self.mode!r}, {super().extra_repr()}"
-        )
+        return f"{self.options}, weights={self.weights}, {super().extra_repr()}"
 
 
 def _halve(x: Tensor) -> Tensor:

@@ -28,8 +28,6 @@ frame by frame.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
 from torch import Tensor
 
 from nitrodistill.kernels import ssim as kernel
@@ -38,19 +36,18 @@ from nitrodistill.kernels.ssim.reference import SSIMPadding
 from nitrodistill.losses.base import (
     Loss,
     Reduction,
-    check_choice,
     check_mask,
     check_pair,
-    check_positive,
     expand_frames,
     to_frames,
 )
 from nitrodistill.losses.windows import (
     DataRange,
+    SignMode,
+    SSIMOptions,
     channel_constant,
     check_size,
     checked_range,
-    gaussian_taps,
     per_channel,
     window_weights,
 )
@@ -61,9 +58,6 @@ __all__ = [
     "SignMode",
     "ssim_loss",
 ]
-
-SignMode = Literal["plain", "shift", "structure"]
-"""How data that may be negative are treated; see the module."""
 
 _SIGMAS_IN_RANGE = 8.0
 
@@ -104,31 +98,38 @@ def ssim_loss(
         ValueError: for unequal or too small shapes, a wrong mask, or an option out of its range.
         TypeError: for tensors that are not floating point.
     """
+    options = SSIMOptions(data_range, window_size, sigma, k1, k2, padding, mode, offset)
+    return _ssim(pred, target, options, mask)
+
+
+def _ssim(pred: Tensor, target: Tensor, options: SSIMOptions, mask: Tensor | None) -> Tensor:
     check_pair(pred, target)
-    taps = gaussian_taps(window_size, sigma)
-    check_choice("padding", padding, get_args(SSIMPadding))
-    check_choice("mode", mode, get_args(SignMode))
     x, y = to_frames(pred), to_frames(target, "target")
-    check_size(x, window_size, padding)
-    dtype = math_dtype(x, y)
-    ranges = per_channel("data_range", data_range, pred.shape[1])
+    check_size(x, options.window_size, options.padding)
+    dtype, channels = math_dtype(x, y), pred.shape[1]
+    frames = x.shape[1] // channels
+    ranges = per_channel("data_range", options.data_range, channels)
     offsets = tuple(L / 2 for L in ranges)
-    if offset is not None:
-        offsets = per_channel("offset", offset, pred.shape[1], positive=False)
-    frames = x.shape[1] // pred.shape[1]
+    if options.offset is not None:
+        offsets = per_channel("offset", options.offset, channels, positive=False)
     weight_map = None
     if mask is not None:
         check_mask(mask, pred)
-        weight_map = window_weights(expand_frames(mask, pred), taps, padding, x, dtype)
+        mask = expand_frames(mask, pred)
+        weight_map = window_weights(mask, options.taps, options.padding, x, dtype)
+
+    def constant(values: tuple[float, ...]) -> float | Tensor:
+        return channel_constant(values, frames, dtype, x.device)
+
     return kernel.ssim_loss(
         x,
         y,
-        taps=taps,
-        c1=channel_constant(tuple((k1 * L) ** 2 for L in ranges), frames, dtype, x.device),
-        c2=channel_constant(tuple((k2 * L) ** 2 for L in ranges), frames, dtype, x.device),
-        offset=channel_constant(offsets, frames, dtype, x.device) if mode == "shift" else 0.0,
-        mode="structure" if mode == "structure" else "full",
-        padding=padding,
+        taps=options.taps,
+        c1=constant(tuple((options.k1 * L) ** 2 for L in ranges)),
+        c2=constant(tuple((options.k2 * L) ** 2 for L in ranges)),
+        offset=constant(offsets) if options.mode == "shift" else 0.0,
+        mode="structure" if options.mode == "structure" else "full",
+        padding=options.padding,
         weight_map=weight_map,
     )
 
@@ -150,14 +151,6 @@ class SSIMLoss(Loss):
         ValueError: for an option out of its range.
     """
 
-    data_range: DataRange
-    window_size: int
-    sigma: float
-    k1: float
-    k2: float
-    padding: SSIMPadding
-    mode: SignMode
-
     def __init__(
         self,
         data_range: DataRange,
@@ -171,34 +164,13 @@ class SSIMLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        gaussian_taps(window_size, sigma)
-        self.data_range = checked_range("data_range", data_range)
-        self.window_size = window_size
-        self.sigma = sigma
-        self.k1 = check_positive("k1", k1)
-        self.k2 = check_positive("k2", k2)
-        self.padding = check_choice("padding", padding, get_args(SSIMPadding))
-        self.mode = check_choice("mode", mode, get_args(SignMode))
+        self.options = SSIMOptions(data_range, window_size, sigma, k1, k2, padding, mode)
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ssim_loss(
-            pred,
-            target,
-            data_range=self.data_range,
-            window_size=self.window_size,
-            sigma=self.sigma,
-            k1=self.k1,
-            k2=self.k2,
-            padding=self.padding,
-            mode=self.mode,
-            mask=mask,
-        )
+        return _ssim(pred, target, self.options, mask)
 
     def extra_repr(self) -> str:
-        return (
-            f"data_range={self.data_range}, window_size={self.window_size}, sigma={self.sigma}, "
-            f"padding={self.padding!r}, mode={self.mode!r}, {super().extra_repr()}"
-        )
+        return f"{self.options}, {super().extra_repr()}"
 
 
 class LatentSSIMLoss(Loss):
@@ -224,15 +196,6 @@ class LatentSSIMLoss(Loss):
             range.
     """
 
-    data_range: DataRange
-    mode: SignMode
-    offset: DataRange | None
-    window_size: int
-    sigma: float
-    k1: float
-    k2: float
-    padding: SSIMPadding
-
     def __init__(
         self,
         data_range: DataRange | None = None,
@@ -248,38 +211,16 @@ class LatentSSIMLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        gaussian_taps(window_size, sigma)
-        self.data_range = _latent_range(data_range, std)
-        self.mode = check_choice("mode", mode, get_args(SignMode))
+        L = _latent_range(data_range, std)
+        self.options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode, offset)
         if offset is not None and mode != "shift":
             raise ValueError(f"offset is {offset} but mode is {mode!r}; only 'shift' uses it.")
-        self.offset = offset
-        self.window_size = window_size
-        self.sigma = sigma
-        self.k1 = check_positive("k1", k1)
-        self.k2 = check_positive("k2", k2)
-        self.padding = check_choice("padding", padding, get_args(SSIMPadding))
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        return ssim_loss(
-            pred,
-            target,
-            data_range=self.data_range,
-            window_size=self.window_size,
-            sigma=self.sigma,
-            k1=self.k1,
-            k2=self.k2,
-            padding=self.padding,
-            mode=self.mode,
-            offset=self.offset,
-            mask=mask,
-        )
+        return _ssim(pred, target, self.options, mask)
 
     def extra_repr(self) -> str:
-        return (
-            f"data_range={self.data_range}, mode={self.mode!r}, window_size={self.window_size}, "
-            f"sigma={self.sigma}, padding={self.padding!r}, {super().extra_repr()}"
-        )
+        return f"{self.options}, {super().extra_repr()}"
 
 
 def _latent_range(data_range: DataRange | None, std: DataRange | None) -> DataRange:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nitrodistill.kernels.ssim.reference import SSIMPadding, window_mean
-from nitrodistill.losses.base import check_positive
+from nitrodistill.losses.base import check_choice, check_positive
 
 __all__ = [
     "DataRange",
+    "SSIMOptions",
+    "SignMode",
     "channel_constant",
     "check_size",
     "checked_range",
@@ -24,6 +29,9 @@ __all__ = [
 
 DataRange = float | Sequence[float]
 """One number for all channels, or one per channel."""
+
+SignMode = Literal["plain", "shift", "structure"]
+"""How data that may be negative are treated; see `nitrodistill.losses.ssim`."""
 
 
 @lru_cache(maxsize=32)
@@ -39,6 +47,52 @@ def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
     taps = [math.exp(-((k - window_size // 2) ** 2) / (2 * sigma**2)) for k in range(window_size)]
     total = sum(taps)
     return tuple(tap / total for tap in taps)
+
+
+@dataclass(frozen=True)
+class SSIMOptions:
+    """How similarity under a window is judged: what functions and modules of SSIM share, checked once.
+
+    Args:
+        data_range: L > 0, one number or one per channel.
+        window_size: taps of the Gaussian window, odd.
+        sigma: its standard deviation in pixels.
+        k1: C1 = (k1 L)^2.
+        k2: C2 = (k2 L)^2.
+        padding: "valid" or "reflect".
+        mode: "plain", "shift" or "structure".
+        offset: what mode "shift" adds to both; None is L / 2.
+
+    Raises:
+        ValueError: for an option out of its range.
+    """
+
+    data_range: DataRange
+    window_size: int
+    sigma: float
+    k1: float
+    k2: float
+    padding: SSIMPadding
+    mode: SignMode
+    offset: DataRange | None = None
+
+    def __post_init__(self) -> None:
+        gaussian_taps(self.window_size, self.sigma)
+        object.__setattr__(self, "data_range", checked_range("data_range", self.data_range))
+        check_positive("k1", self.k1)
+        check_positive("k2", self.k2)
+        check_choice("padding", self.padding, get_args(SSIMPadding))
+        check_choice("mode", self.mode, get_args(SignMode))
+
+    @property
+    def taps(self) -> tuple[float, ...]:
+        """The window."""
+        return gaussian_taps(self.window_size, self.sigma)
+
+    def __str__(self) -> str:
+        """As the modules show it: what was chosen, without what is None."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return ", ".join(f"{name}={value!r}" for name, value in fields.items() if value is not None)
 
 
 def check_size(x: Tensor, window_size: int, padding: SSIMPadding, scales: int = 1) -> None:
