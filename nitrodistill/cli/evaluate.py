@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nitrodistill.cli.arguments import make_parser, parse
 
@@ -37,6 +37,12 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
     parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
     parser.add_argument(
+        "--checkpoint",
+        type=Literal["newest", "best"],
+        default="newest",
+        help="which student: the newest, or the best by the recipe's best_metric",
+    )
+    parser.add_argument(
         "--prompts",
         type=str,
         default=None,
@@ -58,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     output = Path(given.output or given.run)
     check_output(output)
-    run = open_run(given.run)
+    run = open_run(given.run, given.checkpoint)
     prompts = prompts_of(run, given.prompts)
     found = measure_student(
         run.student.recipe.teacher,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nitrodistill.cli.arguments import make_parser, parse
 
@@ -35,6 +35,12 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
     parser = make_parser("export", ABOUT, EXAMPLE)
     parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
+    parser.add_argument(
+        "--checkpoint",
+        type=Literal["newest", "best"],
+        default="newest",
+        help="which student: the newest, or the best by the recipe's best_metric",
+    )
     parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
     parser.add_argument(
         "--scheduler",
@@ -67,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--private says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
-    run = open_run(given.run)
+    run = open_run(given.run, given.checkpoint)
     export(
         run.pipeline,
         run.student.denoiser,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,14 +14,14 @@ from nitrodistill.data import PairStore, read_prompts
 from nitrodistill.models import Pipeline
 from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
 
-__all__ = ["Run", "open_run", "prompts_of", "training_latents"]
+__all__ = ["Run", "Which", "open_run", "prompts_of", "training_latents"]
 
 MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run with its teacher and its newest student.
+    """A run with its teacher and its student.
 
     Attributes:
         path: the folder.
@@ -33,15 +34,22 @@ class Run:
     student: TrainedStudent
 
 
-def open_run(path: str) -> Run:
+Which = Literal["newest", "best"]
+
+
+def open_run(path: str, checkpoint: Which = "newest") -> Run:
     """Loads a run's teacher and student.
 
+    Args:
+        path: folder of the run.
+        checkpoint: the newest, or the best by the recipe's `best_metric`.
+
     Raises:
-        FileNotFoundError: if it is no run, or the run has no checkpoint yet.
+        FileNotFoundError: if it is no run, the run has no checkpoint yet, or none was compared.
     """
     recipe = load_run_recipe(path)
     pipeline = load_teacher(recipe.teacher)
-    return Run(Path(path), pipeline, load_student(path, pipeline))
+    return Run(Path(path), pipeline, load_student(path, pipeline, checkpoint=checkpoint))
 
 
 def prompts_of(run: Run, file: str | None) -> list[str]:

@@ -45,13 +45,15 @@ def main(argv: Sequence[str]) -> int:
 
     recipe, resume, quiet = _read(argv)
 
+    from nitrodistill.cli.scoring import student_scores
     from nitrodistill.cli.teachers import load_teacher
 
     pipeline = load_teacher(recipe.teacher)
+    evaluate = student_scores(recipe, pipeline)
     last: State | None = None
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
-        states = run_recipe(recipe, pipeline, resume=resume, stop=stop)
+        states = run_recipe(recipe, pipeline, resume=resume, stop=stop, evaluate=evaluate)
         for state in with_progress(states, show=False if quiet else None):
             last = state
     if os.environ.get("RANK", "0") == "0":

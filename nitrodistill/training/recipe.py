@@ -59,6 +59,8 @@ class Recipe:
         preview_prompts: prompts of the previews; none takes the first eight of the pairs.
         trackers: where numbers and previews go beside the folder, by Accelerate's names (wandb, mlflow,
             ...); null is tensorboard, if it is installed.
+        evaluate_samples: pictures of each evaluation while training, of the pairs' prompts and always the
+            same noise; see `evaluate_every` of the stages.
     """
 
     teacher: str
@@ -67,8 +69,11 @@ class Recipe:
     stages: list[Stage]
     preview_prompts: tuple[str, ...] = ()
     trackers: tuple[str, ...] | None = None
+    evaluate_samples: int = 64
 
     def __post_init__(self) -> None:
+        if self.evaluate_samples < 4:
+            raise ValueError(f"evaluate_samples is {self.evaluate_samples}; it must be at least 4.")
         if not self.stages:
             raise ValueError("stages is empty; a recipe has at least one stage.")
         if self.stages[0].student == "previous":

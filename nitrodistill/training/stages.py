@@ -39,9 +39,12 @@ from nitrodistill.training.trainer import STUDENT, Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedStudent", "load_run_recipe", "load_student", "run_recipe"]
+__all__ = ["Evaluate", "TrainedStudent", "load_run_recipe", "load_student", "run_recipe"]
 
 Resume = Literal["auto", "never"]
+
+Evaluate = Callable[[DiffusersDenoiser, StepPlan], Mapping[str, float]]
+"""`(the student, how it samples) -> name -> number`; equal students give equal numbers."""
 
 ENVIRONMENT = "environment.json"
 # left by a process that was killed while it wrote
@@ -71,7 +74,7 @@ def run_recipe(
     *,
     resume: Resume = "auto",
     stop: Callable[[], str] | None = None,
-    evaluate: Callable[[State], Mapping[str, float]] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> Iterator[State]:
     """Distils, stage by stage; in one process or in several that were launched alike.
 
@@ -83,7 +86,8 @@ def run_recipe(
         resume: "auto" goes on with what `recipe.output` holds of the same recipe; "never" wants a
             folder that is new or empty.
         stop: see `Trainer`; the last state says why it was stopped.
-        evaluate: see `Trainer`.
+        evaluate: what measures a student, called in every process with the moving average of its weights in
+            place, each `evaluate_every` steps of a stage and after its last; see `Trainer`.
 
     Returns:
         the State after each step, of all stages; iterate to train.
@@ -211,7 +215,7 @@ class _Maker:
     store: PairStore
     accelerator: Accelerator
     stop: Callable[[], str] | None
-    evaluate: Callable[[State], Mapping[str, float]] | None
+    evaluate: Evaluate | None
 
     def make(self, number: int) -> _Prepared:
         recipe, pipeline, store = self.recipe, self.pipeline, self.store
@@ -223,6 +227,13 @@ class _Maker:
             _load_weights(student, before, average=True)
         teacher = self._teacher(stage.trainer)
         method = LADD.from_config(stage.method, teacher, student)
+
+        def scores(state: State) -> Mapping[str, float]:
+            assert self.evaluate is not None
+            assert trainer.ema is not None, "a recipe trains a student"
+            with trainer.ema.applied():
+                return self.evaluate(student, method.plan)
+
         trainer = Trainer(
             method,
             self._stream(stage.trainer),
@@ -231,7 +242,7 @@ class _Maker:
             stage=number,
             record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
             stop=self.stop,
-            evaluate=self.evaluate,
+            evaluate=None if self.evaluate is None else scores,
             accelerator=self.accelerator,
         )
         source = store.manifest.teachers[0]

@@ -12,11 +12,16 @@ __all__ = ["training_curves"]
 ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds")
 """Endings of names that say how training went, not what was learnt."""
 
+FIRST = tuple(f"evaluation/{name}" for name in ("alignment", "fd_real", "fd_teacher", "diversity"))
+"""Of what the trainer's evaluations found, what is shown at once."""
+
 Chart = dict[str, Any]
 
 
 def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
-    """A chart for each name in the logs over the step, stages one after the other; first the terms, then the rest.
+    """A chart for each name in the logs over the step, stages one after the other: what is shown, then the rest.
+
+    Shown are the numbers of evaluations that tell most, and the terms of the losses.
 
     Args:
         logs: lines of a run's `log.jsonl`; what is no number is left out.
@@ -27,8 +32,11 @@ def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], lis
         for name, points in series.items()
         if len(points) > 1 and not _repeats_total(name, series)
     }
-    aside = [name for name in charts if name.endswith(ASIDE)]
-    return [c for n, c in charts.items() if n not in aside], [charts[n] for n in aside]
+    first = [name for name in FIRST if name in charts]
+    evaluated = [n for n in charts if n.startswith("evaluation/") and n not in first]
+    aside = [*evaluated, *(name for name in charts if name.endswith(ASIDE))]
+    terms = [name for name in charts if name not in (*first, *aside)]
+    return [charts[n] for n in (*first, *terms)], [charts[n] for n in aside]
 
 
 def _repeats_total(name: str, series: Mapping[str, list[tuple[float, float]]]) -> bool:

@@ -103,7 +103,7 @@ def report_html(
         cost_lead=_cost_lead(found),
         curves=curves,
         more_curves=more_curves,
-        curves_lead=f"{len(curves)} terms over {number(float(_last_step(logs)), 0)} steps, as they were logged.",
+        curves_lead=f"{number(float(_last_step(logs)), 0)} steps, as they were logged.",
         facts=_facts(found.settings, environment or {}),
         recipe=recipe,
     )

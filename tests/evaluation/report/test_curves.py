@@ -20,5 +20,15 @@ def test_curves_of_two_stages() -> None:
     assert "d/total over step 30 to 50" in shown[1]["svg"]
 
 
+def test_evaluations_come_first_and_their_details_last() -> None:
+    logs = [
+        {"stage": 0, "step": s, "a/total": s, "evaluation/alignment": 0.5, "evaluation/recall": s}
+        for s in (1, 2)
+    ]
+    shown, aside = training_curves(logs)
+    assert [chart["title"] for chart in shown] == ["evaluation/alignment", "a/total"]
+    assert [chart["title"] for chart in aside] == ["evaluation/recall"]
+
+
 def test_an_empty_log_has_none() -> None:
     assert training_curves([]) == ([], [])

@@ -1,0 +1,71 @@
+"""Evaluations while training: a recipe's settings as the function that `run_recipe` calls."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from nitrodistill.cli.measuring import measure_student
+from nitrodistill.data import PairStore
+from nitrodistill.evaluation import EvaluateConfig
+from nitrodistill.evaluation.catalogue import CATALOGUE
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.training import Recipe
+from nitrodistill.types import Denoiser
+
+__all__ = ["student_scores"]
+
+FOLDER = "evaluation"
+"""Where, in the folder of a run, the teacher's latents are kept: they are drawn once."""
+
+
+def student_scores(
+    recipe: Recipe, pipeline: Pipeline
+) -> Callable[[Denoiser, StepPlan], Mapping[str, float]] | None:
+    """A function that measures a student on `recipe.evaluate_samples` pictures; None if no stage wants any.
+
+    Prompts are those of the pairs, and the teacher draws as it drew them. Noise and prompts are the same every
+    time, and the noise is none of the pairs'. The numbers are those of `nitrodistill evaluate`, without the costs.
+
+    Raises:
+        FileNotFoundError: if there is no pair store.
+        ValueError: if a stage's `best_metric` is no metric.
+    """
+    stages = [stage.trainer for stage in recipe.stages if stage.trainer.evaluate_every]
+    if not stages:
+        return None
+    for trainer in stages:
+        _check_metric(trainer.best_metric)
+    store = PairStore.open(recipe.pairs)
+    made = store.manifest.teachers[0]
+    config = EvaluateConfig(
+        num_samples=recipe.evaluate_samples,
+        teacher_steps=made.steps,
+        guidance=made.guidance,
+        cost_repeats=0,
+        num_pictures=0,
+    )
+
+    def scores(student: Denoiser, plan: StepPlan) -> Mapping[str, float]:
+        cache = Path(recipe.output) / FOLDER
+        found = measure_student(
+            recipe.teacher,
+            pipeline,
+            student,
+            plan,
+            store.prompts,
+            config,
+            cache=cache,
+            progress=False,
+        )
+        return {name: metric.value for name, metric in found.student.items()}
+
+    return scores
+
+
+def _check_metric(name: str) -> None:
+    if name and name.partition("@")[0] not in CATALOGUE:
+        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0)[0]
+        raise ValueError(f"best_metric is {name!r}, which is no metric; the nearest is {near!r}.")
