@@ -1,7 +1,8 @@
-"""Export to diffusers: the pipeline folder, its scheduler, its model card, and the Hub."""
+"""Export to diffusers: pipeline folders, LoRA files, their scheduler and model card, and the Hub."""
 
 from nitrodistill.export.hub import check_hub, push
+from nitrodistill.export.lora import export_lora
 from nitrodistill.export.pipeline import export
 from nitrodistill.export.scheduler import scheduler_for_plan
 
-__all__ = ["check_hub", "export", "push", "scheduler_for_plan"]
+__all__ = ["check_hub", "export", "export_lora", "push", "scheduler_for_plan"]

@@ -12,7 +12,7 @@ from typing import Any
 from nitrodistill.export.folder import RECORD
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["Card"]
+__all__ = ["Card", "is_hub_name"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Card:
 
     def _page(self, tags: list[str], imports: list[str], more: list[str], loaded: str) -> str:
         steps = f"{len(self.plan)} step" + ("s" if len(self.plan) > 1 else "")
+        scale = self.call["guidance_scale"]
+        guidance = f"told a guidance of {scale:g}" if scale else "without guidance"
         load = f"pipe = DiffusionPipeline.from_pretrained({json.dumps(loaded)})"
         arguments = ", ".join(f"{key}={value!r}" for key, value in self.call.items())
         call = f"image = pipe({json.dumps(self.prompt)}, {arguments}).images[0]"
@@ -74,7 +76,7 @@ class Card:
 
 # {Path(self.folder).name}
 
-A student of **{self.base_model}**, distilled with nitrodistill. It draws in {steps}, without guidance. Both
+A student of **{self.base_model}**, distilled with nitrodistill. It draws in {steps}, {guidance}. Both
 must be said in the call; the timesteps are in the saved scheduler.
 
 ```python
@@ -99,7 +101,7 @@ The folder was reloaded in a fresh process and compared with the student in memo
 
     def _front_matter(self, tags: list[str]) -> str:
         lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
-        if _can_be_hub_name(self.base_model):
+        if is_hub_name(self.base_model):
             lines.append(f"base_model: {self.base_model}")
             if "lora" in tags:
                 lines.append("base_model_relation: adapter")
@@ -110,5 +112,6 @@ The folder was reloaded in a fresh process and compared with the student in memo
         return "\n".join(lines)
 
 
-def _can_be_hub_name(name: str) -> bool:
+def is_hub_name(name: str) -> bool:
+    """Whether a model's name can be one on the Hub, and is no path here."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not Path(name).exists()

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from nitrodistill.export.self_test import SelfTest
-from nitrodistill.models import DiffusersDenoiser
-from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
+from nitrodistill.types import PredictionType
 
-__all__ = ["RECORD", "check_target", "folder_for", "write_record"]
+__all__ = ["RECORD", "check_target", "folder_for", "plan_record", "write_record"]
 
 RECORD = "nitrodistill.json"  # in every export: plan, versions, self-test
 
@@ -78,12 +78,28 @@ def _move(partial: Path, target: Path) -> None:
 
 def write_record(
     folder: Path,
-    denoiser: DiffusersDenoiser,
+    prediction_type: PredictionType,
     plan: StepPlan,
     base_model: str,
     test: SelfTest,
+    fingerprint: str,
 ) -> None:
     """Writes down what a folder holds: plan, call, fingerprint, self-test, versions."""
+    record = {
+        "format": 1,
+        "base_model": base_model,
+        "prediction_type": prediction_type,
+        "plan": plan_record(plan),
+        "call": dict(test.call),
+        "fingerprint": fingerprint,
+        "self_test": {**test.errors, "tolerance": test.tolerance},
+        "versions": {name: version(name) for name in ("nitrodistill", "torch", "diffusers")},
+    }
+    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def plan_record(plan: StepPlan) -> dict[str, Any]:
+    """A plan in JSON's types."""
     steps = [
         {
             "t": step.t.item(),
@@ -92,14 +108,4 @@ def write_record(
         }
         for step in plan.steps
     ]
-    record = {
-        "format": 1,
-        "base_model": base_model,
-        "prediction_type": denoiser.prediction_type,
-        "plan": {"transition": plan.transition, "steps": steps},
-        "call": dict(test.call),
-        "fingerprint": fingerprint(denoiser.module),
-        "self_test": {**test.errors, "tolerance": test.tolerance},
-        "versions": {name: version(name) for name in ("nitrodistill", "torch", "diffusers")},
-    }
-    (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return {"transition": plan.transition, "steps": steps}

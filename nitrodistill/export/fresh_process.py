@@ -21,13 +21,14 @@ def _load(settings: dict[str, Any]) -> Any:
     import diffusers
     import torch
 
-    pipe = diffusers.DiffusionPipeline.from_pretrained(settings["pipeline"])
+    dtype = getattr(torch, settings["dtype"])
+    pipe = diffusers.DiffusionPipeline.from_pretrained(settings["pipeline"], torch_dtype=dtype)
     if settings["lora"] is not None:
         scheduler_class = getattr(diffusers, settings["scheduler"])
         pipe.scheduler = scheduler_class.from_pretrained(settings["lora"], subfolder="scheduler")
         pipe.load_lora_weights(settings["lora"])
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(settings["device"], getattr(torch, settings["dtype"]))
+    return pipe.to(settings["device"], dtype)
 
 
 def _draw(pipe: Any, prompts: list[str], shape: list[int] | None, call: dict[str, Any]) -> Any:
@@ -64,7 +65,10 @@ def _main(answer: str, settings: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     pipe = _load(settings)
-    call: dict[str, Any] = {"num_inference_steps": settings["steps"], "guidance_scale": 0}
+    call = {
+        "num_inference_steps": settings["steps"],
+        "guidance_scale": settings["guidance"],
+    }
     size = {"height": settings["height"], "width": settings["width"]}
     if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
         size["use_resolution_binning"] = False

@@ -21,10 +21,12 @@ from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
-from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.models.wrappers import LoRARole
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["export"]
+__all__ = ["assembled", "export"]
 
 
 def export(
@@ -43,8 +45,8 @@ def export(
 
     Args:
         pipeline: the teacher's pipeline; its VAE, text encoders and tokenizers go with the student.
-        student: what was trained: a denoiser, or its bare network (then it predicts as the teacher
-            does). Not guided and not wrapped by a trainer.
+        student: what was trained: a denoiser (a LoRA role is merged into its network), or its bare network
+            (then it predicts as the teacher does). Not guided and not wrapped by a trainer.
         plan: how the student samples.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
@@ -66,15 +68,15 @@ def export(
     target = check_target(output)
     if not prompts:
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
-    denoiser = as_denoiser(pipeline, student)
+    denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
     sigmas = pipeline.adapter.call_sigmas(len(plan))
     ready = scheduler_for_plan(plan, pipeline.scheduler, kind, scheduler, call_sigmas=sigmas)
     network = _called_plainly(pipeline, denoiser)
     with folder_for(target) as partial:
-        _assemble(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
+        assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
-        write_record(partial, denoiser, plan, base_model, test)
+        write_record(partial, kind, plan, base_model, test, fingerprint(network))
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
         card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
@@ -82,14 +84,11 @@ def export(
     return Path(output)
 
 
-def as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
-    """The student as a denoiser of the pipeline's kind.
-
-    Raises:
-        TypeError: if it is guided, wrapped, or another network.
-    """
-    wanted = type(pipeline.denoiser.module)
+def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
+    wanted = type(pipeline.denoiser.network)
     network = student.module if isinstance(student, DiffusersDenoiser) else student
+    if isinstance(student, DiffusersDenoiser) and isinstance(network, LoRARole):
+        return student
     if type(network) is not wanted or not isinstance(network, nn.Module):
         raise TypeError(
             f"the student is a {type(student).__name__} around {type(network).__name__}; export takes a "
@@ -103,14 +102,16 @@ def as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
 
 
 def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Module:
-    """The network as it draws with `guidance_scale=0`: embedded guidance (Flux-dev) becomes part of it."""
+    """The network as it draws with `guidance_scale=0`: LoRA and embedded guidance (Flux-dev) merged into it."""
+    if isinstance(denoiser.module, LoRARole):
+        denoiser = merged(denoiser)
     if not denoiser.adapter.embeds_guidance:
         return denoiser.module
     guidance = float(pipeline.null_condition()["guidance"])  # what students are trained with
     return denoiser.adapter.with_guidance_baked(denoiser.module, guidance)
 
 
-def _assemble(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
+def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
     """A pipeline of the teacher's class, with its settings and all of its parts but two."""
     pipe = pipeline.diffusers
     known = inspect.signature(type(pipe).__init__).parameters

@@ -53,6 +53,7 @@ def self_test(
     plan: StepPlan,
     prompts: Sequence[str],
     lora: Path | None = None,
+    guidance: float = 0,
 ) -> SelfTest:
     """Compares a folder, as a fresh process reads it, with the student in memory.
 
@@ -63,6 +64,7 @@ def self_test(
         plan: how it samples.
         prompts: what is drawn.
         lora: a folder with LoRA weights and a scheduler that go on top.
+        guidance: the call's `guidance_scale`.
 
     Raises:
         RuntimeError: if the process fails, or draws something else.
@@ -71,9 +73,10 @@ def self_test(
         "pipeline": str(folder.resolve()) if isinstance(folder, Path) else folder,
         "lora": None if lora is None else str(lora.resolve()),
         "scheduler": None if lora is None else _scheduler_class(lora),
-        "dtype": str(next(denoiser.module.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(next(denoiser.network.parameters()).dtype).removeprefix("torch."),
         "device": str(pipeline.device),
         "steps": len(plan),
+        "guidance": guidance,
         "prompts": list(prompts),
         "latent_shape": list(pipeline.latent_shape),
         "height": pipeline.resolution[0],
@@ -93,7 +96,7 @@ def self_test(
         "images": relative_error(found["image"], seen["image"]),
     }
     parts = [part for part in pipeline.diffusers.components.values() if isinstance(part, nn.Module)]
-    rounding = max(torch.finfo(next(p.parameters()).dtype).eps for p in (denoiser.module, *parts))
+    rounding = max(torch.finfo(next(p.parameters()).dtype).eps for p in (denoiser.network, *parts))
     tolerance = max(TOLERANCE, 8 * rounding)
     if not max(errors.values()) <= tolerance:
         raise RuntimeError(
