@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from nitrodistill.cli.teachers import EMBEDDED
 from nitrodistill.evaluation import (
     EvaluateConfig,
     Evaluation,
@@ -39,7 +40,7 @@ def measure_student(
     real pictures; on another teacher texture features, and neither alignment nor real pictures.
 
     Args:
-        teacher_name: "toy" for the embedded one.
+        teacher_name: one of `EMBEDDED` for an embedded one.
         teacher: its pipeline.
         student: the student's denoiser.
         plan: how it samples.
@@ -49,7 +50,7 @@ def measure_student(
         cache: folder for latents.
         progress: show a bar.
     """
-    if teacher_name != "toy":
+    if teacher_name not in EMBEDDED:
         return evaluate(
             teacher,
             student,

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from nitrodistill.models.pipeline import Pipeline
 
-__all__ = ["load_teacher"]
+__all__ = ["EMBEDDED", "load_teacher"]
+
+EMBEDDED = ("toy", "toy-dit")
+"""The teachers that ship with the package."""
 
 
 def load_teacher(name: str) -> Pipeline:
     """Loads a teacher, in float32 on the CPU.
 
     Args:
-        name: "toy" is the teacher that ships with the package; else a directory with a diffusers
-            pipeline (write `./toy` for a directory of that name), or a name on the Hub.
+        name: "toy" is the teacher that ships with the package, a small Stable Diffusion, and "toy-dit" its
+            sibling, a small PixArt; else a directory with a diffusers pipeline (write `./toy` for a
+            directory of that name), or a name on the Hub.
 
     Raises:
         FileNotFoundError: if there is no such directory.
@@ -20,11 +24,12 @@ def load_teacher(name: str) -> Pipeline:
         TypeError: if it is one that is not supported.
     """
     _quiet()
-    if name != "toy":
+    if name not in EMBEDDED:
         return Pipeline.load(name)
     from nitrodistill import toy
 
-    return Pipeline.from_diffusers(toy.load_pipeline(), check_prompt=toy.check_prompt)
+    load = toy.load_pipeline if name == "toy" else toy.load_dit_pipeline
+    return Pipeline.from_diffusers(load(), check_prompt=toy.check_prompt)
 
 
 def _quiet() -> None:

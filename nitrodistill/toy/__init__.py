@@ -1,7 +1,8 @@
-"""The embedded teacher: a whole text-conditioned latent diffusion pipeline that ships with the package.
+"""The embedded teachers: whole text-conditioned latent diffusion pipelines that ship with the package.
 
 32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all
 of them diffusers' and transformers' own classes, 2.5 million parameters, and an oracle that reads the pictures.
+Beside it a small PixArt (transformer and T5 encoder, 0.95 million parameters) on the same autoencoder.
 `python -m nitrodistill.toy.train` makes the weights from scratch.
 """
 
@@ -12,6 +13,7 @@ from nitrodistill.toy.oracle import Alignment, Oracle, load_oracle
 from nitrodistill.toy.pipeline import (
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
+    load_dit_pipeline,
     load_pipeline,
     save_pipeline,
 )
@@ -24,6 +26,7 @@ __all__ = [
     "Attributes",
     "Oracle",
     "check_prompt",
+    "load_dit_pipeline",
     "load_oracle",
     "load_pipeline",
     "save_pipeline",

@@ -154,7 +154,9 @@ def fit(
 def save_atomic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is either the old one or the new one, never half of either."""
     partial = path.with_name(path.name + ".partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    # Cloned because T5 ties two of its names to one tensor, which safetensors refuses to write.
+    copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
+    save_file(copies, partial, metadata)
     os.replace(partial, path)
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
+DIT_WEIGHTS = Path(__file__).parent / "dit_weights"
 MANIFEST = "manifest.json"
 
 

@@ -7,9 +7,10 @@ same size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, PixArtSigmaPipeline, StableDiffusionPipeline
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from nitrodistill.toy import scenes
 from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle
 from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
+from nitrodistill.toy.text import MAX_TOKENS
 from nitrodistill.toy.train_vae import decode_raw, encode, psnr
 
 EDGE_QUANTILE = 0.98
@@ -58,13 +60,22 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    pipeline: StableDiffusionPipeline,
+    pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
     prompts: Sequence[str],
     generator: torch.Generator,
     batch_size: int = 64,
 ) -> Tensor:
     """Draws images `(N, 3, 32, 32)` in [-1, 1] with the teacher's own settings."""
     images = []
+    # PixArt's pipeline would round 32x32 to one of its own sizes, pad to 300 tokens, and look for the libraries
+    # that clean captions.
+    settings: dict[str, Any] = {}
+    if isinstance(pipeline, PixArtSigmaPipeline):
+        settings = {
+            "use_resolution_binning": False,
+            "max_sequence_length": MAX_TOKENS,
+            "clean_caption": False,
+        }
     for start in tqdm(range(0, len(prompts), batch_size), "sampling", mininterval=5.0):
         output = pipeline(
             list(prompts[start : start + batch_size]),
@@ -75,13 +86,17 @@ def sample(
             generator=generator,
             output_type="pt",
             return_dict=False,
+            **settings,
         )
         images.append(torch.as_tensor(output[0]).float().cpu() * 2 - 1)
     return torch.cat(images)
 
 
 def measure(
-    pipeline: StableDiffusionPipeline, oracle: Oracle, seed: int = 0, count: int = 2048
+    pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
+    oracle: Oracle,
+    seed: int = 0,
+    count: int = 2048,
 ) -> dict[str, dict[str, float]]:
     """Measures oracle, autoencoder and teacher on `count` scenes that no stage was trained on.
 

@@ -1,15 +1,22 @@
-"""The embedded teacher as an ordinary diffusers pipeline."""
+"""The embedded teachers as ordinary diffusers pipelines: a small Stable Diffusion, and a small PixArt.
+
+The second shares autoencoder and tokenizer with the first.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from nitrodistill.models.pipeline import without_broken_torchvision
-from nitrodistill.toy.manifest import WEIGHTS, verify
+from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
+from nitrodistill.toy.manifest import DIT_WEIGHTS, WEIGHTS, verify
 
 if TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import PixArtSigmaPipeline, StableDiffusionPipeline
+
+AUTOENCODER = "autoencoder.json"
+"""In a folder of weights without an autoencoder: the fingerprint of the one that they belong to."""
 
 GUIDANCE_SCALE = 3.0
 NUM_INFERENCE_STEPS = 25
@@ -40,6 +47,53 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     )
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.float()  # stored in fp16; each library has its own default for what it loads
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_dit_pipeline() -> PixArtSigmaPipeline:
+    """Loads the embedded transformer teacher in float32, on the CPU, without a network.
+
+    It draws best with `num_inference_steps=25, guidance_scale=3.0`, 32x32 pixels (and
+    `use_resolution_binning=False`, because PixArt's list of sizes has none so small), prompts as in
+    `scenes.captions`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged, or the autoencoder is not the one that it was trained on.
+    """
+    without_broken_torchvision()
+    from diffusers import (
+        AutoencoderKL,
+        DPMSolverMultistepScheduler,
+        PixArtSigmaPipeline,
+        PixArtTransformer2DModel,
+    )
+    from transformers import CLIPTokenizer, T5EncoderModel
+
+    verify(WEIGHTS)
+    verify(DIT_WEIGHTS)
+    vae = AutoencoderKL.from_pretrained(WEIGHTS, subfolder="vae", local_files_only=True).float()
+    if json.loads((DIT_WEIGHTS / AUTOENCODER).read_text())["fingerprint"] != fingerprint(vae):
+        raise ValueError(
+            f"the transformer in {DIT_WEIGHTS} was trained on another autoencoder than the one in {WEIGHTS}; "
+            "reinstall nitrodistill, or train both: `python -m nitrodistill.toy.train --network dit`"
+        )
+    parts = {
+        "transformer": PixArtTransformer2DModel.from_pretrained(
+            DIT_WEIGHTS, subfolder="transformer", local_files_only=True
+        ),
+        "text_encoder": T5EncoderModel.from_pretrained(
+            DIT_WEIGHTS / "text_encoder", local_files_only=True
+        ),
+    }
+    scheduler: Any = DPMSolverMultistepScheduler.from_pretrained(DIT_WEIGHTS / "scheduler")
+    pipeline = PixArtSigmaPipeline(
+        vae=vae,
+        tokenizer=CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer", local_files_only=True),
+        scheduler=scheduler,
+        **{name: part.float().eval() for name, part in parts.items()},
+    )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -1,17 +1,20 @@
-"""Makes the embedded teacher from scratch: `python -m nitrodistill.toy.train --output DIR`.
+"""Makes the embedded teachers from scratch: `python -m nitrodistill.toy.train --output DIR`.
 
-Stages, in order: `oracle`, `vae`, `teacher` (UNet and text encoder), `evaluate` (fp16 weights, their manifest
-and metrics in DIR/weights). Each one is seeded, writes atomic checkpoints to DIR and goes on where it was
-stopped. To use two cores, run
+Stages, in order: `oracle`, `vae`, `teacher` (denoiser and text encoder), `evaluate` (fp16 weights, their manifest
+and metrics). The teacher is the UNet, whose weights go to DIR/weights with the parts that all share, or with
+`--network dit` the transformer, whose weights go to DIR/dit_weights. Each stage is seeded, writes atomic
+checkpoints to DIR and goes on where it was stopped. To use two cores, run
 
     torchrun --nproc-per-node 2 -m nitrodistill.toy.train --output DIR
 
 Each process computes with one thread, because these networks are too small to share one between threads.
 
-What the shipped weights took, in one run of the second command on two cores of an AMD EPYC that had other work too (torch
-2.15, float32): 37 minutes, of which oracle 40 s, autoencoder 10 min, UNet and text encoder 23 min, evaluation 3 min;
-67 CPU-minutes in all. The result (2048 prompts, 25 steps, guidance 3) is in `weights/metrics.json`: joint alignment .998,
-Fréchet distance to renders 5.0 on a floor of 1.4, edge ratio .98 (autoencoder alone: .98).
+What the shipped weights took, in one run of the second command on two cores of an AMD EPYC that had other work too
+(torch 2.15, float32): 37 minutes, of which oracle 40 s, autoencoder 10 min, UNet and text encoder 23 min,
+evaluation 3 min; 67 CPU-minutes in all. The result (2048 prompts, 25 steps, guidance 3) is in
+`weights/metrics.json`: joint alignment .998, Fréchet distance to renders 5.0 on a floor of 1.4, edge ratio .98
+(autoencoder alone: .98). The transformer took about 35 CPU-minutes on the same autoencoder: 9000 steps in two
+processes, the last 3000 in one. Its result is in `dit_weights/metrics.json`.
 """
 
 from __future__ import annotations
@@ -21,22 +24,25 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, PixArtSigmaPipeline, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import distributed
 
+from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.toy.loop import LoopConfig, rank_and_size, save_atomic
-from nitrodistill.toy.manifest import WEIGHTS, write_manifest
+from nitrodistill.toy.manifest import DIT_WEIGHTS, WEIGHTS, write_manifest
 from nitrodistill.toy.measure import measure
 from nitrodistill.toy.oracle import ORACLE_FILE, Oracle, load_oracle
-from nitrodistill.toy.pipeline import load_pipeline
+from nitrodistill.toy.pipeline import AUTOENCODER, load_pipeline
 from nitrodistill.toy.text import make_tokenizer
+from nitrodistill.toy.train_dit import DiTTeacher, make_dit_scheduler, train_dit
 from nitrodistill.toy.train_oracle import train_oracle
 from nitrodistill.toy.train_teacher import Teacher, make_scheduler, train_teacher
 from nitrodistill.toy.train_vae import train_vae
 
 STAGES: tuple[str, ...] = ("oracle", "vae", "teacher", "evaluate")
-STEPS: dict[str, int] = {"oracle": 2000, "vae": 8000, "teacher": 8000}
+NETWORKS: tuple[str, ...] = ("unet", "dit")
+STEPS: dict[str, int] = {"oracle": 2000, "vae": 8000, "teacher": 8000, "dit": 12_000}
 
 
 def oracle_config(seed: int, steps: int) -> LoopConfig:
@@ -56,6 +62,11 @@ def teacher_config(seed: int, steps: int) -> LoopConfig:
     )
 
 
+def dit_config(seed: int, steps: int) -> LoopConfig:
+    """How the shipped transformer and its text encoder were trained."""
+    return LoopConfig("dit", steps, 64, learning_rate=3e-3, flat=0.4, ema_decay=0.999, seed=seed)
+
+
 def assemble(vae: AutoencoderKL, teacher: Teacher) -> StableDiffusionPipeline:
     """Puts the trained parts together."""
     # diffusers declares narrower types than it takes.
@@ -68,6 +79,18 @@ def assemble(vae: AutoencoderKL, teacher: Teacher) -> StableDiffusionPipeline:
         safety_checker=None,  # pyright: ignore[reportArgumentType]
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
+    )
+
+
+def assemble_dit(vae: AutoencoderKL, teacher: DiTTeacher) -> PixArtSigmaPipeline:
+    """Puts the trained parts of the transformer's pipeline together."""
+    # diffusers declares narrower types than it takes.
+    return PixArtSigmaPipeline(
+        vae=vae,
+        text_encoder=teacher.text_encoder,
+        tokenizer=make_tokenizer(),  # pyright: ignore[reportArgumentType]
+        transformer=teacher.transformer,
+        scheduler=make_dit_scheduler(),  # pyright: ignore[reportArgumentType]
     )
 
 
@@ -97,7 +120,14 @@ def _write_for_every_transformers(root: Path) -> None:
     (root / "tokenizer" / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
-def train(output: Path, until: str, seed: int, device: torch.device, steps: dict[str, int]) -> None:
+def train(
+    output: Path,
+    until: str,
+    seed: int,
+    device: torch.device,
+    steps: dict[str, int],
+    network: str = "unet",
+) -> None:
     """Runs the stages up to and with `until`; a stage that is done already is loaded.
 
     Args:
@@ -105,13 +135,16 @@ def train(output: Path, until: str, seed: int, device: torch.device, steps: dict
         until: last of `STAGES` to run.
         seed: seed of everything.
         device: where to train.
-        steps: optimizer steps of the stages `oracle`, `vae` and `teacher`.
+        steps: optimizer steps of `oracle`, `vae`, `teacher` (the UNet) and `dit`.
+        network: the teacher, one of `NETWORKS`.
     """
     last = STAGES.index(until)
     configs = (
         oracle_config(seed, steps["oracle"]),
         vae_config(seed, steps["vae"]),
-        teacher_config(seed, steps["teacher"]),
+        teacher_config(seed, steps["teacher"])
+        if network == "unet"
+        else dit_config(seed, steps["dit"]),
     )
     output.mkdir(parents=True, exist_ok=True)
     oracle = train_oracle(configs[0], output, device)
@@ -120,10 +153,14 @@ def train(output: Path, until: str, seed: int, device: torch.device, steps: dict
     vae = train_vae(configs[1], output, device)
     if last == 1:
         return
-    teacher = train_teacher(configs[2], vae, output, device)
+    make = train_teacher if network == "unet" else train_dit
+    teacher = make(configs[2], vae, output, device)
     if last == 2 or rank_and_size()[0] > 0:
         return
-    evaluate(assemble(vae, teacher), oracle, output, seed)
+    if isinstance(teacher, DiTTeacher):
+        evaluate_dit(assemble_dit(vae, teacher), oracle, output, seed)
+    else:
+        evaluate(assemble(vae, teacher), oracle, output, seed)
 
 
 def evaluate(pipeline: StableDiffusionPipeline, oracle: Oracle, output: Path, seed: int) -> None:
@@ -137,6 +174,27 @@ def evaluate(pipeline: StableDiffusionPipeline, oracle: Oracle, output: Path, se
     print(json.dumps(metrics, indent=2))
 
 
+def evaluate_dit(pipeline: PixArtSigmaPipeline, oracle: Oracle, output: Path, seed: int) -> None:
+    """Writes the transformer and its text encoder in fp16 to `output/dit_weights`, and measures what was written.
+
+    Autoencoder, tokenizer and oracle are not written again; the autoencoder is named by its fingerprint.
+    """
+    root = output / DIT_WEIGHTS.name
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
+        part.half()
+    pipeline.text_encoder.save_pretrained(root / "text_encoder")
+    pipeline.transformer.save_pretrained(root / "transformer")
+    pipeline.scheduler.save_pretrained(root / "scheduler")
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
+        part.float()
+    (root / AUTOENCODER).write_text(json.dumps({"fingerprint": fingerprint(pipeline.vae)}) + "\n")
+    pipeline.set_progress_bar_config(disable=True)
+    metrics = {"teacher": measure(pipeline, oracle, seed)["teacher"]}
+    (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_manifest(root)
+    print(json.dumps(metrics, indent=2))
+
+
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m nitrodistill.toy.train", description=__doc__)
@@ -144,6 +202,7 @@ def main() -> None:
         "--output", type=Path, required=True, help="folder of checkpoints and results"
     )
     parser.add_argument("--until", choices=STAGES, default=STAGES[-1], help="last stage to run")
+    parser.add_argument("--network", choices=NETWORKS, default="unet", help="the teacher")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     for name, default in STEPS.items():
@@ -156,7 +215,14 @@ def main() -> None:
         distributed.init_process_group("gloo")
     steps = {name: getattr(options, f"{name}_steps") for name in STEPS}
     try:
-        train(options.output, options.until, options.seed, torch.device(options.device), steps)
+        train(
+            options.output,
+            options.until,
+            options.seed,
+            torch.device(options.device),
+            steps,
+            options.network,
+        )
     except ValueError as error:
         parser.error(str(error))
     if distributed.is_initialized():

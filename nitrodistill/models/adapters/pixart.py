@@ -56,7 +56,7 @@ class PixArtPipelineAdapter(PipelineAdapter):
     """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`: T5 with a mask; captions are not cleaned."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
-        """T5's tokens and mask, padded to the pipeline's length."""
+        """T5's tokens and mask, as long as the longest prompt: what the mask hides changes nothing."""
         text, mask, _, _ = pipe.encode_prompt(
             prompts, do_classifier_free_guidance=False, device=pipe.device
         )
@@ -80,6 +80,8 @@ def _takes_size(config: Any) -> bool:
 
 
 def _condition(pipe: Any, text: Tensor, mask: Tensor, size: tuple[int, int]) -> Condition:
+    length = max(1, int(mask.sum(1).max()))  # the pipeline pads to 300
+    text, mask = text[:, :length], mask[:, :length]
     tensors = {"encoder_hidden_states": text, "encoder_attention_mask": mask}
     if _takes_size(pipe.transformer.config):
         height, width = size
