@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "measure a run's student beside its teacher",
     "compare": "put several evaluated students of one teacher on one page",
     "export": "write a run's student as a diffusers pipeline",
+    "estimate": "count the parameters and the memory that a recipe needs, and what helps",
     "doctor": "say what this machine can do, and what is missing",
 }
 

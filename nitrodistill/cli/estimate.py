@@ -1,0 +1,128 @@
+"""`nitrodistill estimate`: what a recipe needs, before anything is downloaded or allocated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nitrodistill.cli.arguments import make_parser, parse
+
+if TYPE_CHECKING:
+    from nitrodistill.models import Pipeline
+    from nitrodistill.training.estimate import Memory
+
+__all__ = ["main"]
+
+ABOUT = """
+Count what a recipe needs: parameters, weights, gradients, AdamW's moments and moving average of every role,
+exactly, and the activations that the backward passes keep, by running the losses on shapes alone. Then say which
+switches help, and the largest micro-batch that fits. Of the teacher only the config files are read: a directory
+without weights is enough, and of a name on the Hub no weights are downloaded. Not counted: what the allocator and
+the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
+"""
+
+EXAMPLE = """
+example:
+  nitrodistill estimate --config examples/recipes/toy.yaml
+  nitrodistill estimate --config examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
+"""
+
+_GIB = 2**30
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the verb; see `nitrodistill estimate --help`."""
+    parser = make_parser("estimate", ABOUT, EXAMPLE)
+    parser.add_argument("--config", type=str, required=True, help="recipe, a YAML file")
+    parser.add_argument(
+        "--teacher", type=str, default=None, help="null takes the recipe's; a directory or a name"
+    )
+    parser.add_argument("--stage", type=int, default=0, help="which stage of the recipe, from 0")
+    parser.add_argument(
+        "--memory", type=float, default=None, help="GiB of the GPU; null takes this machine's"
+    )
+    parser.add_argument(
+        "--text_length",
+        type=int,
+        default=None,
+        help="tokens of a prompt; null takes the text encoder's length, or 300 where it has none (T5)",
+    )
+    parser.add_argument("--lora_rank", type=int, default=64, help="of the LoRA student")
+    given = parse(parser, argv)
+    for name in ("memory", "text_length", "lora_rank"):
+        if given[name] is not None and given[name] <= 0:
+            raise ValueError(f"{name} is {given[name]}; it must be above 0.")
+
+    from nitrodistill.training.estimate import what_helps
+    from nitrodistill.training.recipe import load_recipe
+
+    recipe = load_recipe(given.config)
+    if not 0 <= given.stage < len(recipe.stages):
+        raise ValueError(
+            f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
+        )
+    pipeline = _shapes(given.teacher or recipe.teacher)
+    found = what_helps(
+        pipeline,
+        recipe.stages[given.stage],
+        text_length=given.text_length or _text_length(pipeline),
+        lora_rank=given.lora_rank,
+    )
+    capacity = None if given.memory is None else int(given.memory * _GIB)
+    print(_roles(found["as it is"]))
+    print(_switches(found, _own_memory() if capacity is None else capacity))
+    return 0
+
+
+def _shapes(teacher: str) -> Pipeline:
+    from nitrodistill.cli.teachers import EMBEDDED, load_teacher
+    from nitrodistill.models.skeleton import skeleton
+
+    return load_teacher(teacher) if teacher in EMBEDDED else skeleton(teacher)
+
+
+def _text_length(pipeline: Pipeline) -> int:
+    """What the text encoder has positions for; T5 has none, and PixArt, SD3 and Sana pad it to 300 or so."""
+    encoder = pipeline.diffusers.components.get("text_encoder")
+    return getattr(getattr(encoder, "config", None), "max_position_embeddings", 300)
+
+
+def _own_memory() -> int | None:
+    import torch
+
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
+
+
+def _roles(memory: Memory) -> str:
+    lines = [
+        f"{'role':<16}{'parameters':>15}{'trained':>15}{'weights':>10}{'gradients':>10}{'moments':>10}{'average':>10}"
+    ]
+    lines += [
+        f"{name:<16}{role.parameters:>15,}{role.trained:>15,}{_size(role.weights):>10}{_size(role.gradients):>10}"
+        f"{_size(role.optimizer):>10}{_size(role.average):>10}"
+        for name, role in memory.roles.items()
+    ]
+    lines.append("")
+    lines += [
+        f"activations, {turn} learning: {_size(fixed)} + {_size(each)} a sample"
+        for turn, (fixed, each) in memory.activations.items()
+    ]
+    lines.append(f"peak with micro-batches of {memory.batch_size}: {_size(memory.peak())}\n")
+    return "\n".join(lines)
+
+
+def _switches(found: dict[str, Memory], capacity: int | None) -> str:
+    fits = "" if capacity is None else f"   largest micro-batch in {_size(capacity)}"
+    lines = [f"{'what helps':<36}{'peak':>10}{fits}"]
+    for name, memory in found.items():
+        size = "" if capacity is None else f"   {memory.largest_batch(capacity) or 'none fits'}"
+        lines.append(f"{name:<36}{_size(memory.peak()):>10}{size}")
+    return "\n".join(lines)
+
+
+def _size(size: int) -> str:
+    """Three digits and a unit."""
+    value, units = float(size), ["B", "KiB", "MiB", "GiB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"

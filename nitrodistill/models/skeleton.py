@@ -1,0 +1,71 @@
+"""A pipeline's shapes without its weights: every network on the meta device, built from the config files alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nitrodistill.models.adapters import PIPELINES
+from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
+
+__all__ = ["skeleton"]
+
+
+def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> Pipeline:
+    """Builds a pipeline of which only the shapes are real; it costs no memory and cannot draw.
+
+    Tokenizers and safety checkers are left out. Of a pipeline on the Hub only configs are downloaded.
+
+    Args:
+        path: a directory with a `model_index.json`, or a Hub name such as `"user/model"`. Of each network its
+            config is enough.
+        resolution: (height, width) of its pictures in pixels; by default what the network was made for.
+
+    Raises:
+        FileNotFoundError: if there is no such directory, and no pipeline of that name.
+        ValueError: if it is a pipeline of no known family, or a config is missing.
+    """
+    without_broken_torchvision()
+    import diffusers
+
+    try:
+        index: Any = diffusers.DiffusionPipeline.load_config(str(path))
+        kind = index.get("_class_name")
+        if kind not in PIPELINES:
+            raise ValueError(
+                f"{str(path)!r} is a {kind}, which is not a supported pipeline; {', '.join(PIPELINES)} are."
+            )
+        parts = {
+            name: _part(str(path), name, *entry)
+            for name, entry in index.items()
+            if isinstance(entry, (list, tuple))
+        }
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no configs of a pipeline at {str(path)!r} ({' '.join(str(error).split())[:160]}); give the "
+            "directory of a diffusers pipeline, or its name on the Hub (user/model)."
+        ) from error
+    pipe = getattr(diffusers, kind)(**parts | dict(PIPELINES[kind].load_arguments))
+    return Pipeline.from_diffusers(pipe, resolution=resolution)
+
+
+def _part(path: str, name: str, library: str | None, kind: str | None) -> Any:
+    """A network on the meta device, a scheduler, or None for what holds no weights that train or draw."""
+    import diffusers
+    import transformers
+
+    if library not in ("diffusers", "transformers") or kind is None or name == "safety_checker":
+        return None
+    cls: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
+    if issubclass(cls, diffusers.SchedulerMixin):
+        return cls.from_pretrained(path, subfolder=name)
+    if not issubclass(cls, nn.Module):
+        return None
+    network: Any = cls
+    with torch.device("meta"):
+        if library == "diffusers":
+            return network.from_config(network.load_config(path, subfolder=name))
+        return network(network.config_class.from_pretrained(path, subfolder=name))
