@@ -141,16 +141,16 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         "|---|" + "---:|" * (len(METRICS) + 1),
     ]
     for name in ("teacher", "naive", "floor"):
-        cells = [_cell([first[name][key]]) for key in METRICS]
+        cells = [table_cell([first[name][key]]) for key in METRICS]
         lines.append(f"| {name} | | {' | '.join(cells)} |")
     for name, found in rows.items():
-        cells = [_cell([row["student"][key] for row in found]) for key in METRICS]
-        seconds = _cell([row["cpu_seconds"] for row in found])
+        cells = [table_cell([row["student"][key] for row in found]) for key in METRICS]
+        seconds = table_cell([row["cpu_seconds"] for row in found])
         lines.append(f"| {name} | {seconds} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _cell(values: list[float | None]) -> str:
+def table_cell(values: list[float | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "-"
