@@ -92,7 +92,7 @@ def check_keys(kind: type[Any], data: object, where: str = "") -> None:
         where: dotted path so far, for the message.
 
     Raises:
-        ValueError: if a key is unknown; the nearest name is shown.
+        ValueError: if a key is unknown; the nearest name is shown. If a value is null that must not be.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'the recipe'} is {data!r:.60}; it must hold names and values.")
@@ -103,6 +103,8 @@ def check_keys(kind: type[Any], data: object, where: str = "") -> None:
             near = difflib.get_close_matches(str(key), hints, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}."
             raise ValueError(f"unknown key {path!r}; {hint}")
+        if value is None and type(None) not in get_args(hints[key]):
+            raise ValueError(f"{path} is null; give it a value, or leave it out for its default.")
         for inner in (hints[key], *get_args(hints[key])):
             if is_dataclass(inner) and isinstance(inner, type):
                 for label, part in _parts(value, inner is hints[key], path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nitrodistill.types import Terms
+from nitrodistill.types import Batch, Terms
 
 __all__ = ["Record", "causes", "mean_parts", "non_finite"]
 
@@ -19,7 +19,7 @@ class Record:
 
     role: str
     terms: Terms
-    index: Tensor = field(repr=False)
+    batch: Batch = field(repr=False)
 
     def parts(self) -> dict[str, Tensor]:
         return {"total": self.terms.total, **self.terms.parts}
@@ -43,16 +43,33 @@ def non_finite(records: list[Record], norms: Mapping[str, Tensor]) -> Tensor:
 
 
 def causes(records: list[Record], norms: Mapping[str, Tensor]) -> list[str]:
-    """Names the terms and samples that are not finite, or the gradients if all terms are."""
-    found = [cause for record in records for cause in _causes(record)]
+    """Names the terms and samples that are not finite, or the gradients if all terms are.
+
+    Where a term has a value for some of the samples only, those of the micro-batch are named; data that is not
+    finite itself is named too.
+    """
+    found = [
+        cause for record in records for cause in (*_bad_terms(record), *_bad_data(record.batch))
+    ]
     found = found or [f"{n}'s gradient" for n, norm in norms.items() if not norm.isfinite()]
     return list(dict.fromkeys(found))
 
 
-def _causes(record: Record) -> Iterator[str]:
+def _bad_terms(record: Record) -> Iterator[str]:
+    index = record.batch.index
     for name, value in record.parts().items():
         bad = (~value.isfinite()).cpu()
         if bad.any():
-            known = bad.ndim == 1 and len(bad) == len(record.index)
-            where = f" (samples {record.index[bad].tolist()})" if known else ""
+            where = ""
+            if bad.ndim == 1:
+                of_all = len(bad) == len(index)
+                where = f" ({'' if of_all else 'among '}samples {index[bad if of_all else ...].tolist()})"
             yield f"{record.role}/{name}{where}"
+
+
+def _bad_data(batch: Batch) -> Iterator[str]:
+    for name, value in {"x0": batch.x0, "noise": batch.noise, **batch.condition.tensors}.items():
+        if value.is_floating_point():
+            bad = (~value.isfinite()).flatten(1).any(1).cpu()
+            if bad.any():
+                yield f"the data's {name} (samples {batch.index[bad].tolist()})"

@@ -335,7 +335,7 @@ class Trainer:
             draws = Draws(self.config.seed, self.step, batch.index, self._gather)
             for role, terms in self.method.losses(batch, active, draws):
                 self.accelerator.backward(terms.total)
-                records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch.index))
+                records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch))
         return records
 
     def _gather(self, value: Tensor) -> Tensor:

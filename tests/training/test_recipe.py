@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import contextlib
+import copy
+
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nitrodistill.methods import LADDConfig
 from nitrodistill.training import (
@@ -13,6 +18,7 @@ from nitrodistill.training import (
     parse_recipe,
     save_recipe,
 )
+from nitrodistill.training.config import to_plain
 
 DATA = {
     "teacher": "toy",
@@ -120,3 +126,112 @@ def test_stages_share_one_precision():
     ]
     with pytest.raises(ValueError, match="use one for all"):
         Recipe("toy", "pairs", "out", stages)
+
+
+# What a user's hand, or a bad disk, may make of a recipe: only our errors come out.
+
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(
+        ["toy", "previous", "hinge", "1e-3", "${x}", "!!python/name:os.system", "../..", "\x00"]
+    ),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.one_of(st.text(max_size=6), st.integers()), inner, max_size=3),
+    ),
+    max_leaves=4,
+)
+FULL = to_plain(parse_recipe(DATA))
+
+
+def _places(data, path=()):
+    items = (
+        data.items()
+        if isinstance(data, dict)
+        else enumerate(data)
+        if isinstance(data, list)
+        else ()
+    )
+    for key, value in items:
+        yield (*path, key)
+        yield from _places(value, (*path, key))
+
+
+def _mutated(draw):
+    data = copy.deepcopy(FULL)
+    for _ in range(draw(st.integers(1, 2))):
+        *parents, leaf = draw(st.sampled_from(list(_places(data))))
+        place = data
+        for key in parents:
+            place = place[key]
+        kind = draw(st.sampled_from(["replace", "replace", "remove", "rename", "add"]))
+        if kind == "replace":
+            place[leaf] = draw(VALUES)
+        elif kind == "remove":
+            del place[leaf]
+        elif isinstance(place, dict):
+            key = draw(
+                st.one_of(st.text(max_size=8), st.sampled_from(["steps", "taps", "help", "config"]))
+            )
+            place[key] = place.pop(leaf) if kind == "rename" else draw(VALUES)
+        if not list(_places(data)):
+            break
+    return data
+
+
+def _check_mutated(data):
+    with contextlib.suppress(ValueError):
+        recipe = parse_recipe(data)
+        assert parse_recipe(to_plain(recipe)) == recipe
+
+
+def _check_damaged(tmp_path, data):
+    file = tmp_path / "fuzzed.yaml"
+    file.write_bytes(data)
+    with contextlib.suppress(ValueError):
+        assert isinstance(load_recipe(file), Recipe)
+
+
+def _damaged(draw):
+    data = bytearray(yaml.safe_dump(DATA, sort_keys=False).encode())
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(data) - 1))
+        length = draw(st.integers(0, 6))
+        data[place : place + length] = draw(st.binary(max_size=4))
+    return bytes(data)
+
+
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+@settings(max_examples=400, **QUIET)
+@given(st.composite(_mutated)())
+def test_a_mutated_recipe_is_read_or_refused(data):
+    _check_mutated(data)
+
+
+@settings(max_examples=300, **QUIET)
+@given(data=st.composite(_damaged)())
+def test_a_damaged_file_is_read_or_refused(tmp_path, data):
+    _check_damaged(tmp_path, data)
+
+
+@pytest.mark.soak
+@settings(max_examples=4000, **(QUIET | {"derandomize": False}))
+@given(st.composite(_mutated)())
+def test_many_mutated_recipes_are_read_or_refused(data):
+    _check_mutated(data)
+
+
+@pytest.mark.soak
+@settings(max_examples=3000, **(QUIET | {"derandomize": False}))
+@given(data=st.composite(_damaged)())
+def test_many_damaged_files_are_read_or_refused(tmp_path, data):
+    _check_damaged(tmp_path, data)

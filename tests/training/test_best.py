@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from nitrodistill.training import Best, Trainer, best_checkpoint, find_checkpoints
+
+
+def test_the_better_is_kept_the_earlier_if_equal_and_a_nan_never():
+    best = None
+    for step, value in enumerate([math.nan, 3.0, 2.0, 2.0, math.nan, 2.5]):
+        best = Best.after(best, "fid", "lowest", step, {"fid": value})
+    assert best == Best("fid", 2.0, 2)
+    for step, value in enumerate([1.0, 4.0, 3.0]):
+        best = Best.after(best if step else None, "clip", "highest", step, {"clip": value})
+    assert best == Best("clip", 4.0, 1)
+
+
+def test_a_metric_that_is_not_there_is_an_error_with_the_nearest():
+    with pytest.raises(ValueError, match=r"'fdi', which the evaluation does not return.*'fid'"):
+        Best.after(None, "fdi", "lowest", 1, {"clip": 1.0, "fid": 2.0})
+    with pytest.raises(ValueError, match="none at all"):
+        Best.after(None, "fid", "lowest", 1, {})
+
+
+def test_plain_data_goes_round_and_another_metric_is_none():
+    best = Best("fid", 2.0, 7)
+    assert Best.from_plain(json.loads(json.dumps(best.to_plain())), "fid") == best
+    assert Best.from_plain(best.to_plain(), "clip") is None
+    assert Best.from_plain(None, "fid") is None
+
+
+SCORES = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0, 10: 1.5}
+
+
+def _trainer(tiny, output, **options):
+    config = tiny.config(
+        steps=10, evaluate_every=2, best_metric="score", checkpoint_every=1, keep_checkpoints=2
+    )
+    return Trainer(
+        tiny.Method(), tiny.Stream(4), config, output=output,
+        evaluate=lambda state: {"score": SCORES[state.step], "other": 0.0}, **options,
+    )  # fmt: skip
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest_and_remembered(tiny, tmp_path):
+    found = {}
+    for state in _trainer(tiny, tmp_path).fit():
+        found[state.step] = dict(state.evaluation)
+        if state.step == 7:
+            break
+    assert found == {
+        n: {"score": SCORES[n], "other": 0.0} if n in SCORES else {} for n in range(1, 8)
+    }
+    resumed = _trainer(tiny, tmp_path)
+    assert (resumed.step, resumed.best) == (7, Best("score", 1.0, 4))
+    list(resumed.fit())
+    assert resumed.best == Best("score", 1.0, 4)
+    assert [c.step for c in find_checkpoints(tmp_path)] == [10, 9, 4]
+    best = best_checkpoint(tmp_path, 0)
+    assert best is not None
+    assert best.step == 4
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["evaluation/score"] for line in lines if "evaluation/score" in line] == [
+        *SCORES.values()
+    ]
+
+
+def test_a_new_best_is_saved_at_once(tiny, tmp_path):
+    config = tiny.config(
+        evaluate_every=2, best_metric="score", checkpoint_every=0, best_is="highest"
+    )
+    options = {"output": tmp_path, "evaluate": lambda state: {"score": -abs(state.step - 4)}}
+    list(Trainer(tiny.Method(), tiny.Stream(4), config, **options).fit())
+    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 4]
+
+
+def test_no_evaluation_no_best(tiny, tmp_path):
+    assert best_checkpoint(tmp_path, 0) is None
+    tiny.train(tiny.config(), output=tmp_path)
+    assert best_checkpoint(tmp_path, 0) is None
+    with pytest.raises(ValueError, match="nothing to evaluate with"):
+        tiny.train(tiny.config(evaluate_every=2))
+
+
+def test_evaluations_in_two_processes_count_as_the_main_ones(tiny, tmp_path):
+    def act(rank, world):
+        config = tiny.config(evaluate_every=2, best_metric="score", parallel="fsdp")
+        trainer = Trainer(
+            tiny.Method(), tiny.Stream(4, rank, world), config, output=tmp_path,
+            evaluate=lambda state: {"score": float(state.step if rank == 0 else -state.step)},
+        )  # fmt: skip
+        evaluations = [state.evaluation for state in trainer.fit()]
+        return evaluations[-1], trainer.best
+
+    assert tiny.in_processes(act) == [({"score": 6.0}, Best("score", 2.0, 2))] * 2
+    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 2]
