@@ -31,6 +31,14 @@ def test_constant_by_default():
         ({"lr_decay_from": 1.5}, "lr_decay_from is 1.5"),
         ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'.*bf16"),
         ({"checkpoint_every": -1}, "checkpoint_every is -1"),
+        ({"parallel": "fsdp1"}, "parallel is 'fsdp1'.*'ddp', 'fsdp'"),
+        ({"best_is": "least"}, "best_is is 'least'"),
+        ({"best_metric": "fid"}, "best_metric is 'fid', but evaluate_every is 0"),
+        ({"cpu_offload": True}, "`parallel: fsdp` only"),
+        (
+            {"parallel": "fsdp", "optimizers": {"student": OptimizerConfig(eight_bit=True)}},
+            "optimizer of 'student' is eight_bit",
+        ),
     ],
 )
 def test_trainer_settings_are_checked(changes, words):
