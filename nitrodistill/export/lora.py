@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from nitrodistill.export.card import Card, is_hub_name
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import check_target, folder_for, plan_record, write_record
-from nitrodistill.export.pipeline import assembled
+from nitrodistill.export.pipeline import assembled, without_lora
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -178,20 +178,6 @@ def _base(pipeline: Pipeline) -> Iterator[str | Path]:
         yield name
         return
     with tempfile.TemporaryDirectory() as scratch:
-        network = _without_lora(pipeline.denoiser.network)
+        network = without_lora(pipeline.denoiser.network)
         assembled(pipeline, network, pipeline.scheduler).save_pretrained(scratch)
         yield Path(scratch)
-
-
-def _without_lora(network: nn.Module) -> nn.Module:
-    """A network with the same weights, but for the LoRA layers in it; for saving alone."""
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in network.state_dict().items()
-        if ".lora_" not in name
-    }
-    kind: Any = type(network)
-    with torch.device("meta"):
-        plain = kind.from_config(network.config)
-    plain.load_state_dict(weights, assign=True)
-    return plain

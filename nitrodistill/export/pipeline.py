@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from nitrodistill.export.card import Card
@@ -26,7 +27,7 @@ from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.wrappers import LoRARole
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["assembled", "export"]
+__all__ = ["assembled", "export", "without_lora"]
 
 
 def export(
@@ -105,10 +106,11 @@ def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Modul
     """The network as it draws with `guidance_scale=0`: LoRA and embedded guidance (Flux-dev) merged into it."""
     if isinstance(denoiser.module, LoRARole):
         denoiser = merged(denoiser)
+    network = without_lora(denoiser.module)
     if not denoiser.adapter.embeds_guidance:
-        return denoiser.module
+        return network
     guidance = float(pipeline.null_condition()["guidance"])  # what students are trained with
-    return denoiser.adapter.with_guidance_baked(denoiser.module, guidance)
+    return denoiser.adapter.with_guidance_baked(network, guidance)
 
 
 def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
@@ -120,3 +122,20 @@ def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
     if "requires_safety_checker" in known:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     return type(pipe)(**{**parts, "scheduler": scheduler})
+
+
+def without_lora(network: nn.Module) -> nn.Module:
+    """The network without the LoRA roles that others play on it: the same weights, for saving alone."""
+    state = network.state_dict()
+    weights = {
+        name.replace(".base_layer.", "."): value
+        for name, value in state.items()
+        if ".lora_" not in name
+    }
+    if weights.keys() == state.keys():
+        return network
+    kind: Any = type(network)
+    with torch.device("meta"):
+        plain = kind.from_config(network.config)
+    plain.load_state_dict(weights, assign=True)
+    return plain

@@ -105,6 +105,19 @@ def test_a_whole_pipeline_holds_the_lora_merged(family: str, tmp_path: Path) -> 
     assert not any("lora" in name or "base_layer" in name for name in weights)
 
 
+def test_others_roles_on_a_students_network_are_left_out(tmp_path: Path) -> None:
+    """A student copied from a teacher on which a critic plays."""
+    pipeline, critic = lora_student("sd15")
+    student = pipeline.denoiser.copy()
+    plan = StepPlan.from_schedule(student.schedule)
+    output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=PROMPTS)
+    saved = load_file(output / "unet" / "diffusion_pytorch_model.safetensors")
+    plain = tiny_pipeline("sd15").unet.state_dict()
+    assert saved.keys() == plain.keys()
+    assert all(torch.equal(saved[name], value) for name, value in plain.items())
+    assert any("lora" in name for name in critic.network.state_dict()), "the critic stays"
+
+
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "sd3", "flux-dev"])
 def test_a_base_models_lora_still_loads_on_the_exported_student(
     family: str, trained: Callable[[Pipeline], DiffusersDenoiser], tmp_path: Path

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from safetensors.torch import load_file
 from torch import nn
 
 from nitrodistill.export import export
@@ -19,7 +20,7 @@ from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import ZeroTerminalSNR
 from nitrodistill.types import Condition
-from tests.pipelines import tiny_pipeline
+from tests.pipelines import make_pipeline, tiny_pipeline
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
@@ -152,6 +153,20 @@ def test_embedded_guidance_is_baked_in_and_the_student_stays(trained: Trained) -
     assert all(
         torch.equal(before[name], value) for name, value in student.module.state_dict().items()
     )
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("family", ["sd15", "sana"])
+def test_half_precision_is_allowed_its_rounding(family: str, tmp_path: Path) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline(family).to(torch.bfloat16))
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    output = export(pipeline, pipeline.denoiser, plan, tmp_path / "s", base_model="x")
+    test = record_of(output)["self_test"]
+    assert max(test["latents"], test["images"]) <= test["tolerance"] == 8 * 2**-7
+    weights = load_file(
+        output / pipeline.adapter.network / "diffusion_pytorch_model.safetensors"
+    ).values()
+    assert {value.dtype for value in weights} == {torch.bfloat16}
 
 
 @pytest.mark.usefixtures("here")
