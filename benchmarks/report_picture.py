@@ -48,6 +48,7 @@ def photograph(browser: str, report: Path, picture: Path) -> None:
             ),  # as root it must
             "--hide-scrollbars",
             "--disable-gpu",
+            "--force-prefers-reduced-motion",  # else the phone is on its way to the numbers
             f"--user-data-dir={folder}/profile",
             f"--window-size={width},{height}",
             "--virtual-time-budget=3000",

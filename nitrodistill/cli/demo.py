@@ -21,6 +21,7 @@ import torch
 
 from nitrodistill import toy
 from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.expected import Length, outside, stated
 from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.runs import training_latents
@@ -240,6 +241,7 @@ def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float
         ]
     lines += [
         verdict(found).headline,
+        *_reproduced(found, config),
         f"Done in {seconds:.0f} s. Open {report} in a browser, then draw with the student:",
         "",
         "    from diffusers import DiffusionPipeline",
@@ -247,6 +249,19 @@ def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float
         '    pipe("a large red ring on a blue background", num_inference_steps=1, guidance_scale=0).images[0]',
     ]
     return "\n".join(lines)
+
+
+def _reproduced(found: Evaluation, config: DemoConfig) -> list[str]:
+    """Whether the numbers are those stated for a demo of this length; nothing for other lengths."""
+    expected = stated(Length(config.pairs, config.steps, config.samples))
+    if expected is None:
+        return []
+    other = outside(found, expected)
+    if not other:
+        return [
+            f"All {len(expected)} numbers lie where they are expected of a demo of this length."
+        ]
+    return [f"Not where a demo of this length is expected: {'; '.join(other)}."]
 
 
 def _draw_curves(root: Path, say: Callable[[str], None]) -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from nitrodistill.cli.demo import DemoConfig, _check_folder, _draw_curves, run_demo, toy_recipe
+from nitrodistill.cli.expected import Length, outside, stated
 from nitrodistill.cli.main import main
 
 
@@ -22,9 +23,20 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     assert student["fd_real"].value < naive["fd_real"].value / 3
     assert student["edge_ratio"].value > 0.75 > naive["edge_ratio"].value
     assert student["diversity"].value > 0.7 > naive["diversity"].value
+    expected = stated(Length(config.pairs, config.steps, config.samples))
+    assert expected is not None
+    assert outside(found, expected) == []
     assert found.arms["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
     assert json.loads((root / "metrics.json").read_text())["arms"]["student"]
-    for name in ("grid.png", "curves.png", "pipeline/model_index.json", "pipeline/README.md"):
+    assert "where they are expected" in said[-1]
+    assert "report.html" in said[-1]
+    for name in (
+        "report.html",
+        "grid.png",
+        "curves.png",
+        "pipeline/model_index.json",
+        "pipeline/README.md",
+    ):
         assert (root / name).stat().st_size > 500
     assert "faster than its teacher" in said[-1]
 

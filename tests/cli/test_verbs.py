@@ -97,10 +97,10 @@ def test_interrupted_and_repeated_ends_like_a_run_that_was_not(place, monkeypatc
     assert _train(place, *every, "--output", other) == 0
     step = Trainer._train_step
 
-    def interrupt(self):
+    def interrupt(self, stream):
         if self.step == 2:
             raise KeyboardInterrupt
-        return step(self)
+        return step(self, stream)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_train_step", interrupt)

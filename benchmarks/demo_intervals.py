@@ -1,0 +1,129 @@
+"""How far the demo's numbers spread: runs it with several seeds and states an interval for each length.
+
+    python benchmarks/demo_intervals.py [--seeds 0 1 2 3 4 5] [--lengths short full] [--output runs/intervals]
+
+`full` is `nitrodistill demo` as it is (about 6 CPU-minutes a seed), `short` the one of the test suite (under one).
+Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more. Writes
+nitrodistill/cli/demo_intervals.json, which the demo and the tests compare with, and the table in
+docs/evaluation_report.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import t as student_t
+
+from nitrodistill.cli.demo import DemoConfig, run_demo
+from nitrodistill.cli.expected import FILE, Length
+from nitrodistill.evaluation import Evaluation, info
+
+DOCS = Path(__file__).parent.parent / "docs" / "evaluation_report.md"
+LENGTHS = {
+    "short": Length(pairs=160, steps=110, samples=192),
+    "full": Length(DemoConfig.pairs, DemoConfig.steps, DemoConfig.samples),
+}
+METRICS = (
+    "alignment",
+    "fd_real",
+    "fd_teacher",
+    "fd_latents",
+    "fd_texture",
+    "edge_ratio",
+    "high_frequency_ratio",
+    "diversity",
+)
+
+
+def prediction(values: Sequence[float], positive: bool) -> dict[str, float]:
+    """Mean and 95% prediction interval of one more value; with `positive` of the logarithm."""
+    if len(values) < 2:
+        raise ValueError(f"there are {len(values)} values; an interval needs at least two seeds.")
+    scaled = [math.log(value) for value in values] if positive else list(values)
+    mean, count = statistics.mean(scaled), len(scaled)
+    quantile = float(student_t.ppf(0.975, count - 1))
+    half = quantile * statistics.stdev(scaled) * math.sqrt(1 + 1 / count)
+    ends = {"mean": mean, "low": mean - half, "high": mean + half}
+    return {name: float(f"{math.exp(x) if positive else x:.4g}") for name, x in ends.items()}
+
+
+def measured(length: Length, seed: int, folder: Path, again: bool) -> Evaluation:
+    """The demo of a length and a seed: as it is kept, or run as far as it is not done yet."""
+    kept = folder / "metrics.json"
+    if kept.is_file() and not again:
+        return Evaluation.load(kept)
+    return run_demo(DemoConfig(str(folder), seed=seed, **asdict(length)))
+
+
+def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> dict[str, Any]:
+    """An entry of the file: the length, the seeds, what each came to, and the intervals."""
+    values = {n: [f.student[n].value for f in found] for n in METRICS if n in found[0].student}
+    student = {n: prediction(v, info(n).best == "low") for n, v in values.items()}
+    shares = {n: ends for n, ends in student.items() if n == "alignment"}
+    for ends in shares.values():
+        ends["low"], ends["high"] = max(0.0, ends["low"]), min(1.0, ends["high"])
+    return {**asdict(length), "seeds": list(seeds), "student": student, "values": values}
+
+
+def table(entries: Sequence[dict[str, Any]]) -> str:
+    """Markdown: a row a metric, for each length the mean and the interval."""
+    head = [f"{e['pairs']} pairs, {e['steps']} steps, {e['samples']} samples" for e in entries]
+    lines = [f"| number | {' | '.join(head)} |", "|---|" + "---:|" * len(entries)]
+    for name in METRICS:
+        cells = [_cell(entry["student"].get(name)) for entry in entries]
+        lines.append(f"| {info(name).label} | {' | '.join(cells)} |")
+    seeds = [f"seeds {', '.join(map(str, entry['seeds']))}" for entry in entries]
+    return "\n".join([*lines, f"| measured on | {' | '.join(seeds)} |"])
+
+
+def _cell(ends: dict[str, float] | None) -> str:
+    return "-" if ends is None else f"{ends['mean']:.3g} ({ends['low']:.3g} to {ends['high']:.3g})"
+
+
+def write(entries: Sequence[dict[str, Any]]) -> None:
+    """Replaces the file, and what stands between the markers in the docs."""
+    environment = {"torch": torch.__version__, "machine": platform.machine()}
+    about = {"environment": {**environment, "date": time.strftime("%Y-%m-%d")}, "lengths": entries}
+    FILE.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    begin, end = "<!-- intervals -->", "<!-- end of intervals -->"
+    page = DOCS.read_text(encoding="utf-8")
+    before, rest = page.split(begin)
+    whole = f"{before}{begin}\n\n{table(entries)}\n\n{end}{rest.split(end)[1]}"
+    DOCS.write_text(whole, encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
+    parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
+    parser.add_argument("--again", action="store_true", help="evaluate what is kept once more")
+    parser.add_argument("--output", type=Path, default=Path("runs/intervals"))
+    options = parser.parse_args()
+    if not FILE.is_file():  # the demo reads it too
+        FILE.write_text('{"lengths": []}\n', encoding="utf-8")
+    kept = json.loads(FILE.read_text(encoding="utf-8"))["lengths"]
+    entries = {Length(e["pairs"], e["steps"], e["samples"]): e for e in kept}
+    for name in options.lengths:
+        length = LENGTHS[name]
+        found = [
+            measured(length, s, options.output / name / f"seed-{s}", options.again)
+            for s in options.seeds
+        ]
+        entries[length] = state(length, options.seeds, found)
+    ordered = [entries[length] for length in LENGTHS.values() if length in entries]
+    print(table(ordered))
+    write(ordered)
+
+
+if __name__ == "__main__":
+    main()
