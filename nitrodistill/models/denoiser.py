@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.preconditioning import EDMPreconditioning
-from nitrodistill.models.wrappers import checkpointed, unwrapped
+from nitrodistill.models.wrappers import checkpointed, has_roles, unwrapped
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
 __all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen"]
@@ -145,8 +145,15 @@ class DiffusersDenoiser:
 
 
 def frozen(module: nn.Module) -> nn.Module:
-    """Switches off gradients and train mode of a module, and returns it."""
-    return module.requires_grad_(False).eval()
+    """Switches off gradients and train mode of a module, and returns it.
+
+    The weights of LoRA roles that share a network (`add_lora`) stay as they are: they are not the network's.
+    """
+    shared = has_roles(module)
+    for name, parameter in module.named_parameters():
+        if not (shared and ".lora_" in name):
+            parameter.requires_grad_(False)
+    return module.eval()
 
 
 @contextmanager

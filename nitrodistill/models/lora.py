@@ -27,11 +27,9 @@ import torch
 from torch import nn
 
 from nitrodistill.models.denoiser import DiffusersDenoiser
-from nitrodistill.models.wrappers import LoRARole
+from nitrodistill.models.wrappers import ROLES, LoRARole
 
 __all__ = ["LoRAConfig", "add_lora", "merged"]
-
-_ROLES = "_nitrodistill_lora_roles"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ def add_lora(
     """
     lora = _peft()
     config, network = config or LoRAConfig(), denoiser.network
-    roles: list[str] = getattr(network, _ROLES, [])
+    roles: list[str] = getattr(network, ROLES, [])
     _check_role(role, roles, network)
     targets = _targets(network, config.targets, denoiser.adapter.lora_targets)
     trained = {name: p.requires_grad for name, p in network.named_parameters() if "lora_" in name}
@@ -105,7 +103,7 @@ def add_lora(
         if own:
             parameter.data = parameter.data.float()
             weights[name.replace(mark, "")] = parameter
-    setattr(network, _ROLES, [*roles, role])
+    setattr(network, ROLES, [*roles, role])
     if getattr(network, "is_gradient_checkpointing", False):
         denoiser.enable_gradient_checkpointing()
     module = LoRARole(network, _Switch(network, role), weights)
@@ -140,7 +138,7 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
         layer.merge(adapter_names=[switch.role])
         parent, _, last = name.rpartition(".")
         setattr(network.get_submodule(parent), last, layer.get_base_layer())
-    for attribute in (_ROLES, "peft_config"):
+    for attribute in (ROLES, "peft_config"):
         if attribute in vars(network):
             delattr(network, attribute)
     return denoiser.with_module(network.requires_grad_(False).eval())

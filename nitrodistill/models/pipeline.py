@@ -21,7 +21,7 @@ from nitrodistill.models.adapters import (
     pipeline_adapter_for,
 )
 from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
-from nitrodistill.models.denoiser import DiffusersDenoiser, device_of
+from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import noise_of
 from nitrodistill.types import Condition, Denoiser
@@ -100,7 +100,7 @@ class Pipeline:
         )
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
-                module.requires_grad_(False).eval()
+                frozen(module)
         denoiser = DiffusersDenoiser(
             network,
             schedule,

@@ -9,7 +9,10 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["LoRARole", "checkpointed", "is_compiled", "unwrapped"]
+__all__ = ["ROLES", "LoRARole", "checkpointed", "has_roles", "is_compiled", "unwrapped"]
+
+ROLES = "_nitrodistill_lora_roles"
+"""The attribute of a shared network that lists its roles."""
 
 Switch = Callable[[], AbstractContextManager[None]]
 """Makes a context in which a shared network plays one role."""
@@ -103,6 +106,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while type(module).__name__ in inside:
         module = getattr(module, inside[type(module).__name__])
     return module
+
+
+def has_roles(module: nn.Module) -> bool:
+    """Whether the module is, or holds, a network that LoRA roles share (a role itself does not hold it)."""
+    return any(ROLES in vars(part) for part in module.modules())
 
 
 def is_compiled(module: nn.Module) -> bool:

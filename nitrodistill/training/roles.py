@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.method import Role
+from nitrodistill.models.wrappers import checkpointed, unwrapped
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig
 from nitrodistill.training.parallel import (
     gather_rows,
@@ -160,13 +161,14 @@ def kept(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 def checkpoint_gradients(module: nn.Module) -> None:
     """Lets a network of diffusers compute activations anew in the backward pass, to save memory.
 
-    In train and eval mode alike, and so on a frozen backbone too. Networks of other kinds are left alone.
+    In train and eval mode alike, and so on a frozen backbone too. Networks of other kinds are left alone. A LoRA
+    role switches it on for the network that it shares, and each block is computed anew in the role that ran it.
     """
     from diffusers import ModelMixin
 
-    for part in module.modules():
+    for part in unwrapped(module).modules():
         if isinstance(part, ModelMixin):
-            part.enable_gradient_checkpointing()
+            part.enable_gradient_checkpointing(checkpointed)
 
 
 def _make_optimizer(

@@ -17,8 +17,8 @@ def test_it_equals_a_hand_written_call(tiny_denoiser, tiny_condition, generator)
     text = tiny_condition["encoder_hidden_states"]
     theirs = tiny_denoiser.module(x_t, t, encoder_hidden_states=text).sample
     assert torch.equal(tiny_denoiser(x_t, t, tiny_condition), theirs)
-    assert isinstance(tiny_denoiser, Denoiser)
     assert tiny_denoiser.latent_shape() == (4, 8, 8)
+    assert isinstance(tiny_denoiser, Denoiser)
 
 
 def test_inputs_are_cast_to_the_network_and_back(tiny_denoiser, tiny_condition, generator):

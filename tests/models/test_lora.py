@@ -5,9 +5,12 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch.nn.parallel import DistributedDataParallel
 
+from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import DiffusersDenoiser, FeatureTaps, LoRAConfig, add_lora, merged
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
+from nitrodistill.types import Batch
 
 
 @pytest.fixture
@@ -76,8 +79,10 @@ def test_half_precision_bases_have_float32_roles(tiny_denoiser, inputs):
 def test_taps_and_exceptions_leave_no_role_behind(tiny_denoiser, inputs):
     before = tiny_denoiser(*inputs)
     student = _randomised(add_lora(tiny_denoiser, "student", LoRAConfig(rank=2)))
-    taps = [FeatureTaps(d, ["mid_block"]).features(*inputs)[0] for d in (student, tiny_denoiser)]
-    assert not torch.allclose(*taps)
+    of_student, of_base = (
+        FeatureTaps(d, ["mid_block"]).features(*inputs)[0] for d in (student, tiny_denoiser)
+    )
+    assert not torch.allclose(of_student, of_base)
     with pytest.raises(TypeError, match="missing 2 required"):
         student.module(torch.zeros(1))
     assert torch.equal(tiny_denoiser(*inputs), before)
@@ -91,7 +96,8 @@ def test_a_forward_recorded_before_another_roles_keeps_its_gradients(tiny_denois
         critic(*inputs)
         tiny_denoiser(*inputs)
     drawn.square().mean().backward()
-    assert all(float(p.grad.abs().sum()) > 0 for p in student.module.parameters())
+    gradients = [p.grad for p in student.module.parameters()]
+    assert all(g is not None and float(g.abs().sum()) > 0 for g in gradients)
     assert all(p.grad is None for p in critic.module.parameters())
 
 
@@ -162,3 +168,26 @@ def test_somebody_elses_lora_is_refused(tiny_denoiser):
     tiny_denoiser.network.add_adapter(LoraConfig(target_modules=["to_q"]), "theirs")
     with pytest.raises(ValueError, match="not added here; merge it first"):
         add_lora(tiny_denoiser, "student")
+
+
+def test_the_trainer_trains_a_role_and_nothing_else(tiny_denoiser, tiny_condition, generator):
+    """A LoRA student, its teacher and the discriminator's backbone are one network, checkpointed."""
+    student = add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    base, count = fingerprint(tiny_denoiser.network), len(student.module.state_dict())
+    config = LADDConfig(taps=("down_blocks.1",), updates="shared")
+    method = LADD.from_config(config, tiny_denoiser, student)
+    noise = torch.randn(3, 4, 8, 8, generator=generator)
+    batch = Batch(torch.arange(3), 0.5 * noise, noise, tiny_condition)
+    optimizers = {name: OptimizerConfig() for name in method.trainable()}
+    settings = TrainerConfig(
+        steps=2, batch_size=3, gradient_checkpointing=True, optimizers=optimizers
+    )
+    trainer = Trainer(method, lambda number: batch, settings)
+    before = {name: value.clone() for name, value in student.module.state_dict().items()}
+    losses = [state.parts["student/reconstruction"] for state in trainer.fit()]
+    assert float(losses[1]) != float(losses[0])
+    assert tiny_denoiser.network.is_gradient_checkpointing
+    after = student.module.state_dict()
+    assert len(after) == count
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    assert fingerprint(tiny_denoiser.network) == base

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from nitrodistill.models import Pipeline
+from nitrodistill.models import Guided, Pipeline
 from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import Condition
 
 PROMPTS = ["a red circle", "a blue ring"]
@@ -22,6 +23,7 @@ def pipe(tiny_diffusers, tiny_scheduler):
 def test_it_says_what_the_scheduler_says(pipe):
     pipeline = Pipeline.from_diffusers(pipe)
     assert pipeline.denoiser.prediction_type == "v_prediction"
+    assert isinstance(pipeline.denoiser.schedule, DiscreteSchedule)
     assert pipeline.denoiser.schedule.num_timesteps == 1000
     assert pipeline.latent_shape == (4, 8, 8)
     assert not any(p.requires_grad for p in pipe.unet.parameters())
@@ -32,7 +34,9 @@ def test_prompts_and_guidance_are_diffusers(pipe):
     text, empty = pipe.encode_prompt(PROMPTS, "cpu", 1, True)
     assert torch.equal(pipeline.encode_prompt(PROMPTS)["encoder_hidden_states"], text)
     assert torch.equal(pipeline.null_condition()["encoder_hidden_states"], empty[:1])
-    assert pipeline.guided(3.0).scale == 3.0
+    guided = pipeline.guided(3.0)
+    assert isinstance(guided, Guided)
+    assert guided.scale == 3.0
 
 
 def test_decode_and_encode_are_the_vaes_with_its_scale(pipe, generator):
@@ -66,7 +70,7 @@ def test_a_fingerprint_sees_every_bit_and_any_dtype():
     before = fingerprint(module)
     assert before == fingerprint(module)
     with torch.no_grad():
-        module[0].weight[0, 0] += 1
+        next(module.parameters())[0, 0] += 1
     assert fingerprint(module) != before
 
 

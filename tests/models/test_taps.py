@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nitrodistill.models import FeatureTaps, Guided
 from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.schedules import RectifiedFlow
-from nitrodistill.types import Condition
+from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 NAMES = ("conv_in", "down_blocks.0", "mid_block")
 
@@ -59,7 +61,7 @@ def test_gradients_flow_to_the_input_and_hooks_do_not_stay(tiny_denoiser, inputs
     x_t = x_t.requires_grad_(True)
     tiny_denoiser.module.requires_grad_(False)
     features = FeatureTaps(tiny_denoiser, NAMES).bind(t, condition)(x_t)
-    sum(f.square().mean() for f in features).backward()
+    torch.stack([f.square().mean() for f in features]).sum().backward()
     assert x_t.grad is not None
     assert float(x_t.grad.abs().sum()) > 0
     assert not any(m._forward_hooks for m in tiny_denoiser.module.modules())
@@ -71,8 +73,8 @@ def test_gradient_checkpointing_changes_nothing(tiny_denoiser, inputs):
 
     def gradient() -> torch.Tensor:
         leaf = x_t.clone().requires_grad_(True)
-        total = sum(f.square().mean() for f in taps.features(leaf, t, condition))
-        return torch.autograd.grad(total, leaf)[0]
+        means = [f.square().mean() for f in taps.features(leaf, t, condition)]
+        return torch.autograd.grad(torch.stack(means).sum(), leaf)[0]
 
     plain = gradient()
     tiny_denoiser.module.enable_gradient_checkpointing()
@@ -128,8 +130,8 @@ def test_text_is_not_taken_for_the_image(tiny_denoiser, inputs):
 class _Plain:
     """A Denoiser that is not diffusers': three convolutions."""
 
-    schedule = RectifiedFlow()
-    prediction_type = "epsilon"
+    schedule: NoiseSchedule = RectifiedFlow()
+    prediction_type: PredictionType = "epsilon"
 
     def __init__(self) -> None:
         self.module: torch.nn.Module = torch.nn.Sequential(
@@ -148,7 +150,8 @@ def test_a_compiled_network_gives_its_features_eagerly(whole, inputs):
         plain, predicted = taps.features(*inputs), denoiser(*inputs)
         torch._dynamo.reset()
         if whole:
-            denoiser.module = torch.compile(denoiser.module, backend=counts)
+            compiled: Any = torch.compile(denoiser.module, backend=counts)
+            denoiser.module = compiled
         else:
             denoiser.module.get_submodule("1").compile(backend=counts)
         denoiser(*inputs)
@@ -169,7 +172,7 @@ def process_group():
     dist.destroy_process_group()
 
 
-def _gradients(taps: FeatureTaps, inputs) -> dict[str, torch.Tensor]:
+def _gradients(taps: FeatureTaps, inputs) -> dict[str, Any]:
     network = unwrapped(taps.denoiser.module)
     total = torch.stack([f.square().mean() for f in taps.features(*inputs)]).sum()
     total.backward()

@@ -1,0 +1,196 @@
+"""Whole pipelines of every family: what diffusers' own call tells the network, ours tells it too."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from nitrodistill.models import Pipeline
+from nitrodistill.models.guidance import EmbeddedGuidance
+from nitrodistill.sampling import StepPlan, sample
+from tests.pipelines import FAMILIES, make_pipeline, tiny_pipeline
+
+PROMPTS = ["a red circle", "a blue ring"]
+SMALL = {"sd3": (32, 32), "flux-dev": (32, 32), "flux-schnell": (32, 32), "sana": (256, 512)}
+
+
+@cache
+def loaded(name: str) -> Pipeline:
+    return Pipeline.from_diffusers(tiny_pipeline(name), resolution=SMALL.get(name))
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+class _Recorder:
+    """Notes the keyword arguments of each call of a network, and stops diffusers' loop after the first."""
+
+    def __init__(self, network: Any) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self._handle = network.register_forward_pre_hook(self._note, with_kwargs=True)
+
+    def _note(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = dict(zip(("hidden_states", "timestep"), args, strict=False)) | kwargs
+        if "sample" in named:
+            named["hidden_states"] = named.pop("sample")
+        self.calls.append(named)
+        raise _Told
+
+    def remove(self) -> dict[str, Any]:
+        self._handle.remove()
+        assert len(self.calls) == 1
+        return self.calls[0]
+
+
+class _Told(Exception):
+    pass
+
+
+def _told(network: Any, call: Any) -> dict[str, Any]:
+    recorder = _Recorder(network)
+    with pytest.raises(_Told), torch.no_grad():
+        call()
+    return recorder.remove()
+
+
+def _same(ours: Any, theirs: Any, key: str) -> None:
+    if isinstance(theirs, dict):
+        for inner in theirs:
+            _same(ours[inner], theirs[inner], inner)
+    elif isinstance(theirs, torch.Tensor):
+        wide = theirs.double().expand_as(ours)
+        torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=1e-5, msg=key)
+    else:
+        assert ours == theirs, key
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_network_is_told_what_diffusers_tells_it(name, scale):
+    """The first of two steps, with and without guidance: all arguments, and the order of the two halves."""
+    if name == "flux-schnell" and scale > 1:
+        pytest.skip("diffusers ignores the scale, for a network without guidance")
+    pipeline = loaded(name)
+    pipe, denoiser = pipeline.diffusers, pipeline.denoiser
+    network: Any = denoiser.network
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *pipeline.latent_shape, generator=generator)
+    height, width = pipeline.resolution
+    given = noise
+    if name.startswith("flux"):
+        given = pipe._pack_latents(noise, *noise.shape)
+    settings: dict[str, Any] = {"use_resolution_binning": False}
+    if name not in ("pixart-sigma", "sana"):
+        settings = {}
+    theirs = _told(
+        network,
+        lambda: pipe(
+            PROMPTS, height=height, width=width, num_inference_steps=2, guidance_scale=scale,
+            latents=given, output_type="latent", **settings,
+        ),
+    )  # fmt: skip
+    guided = pipeline.guided(scale)
+    scheduler_t = theirs["timestep"].flatten()[0]
+    t = scheduler_t if denoiser.prediction_type == "flow_prediction" else scheduler_t.long()
+    condition = pipeline.encode_prompt(PROMPTS)
+    ours = _told(network, lambda: guided(noise, t, condition))
+    assert isinstance(guided, EmbeddedGuidance) == (name == "flux-dev")
+    compared = [
+        key
+        for key in theirs
+        if key != "hidden_states" and (isinstance(theirs[key], torch.Tensor) or theirs[key])
+        if key != "return_dict"
+    ]
+    assert len(compared) >= 2
+    for key in compared:
+        _same(ours[key], theirs[key], key)
+
+
+@torch.no_grad()
+def test_it_samples_and_decodes(name):
+    """Two steps of our own sampler; pictures of the asked resolution; the VAE's scale, there and back."""
+    pipeline = loaded(name)
+    condition = pipeline.encode_prompt(PROMPTS)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(2, *pipeline.latent_shape, generator=generator)
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
+    x0 = sample(pipeline.guided(2.0, "a green square"), plan, noise, condition)
+    images = pipeline.decode(x0)
+    assert images.shape == (2, 3, *pipeline.resolution)
+    vae = pipeline.diffusers.vae
+    config = vae.config
+    shift = config.get("shift_factor") or 0.0
+    raw = vae.decode(x0 / config.scaling_factor + shift, return_dict=False)[0].clamp(-1, 1)
+    torch.testing.assert_close(images, raw, rtol=1e-4, atol=1e-4)
+    encoded = vae.encode(images)
+    mean = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
+    theirs = (mean - shift) * config.scaling_factor
+    torch.testing.assert_close(pipeline.encode_image(images), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_resolution_that_does_not_divide(name):
+    with pytest.raises(ValueError, match=r"resolution is 31x32; .* must be divisible by"):
+        Pipeline.from_diffusers(tiny_pipeline(name), resolution=(31, 32))
+
+
+def test_every_family_loads_by_its_index(tmp_path):
+    """SDXL stands for all: the class is read from model_index.json, before anything is loaded."""
+    make_pipeline("sdxl").save_pretrained(tmp_path)
+    pipeline = Pipeline.load(tmp_path, resolution=(32, 16))
+    assert type(pipeline.diffusers) is diffusers.StableDiffusionXLPipeline
+    assert pipeline.latent_shape == (4, 16, 8)
+    assert pipeline.encode_prompt(["a ring"])["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]]
+
+
+def _classes(pipe: Any) -> Pipeline:
+    pipe.set_progress_bar_config(disable=True)
+    return Pipeline.from_diffusers(pipe)
+
+
+def test_dit_takes_names_and_numbers_of_classes():
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=1, attention_head_dim=8, num_layers=1, sample_size=8,
+        out_channels=8, num_embeds_ada_norm=3,
+    )  # fmt: skip
+    scheduler: Any = diffusers.DDIMScheduler()
+    pipeline = _classes(
+        diffusers.DiTPipeline(
+            transformer,
+            tiny_pipeline("sd15").vae,
+            scheduler,
+            id2label={0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"},
+        )
+    )
+    found = pipeline.encode_prompt(["goldfish", "2", "tench"])["class_labels"]
+    assert found.tolist() == [1, 2, 0]
+    assert pipeline.null_condition()["class_labels"].tolist() == [3]
+    assert pipeline.null_condition("goldfish")["class_labels"].tolist() == [1]
+    with pytest.raises(ValueError, match=r"'goldfsh' is no class .* such as goldfish"):
+        pipeline.encode_prompt(["goldfsh"])
+    with pytest.raises(ValueError, match="a number from 0 to 2"):
+        pipeline.encode_prompt(["3"])
+
+
+def test_pixel_pipelines_have_no_vae():
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+        in_channels=3, out_channels=3, num_class_embeds=4,
+    )  # fmt: skip
+    pipeline = _classes(diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()))
+    assert pipeline.latent_shape == (3, 8, 8)
+    assert pipeline.resolution == (8, 8)
+    pixels = torch.full((1, 3, 8, 8), 2.0)
+    assert torch.equal(pipeline.decode(pixels), torch.ones(1, 3, 8, 8))
+    assert torch.equal(pipeline.encode_image(pixels / 4), pixels / 4)
+    assert pipeline.encode_prompt(["3", "0"])["class_labels"].tolist() == [3, 0]
+    assert pipeline.guided(1.0) is pipeline.denoiser
+    with pytest.raises(ValueError, match="'dog' is no class"):
+        pipeline.encode_prompt(["dog"])
+    with pytest.raises(ValueError, match="no class that stands for none"):
+        pipeline.guided(3.0)
