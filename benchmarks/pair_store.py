@@ -12,7 +12,8 @@ The .pth files hold all 300 tokens, as Nitro's do; webdataset gets the trimmed t
 Reading is what a trainer needs: batches of 8 in a random order, padded, as float32. Each competitor reads through
 torch's DataLoader, from the page cache: with 1 and 4 worker processes for samples a second, counted from the
 arrival of the first batch, and in the process itself for CPU time. webdataset shuffles as it does: the order of
-the tar files and a buffer of 100 samples; the others read in a true random order.
+the tar files (of 256 samples, so that 512 samples give work to two of its workers) and a buffer of 100 samples;
+the others read in a true random order.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2110.02861), linear and not dynamic. Its error is measured
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,10 +44,18 @@ def to_bytes(tensor: Tensor | bytes, column: Column, name: str) -> bytes:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def from_buffers(buffers: Sequence[Any], column: Column, name: str) -> Tensor:
-    """Rows `(B, *shape)` in the stored dtype; shorter rows are padded with zeros to the longest.
+def from_buffers(
+    buffers: Sequence[Any], column: Column, name: str, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Rows `(B, *shape)`; shorter rows are padded with zeros to the longest.
 
     Of a column that is drawn these are the probes, `(B, n)`.
+
+    Args:
+        buffers: a row's bytes each.
+        column: how they are stored.
+        name: of the column, for messages.
+        dtype: that floating-point columns are converted to; None leaves them as they are stored.
 
     Raises:
         ValueError: if a row's size is not the column's.
@@ -57,15 +65,21 @@ def from_buffers(buffers: Sequence[Any], column: Column, name: str) -> Tensor:
     if any(size < 0 or (size % stride if column.is_free else size != stride) for size in sizes):
         raise ValueError(f"a row of {name} has {sizes} bytes, which is no {column}; {REPAIR}")
     longest = max(sizes) // stride
-    if column.encoding == "int8":
-        return _from_int8([memoryview(b)[header:] for b in buffers], column, longest)
-    out = np.zeros((len(buffers), max(sizes)), np.uint8)
-    for row, buffer in zip(out, buffers, strict=True):
-        row[: len(buffer)] = np.frombuffer(buffer, np.uint8)
-    shape = [n if n is not None else longest for n in column.shape]
+    stored = column.torch_dtype
+    wanted = dtype if dtype is not None and stored.is_floating_point else stored
+    shape = [longest if n is None else n for n in column.shape]
     if column.encoding == "draws":
-        shape = [-1]
-    return torch.from_numpy(out).view(column.torch_dtype).reshape([len(buffers), *shape])
+        shape = [stride // stored.itemsize]
+    out = torch.empty(len(buffers), *shape, dtype=wanted)
+    flat = out.view(len(buffers), -1)
+    for row, buffer in zip(flat, buffers, strict=True):  # one pass: read, convert, pad
+        if column.encoding == "int8":
+            values = _from_int8(memoryview(buffer)[header:], column)
+        else:
+            values = torch.frombuffer(buffer, dtype=stored) if len(buffer) else row[:0]
+        row[: len(values)] = values
+        row[len(values) :] = 0
+    return out
 
 
 def drawn(
@@ -135,17 +149,17 @@ def _dequantised(q: Tensor, scale: Tensor, width: int) -> Tensor:
     return (q.float() * scale[:, None]).reshape(-1, -(-width // BLOCK) * BLOCK)[:, :width]
 
 
-def _from_int8(buffers: Sequence[memoryview], column: Column, longest: int) -> Tensor:
+def _from_int8(buffer: memoryview, column: Column) -> Tensor:
+    """The elements of a row in the column's dtype, flat."""
     width = column.sizes[-1]
-    shape = [longest if n is None else n for n in column.shape]
-    out = torch.zeros(len(buffers), *shape, dtype=column.torch_dtype)
-    for row, buffer in zip(out, buffers, strict=True):
-        tokens = len(buffer) // column.stride_bytes
-        scales = np.frombuffer(buffer, "<f4", tokens * column.blocks)
-        codes = np.frombuffer(buffer, np.int8, offset=scales.nbytes).reshape(-1, width)
-        q = torch.nn.functional.pad(torch.from_numpy(codes.copy()), (0, -width % BLOCK))
-        scale = torch.from_numpy(scales.astype(np.float32))
-        x = _dequantised(q.reshape(-1, BLOCK), scale, width)
-        count = tokens * math.prod(column.sizes) if column.is_free else math.prod(column.sizes)
-        row.view(-1)[:count] = x.reshape(-1).to(column.torch_dtype)
-    return out
+    tokens = len(buffer) // column.stride_bytes
+    scales = np.frombuffer(buffer, "<f4", tokens * column.blocks).astype(np.float32)
+    codes = np.frombuffer(buffer, np.int8, offset=scales.nbytes).reshape(-1, width)
+    q = torch.nn.functional.pad(torch.from_numpy(codes.copy()), (0, -width % BLOCK))
+    x = _dequantised(q.reshape(-1, BLOCK), torch.from_numpy(scales), width)
+    return x.reshape(-1).to(column.torch_dtype)
+
+
+with warnings.catch_warnings():  # torch says once that memory which is only read cannot be written
+    warnings.simplefilter("ignore")
+    torch.frombuffer(b"0", dtype=torch.uint8)

@@ -52,6 +52,8 @@ class Column:
     encoding: str = "raw"
 
     def __post_init__(self) -> None:
+        check_text(self.dtype, "a column's dtype")
+        check_text(self.encoding, "a column's encoding")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"a column's dtype is {self.dtype!r:.40}; it must be one of {', '.join(DTYPES)}."
@@ -70,9 +72,9 @@ class Column:
             raise ValueError(f"a column of shape {self.shape} cannot be encoded as 'int8'.")
         if self.encoding == "draws" and free:
             raise ValueError("a column whose length is free cannot be encoded as 'draws'.")
-        if self.stride_bytes >= 2**31:
+        if math.prod(self.sizes) * self.torch_dtype.itemsize >= 2**31:
             raise ValueError(
-                f"a column of shape {self.shape} has {self.stride_bytes} bytes a row; rows are below 2 GiB."
+                f"a column has shape {self.shape!s:.60}; its rows must be below 2 GiB."
             )
 
     @property

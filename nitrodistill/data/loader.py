@@ -71,9 +71,11 @@ class PairStream:
         batch_size: of the global micro-batch; may exceed the number of pairs.
         rank: number of this process.
         world_size: how many processes share a micro-batch, in contiguous parts.
+        window: mix the rows of so many files at a time, files in a random order; None mixes all rows. For a
+            store that is elsewhere or on a disk that seeks slowly. Still a function of (seed, epoch).
 
     Raises:
-        ValueError: if there are no pairs, or the sizes do not fit.
+        ValueError: if there are no pairs, the sizes do not fit, or a window is given for what has no files.
 
     Example:
         >>> import torch
@@ -90,7 +92,12 @@ class PairStream:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
+        window: int | None = None,
     ) -> None:
+        if window is not None and (window < 1 or not isinstance(source, PairStore)):
+            raise ValueError(
+                f"window is {window}; it must be at least 1, and its source a PairStore, which has files."
+            )
         if len(source) < 1:
             raise ValueError("the stream got no pairs; it needs at least one.")
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
@@ -103,6 +110,7 @@ class PairStream:
         known = isinstance(source, (PairStore, RowPairs))
         self.source: PairStore | RowPairs = source if known else RowPairs(source)
         self.seed = seed
+        self._window = window
         self.batch_size = batch_size
         self._start = rank * (batch_size // world_size)
         self._count = batch_size // world_size
@@ -128,7 +136,18 @@ class PairStream:
     def _order(self, epoch: int) -> np.ndarray:
         digest = hashlib.blake2b(f"{self.seed}/epoch/{epoch}".encode(), digest_size=16).digest()
         key = np.frombuffer(digest, "<u8").astype(np.uint64)
-        return np.random.Generator(np.random.Philox(key=key)).permutation(len(self.source))
+        generator = np.random.Generator(np.random.Philox(key=key))
+        if self._window is None or not isinstance(self.source, PairStore):
+            return generator.permutation(len(self.source))
+        bounds = self.source.bounds
+        files = generator.permutation(len(bounds) - 1)
+        parts = []
+        for start in range(0, len(files), self._window):
+            rows = [
+                np.arange(bounds[k], bounds[k + 1]) for k in files[start : start + self._window]
+            ]
+            parts.append(generator.permutation(np.concatenate(rows)))
+        return np.concatenate(parts)
 
 
 def _condition(data: Mapping[str, Any]) -> Condition:

@@ -30,6 +30,7 @@ from nitrodistill.data.codec import drawn, from_buffers
 from nitrodistill.data.columns import REPAIR
 from nitrodistill.data.files import digest_of
 from nitrodistill.data.manifest import File, Manifest
+from nitrodistill.data.remote import Remote, default_cache, is_address
 from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
 from nitrodistill.types import Batch, Condition
@@ -44,36 +45,52 @@ class PairStore:
     """A finished pair store, read by random access; build one with `PairStore.open`.
 
     Attributes:
-        path: its folder.
+        path: its folder; of a store elsewhere, the folder of what was fetched.
         manifest: what is in it and how it was made.
+        remote: where it is, if it is elsewhere.
     """
 
     path: Path
     manifest: Manifest
+    remote: Remote | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> PairStore:
+    def open(
+        cls, path: str | Path, cache: str | Path | None = None, max_files: int | None = None
+    ) -> PairStore:
         """Opens a store. The size of every file is checked here, rows when they are read.
+
+        Of a store elsewhere only the manifest is read here; its files are fetched, and compared with their hashes,
+        when a row of them is first needed. Give its `PairStream` a `window`, so that it needs few at a time.
+
+        Args:
+            path: its folder, or an address that fsspec knows (`hf://datasets/user/name`).
+            cache: folder for what is fetched; None takes `~/.cache/nitrodistill/pairs`.
+            max_files: how many fetched files are kept; None keeps all.
 
         Raises:
             FileNotFoundError: if there is no store, or a file of it is missing.
             ValueError: if the manifest is of another format or version or broken, or a file has
                 another size than it says.
         """
-        root = Path(path)
+        remote = None
+        if is_address(path):
+            remote = Remote(str(path), default_cache() if cache is None else cache, max_files)
+        root = Path(path) if remote is None else remote.cache
         file = root / MANIFEST
-        if not file.is_file():
+        try:
+            text = file.read_text(encoding="utf-8") if remote is None else remote.text(MANIFEST)
+            manifest = Manifest.from_json(text)
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(
                 f"no pair store at {str(path)!r} (it has no {MANIFEST}); make one with generate, or "
                 "run it again with the same settings if it was stopped."
-            )
-        try:
-            manifest = Manifest.from_json(file.read_text(encoding="utf-8"))
+            ) from error
         except ValueError as error:
             raise ValueError(
                 f"{str(path)!r} is not a pair store that can be read: {error}"
             ) from error
-        store = cls(root, manifest)
+        store = cls(root, manifest, remote)
         store._check_files()
         return store
 
@@ -108,9 +125,9 @@ class PairStore:
         buffers = [file.tensors(row) for file, row in places]
         ids = [file.number("prompt_id", row) for file, row in places]
         columns = self.manifest.columns
-        x0 = from_buffers([row["x0"] for row in buffers], columns["x0"], "x0")
+        x0 = from_buffers([row["x0"] for row in buffers], columns["x0"], "x0", dtype)
         noise = self._noise(rows, places, [row["noise"] for row in buffers])
-        return Batch(index, x0.to(dtype=dtype), noise.to(dtype=dtype), self.condition(ids, dtype))
+        return Batch(index, x0, noise.to(dtype=dtype), self.condition(ids, dtype))
 
     def condition(
         self, prompt_ids: Sequence[int], dtype: torch.dtype | None = torch.float32
@@ -142,6 +159,11 @@ class PairStore:
         """
         file, place = self._prompts.locate(prompt_id)
         return {name: bytes(data) for name, data in file.tensors(place).items()}
+
+    @property
+    def bounds(self) -> tuple[int, ...]:
+        """The first row of each file of pairs, and the number of all rows."""
+        return self._pairs.bounds
 
     def pair_files(self) -> Iterator[ArrowFile]:
         """The files of the pairs, in order."""
@@ -203,7 +225,8 @@ class PairStore:
         with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
             for entry in entries:
                 path = self._path_of(entry.name)
-                if digest_of(path, path.parent.parent, entry.rows) != entry:
+                found = digest_of(path, path.parent.parent, entry.rows)
+                if (found.bytes, found.blake2b) != (entry.bytes, entry.blake2b):
                     raise ValueError(f"{path} is damaged: its hash is not the manifest's; {REPAIR}")
                 bar.update(entry.bytes)
         for file in self._prompts.files():
@@ -250,10 +273,17 @@ class PairStore:
 
     def _table(self, kind: str, files: Iterable[File]) -> Table:
         layout = Layout(self.manifest, kind)
-        return Table(self._path_of, layout, [(file.name, file.rows) for file in files])
+        rows = [(file.name, file.rows) for file in files]
+        if self.remote is not None and self.remote.max_files is not None:
+            return Table(self._path_of, layout, rows, max_open=self.remote.max_files)
+        return Table(self._path_of, layout, rows)
 
     def _path_of(self, name: str) -> Path:
-        return self.path / name
+        return self.path / name if self.remote is None else self.remote.fetch(self._by_name[name])
+
+    @cached_property
+    def _by_name(self) -> dict[str, File]:
+        return {file.name: file for file in (*self.manifest.prompts, *self.manifest.shards)}
 
     def _check_files(self) -> None:
         rows = sum(file.rows for file in self.manifest.shards)
@@ -262,6 +292,8 @@ class PairStore:
                 f"{str(self.path)!r} is not a pair store that can be read: its shards hold {rows} rows "
                 f"and its sources made {len(self)}."
             )
+        if self.remote is not None:
+            return  # checked when they are fetched
         for entry in (*self.manifest.prompts, *self.manifest.shards):
             path = self.path / entry.name
             size = path.stat().st_size if path.is_file() else None
@@ -286,6 +318,5 @@ def read_condition(
     tensors: dict[str, Tensor] = {}
     for name, column in manifest.conditions.items():
         key = f"condition.{name}"
-        value = from_buffers([row[key] for row in rows], column, name)
-        tensors[name] = value.to(dtype=dtype) if value.is_floating_point() else value
+        tensors[name] = from_buffers([row[key] for row in rows], column, name, dtype)
     return Condition(tensors, torch.tensor(prompt_ids))

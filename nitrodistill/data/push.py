@@ -29,6 +29,10 @@ def push(store: PairStore, repo: str, *, private: bool = True) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
 
+    if store.remote is not None:
+        raise ValueError(
+            "a store that is elsewhere cannot be pushed; copy it here with `pairs merge`."
+        )
     store.verify()
     api = HfApi()
     try:

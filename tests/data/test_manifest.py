@@ -5,8 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from nitrodistill.data import Column, Encoded, File, Generated, Grid, Imported, Manifest
 
@@ -88,7 +86,7 @@ def test_differences_name_the_setting() -> None:
         (["columns", "x0", "encoding"], "int4", "encoding is 'int4'"),
         (["columns", "x0", "encoding"], "int8", "x0 must be raw"),
         (["columns", "noise", "encoding"], "int8", "noise raw or drawn"),
-        (["conditions", "text", "shape"], [2**40], "rows are below 2 GiB"),
+        (["conditions", "text", "shape"], [2**40], "rows must be below 2 GiB"),
         (["columns", "x0", "shape"], [None, 8], "fixed shape"),
         (["columns", "x0", "shape"], [0, 8], "a size in a column's shape is 0"),
         (["columns"], {}, "x0 and noise"),
@@ -164,16 +162,3 @@ def test_other_sources() -> None:
 def test_encodings_that_do_not_fit(column: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Column(*column)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.data())
-def test_mutated_manifests_raise_only_value_errors(data: st.DataObject) -> None:
-    text = manifest().to_json()
-    start = data.draw(st.integers(0, len(text) - 1))
-    end = data.draw(st.integers(start, min(len(text), start + 20)))
-    mutated = text[:start] + data.draw(st.text(max_size=8)) + text[end:]
-    try:
-        Manifest.from_json(mutated).to_json()
-    except ValueError as error:
-        assert str(error)  # noqa: PT017
