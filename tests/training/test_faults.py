@@ -158,15 +158,15 @@ def test_a_nan_in_the_data_is_skipped_once_and_named(tiny):
 
 
 def test_a_nan_in_a_weight_stops_the_run_and_names_the_last_good_checkpoint(tiny, tmp_path):
-    config = tiny.config(steps=20, checkpoint_every=2, max_skips=3)
-    trainer = Trainer(tiny.Method(), tiny.Stream(4), config, output=tmp_path)
+    config, method = tiny.config(steps=20, checkpoint_every=2, max_skips=3), tiny.Method()
+    trainer = Trainer(method, tiny.Stream(4), config, output=tmp_path)
     steps = []
 
     def train():
         for state in trainer.fit():
             steps.append((state.step, bool(state.skipped)))
             if state.step == 4:
-                trainer.method.critic_network[2].bias.data.fill_(torch.inf)
+                method.critic_network[2].bias.data.fill_(torch.inf)
 
     with (
         pytest.warns(RuntimeWarning, match="skipped step 5"),

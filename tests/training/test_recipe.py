@@ -208,30 +208,30 @@ def _damaged(draw):
     return bytes(data)
 
 
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+QUIET = settings(deadline=None, suppress_health_check=[*HealthCheck.__members__.values()])
 
 
-@settings(max_examples=400, **QUIET)
+@settings(QUIET, max_examples=400, derandomize=True)
 @given(st.composite(_mutated)())
 def test_a_mutated_recipe_is_read_or_refused(data):
     _check_mutated(data)
 
 
-@settings(max_examples=300, **QUIET)
+@settings(QUIET, max_examples=300, derandomize=True)
 @given(data=st.composite(_damaged)())
 def test_a_damaged_file_is_read_or_refused(tmp_path, data):
     _check_damaged(tmp_path, data)
 
 
 @pytest.mark.soak
-@settings(max_examples=4000, **(QUIET | {"derandomize": False}))
+@settings(QUIET, max_examples=4000)
 @given(st.composite(_mutated)())
 def test_many_mutated_recipes_are_read_or_refused(data):
     _check_mutated(data)
 
 
 @pytest.mark.soak
-@settings(max_examples=3000, **(QUIET | {"derandomize": False}))
+@settings(QUIET, max_examples=3000)
 @given(data=st.composite(_damaged)())
 def test_many_damaged_files_are_read_or_refused(tmp_path, data):
     _check_damaged(tmp_path, data)

@@ -109,7 +109,7 @@ def test_gradients_are_checkpointed_on_a_frozen_backbone_in_eval_mode(
         calls.clear()
         leaf = x0.clone().requires_grad_(True)
         logits = discriminator(leaf, torch.tensor(500), tiny_condition)
-        sum(scale.mean() for scale in logits).backward()
+        torch.stack([scale.mean() for scale in logits]).sum().backward()
         return leaf.grad, len(calls)
 
     plain, once = gradient()

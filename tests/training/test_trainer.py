@@ -85,7 +85,7 @@ def test_roles_change_only_when_they_are_active_and_the_average_only_with_the_st
         before = after
 
 
-def test_gradients_are_clipped_per_role(tiny):
+def test_gradients_are_clipped_per_role(tiny, monkeypatch):
     """AdamW with beta1 0 ignores a common scale, so the norms are looked at where they are applied."""
     seen = {}
 
@@ -101,7 +101,7 @@ def test_gradients_are_clipped_per_role(tiny):
             seen[name] = float(torch.cat(grads).norm())
             step()
 
-        trained.optimizer.step = spy
+        monkeypatch.setattr(trained.optimizer, "step", spy)
     (state,) = trainer.fit()
     assert state.metrics()["student/grad_norm"] > 0.05
     assert seen == {
@@ -119,10 +119,11 @@ def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns)
     for state in stopped.fit():
         if state.step == 5:
             break
-    resumed = Trainer(tiny.Method(turns, seed=1), tiny.Stream(4), config, output=tmp_path)
+    stream = tiny.Stream(4)
+    resumed = Trainer(tiny.Method(turns, seed=1), stream, config, output=tmp_path)
     assert resumed.step == 4
     assert [state.step for state in resumed.fit()] == [5, 6, 7, 8, 9]
-    assert resumed.stream.asked[0] == 4 * accumulation
+    assert stream.asked[0] == 4 * accumulation
     assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
     assert torch.equal(_averages(resumed), _averages(whole))
 
@@ -250,14 +251,13 @@ def test_too_many_non_finite_steps_stop_the_run_and_name_the_last_checkpoint(tin
 
 
 def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
-    trainer = Trainer(
-        tiny.Method(), tiny.Stream(4), tiny.config(checkpoint_every=2), output=tmp_path
-    )
+    method, config = tiny.Method(), tiny.config(checkpoint_every=2)
+    trainer = Trainer(method, tiny.Stream(4), config, output=tmp_path)
 
     def train():
         for state in trainer.fit():
             if state.step == 3:
-                trainer.method.student_network[0].weight.data[0, 0] = torch.nan
+                method.student_network[0].weight.data[0, 0] = torch.nan
 
     with (
         pytest.warns(RuntimeWarning, match="skipped step 4"),
@@ -270,10 +270,10 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
 def _save_on_a_full_disk(tiny, output, results):
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    trainer = Trainer(tiny.Method(), tiny.Stream(4), tiny.config(steps=1), output=None)
+    method = tiny.Method()
+    trainer = Trainer(method, tiny.Stream(4), tiny.config(steps=1), output=None)
     trainer.output = output
-    network = trainer.method.student_network
-    network.register_buffer("large", torch.zeros(4000))
+    method.student_network.register_buffer("large", torch.zeros(4000))
     try:
         trainer.save()
     except OSError as error:
