@@ -54,7 +54,7 @@ class LatentStream:
 def _ladd(denoiser, **settings) -> Case:
     # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
     optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "discriminator")}
-    config = TrainerConfig(steps=4, batch_size=4, optimizers=optimizers, ema_decay=0.5)
+    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers, ema_decay=0.5)
     method = LADDConfig(taps=TAPS, head_width=8, misaligned_negatives=True, **settings)
     return Case(lambda: LADD.from_config(method, denoiser, denoiser.copy()), LatentStream, config)
 
@@ -174,7 +174,7 @@ def test_another_world_size_resumes(cases, tiny, tmp_path, save, world):
 
 
 def test_stopped_and_resumed_in_two_processes_ends_bit_equal(cases, tiny, tmp_path):
-    case = cases["ladd_shared"]
+    case = cases["three_roles"]
 
     def train(rank, world, parallel, output, stop):
         config = dataclasses.replace(case.config, parallel=parallel, checkpoint_every=2)
@@ -197,10 +197,10 @@ def test_stopped_and_resumed_in_two_processes_ends_bit_equal(cases, tiny, tmp_pa
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_bf16_stays_near_float32(cases, tiny, parallel):
     case = cases["ladd_shared"]
-    start, expected, _ = _run(case, 0, 1)
+    start, expected, _ = _run(case, 0, 1, steps=2)
 
     def act(rank, world):
-        return _run(case, rank, world, parallel, mixed_precision="bf16")[1]
+        return _run(case, rank, world, parallel, mixed_precision="bf16", steps=2)[1]
 
     for found in tiny.in_processes(act):
         for role in ("student", "discriminator"):
@@ -211,8 +211,8 @@ def test_bf16_stays_near_float32(cases, tiny, parallel):
 
 def test_offloading_to_the_cpu_and_checkpointing_gradients_change_nothing(cases, tiny):
     case = cases["ladd_shared"]
-    _, expected, _ = _run(case, 0, 1)
-    options = {"cpu_offload": True, "gradient_checkpointing": True}
+    _, expected, _ = _run(case, 0, 1, steps=2)
+    options = {"cpu_offload": True, "gradient_checkpointing": True, "steps": 2}
     (found,) = tiny.in_processes(lambda rank, of: _run(case, rank, of, "fsdp", **options), 1)
     assert found[2], "one process can shard, too"
     for role, values in found[1].items():
@@ -224,7 +224,7 @@ def test_averages_can_be_drawn_with_between_two_steps_under_fsdp(cases, tiny):
     case = cases["ladd_shared"]
 
     def act(rank, world):
-        config = dataclasses.replace(case.config, parallel="fsdp")
+        config = dataclasses.replace(case.config, parallel="fsdp", steps=1)
         method = case.make()
         trainer = Trainer(method, case.stream(4, rank, world), config)
         for _ in trainer.fit():
