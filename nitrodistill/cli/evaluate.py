@@ -19,22 +19,35 @@ ABOUT = """
 Measure the newest student of a run (the moving average of its weights) beside its teacher and beside the naive
 student, the teacher itself in one step, all on the same noise and prompts. Prints a table and writes
 report.html (open it in a browser: pictures side by side, numbers with intervals, curves, cost), metrics.json and
-grid.png into the run's folder. With the embedded teacher an oracle
-reads the pictures: alignment is the share of pictures that show all that their prompt says, FD the Frechet
-distance on the oracle's features. With other teachers FD is that of texture features, and there is no alignment.
+grid.png into the run's folder.
+
+With the embedded teacher an oracle reads the pictures: alignment is the share of pictures that show all that their
+prompt says, FD the Frechet distance on the oracle's features. With other teachers give networks that are on this
+machine (--inception, --clip, --dino) and a folder of real pictures (--real); without them FD is that of texture
+features. All options may stand in a YAML file: examples/recipes/evaluation/coco-30k.yaml is one.
+
+With --cache, a stopped evaluation goes on where it was and the next student of this teacher costs only itself.
+Started by torchrun, accelerate launch or srun, all processes draw for the teacher and the first one does the rest.
 """
 
 EXAMPLE = """
 example:
   nitrodistill evaluate --run runs/student --num_samples 256
+  nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
+  nitrodistill evaluate --config examples/recipes/evaluation/coco-30k.yaml --run runs/student
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
+    from jsonargparse import ActionConfigFile
+
+    from nitrodistill.cli.launched import place
+    from nitrodistill.cli.measuring import Judges
     from nitrodistill.evaluation import EvaluateConfig
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
+    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with these options")
     parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
     parser.add_argument(
         "--checkpoint",
@@ -52,20 +65,46 @@ def main(argv: Sequence[str]) -> int:
         "--output", type=str, default=None, help="folder of the result; null takes the run's"
     )
     parser.add_argument(
-        "--cache", type=str, default=None, help="folder that keeps the teacher's latents"
+        "--cache",
+        type=str,
+        default=None,
+        help="folder that keeps latents and the numbers of real pictures",
     )
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
+    )
+    parser.add_class_arguments(Judges)
     parser.add_class_arguments(EvaluateConfig)
     given = parse(parser, argv)
     config = EvaluateConfig(**{f.name: given[f.name] for f in fields(EvaluateConfig)})
+    judges = Judges(**{f.name: given[f.name] for f in fields(Judges)})
+    here = place()
+    if here.world_size > 1 and given.cache is None:
+        raise ValueError("several processes share their work in a folder; give one with --cache.")
 
     from nitrodistill.cli.measuring import measure_student
     from nitrodistill.cli.reporting import check_output, write_results
     from nitrodistill.cli.runs import open_run, prompts_of, training_latents
+    from nitrodistill.evaluation import help_draw
 
     output = Path(given.output or given.run)
     check_output(output)
     run = open_run(given.run, given.checkpoint)
+    device = here.device(given.device)
+    run.pipeline.diffusers.to(device)
+    run.student.denoiser.module.to(device)
     prompts = prompts_of(run, given.prompts)
+    if here.world_size > 1:
+        help_draw(
+            run.pipeline,
+            prompts,
+            config,
+            given.cache,
+            rank=here.rank,
+            world_size=here.world_size,
+        )
+        if here.rank > 0:
+            return 0
     found = measure_student(
         run.student.recipe.teacher,
         run.pipeline,
@@ -73,6 +112,7 @@ def main(argv: Sequence[str]) -> int:
         run.student.plan,
         prompts,
         config,
+        judges=judges,
         training_latents=_pairs_of(run.student.recipe.pairs, training_latents),
         cache=given.cache,
     )

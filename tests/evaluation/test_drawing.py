@@ -1,0 +1,61 @@
+"""Where latents come from: noise that no training pair has, and processes that share the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nitrodistill.evaluation import EvaluateConfig, help_draw
+from nitrodistill.evaluation.arms import make_arms
+from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, noise_draws
+from nitrodistill.method import Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
+
+CONFIG = EvaluateConfig(num_samples=12, batch_size=5, teacher_steps=2, cost_repeats=0)
+PROMPTS = ["a red ring", "a blue circle"]
+
+
+def test_streams_of_noise_are_apart() -> None:
+    rows = torch.arange(3)
+    found = [
+        noise_draws(0, NOISE, rows, (2,)),
+        noise_draws(0, OTHER_NOISE, rows, (2,)),
+        noise_draws(1, NOISE, rows, (2,)),
+        Draws(0, 0, rows).normal("noise", (2,)),
+    ]
+    for i, a in enumerate(found):
+        for b in found[:i]:
+            assert not (a == b).any()
+
+
+def test_the_cache_holds_what_would_be_drawn(
+    tmp_path: Path, tiny_diffusers: Callable[..., Any], tiny_scheduler: Any
+) -> None:
+    """And two workers of `generate` make it."""
+    teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    sheet = Sheet.of(PROMPTS, CONFIG)
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule, 2, "renoise")
+    arms = make_arms(teacher, teacher.denoiser, plan, CONFIG)
+    for rank in range(2):
+        help_draw(teacher, PROMPTS, CONFIG, tmp_path, rank=rank, world_size=2, progress=False)
+    (store,) = tmp_path.iterdir()
+    before = sorted(store.rglob("*"))
+    kept, fresh = (Drawing(arms, sheet, place, False) for place in (tmp_path, None))
+    with torch.no_grad():
+        for number, rows in enumerate(torch.arange(12).split(5)):
+            for name in arms:
+                for _ in range(2):
+                    found = kept.latents(name, number, rows)
+                    expected = fresh.latents(name, number, rows)
+                    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert sorted(store.rglob("*")) == before
+    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {
+        "teacher",
+        "naive",
+        "student",
+    }

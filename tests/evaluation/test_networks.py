@@ -1,0 +1,132 @@
+"""Networks as extractors: transformers' own numbers on random weights, and what is not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from nitrodistill.evaluation.networks import ClipScore, _Prepare, clip, dino, inception
+from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
+
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+PROMPTS = ["a red ring", "a large blue circle on a gray background"]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tokenizer = make_tokenizer()
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    text = {
+        **layers,
+        "num_attention_heads": 2,
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": MAX_TOKENS,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {**layers, "num_attention_heads": 2, "image_size": 24, "patch_size": 8}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    size = {"height": 24, "width": 24}
+    CLIPImageProcessor(size={"shortest_edge": 24}, crop_size=size).save_pretrained(folder)
+    return folder
+
+
+def pictures(height: int = 24, width: int = 24) -> Tensor:
+    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def test_clip_scores_are_transformers_logits(clip_folder: Path) -> None:
+    from transformers import CLIPModel
+
+    model: Any = CLIPModel.from_pretrained(clip_folder).eval()
+    tokens = make_tokenizer()(PROMPTS, padding=True, return_tensors="pt")
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    pixels = (pictures() / 2 + 0.5 - mean) / std
+    with torch.no_grad():
+        out = model(pixel_values=pixels, **tokens)
+    expected = (100 * (out.image_embeds * out.text_embeds).sum(1)).clamp_min(0)
+    found = ClipScore(clip_folder)(pictures(), PROMPTS)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    extractor = clip(clip_folder)
+    features = extractor(pictures())
+    unit = features / features.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(unit, out.image_embeds, atol=1e-5, rtol=1e-5)
+    assert (extractor.name, extractor.kernel) == ("clip", "gaussian")
+    assert extractor.fingerprint == clip(clip_folder).fingerprint
+
+
+def test_long_prompts_are_cut(clip_folder: Path) -> None:
+    score = ClipScore(clip_folder)
+    long = " ".join(["ring"] * 50)
+    assert score(pictures(), [long, long]).isfinite().all()
+
+
+def test_pictures_are_resized_and_cut_as_pil_does(clip_folder: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    images = pictures(48, 60)
+    unit = images / 2 + 0.5
+    mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
+    expected = []
+    for image in unit:
+        channels = [
+            np.asarray(Image.fromarray(c.numpy()).resize((30, 24), Image.Resampling.BICUBIC))
+            for c in image
+        ]
+        expected.append(torch.from_numpy(np.stack(channels))[:, :, 3:27].clamp(0, 1))
+    found = _Prepare(24, MEAN, STD, "cpu")(images)
+    torch.testing.assert_close(found, (torch.stack(expected) - mean) / std, atol=1e-4, rtol=1e-4)
+    assert clip(clip_folder)(images).shape == (2, 8)
+
+
+def test_dino_gives_the_class_token(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model, ViTImageProcessor
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Dinov2Model(
+            Dinov2Config(
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                mlp_ratio=2,
+                image_size=28,
+                patch_size=14,
+            )
+        ).eval()
+    model.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model(pixel_values=pictures(28, 28)).pooler_output  # layer norm, class token
+        found = dino(tmp_path)(pictures(28, 28))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_not_on_this_machine_is_not_downloaded(tmp_path: Path, clip_folder: Path) -> None:
+    with pytest.raises(
+        FileNotFoundError, match=r"no weights of Inception at .* nothing is downloaded"
+    ):
+        inception(tmp_path / "none.pth")
+    for load in (clip, dino, ClipScore):
+        with pytest.raises(FileNotFoundError, match="nothing is downloaded here"):
+            load(tmp_path / "none")
+    (clip_folder / "preprocessor_config.json").rename(tmp_path / "away.json")
+    with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
+        clip(clip_folder)
+    (tmp_path / "away.json").rename(clip_folder / "preprocessor_config.json")
+    (tmp_path / "broken.pth").write_bytes(b"no weights")
+    with pytest.raises(ValueError, match="does not hold torch-fidelity's Inception"):
+        inception(tmp_path / "broken.pth")
