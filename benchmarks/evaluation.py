@@ -114,7 +114,7 @@ def measured(samples: int, cache: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Cost of an evaluation.")
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--root", type=Path, default=Path("runs/evaluation-benchmark"))
     parser.add_argument("--processes", type=int, default=2)
