@@ -150,8 +150,10 @@ class Bench:
     def _keep_examples(self, drawn: Mapping[str, Drawn], rows: Tensor, distance: Tensor) -> None:
         wanted = self._sheet.config.num_pictures
         for name, batch in drawn.items():
-            left = max(0, wanted - int(rows[0]))
-            self._examples[name].append(batch.images[:left].cpu())
+            left = wanted - int(rows[0])
+            if left > 0:
+                first = batch.images[:left].to("cpu", copy=True)  # a view would keep the batch
+                self._examples[name].append(first)
         if not wanted:
             return
         distances = self._meters["student"].columns[RANKED_BY]
