@@ -1,0 +1,191 @@
+"""Nitro-PixArt's road on the embedded transformer teacher: one step of the student beside one of the teacher.
+
+    python benchmarks/dit_toy.py [--seeds 0 1 2] [--output runs/dit_toy]
+
+The recipe is examples/recipes/toy-dit.yaml, on 600 pairs of each seed's own; evaluation on the same 1024 held-out
+noises and prompts:
+
+    teacher         25 steps, guidance 3
+    naive           the teacher in one step, at the last timestep, as its pipeline would
+    naive at 400    the teacher in one step as the student takes it: fed pure noise, told timestep 400
+    student         one step, told timestep 400
+
+Resumable: finished seeds are kept, a killed one goes on. Writes benchmarks/results/dit_toy.json and the table in
+docs/dit_toy.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_quality import METRICS, environment, table_cell, train
+
+from nitrodistill.cli.demo import shuffled_captions
+from nitrodistill.cli.measuring import measure_student
+from nitrodistill.cli.teachers import load_teacher
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.evaluation.catalogue import info
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.training.recipe import Recipe, load_recipe
+from nitrodistill.training.stages import load_student
+from nitrodistill.types import Denoiser
+
+ROOT = Path(__file__).parent.parent
+RECIPE = ROOT / "examples" / "recipes" / "toy-dit.yaml"
+RESULTS = ROOT / "benchmarks" / "results" / "dit_toy.json"
+DOCS = ROOT / "docs" / "dit_toy.md"
+TEACHER = "toy-dit"
+PAIRS = 600
+
+
+def recipe_of(folder: Path, seed: int) -> Recipe:
+    """The recipe with a seed and a place."""
+    recipe = load_recipe(RECIPE)
+    stage = recipe.stages[0]
+    stage = replace(
+        stage, method=replace(stage.method, seed=seed), trainer=replace(stage.trainer, seed=seed)
+    )
+    return replace(
+        recipe, pairs=str(folder / "pairs"), output=str(folder / "student"), stages=[stage]
+    )
+
+
+def measured(
+    pipeline: Pipeline, student: Denoiser, plan: StepPlan, root: Path, cost: bool
+) -> dict[str, Any]:
+    """Every arm's metrics, and the floors: name -> metric -> value."""
+    settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
+    prompts = shuffled_captions()
+    found = measure_student(
+        TEACHER, pipeline, student, plan, prompts, settings, cache=root / "teacher"
+    )
+    return columns(found)
+
+
+def columns(found: Evaluation) -> dict[str, Any]:
+    """Arm -> metric -> value; the floors are an arm of their own."""
+    arms = {
+        name: {key: found.value(name, key) for key in (*METRICS, "denoise_ms")}
+        for name in found.arms
+    }
+    return {**arms, "floor": {key: found.floor(key) for key in METRICS}}
+
+
+def run_seed(pipeline: Pipeline, root: Path, seed: int) -> dict[str, Any]:
+    """Pairs, training and evaluation of one seed; kept in `result.json` of its folder."""
+    folder = root / f"seed-{seed}"
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    recipe = recipe_of(folder, seed)
+    config = GenerateConfig(num_pairs=PAIRS, seed=seed, batch_size=64)
+    generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name=TEACHER)
+    seconds = train(recipe, pipeline)
+    student = load_student(recipe.output, pipeline)
+    row = {
+        "seed": seed,
+        "steps": recipe.stages[0].trainer.steps,
+        "cpu_seconds": round(seconds, 1),
+        **measured(pipeline, student.denoiser, student.plan, root, cost=seed == 0),
+    }
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def naive_at(pipeline: Pipeline, root: Path) -> dict[str, Any]:
+    """The teacher in one step as the student takes it; kept in `naive.json`."""
+    kept = root / "naive.json"
+    if not kept.is_file():
+        timestep = load_recipe(RECIPE).stages[0].method.timestep
+        assert timestep is not None
+        plan = StepPlan.from_noise(pipeline.denoiser.schedule, timestep)
+        found = measured(pipeline, pipeline.denoiser, plan, root, cost=False)
+        kept.write_text(json.dumps(found["student"]))
+    return json.loads(kept.read_text())
+
+
+def distance(key: str, value: float) -> float:
+    """How far a value is from the best one; lower is better."""
+    best = info(key).best
+    return -value if best == "high" else abs(value - 1) if best == "one" else value
+
+
+def verdicts(rows: list[dict[str, Any]], naive: dict[str, Any]) -> list[str]:
+    """A line for each naive arm: on which metrics every seed's student is better."""
+    lines = []
+    for name, arms in (
+        ("naive", [row["naive"] for row in rows]),
+        ("naive at 400", [naive] * len(rows)),
+    ):
+        pairs = [
+            (key, row["student"][key], arm[key])
+            for row, arm in zip(rows, arms, strict=True)
+            for key in METRICS
+            if row["student"][key] is not None and arm[key] is not None
+        ]
+        lost = sorted(
+            {key for key, mine, other in pairs if distance(key, mine) >= distance(key, other)}
+        )
+        compared = len({key for key, _, _ in pairs})
+        lines.append(
+            f"The student is better than {name} on {compared - len(lost)} of {compared} metrics, in every seed"
+            f"{' (not on ' + ', '.join(lost) + ')' if lost else ''}."
+        )
+    return lines
+
+
+def table(rows: list[dict[str, Any]], naive: dict[str, Any]) -> str:
+    """Markdown: a row a metric; the student's mean and spread (standard deviation) over the seeds."""
+    first = rows[0]
+    lines = [
+        "| metric | teacher, 25 steps | naive | naive at 400 | student | floor |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for key, label in METRICS.items():
+        cells = [[first["teacher"][key]], [first["naive"][key]], [naive[key]]]
+        cells += [[row["student"][key] for row in rows], [first["floor"][key]]]
+        lines.append(f"| {label} | {' | '.join(table_cell(cell) for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def write_docs(text: str) -> None:
+    """Replaces what stands between the markers in docs/dit_toy.md."""
+    begin, end = "<!-- result -->", "<!-- end of result -->"
+    page = DOCS.read_text()
+    before, rest = page.split(begin)
+    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--output", type=Path, default=Path("runs/dit_toy"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline = load_teacher(TEACHER)
+    rows = [run_seed(pipeline, options.output, seed) for seed in options.seeds]
+    naive = naive_at(pipeline, options.output)
+    lines = verdicts(rows, naive)
+    text = "\n\n".join(
+        [
+            table(rows, naive),
+            f"Seeds: {len(rows)}. CPU seconds of training: {', '.join(str(r['cpu_seconds']) for r in rows)}.",
+            *lines,
+        ]
+    )
+    RESULTS.parent.mkdir(exist_ok=True)
+    found = {"environment": environment(), "naive at 400": naive, "seeds": rows}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    write_docs(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
