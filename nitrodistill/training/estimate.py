@@ -1,7 +1,8 @@
 """What a stage needs: parameters and memory of every role, before anything is allocated.
 
-    peak = weights + moments + averages of all roles + max over turns (gradients of those that learn + activations)
+    peak = weights + moments + averages of all roles + max over turns of max(gradients, activations)
 
+Gradients come as activations go; where micro-batches accumulate they stay, and the inner max is a sum.
 Weights, gradients, moments and averages follow from the shapes and are exact. Activations are what autograd
 saves, counted on the meta device (`training.saved`). What the allocator, the kernels and the VAE's own activations
 add is not counted; leave room for it.
@@ -68,12 +69,14 @@ class Memory:
         activations: turn -> (bytes whatever the batch, bytes a sample).
         active: turn -> the roles whose gradients exist then.
         batch_size: samples of a micro-batch.
+        accumulates: whether gradients stay for the next micro-batch.
     """
 
     roles: Mapping[str, RoleMemory]
     activations: Mapping[str, tuple[int, int]]
     active: Mapping[str, tuple[str, ...]]
     batch_size: int
+    accumulates: bool
 
     @property
     def resident(self) -> int:
@@ -83,8 +86,11 @@ class Memory:
     def peak(self, batch_size: int | None = None) -> int:
         """Bytes at the worst moment, for the stage's batch size or another one."""
         size = self.batch_size if batch_size is None else batch_size
+        both = sum if self.accumulates else max
         turns = [
-            sum(self.roles[role].gradients for role in self.active[turn]) + fixed + size * each
+            both(
+                (sum(self.roles[role].gradients for role in self.active[turn]), fixed + size * each)
+            )
             for turn, (fixed, each) in self.activations.items()
         ]
         return self.resident + max(turns)
@@ -150,6 +156,7 @@ def estimate(
         {" and ".join(active): line for active, line in lines.items()},
         {" and ".join(active): active for active in lines},
         stage.trainer.batch_size,
+        stage.trainer.accumulation > 1,
     )
 
 

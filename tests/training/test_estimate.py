@@ -68,6 +68,15 @@ def test_the_largest_batch_is_the_last_that_fits(pipeline):
     assert memory.peak() == memory.peak(3)
 
 
+def test_gradients_that_stay_add_to_the_activations(pipeline):
+    longer = replace(STAGE, trainer=replace(STAGE.trainer, accumulation=2))
+    once, twice = (estimate(pipeline, stage, text_length=5) for stage in (STAGE, longer))
+    gradients = sum(role.gradients for role in once.roles.values())
+    ((fixed, each),) = (once.activations[turn] for turn in ("student and discriminator",))
+    assert once.peak() == once.resident + max(gradients, fixed + 3 * each)
+    assert twice.peak() == twice.resident + gradients + fixed + 3 * each
+
+
 def test_each_switch_lowers_what_it_should(pipeline):
     found = what_helps(pipeline, STAGE, text_length=5, lora_rank=2)
     plain = found["as it is"]
