@@ -9,9 +9,8 @@ them; `examples/plain_loop.py` does the same without the trainer.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -26,6 +25,7 @@ from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.runs import training_latents
 from nitrodistill.cli.teachers import load_teacher
+from nitrodistill.cli.workers import beside, cores, training_together
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
 from nitrodistill.evaluation.report import model_card_table, verdict
@@ -149,12 +149,20 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     pipeline = load_teacher("toy")
 
     say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-    _draw_pairs(root / "pairs", config)
+    pairs = GenerateConfig(
+        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
+    )
+    count = min(cores(), -(-config.pairs // PAIRS_PER_FILE))
+    with beside(_make_pairs, root / "pairs", pairs, count=count):
+        _make_pairs(root / "pairs", pairs, 0, count)
 
     say(f"2/4  distillation: {config.steps} steps of LADD")
     recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
-    for _ in with_progress(run_recipe(recipe, pipeline), show=True):
-        pass
+    count = 2 if cores() > 1 and not torch.cuda.is_available() else 1
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder) / "meeting"
+        with beside(_train, recipe, meeting, count=count):
+            _train(recipe, meeting, 0, count)
     student = load_student(root / "student", pipeline)
 
     say(
@@ -190,33 +198,9 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     return found
 
 
-def _draw_pairs(output: Path, config: DemoConfig) -> None:
-    """Makes the pairs with a process for each core, since the networks are too small for threads."""
-    settings = GenerateConfig(
-        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
-    )
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = min(cores or 1, -(-config.pairs // PAIRS_PER_FILE))
-    context = multiprocessing.get_context("spawn")
-    helpers = [
-        context.Process(target=_work, args=(output, settings, rank, count), daemon=True)
-        for rank in range(1, count)
-    ]
-    for helper in helpers:
-        helper.start()
-    try:
-        _work(output, settings, 0, count)
-    finally:
-        for helper in helpers:
-            helper.terminate()  # nothing is left to do, or the first worker failed
-            helper.join()
-
-
-def _work(output: Path, settings: GenerateConfig, rank: int, count: int) -> None:
-    torch.set_num_threads(1)
-    pipeline = load_teacher("toy")
+def _make_pairs(output: Path, settings: GenerateConfig, rank: int, count: int) -> None:
     generate(
-        pipeline,
+        load_teacher("toy"),
         shuffled_captions(),
         output,
         settings,
@@ -224,6 +208,12 @@ def _work(output: Path, settings: GenerateConfig, rank: int, count: int) -> None
         rank=rank,
         world_size=count,
     )
+
+
+def _train(recipe: Recipe, meeting: Path, rank: int, count: int) -> None:
+    with training_together(rank, count, meeting):
+        for _ in with_progress(run_recipe(recipe, load_teacher("toy")), show=rank == 0):
+            pass
 
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:

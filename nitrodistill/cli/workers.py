@@ -1,0 +1,91 @@
+"""A process for each core of this machine, for networks too small to be shared between threads.
+
+    with beside(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
+        work(argument, 0, 2)
+
+A worker that fails prints its error; what the first one computes with it fails then too.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+__all__ = ["beside", "cores", "training_together"]
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def beside(work: Callable[..., object], *arguments: object, count: int) -> Iterator[None]:
+    """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes that end with the block.
+
+    Args:
+        work: a function of a module; it and its arguments are pickled for the new process.
+        arguments: for it.
+        count: of workers, this process included.
+    """
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(target=_alone, args=(work, *arguments, rank, count), daemon=True)
+        for rank in range(1, count)
+    ]
+    for other in others:
+        other.start()
+    try:
+        yield
+    finally:
+        for other in others:
+            other.terminate()  # nothing is left to do, or this process failed
+            other.join()
+
+
+def _alone(work: Callable[..., object], *arguments: object) -> None:
+    torch.set_num_threads(1)
+    work(*arguments)
+
+
+@contextmanager
+def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
+    """Makes this process one of `count` for a trainer on the CPU, for as long as the block lasts.
+
+    Args:
+        rank: its number.
+        count: how many there are; with 1 nothing happens.
+        meeting: a file that does not exist, in an existing folder; the processes find each other there.
+    """
+    if count == 1:
+        yield
+        return
+    from accelerate.state import AcceleratorState, GradientState
+
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    store = distributed.FileStore(str(meeting), count)
+    distributed.init_process_group(
+        "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(minutes=5)
+    )
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+        AcceleratorState._reset_state(
+            True
+        )  # Accelerate's memory of the processes; it has no public way
+        GradientState._reset_state()
+        for name in places:
+            del os.environ[name]
+        if rank == 0:
+            meeting.unlink(missing_ok=True)
