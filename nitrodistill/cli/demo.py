@@ -85,8 +85,8 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 3000
-    steps: int = 1200
+    pairs: int = 4000
+    steps: int = 1800
     samples: int = 1024
     seed: int = 0
 

@@ -80,7 +80,8 @@ def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():  # Accelerate ends it where a training ended well
+            distributed.destroy_process_group()
         AcceleratorState._reset_state(
             True
         )  # Accelerate's memory of the processes; it has no public way
