@@ -167,8 +167,8 @@ class MSSSIMLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         L = check_positive("data_range", data_range)
-        self.options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode)
-        self.weights = _check_weights(weights)
+        self.options: SSIMOptions = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode)
+        self.weights: tuple[float, ...] = _check_weights(weights)
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return _ms_ssim(pred, target, self.options, self.weights, mask)

@@ -164,7 +164,9 @@ class SSIMLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        self.options = SSIMOptions(data_range, window_size, sigma, k1, k2, padding, mode)
+        self.options: SSIMOptions = SSIMOptions(
+            data_range, window_size, sigma, k1, k2, padding, mode
+        )
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return _ssim(pred, target, self.options, mask)
@@ -212,7 +214,9 @@ class LatentSSIMLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         L = _latent_range(data_range, std)
-        self.options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode, offset)
+        self.options: SSIMOptions = SSIMOptions(
+            L, window_size, sigma, k1, k2, padding, mode, offset
+        )
         if offset is not None and mode != "shift":
             raise ValueError(f"offset is {offset} but mode is {mode!r}; only 'shift' uses it.")
 
