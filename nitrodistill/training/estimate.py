@@ -264,8 +264,8 @@ def _activations(
     if method.discriminator is not None:
         networks += [method.discriminator.denoiser.module, method.discriminator.heads]
     saved = SavedTensors(*networks)
-    if stage.trainer.gradient_checkpointing:
-        _checkpoint(method.student.module, saved)
+    for network in networks:  # the frozen backbone too, as the trainer does
+        _checkpoint(network, saved if stage.trainer.gradient_checkpointing else None)
     index = torch.arange(size)
     x0 = torch.empty(size, *pipeline.latent_shape, device="meta")
     text = pipeline.denoiser.adapter.example_condition(x0[:1], text_length)
@@ -285,12 +285,16 @@ def _line(small: int, large: int) -> tuple[int, int]:
     return small - _SIZES[0] * slope, slope
 
 
-def _checkpoint(module: nn.Module, saved: SavedTensors) -> None:
+def _checkpoint(module: nn.Module, saved: SavedTensors | None) -> None:
     from diffusers import ModelMixin
 
     for part in module.modules():
-        if isinstance(part, ModelMixin):
+        if isinstance(part, ModelMixin) and saved is not None:
             part.enable_gradient_checkpointing(saved.checkpointed)
+        elif isinstance(
+            part, ModelMixin
+        ):  # an earlier count of the same network may have switched it on
+            part.disable_gradient_checkpointing()
 
 
 @contextmanager
