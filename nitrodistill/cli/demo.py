@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -25,7 +24,7 @@ from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.runs import training_latents
 from nitrodistill.cli.teachers import load_teacher
-from nitrodistill.cli.workers import beside, cores, training_together
+from nitrodistill.cli.workers import beside, cores
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
 from nitrodistill.evaluation.report import model_card_table, verdict
@@ -85,8 +84,8 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 4000
-    steps: int = 1800
+    pairs: int = 3000
+    steps: int = 1300
     samples: int = 1024
     seed: int = 0
 
@@ -158,11 +157,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
 
     say(f"2/4  distillation: {config.steps} steps of LADD")
     recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
-    count = 2 if cores() > 1 and not torch.cuda.is_available() else 1
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "meeting"
-        with beside(_train, recipe, meeting, count=count):
-            _train(recipe, meeting, 0, count)
+    for _ in with_progress(run_recipe(recipe, pipeline), show=True):
+        pass
     student = load_student(root / "student", pipeline)
 
     say(
@@ -208,12 +204,6 @@ def _make_pairs(output: Path, settings: GenerateConfig, rank: int, count: int) -
         rank=rank,
         world_size=count,
     )
-
-
-def _train(recipe: Recipe, meeting: Path, rank: int, count: int) -> None:
-    with training_together(rank, count, meeting):
-        for _ in with_progress(run_recipe(recipe, load_teacher("toy")), show=rank == 0):
-            pass
 
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:

@@ -3,7 +3,7 @@
     with beside(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
         work(argument, 0, 2)
 
-A worker that fails prints its error; what the first one computes with it fails then too.
+A worker that fails prints its error; it is for work that the others can do without it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,10 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
-from pathlib import Path
 
 import torch
-from torch import distributed
 
-__all__ = ["beside", "cores", "training_together"]
+__all__ = ["beside", "cores"]
 
 
 def cores() -> int:
@@ -55,38 +52,3 @@ def beside(work: Callable[..., object], *arguments: object, count: int) -> Itera
 def _alone(work: Callable[..., object], *arguments: object) -> None:
     torch.set_num_threads(1)
     work(*arguments)
-
-
-@contextmanager
-def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
-    """Makes this process one of `count` for a trainer on the CPU, for as long as the block lasts.
-
-    Args:
-        rank: its number.
-        count: how many there are; with 1 nothing happens.
-        meeting: a file that does not exist, in an existing folder; the processes find each other there.
-    """
-    if count == 1:
-        yield
-        return
-    from accelerate.state import AcceleratorState, GradientState
-
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ.update({name: str(value) for name, value in places.items()})
-    store = distributed.FileStore(str(meeting), count)
-    distributed.init_process_group(
-        "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(minutes=5)
-    )
-    try:
-        yield
-    finally:
-        if distributed.is_initialized():  # Accelerate ends it where a training ended well
-            distributed.destroy_process_group()
-        AcceleratorState._reset_state(
-            True
-        )  # Accelerate's memory of the processes; it has no public way
-        GradientState._reset_state()
-        for name in places:
-            del os.environ[name]
-        if rank == 0:
-            meeting.unlink(missing_ok=True)
