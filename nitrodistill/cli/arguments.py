@@ -117,6 +117,7 @@ def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
             options += ", or a file that says so with --config FILE"
         return f"`{parser.prog}` needs {options}."
     unknown = re.search(r"unrecognized arguments: --([\w.]+)", text)
+    unknown = unknown or re.search(r"Option '(\w+)' is not accepted", text)  # of what may be null
     if not unknown:
         return f"{text} (`{parser.prog} --help` lists the options)"
     known = [*parser.get_defaults().keys(), *more]
@@ -128,5 +129,5 @@ def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
 
 
 def _owner(text: str) -> str:
-    found = re.match(r'Parser key "([\w.]+)"', text)
-    return f"{found[1]}." if found else ""
+    owners = re.findall(r'Parser key "([\w.]+)"', text)
+    return "".join(f"{owner}." for owner in owners)

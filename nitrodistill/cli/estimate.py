@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help="tokens of a prompt; null takes the text encoder's length, or 300 where it has none (T5)",
     )
-    parser.add_argument("--lora_rank", type=int, default=64, help="of the LoRA student")
+    parser.add_argument(
+        "--lora_rank", type=int, default=64, help="of the LoRA student, where the recipe has none"
+    )
     given = parse(parser, argv)
     for name in ("memory", "text_length", "lora_rank"):
         if given[name] is not None and given[name] <= 0:

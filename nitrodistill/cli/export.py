@@ -21,6 +21,9 @@ text encoder and VAE. Nobody who uses it needs nitrodistill:
     pipe = DiffusionPipeline.from_pretrained("runs/pipeline")
     pipe("a small red circle on a black background", num_inference_steps=1, guidance_scale=0)
 
+Of a run whose recipe has `lora` that is the role merged into the teacher's weights; --lora writes the role alone,
+as a file that the teacher's pipeline loads.
+
 The folder is loaded by a fresh process and compared with the student before it is put in place. The numbers of
 `nitrodistill evaluate`, if the run has them of this student, go into its model card.
 """
@@ -28,6 +31,7 @@ The folder is loaded by a fresh process and compared with the student before it 
 EXAMPLE = """
 example:
   nitrodistill export --run runs/student --output runs/pipeline
+  nitrodistill export --run runs/lora-student --output runs/lora --lora
 """
 
 
@@ -42,6 +46,11 @@ def main(argv: Sequence[str]) -> int:
         help="which student: the newest, or the best by the recipe's best_metric",
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
+    parser.add_argument(
+        "--lora",
+        action="store_true",
+        help="of a run whose recipe has lora: write the LoRA file for the teacher, not a whole pipeline",
+    )
     parser.add_argument(
         "--scheduler",
         type=str,
@@ -67,19 +76,26 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
 
     from nitrodistill.cli.runs import open_run, prompts_of
-    from nitrodistill.export import check_hub, export, push
+    from nitrodistill.export import check_hub, export, export_lora, push
 
     if given.private and given.push is None:
         raise ValueError("--private says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
     run = open_run(given.run, given.checkpoint)
-    export(
+    student = run.student
+    if given.lora and student.recipe.stages[student.checkpoint.stage].lora is None:
+        raise ValueError(
+            f"--lora: the student of {given.run!r} is a whole network; leave it out, or train with `lora` in "
+            "the recipe's stage."
+        )
+    write = export_lora if given.lora else export
+    write(
         run.pipeline,
-        run.student.denoiser,
-        run.student.plan,
+        student.denoiser,
+        student.plan,
         given.output,
-        base_model=run.student.recipe.teacher,
+        base_model=_base_model(run) if given.lora else student.recipe.teacher,
         metrics=_measured(run),
         licence=given.licence,
         prompts=prompts_of(run, None)[:2],
@@ -87,13 +103,21 @@ def main(argv: Sequence[str]) -> int:
     )
     if given.push is not None:
         print(f"pushed to {push(given.output, given.push, private=given.private)}")
-    steps = len(run.student.plan)
-    print(
-        f"the student of step {run.student.checkpoint.step} is in {Path(given.output)}; draw with"
-    )
+    print(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
+    if given.lora:
+        print(f"  the lines in {Path(given.output) / 'README.md'}")
+        return 0
     print(f'  DiffusionPipeline.from_pretrained("{given.output}")')
-    print(f"  pipe(prompt, num_inference_steps={steps}, guidance_scale=0)")
+    print(f"  pipe(prompt, num_inference_steps={len(student.plan)}, guidance_scale=0)")
     return 0
+
+
+def _base_model(run: Run) -> str:
+    """What loads the teacher: its name, or of an embedded one its folder."""
+    from nitrodistill.cli.teachers import EMBEDDED
+
+    teacher = run.student.recipe.teacher
+    return str(run.pipeline.diffusers.config["_name_or_path"]) if teacher in EMBEDDED else teacher
 
 
 def _measured(run: Run) -> str | None:

@@ -14,13 +14,13 @@ from __future__ import annotations
 import statistics
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +30,7 @@ from nitrodistill.evaluation.config import Sheet
 from nitrodistill.evaluation.drawing import NOISE, noise_draws
 from nitrodistill.evaluation.result import Metric
 from nitrodistill.method import Draws
+from nitrodistill.models.wrappers import role_in, unwrapped
 
 __all__ = ["Timing", "cost_of", "count_flops", "measure", "peak_memory", "synchronize"]
 
@@ -158,7 +159,7 @@ def cost_of(arms: Mapping[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric
     found = {}
     for name, arm in arms.items():
         batch, whole = times[f"{name} batch"], tasks[f"{name} batch"]
-        weights = sum(p.numel() * p.element_size() for p in arm.denoiser.module.parameters())
+        weights = sum(p.nbytes for p in _parameters(arm.denoiser.module))
         found[name] = {
             "denoise_ms": _timed(times[f"{name} latents"], size),
             "pipeline_ms": _timed(batch, size),
@@ -174,6 +175,14 @@ def cost_of(arms: Mapping[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric
             "weights_mb": Metric(weights / 1e6),
         }
     return found
+
+
+def _parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """A network's own, or a LoRA role's with those of the network below; not what other roles add to that."""
+    network = unwrapped(module).named_parameters()
+    yield from (p for name, p in network if ".lora_" not in name)
+    if (role := role_in(module)) is not None:
+        yield from role.parameters()
 
 
 def _timed(time: Timing, size: int) -> Metric:

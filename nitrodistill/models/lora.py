@@ -27,9 +27,9 @@ import torch
 from torch import nn
 
 from nitrodistill.models.denoiser import DiffusersDenoiser
-from nitrodistill.models.wrappers import ROLES, LoRARole
+from nitrodistill.models.wrappers import ROLES, LoRARole, has_roles, role_in
 
-__all__ = ["LoRAConfig", "add_lora", "merged"]
+__all__ = ["LoRAConfig", "add_lora", "base_copy", "check_lora", "merged"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def add_lora(
     setattr(network, ROLES, [*roles, role])
     if getattr(network, "is_gradient_checkpointing", False):
         denoiser.enable_gradient_checkpointing()
-    module = LoRARole(network, _Switch(network, role), weights)
+    scale = settings.lora_alpha / settings.r
+    module = LoRARole(network, _Switch(network, role), weights, scale)
     return denoiser.with_module(module)
 
 
@@ -122,26 +123,46 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
     Raises:
         TypeError: if it is not a role.
     """
-    module: nn.Module = denoiser.module
-    while not isinstance(module, LoRARole):
-        inner = getattr(module, "module", None)
-        if not isinstance(inner, nn.Module):
-            raise TypeError(
-                f"this denoiser's module is {type(denoiser.module).__name__}, which is no LoRA role; only what "
-                "add_lora returns can be merged."
-            )
-        module = inner
+    module = role_in(denoiser.module)
+    if module is None:
+        raise TypeError(
+            f"this denoiser's module is {type(denoiser.module).__name__}, which is no LoRA role; only what "
+            "add_lora returns can be merged."
+        )
     switch = module._switch
     assert isinstance(switch, _Switch)
     network = copy.deepcopy(switch.network)
-    for name, layer in _layers(network).items():
+    for layer in _layers(network).values():
         layer.merge(adapter_names=[switch.role])
+    return denoiser.with_module(_without_roles(network).requires_grad_(False).eval())
+
+
+def base_copy(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
+    """A denoiser with a deep, trainable copy of the network, without the roles that others play on it."""
+    copied = denoiser.copy()
+    return copied.with_module(_without_roles(copied.module)) if has_roles(copied.module) else copied
+
+
+def check_lora(denoiser: DiffusersDenoiser, config: LoRAConfig) -> None:
+    """Checks that `add_lora` would take the settings, and adds nothing.
+
+    Raises:
+        ModuleNotFoundError: without peft.
+        ValueError: if the network has no such layer.
+    """
+    _peft()
+    _targets(denoiser.network, config.targets, denoiser.adapter.lora_targets)
+
+
+def _without_roles(network: nn.Module) -> nn.Module:
+    """Takes the layers of all roles out of the network; what was merged into its weights stays."""
+    for name, layer in _layers(network).items():
         parent, _, last = name.rpartition(".")
         setattr(network.get_submodule(parent), last, layer.get_base_layer())
     for attribute in (ROLES, "peft_config"):
         if attribute in vars(network):
             delattr(network, attribute)
-    return denoiser.with_module(network.requires_grad_(False).eval())
+    return network
 
 
 class _Switch:

@@ -24,6 +24,7 @@ from nitrodistill.models.autoencoder import decode_latents, encode_images, pixel
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import noise_of
+from nitrodistill.models.wrappers import role_in
 from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["Pipeline", "fingerprint", "without_broken_torchvision"]
@@ -320,14 +321,19 @@ def without_broken_torchvision() -> None:
 def fingerprint(module: nn.Module) -> str:
     """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store.
 
-    LoRA roles on the module (`add_lora`) do not count: the base is what it was without them.
+    LoRA roles on the module (`add_lora`) do not count: the base is what it was without them. That of a role is
+    made of the base's weights, its own, and its scale.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest, role = hashlib.blake2b(digest_size=16), role_in(module)
+    whole = module if role is None else role.network
     weights = {
         name.replace(".base_layer.", "."): value
-        for name, value in module.state_dict().items()
+        for name, value in whole.state_dict().items()
         if ".lora_" not in name
     }
+    if role is not None:
+        weights |= role.state_dict()
+        digest.update(f"LoRA, scale {role.scale};".encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
         flat = value.detach().cpu().contiguous().reshape(-1)

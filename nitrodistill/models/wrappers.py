@@ -9,13 +9,23 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["ROLES", "LoRARole", "checkpointed", "has_roles", "is_compiled", "unwrapped"]
+__all__ = [
+    "ROLES",
+    "LoRARole",
+    "checkpointed",
+    "has_roles",
+    "is_compiled",
+    "role_in",
+    "unwrapped",
+]
 
 ROLES = "_nitrodistill_lora_roles"
 """The attribute of a shared network that lists its roles."""
 
 Switch = Callable[[], AbstractContextManager[None]]
 """Makes a context in which a shared network plays one role."""
+
+_WRAPPERS = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 _running: list[Switch] = []
 
@@ -31,18 +41,25 @@ class LoRARole(nn.Module):
         network: the shared network, with the role's layers in it.
         switch: makes a context in which those layers act; outside of it the network is the base.
         weights: the role's parameters by dotted name.
+        scale: of the difference they make, alpha / rank.
 
     Attributes:
         network: the shared network.
+        scale: see above.
     """
 
     network: nn.Module
 
     def __init__(
-        self, network: nn.Module, switch: Switch, weights: dict[str, nn.Parameter]
+        self,
+        network: nn.Module,
+        switch: Switch,
+        weights: dict[str, nn.Parameter],
+        scale: float,
     ) -> None:
         super().__init__()
         object.__setattr__(self, "network", network)
+        self.scale: float = scale
         self._switch: Switch = switch
         for name, weight in weights.items():
             *path, last = name.split(".")
@@ -98,14 +115,17 @@ def checkpointed(block: nn.Module, *args: Any) -> Any:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The bare network inside of DDP's, torch.compile's and a LoRA role's wrappers."""
-    inside = {
-        "DistributedDataParallel": "module",
-        "OptimizedModule": "_orig_mod",
-        "LoRARole": "network",
-    }
+    inside = {**_WRAPPERS, "LoRARole": "network"}
     while type(module).__name__ in inside:
         module = getattr(module, inside[type(module).__name__])
     return module
+
+
+def role_in(module: nn.Module) -> LoRARole | None:
+    """The LoRA role inside of DDP's and torch.compile's wrappers, if it is one."""
+    while type(module).__name__ in _WRAPPERS:
+        module = getattr(module, _WRAPPERS[type(module).__name__])
+    return module if isinstance(module, LoRARole) else None
 
 
 def has_roles(module: nn.Module) -> bool:

@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from nitrodistill.method import Draws
 from nitrodistill.methods import LADD
-from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models import DiffusersDenoiser, LoRAConfig, Pipeline, add_lora
+from nitrodistill.models.wrappers import role_in, unwrapped
+from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.saved import Autocast, SavedTensors
 from nitrodistill.training.trainer import STUDENT
@@ -109,37 +111,40 @@ def estimate(
     stage: Stage,
     *,
     text_length: int,
-    lora_rank: int = 0,
-    eight_bit: bool = False,
-    offload: bool = False,
 ) -> Memory:
-    """Counts what a stage needs.
+    """Counts what a stage needs on one device that shares nothing out.
+
+    A LoRA student holds its own weights alone. Moments with `eight_bit` are as bitsandbytes keeps them. With
+    `cpu_offload` weights, gradients, moments and averages of the trained roles are in the host's memory; the
+    device holds two of their blocks at a time (FSDP2 fetches the next one ahead), and what is in none.
 
     Args:
         pipeline: the teacher; its shapes are enough (`models.skeleton`). Its networks move to the meta device.
-        stage: method and trainer.
+        stage: method, trainer and student.
         text_length: tokens of a prompt.
-        lora_rank: the student is the teacher with LoRA adapters of this rank; 0 trains a whole copy.
-        eight_bit: the moments in 8 bits, as bitsandbytes keeps them.
-        offload: weights, gradients, moments and averages of the trained roles in the host's memory; the
-            device then holds two of their blocks at a time (FSDP2 fetches the next one ahead), and what is in
-            none.
 
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
     denoiser = pipeline.denoiser
     denoiser.module.to("meta")
-    student = denoiser.copy() if lora_rank == 0 else _adapted(denoiser, lora_rank)
     teacher = denoiser.copy() if stage.trainer.mixed_precision == "bf16" else denoiser
     if teacher is not denoiser:
         teacher.module.to(torch.bfloat16)
-    method = LADD.from_config(stage.method, teacher, student)
     roles = _frozen_roles(pipeline, teacher)
+    if stage.lora is not None:
+        teacher = teacher.copy()  # the pipeline is counted again, without this role
+        with torch.device("meta"):
+            student = add_lora(teacher, STUDENT, stage.lora)
+    else:
+        student = denoiser.copy()
+    method = LADD.from_config(stage.method, teacher, student)
     for name, role in method.trainable().items():
-        role.module.to("meta")
-        share = _trained_role(role.module, name == STUDENT, lora_rank > 0, eight_bit)
-        if offload:
+        if role_in(role.module) is None:
+            role.module.to("meta")
+        optimizer = stage.trainer.optimizers.get(name, OptimizerConfig())
+        share = _trained_role(role.module, name == STUDENT, optimizer.eight_bit)
+        if stage.trainer.cpu_offload:
             size = 2 if stage.trainer.mixed_precision == "bf16" else 4
             share = replace(
                 share, weights=_fetched(role.module) * size, gradients=0, optimizer=0, average=0
@@ -172,38 +177,42 @@ def what_helps(
         lora_rank: of the student's adapters, where it has them.
     """
     trainer, count = stage.trainer, partial(estimate, pipeline, text_length=text_length)
-    checkpointed = replace(stage, trainer=replace(trainer, gradient_checkpointing=True))
-    halved = replace(stage, trainer=replace(trainer, mixed_precision="bf16"))
     found = {"as it is": count(stage)}
     if not trainer.gradient_checkpointing:
-        found["gradient checkpointing"] = count(checkpointed)
+        found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
     if trainer.mixed_precision != "bf16":
-        found["bf16"] = count(halved)
-    found["8-bit AdamW"] = count(stage, eight_bit=True)
-    found["CPU offload"] = count(stage, offload=True)
-    found[f"LoRA student, rank {lora_rank}"] = count(stage, lora_rank=lora_rank)
-    both = replace(checkpointed.trainer, mixed_precision="bf16")
-    found["checkpointing, bf16, 8 bits"] = count(replace(stage, trainer=both), eight_bit=True)
-    found["checkpointing, bf16, 8 bits, LoRA"] = count(
-        replace(stage, trainer=both), eight_bit=True, lora_rank=lora_rank
-    )
+        found["bf16"] = count(_with(stage, mixed_precision="bf16"))
+    if not trainer.cpu_offload and stage.lora is None:
+        shared = _with(_with(stage, optimizers=_bits(stage, eight=False)), parallel="fsdp")
+        found["CPU offload"] = count(_with(shared, cpu_offload=True))
+    if trainer.parallel == "fsdp":  # which goes with neither of the others
+        return found
+    eight = _with(stage, optimizers=_bits(stage, eight=True))
+    if eight != stage:
+        found["8-bit AdamW"] = count(eight)
+    lora = stage.lora or LoRAConfig(rank=lora_rank)
+    if stage.lora is None:
+        found[f"LoRA student, rank {lora_rank}"] = count(replace(stage, lora=lora))
+    both = _with(eight, gradient_checkpointing=True, mixed_precision="bf16")
+    if stage.lora is None:
+        found["checkpointing, bf16, 8 bits"] = count(both)
+    found["checkpointing, bf16, 8 bits, LoRA"] = count(replace(both, lora=lora))
     return found
+
+
+def _with(stage: Stage, **changes: Any) -> Stage:
+    """The stage with other settings of the trainer."""
+    return replace(stage, trainer=replace(stage.trainer, **changes))
+
+
+def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
+    optimizers = stage.trainer.optimizers
+    return {name: replace(config, eight_bit=eight) for name, config in optimizers.items()}
 
 
 def _steps(stage: Stage) -> tuple[int, ...]:
     """Steps that show every turn: one of the warm-up, and two behind it."""
     return 0, stage.method.warmup_steps, stage.method.warmup_steps + 1
-
-
-def _adapted(denoiser: DiffusersDenoiser, rank: int) -> DiffusersDenoiser:
-    """The denoiser with LoRA adapters on its family's usual layers."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    student = denoiser.copy()
-    student.module.requires_grad_(False)
-    targets = list(denoiser.adapter.lora_targets)
-    inject_adapter_in_model(LoraConfig(r=rank, target_modules=targets), student.module)
-    return student
 
 
 def _frozen_roles(pipeline: Pipeline, teacher: DiffusersDenoiser) -> dict[str, RoleMemory]:
@@ -218,17 +227,16 @@ def _frozen_roles(pipeline: Pipeline, teacher: DiffusersDenoiser) -> dict[str, R
     return roles
 
 
-def _trained_role(module: nn.Module, averaged: bool, shared: bool, eight_bit: bool) -> RoleMemory:
-    """A role's share; of one that shares its frozen weights with the teacher, only what is trained."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    own = trained if shared else list(module.parameters())
+def _trained_role(module: nn.Module, averaged: bool, eight_bit: bool) -> RoleMemory:
+    """A role's share; of a LoRA role, whose network is the teacher's, only what is its own."""
+    trained, own = [p for p in module.parameters() if p.requires_grad], _bytes(module.parameters())
     return RoleMemory(
-        _count(module),
+        _count(unwrapped(module)),
         sum(p.numel() for p in trained),
-        _bytes(own),
+        own,
         _bytes(trained),
         sum(_moments(p, eight_bit) for p in trained),
-        _bytes(own) if averaged else 0,
+        own if averaged else 0,
     )
 
 
@@ -260,7 +268,7 @@ def _activations(
 ) -> int:
     """The most that autograd saves in one of the step's backward passes, for a micro-batch of `size`."""
     assert isinstance(method.student, DiffusersDenoiser)
-    networks = [method.student.module]
+    networks = [method.student.network]
     if method.discriminator is not None:
         networks += [method.discriminator.denoiser.module, method.discriminator.heads]
     saved = SavedTensors(*networks)

@@ -10,12 +10,14 @@ import copy
 import difflib
 from argparse import ArgumentError
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from nitrodistill.data.files import write_text
 from nitrodistill.methods import LADDConfig
+from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.training.config import TrainerConfig, to_plain
 
 __all__ = ["RECIPE", "Recipe", "Stage", "check_keys", "load_recipe", "parse_recipe", "save_recipe"]
@@ -35,13 +37,22 @@ class Stage:
         trainer: the trainer's.
         student: what the student starts as: a copy of the teacher, or the student of the stage before
             (its moving average).
+        lora: makes the student a LoRA role on the teacher's own network (`add_lora`): one network in memory,
+            and checkpoints that hold the role's weights alone. null trains a whole copy. With bf16 the
+            network that the roles share is a bfloat16 copy of the teacher's.
     """
 
     method: LADDConfig
     trainer: TrainerConfig
     student: Start = "teacher"
+    lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.lora is not None and self.trainer.parallel == "fsdp":
+            raise ValueError(
+                "the stage has `lora` and `parallel: fsdp`, but FSDP2 does not reach the layers that use a "
+                "role's weights; a role's weights are small, so prepare it with DDP: `parallel: ddp`."
+            )
         if self.student not in get_args(Start):
             raise ValueError(f"student is {self.student!r}; it must be one of {get_args(Start)}.")
 
@@ -81,6 +92,17 @@ class Recipe:
         precisions = {stage.trainer.mixed_precision for stage in self.stages}
         if len(precisions) > 1:
             raise ValueError(f"the stages' mixed_precision are {precisions}; use one for all.")
+        for number, (before, stage) in enumerate(pairwise(self.stages), 1):
+            if stage.student == "previous" and _layers(stage.lora) != _layers(before.lora):
+                raise ValueError(
+                    f"stage {number} goes on with the student of the stage before, but their lora differ "
+                    f"({stage.lora}, {before.lora}); give both the same rank, alpha and targets."
+                )
+
+
+def _layers(lora: LoRAConfig | None) -> LoRAConfig | None:
+    """What must agree for one to take the other's weights: all but the seed."""
+    return None if lora is None else replace(lora, seed=0)
 
 
 def check_keys(kind: type[Any], data: object, where: str = "") -> None:
@@ -107,13 +129,13 @@ def check_keys(kind: type[Any], data: object, where: str = "") -> None:
             raise ValueError(f"{path} is null; give it a value, or leave it out for its default.")
         for inner in (hints[key], *get_args(hints[key])):
             if is_dataclass(inner) and isinstance(inner, type):
-                for label, part in _parts(value, inner is hints[key], path):
+                for label, part in _parts(value, get_origin(hints[key]), path):
                     check_keys(inner, part, label)
 
 
-def _parts(value: object, single: bool, path: str) -> list[tuple[str, object]]:
-    if single:
-        return [(path, value)]
+def _parts(value: object, container: object, path: str) -> list[tuple[str, object]]:
+    if container not in (list, dict):
+        return [] if value is None else [(path, value)]
     if isinstance(value, list):
         return [(f"{path}.{i}", part) for i, part in enumerate(value)]
     return [(f"{path}.{n}", part) for n, part in value.items()] if isinstance(value, dict) else []

@@ -23,6 +23,7 @@ import torch
 from nitrodistill.data import PairStore, PairStream
 from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models.lora import base_copy, check_lora
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
 from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
@@ -34,7 +35,8 @@ from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
 from nitrodistill.training.roles import checkpoint_gradients
 from nitrodistill.training.state import State
-from nitrodistill.training.trainer import STUDENT, Trainer
+from nitrodistill.training.students import load_weights, new_student
+from nitrodistill.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -82,7 +84,8 @@ def run_recipe(
 
     Args:
         recipe: what to do.
-        pipeline: the recipe's teacher, in float32. It is frozen and moved to the fastest device.
+        pipeline: the recipe's teacher, in float32. It is frozen and moved to the fastest device. A stage with
+            `lora` adds a role to its network (with bf16: to a copy), which stays the teacher between calls.
         resume: "auto" goes on with what `recipe.output` holds of the same recipe; "never" wants a
             folder that is new or empty.
         stop: see `Trainer`; the last state says why it was stopped.
@@ -116,6 +119,8 @@ def run_recipe(
         method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
         check_optimizers(stage.trainer.optimizers, list(method.trainable()))
         stage.trainer.check_evaluates(evaluate is not None)
+        if stage.lora is not None:
+            check_lora(pipeline.denoiser, stage.lora)
     maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate)
     return _states(maker, maker.make(0))
 
@@ -160,6 +165,8 @@ def load_student(
 ) -> TrainedStudent:
     """Loads the student of a run's last stage.
 
+    A LoRA student is a new role on the pipeline's network, which stays the teacher between its calls.
+
     Args:
         run: folder of the run.
         pipeline: its teacher.
@@ -181,8 +188,8 @@ def load_student(
                 f"the run {str(run)!r} has compared no checkpoints; set evaluate_every and best_metric in its "
                 "recipe's trainer, or take the newest."
             )
-    student = pipeline.denoiser.copy()
-    _load_weights(student, found, average)
+    student = new_student(pipeline.denoiser, recipe.stages[found.stage].lora)
+    load_weights(student, found, average)
     student.module.requires_grad_(False).eval()
     config = recipe.stages[found.stage].method
     method = LADD.from_config(config, pipeline.denoiser, student)
@@ -220,12 +227,12 @@ class _Maker:
     def make(self, number: int) -> _Prepared:
         recipe, pipeline, store = self.recipe, self.pipeline, self.store
         stage, output = recipe.stages[number], Path(recipe.output)
-        student = pipeline.denoiser.copy()
+        teacher = self._teacher(stage.trainer)
+        student = new_student(pipeline.denoiser if stage.lora is None else teacher, stage.lora)
         if stage.student == "previous":
             before = newest_checkpoint(output, number - 1)
             assert before is not None, "the stage before has ended, and so written a checkpoint"
-            _load_weights(student, before, average=True)
-        teacher = self._teacher(stage.trainer)
+            load_weights(student, before, average=True)
         method = LADD.from_config(stage.method, teacher, student)
 
         def scores(state: State) -> Mapping[str, float]:
@@ -253,7 +260,7 @@ class _Maker:
     def _teacher(self, config: TrainerConfig) -> DiffusersDenoiser:
         teacher = self.pipeline.denoiser
         if config.mixed_precision == "bf16":
-            teacher = teacher.copy()
+            teacher = base_copy(teacher)
             teacher.module.to(torch.bfloat16)
         if config.gradient_checkpointing:  # the student's gradient goes through the frozen one
             checkpoint_gradients(teacher.module)
@@ -263,23 +270,6 @@ class _Maker:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         check_launch(self.accelerator, config.batch_size)
         return PairStream(self.store, config.seed, config.batch_size, rank, world)
-
-
-def _load_weights(student: DiffusersDenoiser, checkpoint: Checkpoint, average: bool) -> None:
-    """Puts a checkpoint's weights into the student; what it does not hold stays the teacher's."""
-    tensors = checkpoint.tensors(STUDENT)
-    if average:
-        tensors |= checkpoint.tensors(f"{STUDENT}.ema")
-    here = {n: v.shape for n, v in student.module.state_dict().items()}
-    settings = checkpoint.state().get("trainer")
-    whole = not isinstance(settings, Mapping) or settings.get("save_frozen", True)
-    strange = [n for n, v in tensors.items() if here.get(n) != v.shape]
-    if strange or (whole and here.keys() != tensors.keys()):
-        raise ValueError(
-            f"checkpoint {checkpoint.path} is of another network than this teacher's; give the teacher "
-            "of its recipe."
-        )
-    student.module.load_state_dict(tensors, strict=False)
 
 
 def _check_folder(output: Path, recipe: Recipe, resume: Resume) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from nitrodistill.method import Draws
 from nitrodistill.methods import LADD, LADDConfig
-from nitrodistill.models import Pipeline
+from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.estimate import estimate, what_helps
 from nitrodistill.training.recipe import Stage
@@ -100,7 +100,9 @@ def test_a_lora_student_holds_its_adapters_alone(pipeline):
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0"))
     ]
     expected = sum(rank * (m.in_features + m.out_features) for m in adapted)
-    student = estimate(pipeline, STAGE, text_length=5, lora_rank=rank).roles["student"]
+    student = estimate(pipeline, replace(STAGE, lora=LoRAConfig(rank)), text_length=5).roles[
+        "student"
+    ]
     assert student.trained == expected > 0
     assert student.weights == student.gradients == student.average == 4 * expected
 
@@ -111,7 +113,9 @@ def test_moments_in_8_bits(pipeline):
     large = [n for n in shapes if n >= 4096]
     expected = sum(2 * (n + 4 * -(-n // 256)) for n in large)
     expected += sum(8 * n for n in shapes if n < 4096)
-    found = estimate(pipeline, STAGE, text_length=5, eight_bit=True).roles["student"]
+    small = {name: replace(config, eight_bit=True) for name, config in ROLES.items()}
+    stage = replace(STAGE, trainer=replace(STAGE.trainer, optimizers=small))
+    found = estimate(pipeline, stage, text_length=5).roles["student"]
     assert large
     assert found.optimizer == expected
 
@@ -121,3 +125,30 @@ def test_turns_of_their_own_are_counted_apart(pipeline):
     memory = estimate(pipeline, replace(STAGE, method=config), text_length=5)
     assert set(memory.activations) == {"student", "discriminator"}
     assert memory.activations["discriminator"][1] < memory.activations["student"][1]
+
+
+def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline):
+    """Each setting in the recipe is what its switch promised, and leaves the list."""
+    switched = what_helps(pipeline, STAGE, text_length=5, lora_rank=2)
+    small = {name: replace(config, eight_bit=True) for name, config in ROLES.items()}
+    for switch, stage in {
+        "8-bit AdamW": replace(STAGE, trainer=replace(STAGE.trainer, optimizers=small)),
+        "CPU offload": replace(
+            STAGE, trainer=replace(STAGE.trainer, parallel="fsdp", cpu_offload=True)
+        ),
+        "LoRA student, rank 2": replace(STAGE, lora=LoRAConfig(2)),
+    }.items():
+        found = what_helps(pipeline, stage, text_length=5, lora_rank=2)
+        assert found["as it is"] == switched[switch]
+        assert switch not in found
+        assert not any("_lora" in name for name, _ in pipeline.denoiser.module.named_parameters())
+
+
+def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline):
+    half = replace(
+        STAGE, trainer=replace(STAGE.trainer, mixed_precision="bf16"), lora=LoRAConfig(2)
+    )
+    roles = estimate(pipeline, half, text_length=5).roles
+    full = estimate(pipeline, replace(STAGE, lora=LoRAConfig(2)), text_length=5).roles
+    assert roles["backbone"].weights * 2 == roles["teacher"].weights
+    assert roles["student"] == full["student"], "the role itself stays in float32"

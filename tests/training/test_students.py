@@ -1,0 +1,196 @@
+"""A LoRA student through a whole run: trained, resumed, loaded, measured; and what it shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.evaluation import EvaluateConfig
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import LoRAConfig, Pipeline, merged
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.training import (
+    OptimizerConfig,
+    Recipe,
+    Stage,
+    TrainerConfig,
+    find_checkpoints,
+    load_recipe,
+    load_student,
+    run_recipe,
+)
+
+PROMPTS = ["a small red circle on a black background", "a large blue ring on a gray background"]
+
+
+@pytest.fixture
+def pipeline(tiny_diffusers, tiny_scheduler):
+    return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+
+
+@pytest.fixture(scope="module")
+def pairs(tiny_diffusers, tiny_scheduler, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
+    generate(teacher, PROMPTS, folder, config, teacher_name="tiny", progress=False)
+    return folder
+
+
+@pytest.fixture
+def recipe(pairs, tmp_path):
+    optimizers = {"student": OptimizerConfig(1e-2), "discriminator": OptimizerConfig(1e-3)}
+    trainer = TrainerConfig(
+        steps=3, batch_size=4, optimizers=optimizers, checkpoint_every=1, ema_decay=0.5
+    )
+    stage = Stage(LADDConfig(updates="shared"), trainer, lora=LoRAConfig(rank=2, alpha=3.0))
+    return Recipe("tiny", str(pairs), str(tmp_path / "run"), [stage])
+
+
+def _draw(denoiser, pipeline):
+    x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return denoiser(x_t, torch.tensor(400), pipeline.encode_prompt(PROMPTS))
+
+
+def _means(images):
+    return images.mean((2, 3))
+
+
+def _trainer(recipe, **changes):
+    (stage,) = recipe.stages
+    trainer = dataclasses.replace(stage.trainer, **changes)
+    return dataclasses.replace(recipe, stages=[dataclasses.replace(stage, trainer=trainer)])
+
+
+def test_the_student_is_a_role_and_the_teacher_stays_itself(recipe, pipeline):
+    before, drawn = fingerprint(pipeline.denoiser.module), _draw(pipeline.denoiser, pipeline)
+    seen: list[torch.Tensor] = []
+
+    def evaluate(denoiser, plan):
+        assert denoiser.network is pipeline.denoiser.module, "one network in memory"
+        seen.append(_draw(denoiser, pipeline))
+        return {"x": 0.0}
+
+    states = list(run_recipe(_trainer(recipe, evaluate_every=3), pipeline, evaluate=evaluate))
+    assert states[-1].active == ("student", "discriminator")
+    assert load_recipe(f"{recipe.output}/recipe.yaml").stages[0].lora == recipe.stages[0].lora
+
+    held = find_checkpoints(Path(recipe.output))[0]
+    for name in ("student", "student.ema"):
+        tensors = held.tensors(name)
+        assert tensors
+        assert all(".lora_" in weight for weight in tensors), "the trained weights alone"
+    average = load_student(recipe.output, pipeline).denoiser
+    raw = load_student(recipe.output, pipeline, average=False).denoiser
+    assert torch.equal(_draw(average, pipeline), seen[0]), "what was measured was the average"
+    ours = [_draw(denoiser, pipeline) for denoiser in (average, raw, pipeline.denoiser)]
+    assert not torch.allclose(ours[0], ours[1])
+    assert not torch.allclose(ours[0], ours[2])
+    assert torch.equal(ours[2], drawn)
+    assert fingerprint(pipeline.denoiser.module) == before
+    torch.testing.assert_close(_draw(merged(average), pipeline), ours[0], rtol=1e-4, atol=1e-5)
+
+
+def test_resumed_ends_bit_equal_in_a_pipeline_that_is_new_and_in_one_that_is_not(
+    recipe, pipeline, tiny_diffusers, tiny_scheduler, tmp_path
+):
+    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    list(run_recipe(whole, pipeline))
+    next(run_recipe(recipe, pipeline))
+    assert next(iter(run_recipe(recipe, pipeline))).step == 2
+    new = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    assert [state.step for state in run_recipe(recipe, new)] == [3]
+    one, other = (load_student(run, new).denoiser for run in (whole.output, recipe.output))
+    assert torch.equal(_draw(one, new), _draw(other, new))
+    assert fingerprint(one.module) == fingerprint(other.module)
+
+
+def test_a_second_stage_goes_on_with_the_role_and_a_whole_copy_has_none(recipe, pipeline, tmp_path):
+    (first,) = recipe.stages
+    still = dataclasses.replace(
+        first.trainer, optimizers={**first.trainer.optimizers, "student": OptimizerConfig(1e-30)}
+    )
+    second = dataclasses.replace(first, trainer=still, student="previous")
+    list(run_recipe(dataclasses.replace(recipe, stages=[first, second]), pipeline))
+    ended = find_checkpoints(tmp_path / "run", 0)[0].tensors("student.ema")
+    taken = find_checkpoints(tmp_path / "run", 1)[0].tensors("student.ema")
+    assert all(torch.equal(ended[name], taken[name]) for name in ended)
+
+    plain = dataclasses.replace(
+        recipe, output=str(tmp_path / "plain"), stages=[dataclasses.replace(first, lora=None)]
+    )
+    list(run_recipe(plain, pipeline))
+    names = find_checkpoints(tmp_path / "plain")[0].tensors("student").keys()
+    assert not any("lora" in name or "base_layer" in name for name in names)
+
+
+def test_bf16_shares_one_copy_and_trains_float32_roles(recipe, pipeline):
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # the precision is a singleton of Accelerate's
+    networks = []
+
+    def evaluate(denoiser, plan):
+        networks.append(denoiser.network)
+        return {"x": 0.0}
+
+    half = _trainer(recipe, mixed_precision="bf16", evaluate_every=3)
+    list(run_recipe(half, pipeline, evaluate=evaluate))
+    AcceleratorState._reset_state()
+    kinds = {p.dtype for name, p in networks[0].named_parameters() if ".lora_" not in name}
+    assert kinds == {torch.bfloat16}
+    assert {p.dtype for p in pipeline.denoiser.module.parameters()} == {torch.float32}
+    student = load_student(recipe.output, pipeline).denoiser
+    assert {p.dtype for p in student.module.parameters()} == {torch.float32}
+    assert student.network is pipeline.denoiser.module
+    assert not torch.allclose(_draw(student, pipeline), _draw(pipeline.denoiser, pipeline))
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    other = dataclasses.replace(
+        _trainer(recipe, gradient_checkpointing=True), output=str(tmp_path / "other")
+    )
+    list(run_recipe(other, pipeline))
+    one, two = (load_student(run, pipeline).denoiser for run in (recipe.output, other.output))
+    torch.testing.assert_close(_draw(one, pipeline), _draw(two, pipeline), rtol=0, atol=1e-5)
+
+
+def test_it_is_measured_as_what_it_is(recipe, pipeline):
+    """The caches of an evaluation know students by their fingerprint, and weights_mb counts the base once."""
+    from nitrodistill.evaluation import evaluate
+
+    list(run_recipe(recipe, pipeline))
+    found = load_student(recipe.output, pipeline)
+    raw = load_student(recipe.output, pipeline, average=False)
+    prints = {fingerprint(d.module) for d in (found.denoiser, raw.denoiser, pipeline.denoiser)}
+    assert len(prints) == 3
+    config = EvaluateConfig(num_samples=4, batch_size=4, teacher_steps=2, cost_repeats=1)
+    numbers = evaluate(pipeline, found.denoiser, found.plan, PROMPTS, _means, config=config)
+    base = sum(p.nbytes for n, p in pipeline.denoiser.module.named_parameters() if "lora_" not in n)
+    role = sum(p.nbytes for p in found.denoiser.module.parameters())
+    assert numbers.arms["teacher"]["weights_mb"].value == pytest.approx(base / 1e6)
+    assert numbers.student["weights_mb"].value == pytest.approx((base + role) / 1e6)
+
+
+def test_what_does_not_go_is_said_before_anything_is_written(recipe, pipeline, tmp_path):
+    (stage,) = recipe.stages
+    with pytest.raises(ValueError, match=r"FSDP2 does not reach .* prepare it with DDP"):
+        dataclasses.replace(stage, trainer=dataclasses.replace(stage.trainer, parallel="fsdp"))
+    wrong = dataclasses.replace(stage, lora=LoRAConfig(targets=("to_qq",)))
+    for stages in ([wrong], [stage, wrong]):
+        with pytest.raises(ValueError, match=r"target 'to_qq' names no .* nearest are"):
+            run_recipe(dataclasses.replace(recipe, stages=stages), pipeline)
+    assert not (tmp_path / "run").exists()
+    other = dataclasses.replace(stage, student="previous", lora=LoRAConfig(rank=5))
+    with pytest.raises(ValueError, match=r"stage 1 goes on .* give both the same rank"):
+        dataclasses.replace(recipe, stages=[stage, other])
+    next(run_recipe(recipe, pipeline))
+    changed = dataclasses.replace(stage, lora=LoRAConfig(rank=4))
+    with pytest.raises(ValueError, match=r"another recipe \(stages.0.lora.rank was 2, now 4"):
+        run_recipe(dataclasses.replace(recipe, stages=[changed]), pipeline)
