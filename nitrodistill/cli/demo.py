@@ -26,7 +26,7 @@ from nitrodistill.cli.runs import training_latents
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.cli.workers import beside, cores
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, help_draw
 from nitrodistill.evaluation.report import model_card_table, verdict
 from nitrodistill.export import export
 from nitrodistill.export.folder import check_target
@@ -84,8 +84,8 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 3000
-    steps: int = 1300
+    pairs: int = 2600
+    steps: int = 1000
     samples: int = 1024
     seed: int = 0
 
@@ -165,6 +165,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
     settings = EvaluateConfig(num_samples=config.samples, seed=config.seed)
+    with beside(_draw_teacher, root / "teacher", settings, count=cores()):
+        _draw_teacher(root / "teacher", settings, 0, cores())
     found = measure_student(
         "toy",
         pipeline,
@@ -203,6 +205,12 @@ def _make_pairs(output: Path, settings: GenerateConfig, rank: int, count: int) -
         teacher_name="toy",
         rank=rank,
         world_size=count,
+    )
+
+
+def _draw_teacher(cache: Path, settings: EvaluateConfig, rank: int, count: int) -> None:
+    help_draw(
+        load_teacher("toy"), shuffled_captions(), settings, cache, rank=rank, world_size=count
     )
 
 
