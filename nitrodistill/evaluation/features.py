@@ -1,7 +1,7 @@
 """Features of pictures: what extracts them, and what is kept of them.
 
 Of each half of a set the Gaussian statistics are streamed, which is all that a Fréchet distance needs; the first
-`MAX_KEPT` features themselves are kept for intervals, kernel distances and manifolds. Memory is bounded.
+`MAX_KEPT` features themselves are kept for intervals, kernel distances and manifolds.
 """
 
 from __future__ import annotations
