@@ -93,8 +93,9 @@ class FeatureSet:
     def __init__(self, name: str) -> None:
         self._name = name
         self._halves: list[list[GaussianStatistics]] = [[], []]
-        self._kept: list[Tensor] = []
-        self._places: list[Tensor] = []
+        # one piece of memory from the start: a tensor a batch would pin what lies between batches
+        self._room = torch.empty(0, 0)
+        self._places = torch.empty(MAX_KEPT, dtype=torch.int64)
         self._num_kept = 0
 
     def update(self, features: Tensor, places: Tensor) -> None:
@@ -116,9 +117,14 @@ class FeatureSet:
                 half[:] = [half[0] + part] if half else [part]
         wanted = MAX_KEPT - self._num_kept
         if wanted > 0:
-            self._kept.append(features[:wanted].detach().to("cpu", torch.float32, copy=True))
-            self._places.append(places[:wanted].cpu())
-            self._num_kept += len(self._kept[-1])
+            self._keep(features[:wanted].detach().to("cpu", torch.float32), places[:wanted].cpu())
+
+    def _keep(self, features: Tensor, places: Tensor) -> None:
+        if not self._num_kept:
+            self._room = torch.empty(MAX_KEPT, features.shape[1], dtype=torch.float32)
+        rows = slice(self._num_kept, self._num_kept + len(features))
+        self._room[rows], self._places[rows] = features, places
+        self._num_kept = rows.stop
 
     @property
     def count(self) -> int:
@@ -131,12 +137,13 @@ class FeatureSet:
 
     def kept(self) -> Tensor:
         """The first features, `(K, F)` float32."""
-        return torch.cat(self._kept)
+        return self._room[: self._num_kept]
 
     def halves(self) -> tuple[Tensor, Tensor]:
         """Those of the kept features that have a partner in the other half; row i of both has one prompt."""
-        order = torch.cat(self._places).argsort()
-        pairs = torch.cat(self._places)[order] // 2
+        places = self._places[: self._num_kept]
+        order = places.argsort()
+        pairs = places[order] // 2
         first = order[:-1][pairs[:-1] == pairs[1:]]
         second = order[1:][pairs[:-1] == pairs[1:]]
         kept = self.kept()
@@ -154,7 +161,7 @@ class FeatureSet:
 
     def state(self) -> dict[str, Tensor]:
         """What `from_state` needs, as tensors."""
-        found = {"kept": self.kept(), "places": torch.cat(self._places)}
+        found = {"kept": self.kept(), "places": self._places[: self._num_kept]}
         for number, half in enumerate(self._halves):
             for part in half:
                 found[f"{number}.count"] = torch.tensor(part.count)
@@ -166,8 +173,7 @@ class FeatureSet:
     def from_state(cls, name: str, state: dict[str, Tensor]) -> FeatureSet:
         """The set that `state` was made of."""
         found = cls(name)
-        found._kept, found._places = [state["kept"]], [state["places"]]
-        found._num_kept = len(state["kept"])
+        found._keep(state["kept"], state["places"])
         for number, half in enumerate(found._halves):
             if f"{number}.count" in state:
                 parts = (state[f"{number}.{part}"] for part in ("mean", "scatter"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -27,17 +28,20 @@ MAX_LATENT_FEATURES = 1024
 
 
 class Columns:
-    """Numbers of each sample, by name, with the place of each sample."""
+    """Numbers of each sample, by name, with the place of each sample.
+
+    They lie in arrays that grow: a tensor a batch would pin the memory between batches, which then never shrinks.
+    """
 
     def __init__(self) -> None:
-        self._values: dict[str, list[Tensor]] = {}
-        self._places: dict[str, list[Tensor]] = {}
+        self._values: dict[str, array[float]] = {}
+        self._places: dict[str, array[int]] = {}
 
     def update(self, values: Mapping[str, Tensor], places: Tensor) -> None:
         """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `Sheet`."""
         for name, value in values.items():
-            self._values.setdefault(name, []).append(value.detach().to("cpu", torch.float64))
-            self._places.setdefault(name, []).append(places.cpu())
+            self._values.setdefault(name, array("d")).extend(value.detach().double().tolist())
+            self._places.setdefault(name, array("q")).extend(places.tolist())
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -48,17 +52,20 @@ class Columns:
 
     def __getitem__(self, name: str) -> Tensor:
         """The values of one name, `(n,)` float64."""
-        return torch.cat(self._values[name])
+        return torch.tensor(self._values[name], dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:
         """All values, and the place of each sample."""
         values = {f"values.{name}": self[name] for name in self._values}
-        return values | {f"places.{name}": torch.cat(p) for name, p in self._places.items()}
+        return values | {f"places.{name}": self._place(name) for name in self._places}
 
     def halves(self, name: str) -> tuple[Tensor, Tensor]:
         """The values of either half."""
-        values, half = self[name], torch.cat(self._places[name]) % 2
+        values, half = self[name], self._place(name) % 2
         return values[half == 0], values[half == 1]
+
+    def _place(self, name: str) -> Tensor:
+        return torch.tensor(self._places[name], dtype=torch.int64)
 
 
 class Meter:
