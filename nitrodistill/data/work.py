@@ -125,7 +125,11 @@ class Work(ABC):
             self.root.mkdir(parents=True, exist_ok=True)
             # The settings come first: other workers, and a rerun, must know the folder as a store's.
             if not (self.root / MANIFEST).exists():
-                write_new_text(self.root / DRAFT, self.manifest.to_json())
+                try:
+                    write_new_text(self.root / DRAFT, self.manifest.to_json())
+                except FileNotFoundError:  # others finished meanwhile, and tidied up
+                    if not (self.root / MANIFEST).exists():
+                        raise
             for kind in _KINDS:
                 (self.root / kind).mkdir(exist_ok=True)
             self._claims.open()

@@ -47,6 +47,23 @@ def test_generators_that_do_not_know_of_each_other_share_the_work(
     assert sum(int(log.read_text()) for log in tmp_path.glob("made-*")) == 5  # each file once
 
 
+def test_a_worker_that_starts_while_another_tidies_up_goes_on(
+    work: Make, made: PairStore, tmp_path: Path, contents: Contents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = work(), work()
+    link = os.link
+
+    def late(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        complete(first, progress=False)  # and removes what looks left over: the second one's note
+        assert not source.exists()
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert len(complete(second, progress=False)) == 11
+    assert contents(tmp_path / "p") == contents(made.path)
+
+
 def test_a_generator_with_other_settings_is_refused_even_if_both_began_at_once(
     work: Make, made: PairStore, tmp_path: Path, contents: Contents
 ) -> None:
