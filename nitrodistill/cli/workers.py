@@ -17,6 +17,9 @@ import torch
 
 __all__ = ["beside", "cores"]
 
+PATIENCE = 30.0
+"""Seconds that a worker gets to end by itself."""
+
 
 def cores() -> int:
     """How many cores this process may use."""
@@ -43,9 +46,11 @@ def beside(work: Callable[..., object], *arguments: object, count: int) -> Itera
         other.start()
     try:
         yield
+        for other in others:
+            other.join(PATIENCE)  # nothing is left to do
     finally:
         for other in others:
-            other.terminate()  # nothing is left to do, or this process failed
+            other.terminate()
             other.join()
 
 
