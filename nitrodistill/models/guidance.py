@@ -12,7 +12,28 @@ from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionTyp
 __all__ = ["EmbeddedGuidance", "Guided"]
 
 
-class Guided:
+class _Around:
+    """What a guided network has of the network in it."""
+
+    denoiser: Denoiser
+
+    @property
+    def module(self) -> nn.Module:
+        """The guided network."""
+        return self.denoiser.module
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The network's schedule."""
+        return self.denoiser.schedule
+
+    @property
+    def prediction_type(self) -> PredictionType:
+        """What the network predicts, and so what this does."""
+        return self.denoiser.prediction_type
+
+
+class Guided(_Around):
     """Classifier-free guidance around a denoiser: `null + scale (conditional - null)`.
 
     Ho & Salimans 2022 in diffusers' convention, where scale 1 is no guidance. Both predictions are
@@ -60,21 +81,6 @@ class Guided:
         self.rescale: float = rescale
         self.interval: tuple[float, float] = interval
 
-    @property
-    def module(self) -> nn.Module:
-        """The guided network."""
-        return self.denoiser.module
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The network's schedule."""
-        return self.denoiser.schedule
-
-    @property
-    def prediction_type(self) -> PredictionType:
-        """What the network predicts, and so what this does."""
-        return self.denoiser.prediction_type
-
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided prediction; see `DiffusersDenoiser.__call__`."""
         if self.scale == 1:
@@ -97,7 +103,7 @@ class Guided:
         return guided * (self.rescale * ratio + (1 - self.rescale))
 
 
-class EmbeddedGuidance:
+class EmbeddedGuidance(_Around):
     """A network that takes the scale of guidance as an input (Flux-dev), at one scale.
 
     Args:
@@ -113,21 +119,6 @@ class EmbeddedGuidance:
             raise ValueError(f"guidance scale is {scale}; it must be at least 0.")
         self.denoiser: Denoiser = denoiser
         self.scale: float = scale
-
-    @property
-    def module(self) -> nn.Module:
-        """The network."""
-        return self.denoiser.module
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        """The network's schedule."""
-        return self.denoiser.schedule
-
-    @property
-    def prediction_type(self) -> PredictionType:
-        """What the network predicts."""
-        return self.denoiser.prediction_type
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction at that scale, from one evaluation."""
