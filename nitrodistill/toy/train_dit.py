@@ -21,10 +21,9 @@ from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import LoopConfig, build, fit, rank_and_size, seeded
+from nitrodistill.toy.loop import LoopConfig, build, fit
 from nitrodistill.toy.text import END, MAX_TOKENS, TEXT_WIDTH, make_tokenizer
-from nitrodistill.toy.train_teacher import CAPTION_DROPOUT, random_timesteps
-from nitrodistill.toy.train_vae import encode, random_scenes
+from nitrodistill.toy.train_teacher import CAPTION_DROPOUT, captioned_latents, random_timesteps
 
 LATENT_CHANNELS = 4
 
@@ -146,18 +145,12 @@ def train_dit(
 
 def make_masked_latents(vae: AutoencoderKL, count: int, seed: int) -> MaskedLatents:
     """Renders and encodes `count` scenes; each process of a run gets its own."""
-    indices, images = random_scenes(count, seeded(seed, "pool", rank_and_size()[0]), vae.device)
-    names = [
-        scenes.Attributes(
-            *(values[i] for values, i in zip(scenes.ATTRIBUTE_VALUES, row, strict=True))
-        )
-        for row in indices.tolist()
-    ]
+    x0, captions = captioned_latents(vae, count, seed)
     tokenizer = make_tokenizer()
-    tokens, mask = tokenize_with_mask(tokenizer, [name.caption() for name in names])
+    tokens, mask = tokenize_with_mask(tokenizer, captions)
     no_tokens, no_mask = tokenize_with_mask(tokenizer, [""])
     return MaskedLatents(
-        x0=encode(vae, images),
+        x0=x0,
         tokens=tokens.to(vae.device),
         mask=mask.to(vae.device),
         no_text=(no_tokens.to(vae.device), no_mask.to(vae.device)),

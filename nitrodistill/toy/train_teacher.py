@@ -118,9 +118,8 @@ def train_teacher(
     return fit(teacher, make_latents(vae, pool, config.seed).loss, config, folder)
 
 
-def make_latents(vae: AutoencoderKL, count: int, seed: int) -> Latents:
-    """Renders and encodes `count` scenes; each process of a run gets its own."""
-    tokenizer = make_tokenizer()
+def captioned_latents(vae: AutoencoderKL, count: int, seed: int) -> tuple[Tensor, list[str]]:
+    """Returns latents `(count, 4, 8, 8)` of random scenes, each process's own, and their captions."""
     indices, images = random_scenes(count, seeded(seed, "pool", rank_and_size()[0]), vae.device)
     names = [
         scenes.Attributes(
@@ -128,9 +127,16 @@ def make_latents(vae: AutoencoderKL, count: int, seed: int) -> Latents:
         )
         for row in indices.tolist()
     ]
-    tokens = tokenize(tokenizer, [name.caption() for name in names])
+    return encode(vae, images), [name.caption() for name in names]
+
+
+def make_latents(vae: AutoencoderKL, count: int, seed: int) -> Latents:
+    """Renders and encodes `count` scenes; each process of a run gets its own."""
+    tokenizer = make_tokenizer()
+    x0, captions = captioned_latents(vae, count, seed)
+    tokens = tokenize(tokenizer, captions)
     return Latents(
-        x0=encode(vae, images),
+        x0=x0,
         tokens=tokens.to(vae.device),
         no_tokens=tokenize(tokenizer, [""]).to(vae.device),
         schedule=DiscreteSchedule.from_scheduler(make_scheduler()),
