@@ -79,7 +79,10 @@ def compile_launch(launch: Launch, architecture: str, pointer_range: bool) -> Fi
         if marks:
             attributes[(index,)] = marks
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=target, options=options)
+    with triton.knobs.compilation.scope():
+        # A build from Triton's cache on disk names the source lines of the checkout that filled it.
+        triton.knobs.compilation.always_compile = True
+        compiled = triton.compile(source, target=target, options=options)
     return _read_amd(compiled) if amd else _read_nvidia(compiled)
 
 
@@ -161,7 +164,7 @@ def _bulk(text: str) -> str:
     files: dict[str, list[str]] = {}
     for number, directory, name in re.findall(r'\.file\s+(\d+) "([^"]*)"(?: "([^"]*)")?', text):
         path = Path(directory, name) if name else Path(directory)
-        files[number] = path.read_text().splitlines() if path.is_file() else []
+        files[number] = path.read_text().splitlines()
     kept, skip = [], False
     for line in text.splitlines():
         at = re.match(r"\s*\.loc\s+(\d+)\s+(\d+)", line)

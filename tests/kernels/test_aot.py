@@ -94,6 +94,9 @@ def test_marked_source_lines_are_no_bulk_loads(tmp_path: Path):
         kept = aot_report._bulk(text)
         assert kept.count("first") == kept.count("third") == 1
         assert "second" not in kept
+    source.unlink()
+    with pytest.raises(FileNotFoundError):
+        aot_report._bulk(nvidia)
 
 
 @pytest.mark.parametrize(
