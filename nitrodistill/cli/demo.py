@@ -31,6 +31,7 @@ from nitrodistill.evaluation.report import model_card_table, verdict
 from nitrodistill.export import export
 from nitrodistill.export.folder import check_target
 from nitrodistill.methods import LADDConfig
+from nitrodistill.models import Pipeline
 from nitrodistill.training import OptimizerConfig, TrainerConfig, with_progress
 from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.stages import load_student, run_recipe
@@ -152,8 +153,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
     )
     count = min(cores(), -(-config.pairs // PAIRS_PER_FILE))
-    with beside(_make_pairs, root / "pairs", pairs, count=count):
-        _make_pairs(root / "pairs", pairs, 0, count)
+    with beside(_make_pairs, None, root / "pairs", pairs, count=count):
+        _make_pairs(pipeline, root / "pairs", pairs, 0, count)
 
     say(f"2/4  distillation: {config.steps} steps of LADD")
     recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
@@ -165,8 +166,9 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
     settings = EvaluateConfig(num_samples=config.samples, seed=config.seed)
-    with beside(_draw_teacher, root / "teacher", settings, count=cores()):
-        _draw_teacher(root / "teacher", settings, 0, cores())
+    count = min(cores(), -(-config.samples // PAIRS_PER_FILE))
+    with beside(_draw_teacher, None, root / "teacher", settings, count=count):
+        _draw_teacher(pipeline, root / "teacher", settings, 0, count)
     found = measure_student(
         "toy",
         pipeline,
@@ -196,9 +198,11 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     return found
 
 
-def _make_pairs(output: Path, settings: GenerateConfig, rank: int, count: int) -> None:
+def _make_pairs(
+    pipeline: Pipeline | None, output: Path, settings: GenerateConfig, rank: int, count: int
+) -> None:
     generate(
-        load_teacher("toy"),
+        pipeline or load_teacher("toy"),
         shuffled_captions(),
         output,
         settings,
@@ -208,9 +212,16 @@ def _make_pairs(output: Path, settings: GenerateConfig, rank: int, count: int) -
     )
 
 
-def _draw_teacher(cache: Path, settings: EvaluateConfig, rank: int, count: int) -> None:
+def _draw_teacher(
+    pipeline: Pipeline | None, cache: Path, settings: EvaluateConfig, rank: int, count: int
+) -> None:
     help_draw(
-        load_teacher("toy"), shuffled_captions(), settings, cache, rank=rank, world_size=count
+        pipeline or load_teacher("toy"),
+        shuffled_captions(),
+        settings,
+        cache,
+        rank=rank,
+        world_size=count,
     )
 
 
