@@ -27,7 +27,7 @@ machine (--inception, --clip, --dino) and a folder of real pictures (--real); wi
 features. All options may stand in a YAML file: examples/recipes/evaluation/coco-30k.yaml is one.
 
 With --cache, a stopped evaluation goes on where it was and the next student of this teacher costs only itself.
-Started by torchrun, accelerate launch or srun, all processes draw for the teacher and the first one does the rest.
+Started by torchrun, accelerate launch or srun, all processes draw for teacher and student; the first one measures.
 """
 
 EXAMPLE = """
@@ -102,6 +102,8 @@ def main(argv: Sequence[str]) -> int:
             given.cache,
             rank=here.rank,
             world_size=here.world_size,
+            student=run.student.denoiser,
+            plan=run.student.plan,
         )
         if here.rank > 0:
             return 0
@@ -118,7 +120,8 @@ def main(argv: Sequence[str]) -> int:
     )
     report = write_results(found, output, run.path, title=run.path.resolve().name)
     print(found.text())
-    print(f"written to {report}, with metrics.json and grid.png beside it")
+    beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
+    print(f"written to {report}, with {beside} beside it")
     return 0
 
 

@@ -37,6 +37,8 @@ def write_results(
         title: the report's.
         titles: arm -> title of its column in the grid.
     """
+    for name in (PICTURES, GRID):  # of an earlier student: better none than those
+        (folder / name).unlink(missing_ok=True)
     found.save(folder / METRICS)
     if found.examples is not None:
         found.examples.save(folder / PICTURES)

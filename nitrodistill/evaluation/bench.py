@@ -16,6 +16,7 @@ from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing
 from nitrodistill.evaluation.features import Extractor
 from nitrodistill.evaluation.meters import Columns, Meter
 from nitrodistill.evaluation.nearest import NearestPair
+from nitrodistill.evaluation.notes import left_out
 from nitrodistill.evaluation.paired import PerceptualDistance, latent_distance, paired_distances
 from nitrodistill.evaluation.real import RealImages, check_resolution
 from nitrodistill.evaluation.resampling import Resampler
@@ -72,11 +73,24 @@ class Bench:
         self._real, self._folder = real, folder
         self._fresh_floor = sheet.config.floor == "fresh"
         self._scorer = Scorer(extractors, Resampler(sheet.config.bootstrap, sheet.config.seed))
+        self._remembers = nearest is not None
         texture = TextureFeatures()
+        self._same_latents = {
+            name: arm.pipeline.latent_shape == arms["teacher"].pipeline.latent_shape
+            for name, arm in arms.items()
+        }
         self._meters = {
-            name: Meter(len(sheet.prompts), extractors, alignment, text_score, nearest, texture)
+            name: Meter(
+                len(sheet.prompts),
+                extractors,
+                alignment,
+                text_score,
+                nearest if self._same_latents.get(name, True) else None,
+                texture,
+            )
             for name in (*arms, "again", "real", "real again")
         }
+        self._side = 0  # of the pictures, in pixels
         self._yardstick = Columns()
         self._first: Drawn | None = None
         self._examples: dict[str, list[Tensor]] = {name: [] for name in arms}
@@ -89,6 +103,7 @@ class Bench:
         for name, batch in drawn.items():
             self._measure(name, batch, rows)
         teacher = drawn["teacher"]
+        self._side = min(teacher.images.shape[-2:])
         paired = {
             name: self._compare(batch, teacher)
             for name, batch in drawn.items()
@@ -106,7 +121,13 @@ class Bench:
 
     def _draw(self, name: str, number: int, rows: Tensor, stream: str) -> Drawn:
         latents = self._drawing.latents(name, number, rows, stream)
-        return Drawn(latents, self._arms[name].pipeline.decode(latents))
+        images = self._arms[name].pipeline.decode(latents)
+        if not bool(images.isfinite().all()):
+            raise ValueError(
+                f"the pictures of the {name} hold NaN or infinity, though its latents do not: its VAE overflows "
+                "in this dtype; load the pipeline in float32 or bfloat16."
+            )
+        return Drawn(latents, images)
 
     def _measure(self, meter: str, batch: Drawn, rows: Tensor) -> None:
         self._update(meter, batch.images, rows)
@@ -183,11 +204,19 @@ class Bench:
             }
             for name in names
         }
-        return Evaluation(arms, settings, self._samples(), *self._pictures())
+        notes = left_out(
+            arms,
+            self._sheet,
+            side=self._side,
+            same_latents=self._same_latents["student"],
+            memorisation=self._remembers,
+            num_real=None if real is None else real.count,
+        )
+        return Evaluation(arms, settings, self._samples(), *self._pictures(), notes)
 
     def _floors(self, real: Meter | None) -> dict[str, float]:
         teacher, again = self._meters["teacher"], self._meters["again"]
-        found: dict[str, float] = {}
+        found = self._scorer.known_floors(teacher)
         if self._fresh_floor or self._sheet.has_halves:
             found |= self._scorer.floors(teacher, again if self._fresh_floor else None)
         found |= {n: float(self._yardstick[n].mean()) for n in self._yardstick.names()}

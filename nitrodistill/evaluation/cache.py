@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nitrodistill.data.claims import Claims
 from nitrodistill.data.files import atomic
 
 __all__ = ["LatentCache"]
@@ -32,14 +33,49 @@ class LatentCache:
         """
         if self.folder is None:
             return make()
-        path = self.folder / f"{batch:05d}.safetensors"
+        path = self._path(self.folder, batch)
         if path.is_file():
             try:
                 return load_file(path)["latents"]
             except (SafetensorError, KeyError):
-                path.unlink()
+                path.unlink(missing_ok=True)
         latents = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic(path) as temporary:
             save_file({"latents": latents.contiguous().cpu()}, temporary)
         return latents
+
+    def fill(
+        self, batches: int, make: Callable[[int], Tensor], rank: int = 0, world_size: int = 1
+    ) -> None:
+        """Makes what is missing of a number of batches, beside other workers; returns when all are there.
+
+        A worker begins with the batches k with `k % world_size == rank`, then takes what nobody is working on.
+        Does nothing without a folder.
+
+        Args:
+            batches: how many.
+            make: the latents of a batch.
+            rank: number of this worker.
+            world_size: how many there are.
+        """
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        order = sorted(range(batches), key=lambda k: (k % world_size != rank, k))
+        claims = Claims(self.folder / ".lock")
+        claims.open()
+        try:
+            for wait in (False, True):  # first what is free, then what others were making
+                for batch in order:
+                    if self._path(self.folder, batch).is_file():
+                        continue
+                    with claims.claimed(batch, wait) as free:
+                        if free:
+                            self.get(batch, lambda batch=batch: make(batch))
+        finally:
+            claims.close()
+
+    @staticmethod
+    def _path(folder: Path, batch: int) -> Path:
+        return folder / f"{batch:05d}.safetensors"

@@ -28,7 +28,7 @@ class MetricInfo:
         group: what kind of question it answers.
         best: which values are good.
         about: one sentence for people.
-        floor: what its floor is.
+        floor: what its floor is; of a cost, why it has none.
     """
 
     label: str
@@ -40,10 +40,17 @@ class MetricInfo:
 
 _REAL = "real pictures against other real pictures of the same prompts"
 _TEACHER = "the teacher against itself with other noise"
+_SETS = "the same for two sets of the reference"
+_TIMED = "none: its interval is the fastest and the slowest run, and the teacher took turns with it"
+_COUNTED = "none: it is counted, and the same each time"
 
 CATALOGUE: dict[str, MetricInfo] = {
     "alignment": MetricInfo(
-        "alignment", "text", "high", "share of pictures that show all that their prompt says"
+        "alignment",
+        "text",
+        "high",
+        "share of pictures that show all that their prompt says",
+        "the ceiling: real pictures of the same prompts; without them the teacher",
     ),
     "clip_score": MetricInfo(
         "CLIP score",
@@ -117,28 +124,28 @@ CATALOGUE: dict[str, MetricInfo] = {
         "distribution",
         "high",
         "share of pictures inside of the reference's manifold",
-        "the same for two sets of the reference",
+        _SETS,
     ),
     "recall": MetricInfo(
         "recall",
         "distribution",
         "high",
         "share of the reference inside of the arm's manifold",
-        "the same for two sets of the reference",
+        _SETS,
     ),
     "density": MetricInfo(
         "density",
         "distribution",
         "high",
         "how many of the reference's balls a picture lies in, over the number of neighbours",
-        "the same for two sets of the reference",
+        _SETS,
     ),
     "coverage": MetricInfo(
         "coverage",
         "distribution",
         "high",
         "share of the reference with a picture in its ball",
-        "the same for two sets of the reference",
+        _SETS,
     ),
     "edge_ratio": MetricInfo(
         "edge ratio",
@@ -211,27 +218,42 @@ CATALOGUE: dict[str, MetricInfo] = {
         _TEACHER,
     ),
     "denoise_ms": MetricInfo(
-        "denoising, ms/image", "cost", "low", "wall-clock time for the latent alone, in batches"
+        "denoising, ms/image",
+        "cost",
+        "low",
+        "wall-clock time for the latent alone, in batches",
+        _TIMED,
     ),
     "pipeline_ms": MetricInfo(
-        "pipeline, ms/image", "cost", "low", "wall-clock time from prompt to picture, in batches"
+        "pipeline, ms/image",
+        "cost",
+        "low",
+        "wall-clock time from prompt to picture, in batches",
+        _TIMED,
     ),
     "latency_ms": MetricInfo(
-        "latency, ms", "cost", "low", "wall-clock time from one prompt to its picture, alone"
+        "latency, ms",
+        "cost",
+        "low",
+        "wall-clock time from one prompt to its picture, alone",
+        _TIMED,
     ),
     "throughput": MetricInfo(
-        "throughput, images/s", "cost", "high", "pictures a second from prompts, in batches"
+        "throughput, images/s", "cost", "high", "pictures a second from prompts, in batches", _TIMED
     ),
     "gflops": MetricInfo(
-        "GFLOPs/image", "cost", "low", "floating-point operations from prompt to picture"
+        "GFLOPs/image", "cost", "low", "floating-point operations from prompt to picture", _COUNTED
     ),
     "peak_mb": MetricInfo(
         "peak memory, MB",
         "cost",
         "low",
         "most memory from prompts to pictures, in a batch, above what was held before",
+        _COUNTED,
     ),
-    "weights_mb": MetricInfo("weights, MB", "cost", "low", "memory of the denoiser's parameters"),
+    "weights_mb": MetricInfo(
+        "weights, MB", "cost", "low", "memory of the denoiser's parameters", _COUNTED
+    ),
 }
 
 

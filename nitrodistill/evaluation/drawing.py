@@ -1,9 +1,8 @@
 """Where the latents of an evaluation come from: drawn, or read from the cache.
 
-The teacher's are a pair store, made by the worker of `nitrodistill generate`: it goes on where it was stopped, and
-several processes share it. Its noise comes from a seed that is a hash of the evaluation's, so that no training
-pair has it. The other arms' latents are kept batch by batch, so that an interrupted evaluation goes on where it
-was.
+The teacher's are a pair store, made by the worker of `nitrodistill generate`; its noise comes from a seed that is
+a hash of the evaluation's, so that no training pair has it. The other arms' latents are kept a batch a file, as a
+pair store knows no student's plan. Several processes share either, and it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nitrodistill.data import GenerateConfig, PairStore, generate
@@ -137,6 +137,31 @@ class Drawing:
         self.key: str = hashed(depends_on(arms["teacher"].pipeline, sheet))
         self._stores: dict[str, PairStore] = {}
         self._caches = {name: LatentCache(self._folder(name)) for name in arms}
+
+    def draw_all(self, rank: int, world_size: int) -> None:
+        """Draws what the cache lacks of all arms but the teacher, beside other workers; returns when it is there.
+
+        Args:
+            rank: number of this worker.
+            world_size: how many there are.
+        """
+        for name, cache in self._caches.items():
+            if name != "teacher" and cache.folder is not None:
+                self._fill(name, cache, rank, world_size)
+
+    def _fill(self, name: str, cache: LatentCache, rank: int, world_size: int) -> None:
+        from tqdm import tqdm
+
+        batches = torch.arange(len(self._sheet.ids)).split(self._sheet.config.batch_size)
+        shown = self._progress and rank == 0
+        with tqdm(total=len(batches), desc=name, unit="batch", disable=not shown) as bar:
+
+            def make(number: int) -> Tensor:
+                latents = self._draw(name, batches[number], NOISE)
+                bar.update()
+                return latents
+
+            cache.fill(len(batches), make, rank, world_size)
 
     def _folder(self, name: str) -> Path | None:
         """None for a denoiser of the caller's own: what it draws is not a function of its weights alone."""

@@ -24,7 +24,7 @@ from nitrodistill.evaluation.arms import Arm, make_arms
 from nitrodistill.evaluation.bench import Bench
 from nitrodistill.evaluation.config import EvaluateConfig, Sheet
 from nitrodistill.evaluation.cost import cost_of
-from nitrodistill.evaluation.drawing import Drawing, draw_teacher
+from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, draw_teacher
 from nitrodistill.evaluation.features import Extractor, Features, named_extractors
 from nitrodistill.evaluation.meters import latent_features
 from nitrodistill.evaluation.nearest import NearestPair
@@ -126,6 +126,8 @@ def evaluate(
             bench.add(number, rows)
         cost = cost_of(arms, sheet) if config.cost_repeats else {}
         settings = _settings(teacher, arms["student"], plan, sheet, drawing.key, extractors)
+        if nearest is not None:
+            settings["num_training_latents"] = len(nearest)
         return bench.result(cost, settings)
 
 
@@ -137,9 +139,13 @@ def help_draw(
     *,
     rank: int,
     world_size: int,
+    student: Denoiser | Pipeline | None = None,
+    plan: StepPlan | None = None,
     progress: bool = True,
 ) -> None:
-    """Draws the teacher's latents together with other processes; then one of them calls `evaluate`.
+    """Draws latents into the cache together with other processes; then one of them calls `evaluate`.
+
+    All processes return when all is drawn. What is there already is not drawn again.
 
     Args:
         teacher: the teacher's pipeline.
@@ -148,16 +154,33 @@ def help_draw(
         cache: as for `evaluate`; a folder that all processes see.
         rank: number of this process.
         world_size: how many there are.
-        progress: show a bar.
+        student: as for `evaluate`: then the naive arm's and the student's latents are drawn too, if the
+            cache keeps them; None draws the teacher's alone.
+        plan: how the student samples; needed with one.
+        progress: show bars.
+
+    Raises:
+        ValueError: if there is a student without a plan, or the plan does not fit it.
     """
-    draw_teacher(
-        teacher,
-        Sheet.of(prompts, config),
-        Path(cache),
-        rank=rank,
-        world_size=world_size,
-        progress=progress,
-    )
+    sheet, place = Sheet.of(prompts, config), Path(cache)
+    for stream in (NOISE, OTHER_NOISE)[: 2 if config.floor == "fresh" else 1]:
+        draw_teacher(
+            teacher,
+            sheet,
+            place,
+            stream=stream,
+            rank=rank,
+            world_size=world_size,
+            progress=progress,
+        )
+    if student is None:
+        return
+    if plan is None:
+        raise ValueError("there is a student and no plan; give the plan by which it samples.")
+    arms = make_arms(teacher, student, plan, config)
+    plan.check(arms["student"].denoiser.prediction_type)
+    with torch.no_grad(), evaluating(arms["student"].denoiser.module):
+        Drawing(arms, sheet, place, progress).draw_all(rank, world_size)
 
 
 def _batches(config: EvaluateConfig, progress: bool) -> Iterator[Tensor]:

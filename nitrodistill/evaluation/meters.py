@@ -98,6 +98,7 @@ class Meter:
         self.texture: FeatureSet = FeatureSet("texture")
         self.colour: FeatureSet = FeatureSet("colour")
         self.latents: FeatureSet = FeatureSet("latents")
+        self.latent_shape: torch.Size | None = None
         self.columns: Columns = Columns()
         self.spreads: tuple[PromptSpread, PromptSpread] = (
             PromptSpread(num_prompts),
@@ -123,6 +124,7 @@ class Meter:
 
     def update_latents(self, latents: Tensor, prompt_ids: Tensor, places: Tensor) -> None:
         """Adds latents `(B, C, H, W)` of the prompts `(B,)`."""
+        self.latent_shape = latents.shape[1:]
         features = latent_features(latents)
         self.latents.update(features, places)
         for number, spread in enumerate(self.spreads):

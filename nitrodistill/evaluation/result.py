@@ -5,13 +5,15 @@
       samples   Sample(index, prompt, distances): one for each picture, student against teacher
       examples  Pictures: some samples of every arm; `worst`: those farthest from the teacher
       settings  what the numbers depend on: JSON values
+  notes     what could not be measured, and why: sentences
 
     Metric      value, low, high (95% interval), floor, num_samples, extractor
 
 `evaluation.catalogue.info(name)` gives a metric's label, group, direction and meaning. A metric that was not
-measured is absent, not None. JSON (`format` 2) holds all but the pictures, which `Pictures.save` writes:
+measured is absent, not None; if it was asked for, a note says why. JSON (`format` 2) holds all but the pictures,
+which `Pictures.save` writes:
 
-    {"format": 2, "settings": {...},
+    {"format": 2, "settings": {...}, "notes": ["SSIM is left out: ...", ...],
      "arms": {"student": {"fd_teacher": {"value": 14.1, "low": 13.2, "high": 15.0, "floor": 7.9,
                                          "num_samples": 1024, "extractor": "oracle"}, ...}, ...},
      "samples": {"prompts": ["a red ring", ...], "index": [0, ...], "prompt": [0, ...],
@@ -136,6 +138,7 @@ class Evaluation:
         examples: the first samples' pictures; not written to JSON.
         worst: the pictures of the samples farthest from the teacher, the farthest first; not written
             to JSON.
+        notes: a sentence for each thing that could not be measured, and why.
     """
 
     arms: Mapping[str, Mapping[str, Metric]]
@@ -143,6 +146,7 @@ class Evaluation:
     samples: Sequence[Sample] = ()
     examples: Pictures | None = None
     worst: Pictures | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def student(self) -> Mapping[str, Metric]:
@@ -173,10 +177,12 @@ class Evaluation:
         return {**columns, FLOOR: {info(name).label: self.floor(name) for name in names}}
 
     def markdown(self) -> str:
-        """A Markdown table with a row for each metric and a column for each arm."""
+        """A Markdown table with a row for each metric and a column for each arm, and the notes as a list."""
         head, *rows = self._cells()
         rule = ["---", *["---:"] * (len(head) - 1)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
+        table = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
+        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join([*table, *notes])
 
     def text(self) -> str:
         """The same as aligned plain text, for a terminal."""
@@ -187,15 +193,17 @@ class Evaluation:
             right = [v.rjust(width) for v, width in zip(values, widths[1:], strict=True)]
             lines.append("  ".join([label.ljust(widths[0]), *right]))
         rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:]])
+        notes = ["", *(f"- {note}" for note in self.notes)] if self.notes else []
+        return "\n".join([lines[0], rule, *lines[1:], *notes])
 
     def save(self, path: str | Path) -> Path:
-        """Writes `metrics.json`: format, settings, arms, samples; never half of it."""
+        """Writes `metrics.json`: format, settings, notes, arms, samples; never half of it."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         found = {
             "format": FORMAT,
             "settings": dict(self.settings),
+            "notes": list(self.notes),
             "arms": {
                 arm: {name: asdict(metric) for name, metric in metrics.items()}
                 for arm, metrics in self.arms.items()
@@ -221,7 +229,8 @@ class Evaluation:
                 arm: {name: Metric(**metric) for name, metric in metrics.items()}
                 for arm, metrics in found["arms"].items()
             }
-            return cls(arms, dict(found["settings"]), _rows(found["samples"]))
+            notes = tuple(found.get("notes", ()))
+            return cls(arms, dict(found["settings"]), _rows(found["samples"]), notes=notes)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{str(path)!r} is not a metrics.json of format {FORMAT} ({error}); evaluate again."

@@ -49,7 +49,7 @@ class Scorer:
         found = self._means(mine)
         found |= self._ratios(mine, teacher)
         found |= self._nearest(mine, teacher)
-        if mine is not teacher and mine.latents.count:
+        if mine is not teacher and mine.latent_shape == teacher.latent_shape:
             found["fd_latents"] = self._frechet(mine.latents, teacher.latents, "latents")
         if mine is not teacher:
             found["fd_texture"] = self._frechet(mine.texture, teacher.texture, "texture")
@@ -74,16 +74,21 @@ class Scorer:
         """What the teacher is to itself: with other noise (`again`), or from its halves."""
         if again is not None:
             found = self.metrics(again, teacher, None, {})
-            kept = {name: m.value for name, m in found.items() if not name.startswith("alignment")}
+            kept = {name: m.value for name, m in found.items() if name != "clip_score"}
         else:
             kept = self._halves(teacher, "teacher") | self._half_ratios(teacher)
-        return kept | ({"copied": COPY_QUANTILE} if "nearest" in teacher.columns else {})
+        return kept
+
+    def known_floors(self, teacher: Meter) -> dict[str, float]:
+        """What takes no second set: the teacher's alignment, and what `copied` is by its definition."""
+        copied = {"copied": COPY_QUANTILE} if "nearest" in teacher.columns else {}
+        return _alignments(teacher) | copied
 
     def real_floors(self, real: Meter, again: Meter | None) -> dict[str, float]:
         """What real pictures are to others (`again`), or one half of them to the other."""
         if again is None:
             return self._halves(real, "real")
-        found = {}
+        found = _alignments(real)
         for number, extractor in enumerate(self._extractors):
             suffix = f"@{extractor.name}" if number else ""
             sets = again.features[extractor.name], real.features[extractor.name]
@@ -125,7 +130,7 @@ class Scorer:
 
     def _means(self, mine: Meter) -> dict[str, Metric]:
         columns = mine.columns
-        names = [n for n in columns.names() if n in MEANS or n.partition("@")[0] == "alignment"]
+        names = [n for n in columns.names() if n in MEANS or _is_alignment(n)]
         if not names:
             return {}
         replicates = self._resampler.means(torch.stack([columns[n] for n in names], dim=1))
@@ -149,7 +154,7 @@ class Scorer:
                 found[name] = Metric(value, *interval, num_samples=len(a))
         spreads = [meter.spreads[0] + meter.spreads[1] for meter in (mine, teacher)]
         a, b = spreads[0].spread(), spreads[1].spread()
-        if a is not None and b:
+        if a is not None and b and mine.latent_shape == teacher.latent_shape:
             variances = torch.stack([spread.variances() for spread in spreads], dim=1)
             known = variances[variances.isfinite().all(1)]
             replicates = self._resampler.means(known)
@@ -212,6 +217,15 @@ class Scorer:
                 float(share.mean()), *interval, num_samples=len(a), extractor=extractor
             )
         return found
+
+
+def _is_alignment(name: str) -> bool:
+    return name.partition("@")[0] == "alignment"
+
+
+def _alignments(meter: Meter) -> dict[str, float]:
+    columns = meter.columns
+    return {n: float(columns[n].mean()) for n in columns.names() if _is_alignment(n)}
 
 
 def _ratio(mine: Tensor, teachers: Tensor) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,13 @@ def test_results_can_be_read_again(tmp_path: Path) -> None:
     assert pictures.prompts == ("a red ring",)
     check_output(tmp_path / "out")
     check_page(report)
+
+
+def test_pictures_of_an_earlier_student_do_not_stay(tmp_path: Path) -> None:
+    write_results(FOUND, tmp_path, tmp_path, "x")
+    write_results(replace(FOUND, examples=None), tmp_path, tmp_path, "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "report.html"]
+    assert load_results(tmp_path)[1] is None
 
 
 def test_a_run_that_tells_nothing_is_no_obstacle(tmp_path: Path) -> None:

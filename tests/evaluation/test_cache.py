@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +31,50 @@ def test_latents_are_made_once(tmp_path: Path) -> None:
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".safetensors"}
 
     assert LatentCache(None).get(0, make)[0, 0, 0, 0] == 4
+
+
+def test_workers_share_the_batches(tmp_path: Path) -> None:
+    """A worker begins with its own, takes over what is free, and makes nothing twice."""
+    made: list[int] = []
+
+    def make(batch: int) -> Tensor:
+        made.append(batch)
+        if (
+            batch == 4
+        ):  # the other worker comes while this one is at work, and finds one batch claimed
+            made.append(-1)
+            other = subprocess.run(
+                [sys.executable, "-c", OTHER, str(cache.folder)], check=True, capture_output=True
+            )
+            assert other.stdout.decode().split() == ["1", "3", "0"]
+        return torch.full((1,), float(batch))
+
+    cache = LatentCache(tmp_path / "student")
+    cache.get(2, lambda: torch.full((1,), 2.0))
+    cache.fill(5, make, 4, 5)
+    assert made == [4, -1], "first its own; the other one has made the rest"
+    cache.fill(5, make)
+    assert made == [4, -1], "all there"
+    for batch in range(5):
+        assert cache.get(batch, lambda: torch.zeros(0)).item() == batch
+    LatentCache(None).fill(5, make)
+
+
+OTHER = """
+import sys, pathlib, torch
+from nitrodistill.evaluation import cache
+def make(batch):
+    print(batch)
+    return torch.full((1,), float(batch))
+kept = cache.LatentCache(pathlib.Path(sys.argv[1]))
+class Impatient(cache.Claims):
+    def claimed(self, number, wait=False):
+        if wait and number == 4:
+            sys.exit()  # the first worker waits for this process
+        return super().claimed(number, wait)
+cache.Claims = Impatient
+kept.fill(5, make, 1, 2)
+"""
 
 
 @pytest.mark.parametrize(

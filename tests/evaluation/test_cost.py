@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from nitrodistill.evaluation import cost
-from nitrodistill.evaluation.cost import Timing, count_flops, measure, peak_memory
+from nitrodistill.evaluation import EvaluateConfig, cost
+from nitrodistill.evaluation.arms import make_arms
+from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.cost import Timing, cost_of, count_flops, measure, peak_memory
+from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
 
 
 class Clock:
@@ -71,3 +77,87 @@ def test_peak_memory_is_what_lives_at_once() -> None:
 
     assert peak_memory(task) == 12000
     assert peak_memory(lambda: held.view(2, 500)) == 0
+
+
+def test_a_gpus_peak_is_read_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of the calls, with the driver's own replaced: the GPU's are below."""
+    log: list[str] = []
+
+    def says(name: str, value: int = 0):
+        def call(*device: object) -> int:
+            log.append(name)
+            return value
+
+        return call
+
+    monkeypatch.setattr(torch.cuda, "synchronize", says("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", says("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", says("held", 100))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", says("most", 175))
+    assert peak_memory(says("task"), "cuda") == 75
+    assert log == ["wait", "reset", "held", "task", "wait", "most"]
+
+
+MIB = 1 << 20
+
+
+def _bytes(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8, device="cuda")
+
+
+@pytest.mark.gpu
+def test_peak_memory_of_a_gpu_is_what_lives_at_once() -> None:
+    """What was held before, and an earlier peak, do not count."""
+    held = _bytes(64 * MIB)
+    _bytes(256 * MIB)
+
+    def task() -> None:
+        first, second = _bytes(32 * MIB), _bytes(16 * MIB)
+        del first
+        _bytes(8 * MIB).copy_(second[: 8 * MIB])
+
+    assert peak_memory(task, "cuda") == 48 * MIB
+    assert peak_memory(lambda: held.view(2, -1), "cuda") == 0
+
+
+@pytest.mark.gpu
+def test_the_clock_waits_for_the_gpu_and_the_first_run_does_not_count() -> None:
+    """CUDA's own events are the second implementation; a launch alone returns long before."""
+    x = torch.randn(4096, 4096, device="cuda")
+    turns = iter([50, 10, 10, 10])
+
+    def products(count: int) -> None:
+        for _ in range(count):
+            torch.mm(x, x, out=y)
+
+    y = torch.empty_like(x)
+    products(3)
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    products(10)
+    end.record()
+    end.synchronize()
+    expected = start.elapsed_time(end)
+    timing = measure({"products": lambda: products(next(turns))}, 3, 1, "cuda")["products"]
+    assert timing.median_ms == pytest.approx(expected, rel=0.3)
+    assert timing.slowest_ms < 3 * expected, "the warm-up is five times as long"
+    assert next(turns, None) is None
+
+
+@pytest.mark.gpu
+def test_the_cost_of_arms_on_a_gpu(tiny_diffusers: Any, tiny_scheduler: Any) -> None:
+    """On the CPU and on a GPU equally many operations; guidance in more steps costs more of everything."""
+    found = {}
+    for device in ("cpu", "cuda"):
+        teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler).to(device))
+        config = EvaluateConfig(num_samples=4, teacher_steps=8, cost_repeats=3)
+        plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+        arms = make_arms(teacher, teacher.denoiser, plan, config)
+        with torch.no_grad():
+            found[device] = cost_of(arms, Sheet.of(["a red ring"], config))
+    for arm, metrics in found["cuda"].items():
+        assert metrics["gflops"].value == pytest.approx(found["cpu"][arm]["gflops"].value)
+        assert metrics["weights_mb"] == found["cpu"][arm]["weights_mb"]
+    teacher, student = found["cuda"]["teacher"], found["cuda"]["student"]
+    assert teacher["denoise_ms"].value > 3 * student["denoise_ms"].value
+    assert teacher["peak_mb"].value >= student["peak_mb"].value > 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from nitrodistill.evaluation import EvaluateConfig, help_draw
@@ -36,7 +38,7 @@ def test_streams_of_noise_are_apart() -> None:
 def test_the_cache_holds_what_would_be_drawn(
     tmp_path: Path, tiny_diffusers: Callable[..., Any], tiny_scheduler: Any
 ) -> None:
-    """And two workers of `generate` make it."""
+    """And two workers of `generate` make it, and then the student's."""
     teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
     sheet = Sheet.of(PROMPTS, CONFIG)
     plan = StepPlan.from_schedule(teacher.denoiser.schedule, 2, "renoise")
@@ -45,6 +47,22 @@ def test_the_cache_holds_what_would_be_drawn(
         help_draw(teacher, PROMPTS, CONFIG, tmp_path, rank=rank, world_size=2, progress=False)
     (store,) = tmp_path.iterdir()
     before = sorted(store.rglob("*"))
+    for rank in range(2):
+        help_draw(
+            teacher,
+            PROMPTS,
+            replace(CONFIG, floor="fresh"),
+            tmp_path,
+            rank=rank,
+            world_size=2,
+            student=teacher.denoiser,
+            plan=plan,
+            progress=False,
+        )
+    kinds = [path.name.partition("-")[0] for path in tmp_path.iterdir()]
+    assert sorted(kinds) == ["naive", "student", "teacher", "teacher"], "the other noise too"
+    drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert len(drawn) == 2 * 3
     kept, fresh = (Drawing(arms, sheet, place, False) for place in (tmp_path, None))
     with torch.no_grad():
         for number, rows in enumerate(torch.arange(12).split(5)):
@@ -54,8 +72,19 @@ def test_the_cache_holds_what_would_be_drawn(
                     expected = fresh.latents(name, number, rows)
                     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert sorted(store.rglob("*")) == before
-    assert {path.name.partition("-")[0] for path in tmp_path.iterdir()} == {
-        "teacher",
-        "naive",
-        "student",
-    }
+    assert drawn == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+
+
+def test_a_student_needs_a_plan(tmp_path: Path, tiny_diffusers: Any, tiny_scheduler: Any) -> None:
+    teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    with pytest.raises(ValueError, match="a student and no plan"):
+        help_draw(
+            teacher,
+            PROMPTS,
+            CONFIG,
+            tmp_path,
+            rank=0,
+            world_size=1,
+            student=teacher,
+            progress=False,
+        )

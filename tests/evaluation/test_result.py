@@ -65,6 +65,13 @@ def test_tables_leave_out_what_nobody_has() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_notes_stand_below_the_tables(tmp_path: Path) -> None:
+    noted = replace(FOUND, notes=("SSIM is left out: why.", "No floor for it."))
+    for text, bare in ((noted.text(), FOUND.text()), (noted.markdown(), FOUND.markdown())):
+        assert text == f"{bare}\n\n- SSIM is left out: why.\n- No floor for it."
+    assert Evaluation.load(noted.save(tmp_path / "metrics.json")).notes == noted.notes
+
+
 def test_values_and_floors_are_found_or_none() -> None:
     assert FOUND.value("student", "alignment") == 0.88
     assert FOUND.value("student", "kid_real") is None

@@ -17,7 +17,7 @@ from typing import Any
 from nitrodistill.data.files import write_text
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number, times
-from nitrodistill.evaluation.report.page import ARMS, READING, render
+from nitrodistill.evaluation.report.page import ARMS, READING, floors_in_words, render
 from nitrodistill.evaluation.report.pictures import Gallery, compared_gallery
 from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.report.table import Column, make_table
@@ -62,7 +62,10 @@ class Comparison:
         """The students and the teacher as the arms of one evaluation: its `text` and `markdown` are tables."""
         first = next(iter(self.students.values()))
         arms = {name: found.student for name, found in self.students.items()}
-        return Evaluation({**arms, "teacher": first.arms.get("teacher", {})})
+        notes = tuple(
+            f"{name}: {note}" for name, found in self.students.items() for note in found.notes
+        )
+        return Evaluation({**arms, "teacher": first.arms.get("teacher", {})}, notes=notes)
 
     def metric(self, name: str) -> Metric:
         """A student's quality."""
@@ -169,6 +172,8 @@ def comparison_html(
         gallery=shown,
         table=_table(compared, together),
         reading=READING,
+        floors=floors_in_words(together),
+        notes=together.notes,
         markdown=together.markdown(),
         facts=_facts(compared),
     )

@@ -15,7 +15,8 @@ COLUMNS = {"student": "student (95% interval)", "teacher": "teacher", "naive": "
 def model_card_table(found: Evaluation) -> str:
     """The verdict's two sentences, and a table with a row for each metric that the student has.
 
-    Shares of single attributes are left out; the student's numbers have their intervals.
+    Shares of single attributes are left out; the student's numbers have their intervals. Below stands what could
+    not be measured.
 
     Raises:
         KeyError: if the evaluation has no student.
@@ -31,7 +32,8 @@ def model_card_table(found: Evaluation) -> str:
                 [label, *(_cell(found, arm, name) for arm in arms), _known(found.floor(name))]
             )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"**{told.headline}** {told.detail}\n\n{table}"
+    notes = "\n\n" + "\n".join(f"- {note}" for note in found.notes) if found.notes else ""
+    return f"**{told.headline}** {told.detail}\n\n{table}{notes}"
 
 
 def _cell(found: Evaluation, arm: str, name: str) -> str:

@@ -15,10 +15,10 @@ from nitrodistill.evaluation.report.markdown import model_card_table
 from nitrodistill.evaluation.report.numbers import number, times
 from nitrodistill.evaluation.report.pictures import gallery
 from nitrodistill.evaluation.report.table import Column, make_table
-from nitrodistill.evaluation.report.verdict import Verdict, speedup, verdict
+from nitrodistill.evaluation.report.verdict import Verdict, is_part, speedup, verdict
 from nitrodistill.evaluation.result import Evaluation
 
-__all__ = ["READING", "render", "report_html", "write_report"]
+__all__ = ["READING", "floors_in_words", "render", "report_html", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,7 +27,8 @@ ARMS = {"teacher": "teacher", "naive": "teacher, 1 step", "student": "student", 
 READING = (
     "Below a number stands its 95% interval: where it would lie in 95 of 100 evaluations with other samples. "
     "The floor is what two sets of one distribution come to at this number of samples, as a distance of finite "
-    "sets is never 0; no student can be expected below it.",
+    "sets is never 0; no student can be expected below it. Of a share it is the ceiling: no student can be "
+    "expected above it.",
     "A measure matches where the student's interval reaches the teacher's own number, or the floor where the "
     "teacher has none; for ratios, where it holds 1. Else it differs. Of twenty measures of an equal student "
     "one is expected to differ by chance.",
@@ -98,6 +99,8 @@ def report_html(
         table=_table(found, told),
         legend=_legend(found),
         reading=READING,
+        floors=floors_in_words(found),
+        notes=found.notes,
         markdown=model_card_table(found),
         costs=costs,
         cost_lead=_cost_lead(found),
@@ -188,6 +191,15 @@ def _table(found: Evaluation, told: Verdict) -> Any:
     return make_table(
         found.arms, names, floors, columns, "Metrics of every arm", lead, judged=told.judgements
     )
+
+
+def floors_in_words(found: Evaluation) -> list[tuple[str, str]]:
+    """What the floors are, and which metrics each is of; why there is none included."""
+    metrics: dict[str, list[str]] = {}
+    for name in found.metrics():
+        if info(name).floor and not is_part(name):
+            metrics.setdefault(info(name).floor, []).append(info(name).label)
+    return [(", ".join(labels), floor) for floor, labels in metrics.items()]
 
 
 def _legend(found: Evaluation) -> list[tuple[Any, str]]:

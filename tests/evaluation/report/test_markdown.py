@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from nitrodistill.evaluation import Evaluation
 from nitrodistill.evaluation.report import model_card_table
@@ -20,3 +21,5 @@ def test_the_verdict_and_a_table(evaluation: Callable[..., Evaluation]) -> None:
     ]
     assert "| denoising, ms/image | 2.00 (1.90 to 2.20) | 50.0 | - | - |" in lines
     assert not any("colour" in line for line in lines)
+    noted = replace(evaluation(), notes=("SSIM is left out: why.",))
+    assert model_card_table(noted).splitlines() == [*lines, "", "- SSIM is left out: why."]

@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ def test_what_the_page_says(page: str) -> None:
     assert 'aria-label="student/total over step 1 to 5: from 1.00 to 0.200' in page
     for text in ("teacher: toy", "3.11", "Versions", "torch", "| alignment |"):
         assert text in page
+
+
+def test_what_is_missing_and_what_floors_are(
+    evaluation: Callable[..., Evaluation], read_page: Callable[[str], Any], hostile: str
+) -> None:
+    page = report_html(replace(evaluation(), notes=("SSIM is left out: why.", hostile)))
+    assert len(read_page(page).all("script")) == 1
+    assert "<li>SSIM is left out: why.</li>" in page
+    assert hostile not in page
+    assert "What could not be measured" not in report_html(evaluation())
+    assert "<dt>FD to real</dt><dd>real pictures against other real pictures" in page
+    assert "<dt>denoising, ms/image</dt><dd>none: its interval is the fastest" in page
 
 
 def test_an_evaluation_without_extras_is_a_page_too(read_page: Callable[[str], Any]) -> None:

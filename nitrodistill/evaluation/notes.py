@@ -1,0 +1,116 @@
+"""What an evaluation could not measure, and why: no number is missing without a word."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nitrodistill.evaluation.catalogue import info, ordered
+from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.manifold import NUM_NEIGHBOURS
+from nitrodistill.evaluation.paired import SSIM_WINDOW
+from nitrodistill.evaluation.result import Metric
+
+__all__ = ["left_out"]
+
+MANIFOLD = ("precision", "recall", "density", "coverage")
+RATIOS = ("edge_ratio", "gradient_energy_ratio", "high_frequency_ratio")
+
+
+def left_out(
+    arms: Mapping[str, Mapping[str, Metric]],
+    sheet: Sheet,
+    *,
+    side: int,
+    same_latents: bool,
+    memorisation: bool,
+    num_real: int | None = None,
+) -> tuple[str, ...]:
+    """A sentence for each thing that is missing.
+
+    Args:
+        arms: what was found.
+        sheet: prompts, and which sample has which.
+        side: of the pictures, in pixels: the shorter one.
+        same_latents: whether the student's latents have the shape of the teacher's.
+        memorisation: whether training latents were given.
+        num_real: how many real pictures there are; None without any.
+    """
+    return (
+        *_metrics(arms, sheet, side, same_latents, memorisation, num_real),
+        *_floors(arms, sheet),
+    )
+
+
+def _metrics(
+    arms: Mapping[str, Mapping[str, Metric]],
+    sheet: Sheet,
+    side: int,
+    same_latents: bool,
+    memorisation: bool,
+    num_real: int | None,
+) -> list[str]:
+    student, found = arms["student"], []
+    if "precision" not in student:
+        fewest = min(len(sheet.ids), num_real or len(sheet.ids))
+        found.append(
+            f"Precision, recall, density and coverage are left out: there are {fewest} pictures, and "
+            f"{NUM_NEIGHBOURS} neighbours need at least {NUM_NEIGHBOURS + 1}."
+        )
+    found += [
+        f"{_labels([name])} is left out: the teacher's pictures have none of it to compare with."
+        for name in RATIOS
+        if name not in student
+    ]
+    if not same_latents:
+        found.append(
+            "Latent distance, FD on latents, diversity and memorisation are left out: the student's latents "
+            "have another shape than the teacher's. So has its noise: paired distances are those of unrelated "
+            "pictures."
+        )
+    else:
+        if "diversity" not in student:
+            why = (
+                "the teacher's pictures of a prompt are all alike"
+                if sheet.has_halves
+                else "no prompt has two pictures; give more samples_per_prompt"
+            )
+            found.append(f"Diversity is left out: {why}.")
+        if memorisation and "nearest_ratio" not in student:
+            found.append(
+                "Memorisation is left out: the teacher's own latents are training latents."
+            )
+    if "ssim" not in student:
+        found.append(
+            f"SSIM is left out: the pictures are {side} pixels, less than its window of {SSIM_WINDOW}."
+        )
+    texts = [name for name in ("alignment", "clip_score") if name in student]
+    if "real" in arms and any(name not in arms["real"] for name in texts):
+        found.append(
+            f"The real pictures have no {_labels(texts, small=True)}: they belong to no prompt."
+        )
+    return found
+
+
+def _floors(arms: Mapping[str, Mapping[str, Metric]], sheet: Sheet) -> list[str]:
+    bare: dict[str, list[str]] = {}
+    for name in ordered(arms["student"]):
+        if info(name).group != "cost" and arms["student"][name].floor is None:
+            bare.setdefault(_why_bare(name, sheet, "real" in arms), []).append(name)
+    return [f"No floor for {_labels(names, small=True)}: {why}." for why, names in bare.items()]
+
+
+def _why_bare(name: str, sheet: Sheet, has_real: bool) -> str:
+    base = name.partition("@")[0]
+    if base == "clip_score":
+        return "it takes another prompt, and there is one alone"
+    if base.endswith("_real") or (base in MANIFOLD and has_real):
+        return "half of the real pictures are too few"
+    if not sheet.has_halves:
+        return "no prompt has two pictures; give more samples_per_prompt, or floor fresh"
+    return "half of the teacher's pictures are too few; give more num_samples, or floor fresh"
+
+
+def _labels(names: list[str], small: bool = False) -> str:
+    """The metrics' labels with commas, the first letter a capital."""
+    text = ", ".join(info(name).label for name in names)
+    return text if small else text[0].upper() + text[1:]
