@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import multiprocessing
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,47 +34,30 @@ def test_latents_are_made_once(tmp_path: Path) -> None:
 
 
 def test_workers_share_the_batches(tmp_path: Path) -> None:
-    """A worker begins with its own, takes over what is free, and makes nothing twice."""
-    made: list[int] = []
+    """A worker begins with its own, takes over what is free, waits for the rest; nothing is made twice."""
+    cache, log = LatentCache(tmp_path / "student"), tmp_path / "log"
+    cache.get(2, lambda: torch.full((1,), 2.0))
 
-    def make(batch: int) -> Tensor:
-        made.append(batch)
-        if (
-            batch == 4
-        ):  # the other worker comes while this one is at work, and finds one batch claimed
-            made.append(-1)
-            other = subprocess.run(
-                [sys.executable, "-c", OTHER, str(cache.folder)], check=True, capture_output=True
-            )
-            assert other.stdout.decode().split() == ["1", "3", "0"]
+    def make(batch: int, worker: str) -> Tensor:
+        with log.open("a") as opened:
+            opened.write(f"{worker}{batch} ")
+        if batch == 4:  # the other worker comes while this one is at work
+            other.start()
+            while len(list(tmp_path.rglob("*.safetensors"))) < 4 and other.is_alive():
+                time.sleep(0.01)
         return torch.full((1,), float(batch))
 
-    cache = LatentCache(tmp_path / "student")
-    cache.get(2, lambda: torch.full((1,), 2.0))
-    cache.fill(5, make, 4, 5)
-    assert made == [4, -1], "first its own; the other one has made the rest"
-    cache.fill(5, make)
-    assert made == [4, -1], "all there"
+    other = multiprocessing.get_context("fork").Process(
+        target=lambda: cache.fill(5, lambda batch: make(batch, "other"), 1, 2)
+    )
+    cache.fill(5, lambda batch: make(batch, "first"), 4, 5)
+    other.join(30)
+    assert other.exitcode == 0
+    assert log.read_text() == "first4 other1 other3 other0 "
     for batch in range(5):
         assert cache.get(batch, lambda: torch.zeros(0)).item() == batch
-    LatentCache(None).fill(5, make)
-
-
-OTHER = """
-import sys, pathlib, torch
-from nitrodistill.evaluation import cache
-def make(batch):
-    print(batch)
-    return torch.full((1,), float(batch))
-kept = cache.LatentCache(pathlib.Path(sys.argv[1]))
-class Impatient(cache.Claims):
-    def claimed(self, number, wait=False):
-        if wait and number == 4:
-            sys.exit()  # the first worker waits for this process
-        return super().claimed(number, wait)
-cache.Claims = Impatient
-kept.fill(5, make, 1, 2)
-"""
+    LatentCache(None).fill(5, lambda batch: make(batch, "none"))
+    assert "none" not in log.read_text()
 
 
 @pytest.mark.parametrize(
