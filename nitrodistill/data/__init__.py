@@ -11,6 +11,7 @@ from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.merge import Merge, merge
 from nitrodistill.data.nitro import NitroConfig, NitroImport
 from nitrodistill.data.pairs import PairStore
+from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
 from nitrodistill.data.statistics import Statistics, Values, statistics
 from nitrodistill.data.text import read_lines, read_prompts
@@ -39,6 +40,7 @@ __all__ = [
     "Noise",
     "PairStore",
     "PairStream",
+    "Prefetch",
     "RowPairs",
     "Source",
     "Statistics",

@@ -7,6 +7,7 @@ row is an error where it is read, and the rest of the file is never touched.
 
 from __future__ import annotations
 
+import threading
 import zlib
 from bisect import bisect_right
 from collections import OrderedDict
@@ -73,6 +74,25 @@ class Layout:
         return pa.record_batch([values[name] for name in self.schema.names], schema=self.schema)
 
 
+class _Binary:
+    """The rows of a binary column; reading one makes no Arrow object, which would take longer than its use."""
+
+    def __init__(self, column: Any) -> None:
+        self._chunks: list[tuple[np.ndarray, memoryview]] = []
+        chunks = [chunk for chunk in column.chunks if len(chunk)]
+        for chunk in chunks:
+            _, offsets, data = chunk.buffers()
+            ends = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._chunks.append((ends, memoryview(data or b"")))
+        self._bounds = [0, *accumulate(map(len, chunks))]
+
+    def __getitem__(self, row: int) -> memoryview:
+        k = bisect_right(self._bounds, row) - 1
+        ends, data = self._chunks[k]
+        place = row - self._bounds[k]
+        return data[ends[place] : ends[place + 1]]
+
+
 class ArrowFile:
     """One memory-mapped file; rows are read on demand.
 
@@ -97,8 +117,10 @@ class ArrowFile:
             raise ValueError(f"{path} belongs to another store; {REPAIR}")
         if any(column.null_count for column in table.columns):
             raise ValueError(f"{path} has empty fields; {REPAIR}")
-        self._columns = dict(zip(table.column_names, table.columns, strict=True))
-        self._numbers = {n: self._columns[n].to_numpy() for n in (*layout.numbers, "crc32")}
+        columns = dict(zip(table.column_names, table.columns, strict=True))
+        self._texts = columns.get("text")
+        self._numbers = {n: columns[n].to_numpy() for n in (*layout.numbers, "crc32")}
+        self._tensors = {n: _Binary(columns[n]) for n in layout.tensors}
 
     def __len__(self) -> int:
         return len(self._numbers["crc32"])
@@ -113,7 +135,7 @@ class ArrowFile:
 
     def texts(self) -> list[str]:
         """The texts of all rows."""
-        return self._columns["text"].to_pylist()
+        return [] if self._texts is None else self._texts.to_pylist()
 
     def tensors(self, row: int) -> dict[str, Any]:
         """Column name -> buffer of a row's tensor, not copied.
@@ -121,7 +143,7 @@ class ArrowFile:
         Raises:
             ValueError: if the row's checksum is not that of its content.
         """
-        buffers = {name: self._columns[name][row].as_buffer() for name in self.layout.tensors}
+        buffers = {name: column[row] for name, column in self._tensors.items()}
         numbers = [self.number(name, row) for name in self.layout.numbers]
         if self.layout.crc32(numbers, list(buffers.values())) != self.number("crc32", row):
             raise ValueError(f"{self.path} is damaged at row {row}; {REPAIR}")
@@ -144,13 +166,15 @@ class ArrowFile:
 class Table:
     """The files of one kind as one sequence of rows; files are opened when first needed.
 
-    The most recently used files stay open, so that memory does not grow with the size of the store.
+    The most recently used files stay open, so that memory does not grow with the size of the store. Threads may
+    read at once.
 
     Args:
         path_of: where the file of that name is; may fetch it first.
         layout: the columns.
         files: name and number of rows of each file, in order.
         max_open: how many files stay open.
+        lock: held while a file is fetched and opened; tables that share what `path_of` fetches into share it.
 
     Attributes:
         bounds: the first row of each file, and the number of all rows.
@@ -162,6 +186,7 @@ class Table:
         layout: Layout,
         files: Sequence[tuple[str, int]],
         max_open: int = 512,
+        lock: threading.Lock | None = None,
     ) -> None:
         self._path_of = path_of
         self._layout = layout
@@ -169,6 +194,7 @@ class Table:
         self.bounds: tuple[int, ...] = tuple(accumulate((rows for _, rows in files), initial=0))
         self._max_open = max_open
         self._open: OrderedDict[int, ArrowFile] = OrderedDict()
+        self._lock = lock or threading.Lock()
 
     def __len__(self) -> int:
         return self.bounds[-1]
@@ -198,20 +224,22 @@ class Table:
 
     def close(self) -> None:
         """Forgets the open files: what has been replaced since is read anew."""
-        self._open.clear()
+        with self._lock:
+            self._open.clear()
 
     def _file(self, k: int) -> ArrowFile:
-        if k in self._open:
-            self._open.move_to_end(k)
-            return self._open[k]
-        name, rows = self._files[k]
-        file = ArrowFile(self._path_of(name), self._layout)
-        if len(file) != rows:
-            raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {REPAIR}")
-        self._open[k] = file
-        if len(self._open) > self._max_open:
-            self._open.popitem(last=False)
-        return file
+        with self._lock:
+            if k in self._open:
+                self._open.move_to_end(k)
+                return self._open[k]
+            name, rows = self._files[k]
+            file = ArrowFile(self._path_of(name), self._layout)
+            if len(file) != rows:
+                raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {REPAIR}")
+            self._open[k] = file
+            if len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+            return file
 
 
 def write_rows(path: Path, layout: Layout, batches: Iterator[Rows]) -> None:

@@ -146,7 +146,7 @@ def _quantised(tensor: Tensor) -> bytes:
 
 def _dequantised(q: Tensor, scale: Tensor, width: int) -> Tensor:
     """Rows `(N, width)` from blocks `(N * b, BLOCK)` and their scales."""
-    return (q.float() * scale[:, None]).reshape(-1, -(-width // BLOCK) * BLOCK)[:, :width]
+    return q.float().mul_(scale[:, None]).reshape(-1, -(-width // BLOCK) * BLOCK)[:, :width]
 
 
 def _from_int8(buffer: memoryview, column: Column) -> Tensor:
@@ -154,8 +154,11 @@ def _from_int8(buffer: memoryview, column: Column) -> Tensor:
     width = column.sizes[-1]
     tokens = len(buffer) // column.stride_bytes
     scales = np.frombuffer(buffer, "<f4", tokens * column.blocks).astype(np.float32)
-    codes = np.frombuffer(buffer, np.int8, offset=scales.nbytes).reshape(-1, width)
-    q = torch.nn.functional.pad(torch.from_numpy(codes.copy()), (0, -width % BLOCK))
+    if not tokens:
+        return torch.empty(0, dtype=column.torch_dtype)
+    q = torch.frombuffer(buffer, dtype=torch.int8, offset=scales.nbytes).reshape(-1, width)
+    if width % BLOCK:
+        q = torch.nn.functional.pad(q, (0, -width % BLOCK))
     x = _dequantised(q.reshape(-1, BLOCK), torch.from_numpy(scales), width)
     return x.reshape(-1).to(column.torch_dtype)
 

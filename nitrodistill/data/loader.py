@@ -127,11 +127,12 @@ class PairStream:
     def row(self, n: int) -> int:
         """Which pair sample n of the stream is."""
         epoch, place = divmod(n, len(self.source))
-        if epoch not in self._orders:
+        orders = self._orders  # never changed but replaced: threads may read at once
+        if epoch not in orders:
             # A batch touches at most a few epochs, in order: keep the newest two.
-            self._orders = dict([*self._orders.items()][-1:])
-            self._orders[epoch] = self._order(epoch)
-        return int(self._orders[epoch][place])
+            orders = dict([*orders.items()][-1:]) | {epoch: self._order(epoch)}
+            self._orders = orders
+        return int(orders[epoch][place])
 
     def _order(self, epoch: int) -> np.ndarray:
         digest = hashlib.blake2b(f"{self.seed}/epoch/{epoch}".encode(), digest_size=16).digest()

@@ -13,9 +13,10 @@ is no pickle anywhere.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -42,7 +43,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True, eq=False)
 class PairStore:
-    """A finished pair store, read by random access; build one with `PairStore.open`.
+    """A finished pair store, read by random access, also from several threads; build one with `PairStore.open`.
 
     Attributes:
         path: its folder; of a store elsewhere, the folder of what was fetched.
@@ -53,6 +54,11 @@ class PairStore:
     path: Path
     manifest: Manifest
     remote: Remote | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def __reduce__(self) -> tuple[type[PairStore], tuple[Path, Manifest, Remote | None]]:
+        """Another process opens the files itself."""
+        return type(self), (self.path, self.manifest, self.remote)
 
     @classmethod
     def open(
@@ -126,8 +132,8 @@ class PairStore:
         ids = [file.number("prompt_id", row) for file, row in places]
         columns = self.manifest.columns
         x0 = from_buffers([row["x0"] for row in buffers], columns["x0"], "x0", dtype)
-        noise = self._noise(rows, places, [row["noise"] for row in buffers])
-        return Batch(index, x0, noise.to(dtype=dtype), self.condition(ids, dtype))
+        noise = self._noise(rows, places, [row["noise"] for row in buffers], dtype)
+        return Batch(index, x0, noise, self.condition(ids, dtype))
 
     def condition(
         self, prompt_ids: Sequence[int], dtype: torch.dtype | None = torch.float32
@@ -244,13 +250,19 @@ class PairStore:
         len(self.prompts)
 
     def _noise(
-        self, rows: Sequence[int], places: Sequence[tuple[ArrowFile, int]], stored: Sequence[Any]
+        self,
+        rows: Sequence[int],
+        places: Sequence[tuple[ArrowFile, int]],
+        stored: Sequence[Any],
+        dtype: torch.dtype | None,
     ) -> Tensor:
         column = self.manifest.columns["noise"]
         if column.encoding != "draws":
-            return from_buffers(stored, column, "noise")
+            return from_buffers(stored, column, "noise", dtype)
         indices = [file.number("index", row) for file, row in places]
-        return drawn(stored, column, [self._seed(int(row)) for row in rows], indices)
+        return drawn(stored, column, [self._seed(int(row)) for row in rows], indices).to(
+            dtype=dtype
+        )
 
     def _seed(self, row: int) -> int:
         """The seed of the source that made a row."""
@@ -275,8 +287,8 @@ class PairStore:
         layout = Layout(self.manifest, kind)
         rows = [(file.name, file.rows) for file in files]
         if self.remote is not None and self.remote.max_files is not None:
-            return Table(self._path_of, layout, rows, max_open=self.remote.max_files)
-        return Table(self._path_of, layout, rows)
+            return Table(self._path_of, layout, rows, self.remote.max_files, self._lock)
+        return Table(self._path_of, layout, rows, lock=self._lock)
 
     def _path_of(self, name: str) -> Path:
         return self.path / name if self.remote is None else self.remote.fetch(self._by_name[name])

@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.method import DistillationMethod, Draws
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
@@ -58,7 +59,6 @@ from nitrodistill.training.parallel import (
     gather_text,
     on_main,
 )
-from nitrodistill.training.prefetch import Prefetch
 from nitrodistill.training.records import Record, causes, mean_parts, non_finite
 from nitrodistill.training.roles import TrainedRole, kept
 from nitrodistill.training.state import State

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 import torch
 
-from nitrodistill.data import PairStore
+from nitrodistill.data import PairStore, PairStream
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 
@@ -27,6 +28,13 @@ def test_a_batch_is_its_rows(made: PairStore) -> None:
     stored = made.batch(order, torch.zeros(5), dtype=None)
     assert stored.x0.dtype == stored.condition["encoder_hidden_states"].dtype == torch.float16
     assert torch.equal(stored.x0.float(), batch.x0)
+
+
+def test_an_open_store_goes_to_another_process(made: PairStore) -> None:
+    made.batch([0], torch.tensor([0]))  # its files are open
+    there = pickle.loads(pickle.dumps(PairStream(made, seed=1, batch_size=3)))
+    assert len(pickle.dumps(made)) < 10_000  # they do not travel
+    assert torch.equal(there(2).x0, PairStream(made, seed=1, batch_size=3)(2).x0)
 
 
 def test_sample_i_has_prompt_i(made: PairStore, prompts: list[str]) -> None:

@@ -7,7 +7,7 @@ import fsspec
 import pytest
 import torch
 
-from nitrodistill.data import PairStore, PairStream
+from nitrodistill.data import PairStore, PairStream, Prefetch
 from nitrodistill.data.push import push
 from nitrodistill.data.remote import is_address
 
@@ -63,6 +63,17 @@ def test_a_window_needs_few_files_at_a_time(made: PairStore, address: str, tmp_p
     assert (
         len([k for k, f in enumerate(files) if k == 0 or files[k - 1] != f]) == 3
     )  # one after another
+
+
+def test_threads_do_not_take_files_from_each_other(
+    made: PairStore, address: str, tmp_path: Path
+) -> None:
+    """Prompts and pairs are both fetched, and only one file is kept: every read evicts another's."""
+    stream = PairStream(PairStore.open(address, cache=tmp_path, max_files=1), seed=3, batch_size=3)
+    local = PairStream(made, seed=3, batch_size=3)
+    with Prefetch(stream, end=30, threads=4) as ahead:
+        for n in range(30):
+            assert torch.equal(ahead(n).x0, local(n).x0)
 
 
 def test_windows_mix_within_and_over_epochs(made: PairStore) -> None:
