@@ -16,6 +16,7 @@ venv: .venv/ready  ## make .venv with everything for development
 	  { echo "$(PYTHON) cannot make environments: install your system's package python3-venv."; exit 1; }
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
+	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --no-deps --target .venv/eight-bit bitsandbytes
 	touch $@
 
 demo: .venv/ready  ## distil the embedded teacher into a one-step student: runs/demo/

@@ -139,7 +139,10 @@ class DiffusersDenoiser:
         """The smallest input `(x_t, t, condition)` of batch size one that runs every block."""
         parameter = next(self.network.parameters())
         side = self.adapter.example_side()
-        x_t = parameter.new_zeros(1, self.adapter.channels(), side, side)
+        # not new_zeros: of a weight that processes share out it would be one that they share out
+        x_t = torch.zeros(
+            1, self.adapter.channels(), side, side, dtype=parameter.dtype, device=parameter.device
+        )
         t = self._schedule.timesteps(1).to(parameter.device)
         return x_t, t, self.adapter.example_condition(x_t)
 

@@ -10,6 +10,7 @@ from nitrodistill.training.checkpoint import (
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import make_accelerator, with_progress
+from nitrodistill.training.parallel import prepare_frozen
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import Recipe, Stage, load_recipe, parse_recipe, save_recipe
 from nitrodistill.training.signals import StopSignals
@@ -39,6 +40,7 @@ __all__ = [
     "make_accelerator",
     "newest_checkpoint",
     "parse_recipe",
+    "prepare_frozen",
     "run_recipe",
     "save_recipe",
     "with_progress",

@@ -33,6 +33,7 @@ __all__ = [
     "laid_out_like",
     "local",
     "on_main",
+    "prepare_frozen",
     "prepare_module",
     "whole",
 ]
@@ -89,7 +90,29 @@ def prepare_module(
     return _shard(module, accelerator, cpu_offload)
 
 
-def _shard(module: nn.Module, accelerator: Accelerator, cpu_offload: bool) -> nn.Module:
+def prepare_frozen(
+    module: nn.Module, accelerator: Accelerator, parallel: Parallel, taps: Sequence[str] = ()
+) -> nn.Module:
+    """A network that is not trained, on the accelerator's device: a teacher, a discriminator's backbone.
+
+    It is changed in place. Under "fsdp" every process holds a part of each weight and gathers a block when it
+    runs; gradients flow through to the inputs. All processes must then call it alike.
+
+    Args:
+        module: the network; freeze it first.
+        accelerator: whose processes share it out.
+        parallel: "ddp" leaves it whole.
+        taps: names of the submodules whose features get a gradient. A block with one inside (not the block
+            itself) is gathered for the whole pass, because backward begins in the middle of it.
+    """
+    if parallel == "ddp":
+        return module.to(accelerator.device)
+    return _shard(module, accelerator, cpu_offload=False, taps=taps)
+
+
+def _shard(
+    module: nn.Module, accelerator: Accelerator, cpu_offload: bool, taps: Sequence[str] = ()
+) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import (
         CPUOffloadPolicy,
@@ -109,14 +132,14 @@ def _shard(module: nn.Module, accelerator: Accelerator, cpu_offload: bool) -> nn
     # No MixedPrecisionPolicy: it would round timesteps, and so condition on other noise levels. Autocast, which
     # Accelerate has put around `forward`, computes in bfloat16 where it is safe, the same as under DDP.
     offload = CPUOffloadPolicy(pin_memory=device.type != "cpu") if cpu_offload else OffloadPolicy()
-    for part in (*_blocks(module), module):
+    for part in (*_blocks(module, taps), module):
         # Resharded after each forward pass, the outermost too: weights that stayed gathered after a pass
         # without a backward one would hide an average that is put in their place.
         fully_shard(part, mesh=mesh, reshard_after_forward=True, offload_policy=offload)
     return module
 
 
-def _blocks(module: nn.Module) -> list[nn.Module]:
+def _blocks(module: nn.Module, taps: Sequence[str]) -> list[nn.Module]:
     """The blocks that are gathered one at a time, inner ones first: those that diffusers never splits."""
     from diffusers import ModelMixin
 
@@ -126,7 +149,11 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
         if isinstance(part, ModelMixin)
         for name in part._no_split_modules or ()
     }
-    blocks = [part for part in module.modules() if type(part).__name__ in names]
+    blocks = [
+        part
+        for name, part in module.named_modules()
+        if type(part).__name__ in names and not any(tap.startswith(f"{name}.") for tap in taps)
+    ]
     return [part for part in reversed(blocks) if any(True for _ in part.parameters())]
 
 

@@ -18,12 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from nitrodistill.data import PairStore, PairStream
 from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.lora import base_copy, check_lora
+from nitrodistill.models.lora import check_lora
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
 from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
@@ -33,9 +31,9 @@ from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
-from nitrodistill.training.roles import checkpoint_gradients
 from nitrodistill.training.state import State
 from nitrodistill.training.students import load_weights, new_student
+from nitrodistill.training.teacher import PlacedTeacher
 from nitrodistill.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -85,7 +83,9 @@ def run_recipe(
     Args:
         recipe: what to do.
         pipeline: the recipe's teacher, in float32. It is frozen and moved to the fastest device. A stage with
-            `lora` adds a role to its network (with bf16: to a copy), which stays the teacher between calls.
+            `lora` adds a role to its network (with bf16: to a copy), which stays the teacher between calls. In a
+            stage with `parallel: fsdp` its network is replaced by a copy that the processes share out, which
+            all of them must call alike; it has its own again when the run ends.
         resume: "auto" goes on with what `recipe.output` holds of the same recipe; "never" wants a
             folder that is new or empty.
         stop: see `Trainer`; the last state says why it was stopped.
@@ -114,25 +114,33 @@ def run_recipe(
         trackers=recipe.trackers,
         cpu_offload=any(stage.trainer.cpu_offload for stage in recipe.stages),
     )
-    pipeline.diffusers.to(accelerator.device)
-    for stage in recipe.stages[1:]:  # the first is prepared below
-        method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
-        check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-        stage.trainer.check_evaluates(evaluate is not None)
-        if stage.lora is not None:
-            check_lora(pipeline.denoiser, stage.lora)
-    maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate)
-    return _states(maker, maker.make(0))
+    teacher = PlacedTeacher(pipeline, accelerator)
+    maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate, teacher)
+    try:
+        teacher.place(recipe.stages[0])
+        for stage in recipe.stages[1:]:  # the first is prepared below
+            method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
+            check_optimizers(stage.trainer.optimizers, list(method.trainable()))
+            stage.trainer.check_evaluates(evaluate is not None)
+            if stage.lora is not None:
+                check_lora(pipeline.denoiser, stage.lora)
+        first = maker.make(0)
+    except BaseException:
+        teacher.restore()
+        raise
+    return _states(maker, first)
 
 
 def _states(maker: _Maker, prepared: _Prepared) -> Iterator[State]:
     recipe, accelerator = maker.recipe, maker.accelerator
-    accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
-    on_main(accelerator, lambda: _claim_folder(Path(recipe.output), recipe, accelerator))
     try:
+        accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
+        on_main(accelerator, lambda: _claim_folder(Path(recipe.output), recipe, accelerator))
         for number in range(len(recipe.stages)):
             if number > 0:
+                del prepared  # its networks go before the next are made
                 accelerator.free_memory()
+                maker.teacher.place(recipe.stages[number])
                 prepared = maker.make(number)
             for state in prepared.states(Path(recipe.output)):
                 yield state
@@ -140,6 +148,7 @@ def _states(maker: _Maker, prepared: _Prepared) -> Iterator[State]:
                     return
     finally:
         accelerator.end_training()
+        maker.teacher.restore()
 
 
 def load_run_recipe(run: str | Path) -> Recipe:
@@ -223,12 +232,13 @@ class _Maker:
     accelerator: Accelerator
     stop: Callable[[], str] | None
     evaluate: Evaluate | None
+    teacher: PlacedTeacher
 
     def make(self, number: int) -> _Prepared:
         recipe, pipeline, store = self.recipe, self.pipeline, self.store
         stage, output = recipe.stages[number], Path(recipe.output)
-        teacher = self._teacher(stage.trainer)
-        student = new_student(pipeline.denoiser if stage.lora is None else teacher, stage.lora)
+        teacher = self.teacher.backbone(stage)
+        student = new_student(self.teacher.own if stage.lora is None else teacher, stage.lora)
         if stage.student == "previous":
             before = newest_checkpoint(output, number - 1)
             assert before is not None, "the stage before has ended, and so written a checkpoint"
@@ -256,15 +266,6 @@ class _Maker:
         prompts = recipe.preview_prompts or store.prompts[:8]
         previewer = Previewer(pipeline, prompts, method.plan, source.steps, source.guidance)
         return _Prepared(trainer, student, previewer)
-
-    def _teacher(self, config: TrainerConfig) -> DiffusersDenoiser:
-        teacher = self.pipeline.denoiser
-        if config.mixed_precision == "bf16":
-            teacher = base_copy(teacher)
-            teacher.module.to(torch.bfloat16)
-        if config.gradient_checkpointing:  # the student's gradient goes through the frozen one
-            checkpoint_gradients(teacher.module)
-        return teacher
 
     def _stream(self, config: TrainerConfig) -> PairStream:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.method import Draws, Role, frozen_within
-from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import LoRAConfig, Pipeline
+from nitrodistill.training import OptimizerConfig, Recipe, Stage, Trainer, TrainerConfig
 from nitrodistill.types import Batch, Condition, Terms
 
 
@@ -180,6 +185,8 @@ class Tiny(NamedTuple):
     config: Callable[..., TrainerConfig]
     train: Callable[..., Trainer]
     in_processes: Callable[..., list[Any]]
+    changed: Callable[..., Recipe]
+    prompts: Sequence[str]
 
 
 def tiny_config(**changes: Any) -> TrainerConfig:
@@ -199,6 +206,49 @@ def tiny_train(config: TrainerConfig, method: TinyMethod | None = None, **option
     return trainer
 
 
+PROMPTS = ("a small red circle on a black background", "a large blue ring on a gray background")
+
+
+@pytest.fixture(scope="session")
+def pairs(tiny_diffusers: Any, tiny_scheduler: Any, tmp_path_factory: Any) -> Path:
+    """Six pairs of two prompts, made by the tiny pipeline."""
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
+    generate(teacher, PROMPTS, folder, config, teacher_name="tiny", progress=False)
+    return folder
+
+
+@pytest.fixture
+def make_recipe(pairs: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """`make_recipe(method, student_rate, lora, **trainer)`: LADD on the pairs, one stage, into tmp_path."""
+
+    def make(
+        method: LADDConfig,
+        student_rate: float = 1e-3,
+        lora: LoRAConfig | None = None,
+        **trainer: Any,
+    ) -> Recipe:
+        optimizers = {
+            "student": OptimizerConfig(student_rate),
+            "discriminator": OptimizerConfig(1e-3),
+        }
+        config = TrainerConfig(batch_size=4, optimizers=optimizers, ema_decay=0.5, **trainer)
+        stage = Stage(method, config, lora=lora)
+        return Recipe("tiny", str(pairs), str(tmp_path / "run"), [stage])
+
+    return make
+
+
+def changed(recipe: Recipe, output: Path | str | None = None, **trainer: Any) -> Recipe:
+    """The recipe with other settings of the trainer in every stage, and perhaps another folder."""
+    stages = [
+        dataclasses.replace(s, trainer=dataclasses.replace(s.trainer, **trainer))
+        for s in recipe.stages
+    ]
+    return dataclasses.replace(recipe, stages=stages, output=str(output or recipe.output))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -209,4 +259,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def tiny() -> Tiny:
-    return Tiny(TinyMethod, ThreeRoles, TinyStream, weights, tiny_config, tiny_train, in_processes)
+    return Tiny(
+        TinyMethod, ThreeRoles, TinyStream, weights, tiny_config, tiny_train, in_processes, changed,
+        PROMPTS,
+    )  # fmt: skip

@@ -15,17 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.training import (
-    OptimizerConfig,
-    Recipe,
-    Stage,
     State,
     StopSignals,
     Trainer,
-    TrainerConfig,
     find_checkpoints,
     load_student,
     run_recipe,
@@ -81,30 +76,28 @@ def _killed_ends_bit_equal(tiny, folder: Path, kills: int, seed: int) -> None:
     assert len(lines) == config.steps
 
 
-def test_three_kills_at_random_moments_end_bit_equal(tiny, tmp_path):
-    _killed_ends_bit_equal(tiny, tmp_path, kills=3, seed=0)
+def test_six_kills_at_random_moments_end_bit_equal(tiny, tmp_path):
+    _killed_ends_bit_equal(tiny, tmp_path, kills=6, seed=0)
 
 
 @pytest.mark.soak
-def test_fourteen_kills_at_random_moments_end_bit_equal(tiny, tmp_path):
-    _killed_ends_bit_equal(tiny, tmp_path, kills=14, seed=1)
+def test_28_kills_at_random_moments_end_bit_equal(tiny, tmp_path):
+    _killed_ends_bit_equal(tiny, tmp_path, kills=28, seed=1)
 
 
 @pytest.mark.soak
-def test_six_kills_of_a_recipe_end_bit_equal(tiny_diffusers, tiny_scheduler, tmp_path):
+def test_twelve_kills_of_a_recipe_end_bit_equal(
+    tiny, tiny_diffusers, tiny_scheduler, make_recipe, tmp_path
+):
     """The whole of LADD on a store, in two stages, with a real UNet."""
     pipeline = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
-    prompts = ["a small red circle on a black background"]
-    config = GenerateConfig(num_pairs=6, steps=2)
-    generate(pipeline, prompts, tmp_path / "pairs", config, teacher_name="tiny", progress=False)
-    optimizers = {name: OptimizerConfig(1e-3) for name in ("student", "discriminator")}
-    trainer = TrainerConfig(steps=60, batch_size=4, optimizers=optimizers, checkpoint_every=2)
-    method = LADDConfig(fresh_fraction=0.5)
-    stages = [Stage(method, trainer), Stage(method, trainer, "previous")]
-    recipe = Recipe("tiny", str(tmp_path / "pairs"), str(tmp_path / "whole"), stages)
+    recipe = make_recipe(LADDConfig(fresh_fraction=0.5), steps=100, checkpoint_every=2)
+    (stage,) = recipe.stages
+    stages = [stage, dataclasses.replace(stage, student="previous")]
+    recipe = dataclasses.replace(recipe, stages=stages)
     list(run_recipe(recipe, pipeline))
-    killed = dataclasses.replace(recipe, output=str(tmp_path / "killed"))
-    _kill_at_random(lambda: run_recipe(killed, pipeline), kills=6, seed=2)
+    killed = tiny.changed(recipe, tmp_path / "killed")
+    _kill_at_random(lambda: run_recipe(killed, pipeline), kills=12, seed=2)
     one, other = (load_student(r.output, pipeline).denoiser.module for r in (recipe, killed))
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

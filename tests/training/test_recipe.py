@@ -208,7 +208,10 @@ def _damaged(draw):
     return bytes(data)
 
 
-QUIET = settings(deadline=None, suppress_health_check=[*HealthCheck.__members__.values()])
+QUIET = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 
 
 @settings(QUIET, max_examples=400, derandomize=True)
@@ -224,14 +227,14 @@ def test_a_damaged_file_is_read_or_refused(tmp_path, data):
 
 
 @pytest.mark.soak
-@settings(QUIET, max_examples=4000)
+@settings(QUIET, max_examples=12_000)
 @given(st.composite(_mutated)())
 def test_many_mutated_recipes_are_read_or_refused(data):
     _check_mutated(data)
 
 
 @pytest.mark.soak
-@settings(QUIET, max_examples=3000)
+@settings(QUIET, max_examples=8_000)
 @given(data=st.composite(_damaged)())
 def test_many_damaged_files_are_read_or_refused(tmp_path, data):
     _check_damaged(tmp_path, data)

@@ -14,16 +14,12 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import sample
 from nitrodistill.training import (
     OptimizerConfig,
-    Recipe,
     Stage,
-    TrainerConfig,
     find_checkpoints,
     load_recipe,
     load_student,
     run_recipe,
 )
-
-PROMPTS = ["a small red circle on a black background", "a large blue ring on a gray background"]
 
 
 @pytest.fixture(scope="module")
@@ -31,41 +27,23 @@ def pipeline(tiny_diffusers, tiny_scheduler):
     return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
 
 
-@pytest.fixture(scope="module")
-def pairs(pipeline, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
-    generate(pipeline, PROMPTS, folder, config, teacher_name="tiny", progress=False)
-    return folder
-
-
 @pytest.fixture
-def recipe(pairs, tmp_path):
-    optimizers = {"student": OptimizerConfig(1e-3), "discriminator": OptimizerConfig(1e-3)}
+def recipe(make_recipe):
     method = LADDConfig(updates="shared", fresh_fraction=0.5, warmup_steps=1)
-    trainer = TrainerConfig(
-        steps=4, batch_size=4, optimizers=optimizers, checkpoint_every=2, ema_decay=0.5, log_every=1
-    )
-    return Recipe("tiny", str(pairs), str(tmp_path / "run"), [Stage(method, trainer)])
-
-
-def _trainer(recipe, **changes):
-    stages = [
-        dataclasses.replace(s, trainer=dataclasses.replace(s.trainer, **changes))
-        for s in recipe.stages
-    ]
-    return dataclasses.replace(recipe, stages=stages)
+    return make_recipe(method, steps=4, checkpoint_every=2, log_every=1)
 
 
 def _weights(student):
     return torch.cat([p.detach().flatten() for p in student.denoiser.module.parameters()])
 
 
-def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(recipe, pipeline, tmp_path):
-    states = list(run_recipe(_trainer(recipe, preview_every=2), pipeline))
+def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(
+    tiny, recipe, pipeline, tmp_path
+):
+    states = list(run_recipe(tiny.changed(recipe, preview_every=2), pipeline))
     run = tmp_path / "run"
     assert [state.active for state in states] == [("student",), *[("student", "discriminator")] * 3]
-    assert load_recipe(run / "recipe.yaml") == _trainer(recipe, preview_every=2)
+    assert load_recipe(run / "recipe.yaml") == tiny.changed(recipe, preview_every=2)
     (environment,) = json.loads((run / "environment.json").read_text())
     assert torch.__version__.startswith(environment["versions"]["torch"])
     assert len((run / "log.jsonl").read_text().splitlines()) == 4
@@ -80,20 +58,23 @@ def test_a_run_leaves_its_recipe_environment_log_previews_and_a_student(recipe, 
     assert (student.checkpoint.step, len(student.plan)) == (4, 1)
     assert not torch.equal(_weights(student), _weights(raw))
     x0 = sample(
-        student.denoiser, student.plan, torch.randn(2, 4, 8, 8), pipeline.encode_prompt(PROMPTS)
+        student.denoiser,
+        student.plan,
+        torch.randn(2, 4, 8, 8),
+        pipeline.encode_prompt(tiny.prompts),
     )
     assert x0.isfinite().all()
 
 
-def test_previews_leave_the_training_as_it_is(recipe, pipeline, tmp_path):
+def test_previews_leave_the_training_as_it_is(tiny, recipe, pipeline, tmp_path):
     list(run_recipe(recipe, pipeline))
     plain = _weights(load_student(tmp_path / "run", pipeline))
-    other = dataclasses.replace(_trainer(recipe, preview_every=1), output=str(tmp_path / "other"))
+    other = tiny.changed(recipe, tmp_path / "other", preview_every=1)
     list(run_recipe(other, pipeline))
     assert torch.equal(_weights(load_student(tmp_path / "other", pipeline)), plain)
 
 
-def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(recipe, pipeline, tmp_path):
+def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(tiny, recipe, pipeline, tmp_path):
     method = LADDConfig(adversarial_weight=0.0, num_steps=2)
     trainer = dataclasses.replace(
         recipe.stages[0].trainer, optimizers={"student": OptimizerConfig(1e-3)}, accumulation=2
@@ -101,7 +82,7 @@ def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(recipe, pipeline
     recipe = dataclasses.replace(
         recipe, stages=[*recipe.stages, Stage(method, trainer, "previous")]
     )
-    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    whole = tiny.changed(recipe, tmp_path / "whole")
     list(run_recipe(whole, pipeline))
     for state in run_recipe(recipe, pipeline):
         if (state.stage, state.step) == (1, 3):
@@ -120,9 +101,9 @@ def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(recipe, pipeline
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
-    recipe, pipeline, tmp_path
+    tiny, recipe, pipeline, tmp_path
 ):
-    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    whole = tiny.changed(recipe, tmp_path / "whole")
     list(run_recipe(whole, pipeline))
     list(run_recipe(recipe, pipeline))
     newest = find_checkpoints(tmp_path / "run")[0]
@@ -157,11 +138,11 @@ def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
     assert not [p.name for p in run.iterdir() if p.name.startswith(".")]
 
 
-def test_bf16_trains_float32_weights_and_leaves_the_teacher(recipe, pipeline, tmp_path):
+def test_bf16_trains_float32_weights_and_leaves_the_teacher(tiny, recipe, pipeline, tmp_path):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # the precision is a singleton of Accelerate's
-    list(run_recipe(_trainer(recipe, mixed_precision="bf16"), pipeline))
+    list(run_recipe(tiny.changed(recipe, mixed_precision="bf16"), pipeline))
     AcceleratorState._reset_state()
     student = load_student(tmp_path / "run", pipeline)
     assert _weights(student).dtype == torch.float32
@@ -170,37 +151,35 @@ def test_bf16_trains_float32_weights_and_leaves_the_teacher(recipe, pipeline, tm
     assert not torch.equal(_weights(student), teacher)
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(recipe, pipeline, tmp_path):
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny, recipe, pipeline, tmp_path):
     list(run_recipe(recipe, pipeline))
-    other = dataclasses.replace(
-        _trainer(recipe, gradient_checkpointing=True), output=str(tmp_path / "other")
-    )
+    other = tiny.changed(recipe, tmp_path / "other", gradient_checkpointing=True)
     list(run_recipe(other, pipeline))
     one, two = (_weights(load_student(tmp_path / name, pipeline)) for name in ("run", "other"))
     torch.testing.assert_close(one, two, rtol=0, atol=1e-6)
 
 
-def test_another_recipe_is_refused_and_named(recipe, pipeline):
+def test_another_recipe_is_refused_and_named(tiny, recipe, pipeline):
     next(run_recipe(recipe, pipeline))
     with pytest.raises(ValueError, match=r"another recipe \(stages.0.trainer.seed was 0, now 1\)"):
-        run_recipe(_trainer(recipe, seed=1), pipeline)
+        run_recipe(tiny.changed(recipe, seed=1), pipeline)
     with pytest.raises(FileExistsError, match="holds a run already"):
         run_recipe(recipe, pipeline, resume="never")
 
 
-def test_pairs_may_move_but_not_change(recipe, pipeline, tmp_path):
+def test_pairs_may_move_but_not_change(tiny, recipe, pipeline, tmp_path):
     list(run_recipe(recipe, pipeline))
     moved = tmp_path / "moved"
     shutil.copytree(recipe.pairs, moved)
     assert list(run_recipe(dataclasses.replace(recipe, pairs=str(moved)), pipeline)) == []
     others, config = tmp_path / "others", GenerateConfig(num_pairs=6, steps=2, seed=1)
-    generate(pipeline, PROMPTS, others, config, teacher_name="tiny", progress=False)
+    generate(pipeline, tiny.prompts, others, config, teacher_name="tiny", progress=False)
     with pytest.raises(ValueError, match="trained on other pairs"):
         run_recipe(dataclasses.replace(recipe, pairs=str(others)), pipeline)
 
 
 def test_nothing_is_written_before_everything_is_checked(
-    recipe, pipeline, tiny_diffusers, tmp_path
+    tiny, recipe, pipeline, tiny_diffusers, tmp_path
 ):
     from diffusers import DDIMScheduler
 
@@ -210,13 +189,13 @@ def test_nothing_is_written_before_everything_is_checked(
         recipe, stages=[dataclasses.replace(recipe.stages[0], method=taps)]
     )
     later_taps = dataclasses.replace(recipe, stages=[*recipe.stages, *wrong_taps.stages])
-    no_optimizer = _trainer(recipe, optimizers={"student": OptimizerConfig(1e-3)})
+    no_optimizer = tiny.changed(recipe, optimizers={"student": OptimizerConfig(1e-3)})
     later_roles = dataclasses.replace(recipe, stages=[*recipe.stages, *no_optimizer.stages])
     no_pairs = dataclasses.replace(recipe, pairs=str(tmp_path / "nowhere"))
     for wrong, words in [
         (wrong_taps, "no submodule 'down_blocks.7'"),
         (no_pairs, "no pair store"),
-        (_trainer(recipe, optimizers={}), "lacks settings"),
+        (tiny.changed(recipe, optimizers={}), "lacks settings"),
         (later_taps, "no submodule 'down_blocks.7'"),
         (later_roles, r"lacks settings for \['discriminator'\]"),
     ]:

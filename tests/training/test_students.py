@@ -8,23 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline, merged
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import (
     OptimizerConfig,
-    Recipe,
-    Stage,
-    TrainerConfig,
     find_checkpoints,
     load_recipe,
     load_student,
     run_recipe,
 )
-
-PROMPTS = ["a small red circle on a black background", "a large blue ring on a gray background"]
 
 
 @pytest.fixture
@@ -32,42 +26,23 @@ def pipeline(tiny_diffusers, tiny_scheduler):
     return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
 
 
-@pytest.fixture(scope="module")
-def pairs(tiny_diffusers, tiny_scheduler, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
-    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
-    generate(teacher, PROMPTS, folder, config, teacher_name="tiny", progress=False)
-    return folder
-
-
 @pytest.fixture
-def recipe(pairs, tmp_path):
-    optimizers = {"student": OptimizerConfig(1e-2), "discriminator": OptimizerConfig(1e-3)}
-    trainer = TrainerConfig(
-        steps=3, batch_size=4, optimizers=optimizers, checkpoint_every=1, ema_decay=0.5
-    )
-    stage = Stage(LADDConfig(updates="shared"), trainer, lora=LoRAConfig(rank=2, alpha=3.0))
-    return Recipe("tiny", str(pairs), str(tmp_path / "run"), [stage])
+def recipe(make_recipe):
+    lora = LoRAConfig(rank=2, alpha=3.0)
+    return make_recipe(LADDConfig(updates="shared"), 1e-2, lora, steps=3, checkpoint_every=1)
 
 
 def _draw(denoiser, pipeline):
     x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return denoiser(x_t, torch.tensor(400), pipeline.encode_prompt(PROMPTS))
+        return denoiser(x_t, torch.tensor(400), pipeline.encode_prompt(["a large blue ring"] * 2))
 
 
 def _means(images):
     return images.mean((2, 3))
 
 
-def _trainer(recipe, **changes):
-    (stage,) = recipe.stages
-    trainer = dataclasses.replace(stage.trainer, **changes)
-    return dataclasses.replace(recipe, stages=[dataclasses.replace(stage, trainer=trainer)])
-
-
-def test_the_student_is_a_role_and_the_teacher_stays_itself(recipe, pipeline):
+def test_the_student_is_a_role_and_the_teacher_stays_itself(tiny, recipe, pipeline):
     before, drawn = fingerprint(pipeline.denoiser.module), _draw(pipeline.denoiser, pipeline)
     seen: list[torch.Tensor] = []
 
@@ -76,7 +51,7 @@ def test_the_student_is_a_role_and_the_teacher_stays_itself(recipe, pipeline):
         seen.append(_draw(denoiser, pipeline))
         return {"x": 0.0}
 
-    states = list(run_recipe(_trainer(recipe, evaluate_every=3), pipeline, evaluate=evaluate))
+    states = list(run_recipe(tiny.changed(recipe, evaluate_every=3), pipeline, evaluate=evaluate))
     assert states[-1].active == ("student", "discriminator")
     assert load_recipe(f"{recipe.output}/recipe.yaml").stages[0].lora == recipe.stages[0].lora
 
@@ -97,9 +72,9 @@ def test_the_student_is_a_role_and_the_teacher_stays_itself(recipe, pipeline):
 
 
 def test_resumed_ends_bit_equal_in_a_pipeline_that_is_new_and_in_one_that_is_not(
-    recipe, pipeline, tiny_diffusers, tiny_scheduler, tmp_path
+    tiny, recipe, pipeline, tiny_diffusers, tiny_scheduler, tmp_path
 ):
-    whole = dataclasses.replace(recipe, output=str(tmp_path / "whole"))
+    whole = tiny.changed(recipe, tmp_path / "whole")
     list(run_recipe(whole, pipeline))
     next(run_recipe(recipe, pipeline))
     assert next(iter(run_recipe(recipe, pipeline))).step == 2
@@ -129,7 +104,7 @@ def test_a_second_stage_goes_on_with_the_role_and_a_whole_copy_has_none(recipe, 
     assert not any("lora" in name or "base_layer" in name for name in names)
 
 
-def test_bf16_shares_one_copy_and_trains_float32_roles(recipe, pipeline):
+def test_bf16_shares_one_copy_and_trains_float32_roles(tiny, recipe, pipeline):
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state()  # the precision is a singleton of Accelerate's
@@ -139,7 +114,7 @@ def test_bf16_shares_one_copy_and_trains_float32_roles(recipe, pipeline):
         networks.append(denoiser.network)
         return {"x": 0.0}
 
-    half = _trainer(recipe, mixed_precision="bf16", evaluate_every=3)
+    half = tiny.changed(recipe, mixed_precision="bf16", evaluate_every=3)
     list(run_recipe(half, pipeline, evaluate=evaluate))
     AcceleratorState._reset_state()
     kinds = {p.dtype for name, p in networks[0].named_parameters() if ".lora_" not in name}
@@ -151,17 +126,15 @@ def test_bf16_shares_one_copy_and_trains_float32_roles(recipe, pipeline):
     assert not torch.allclose(_draw(student, pipeline), _draw(pipeline.denoiser, pipeline))
 
 
-def test_gradient_checkpointing_changes_nothing_but_memory(recipe, pipeline, tmp_path):
+def test_gradient_checkpointing_changes_nothing_but_memory(tiny, recipe, pipeline, tmp_path):
     list(run_recipe(recipe, pipeline))
-    other = dataclasses.replace(
-        _trainer(recipe, gradient_checkpointing=True), output=str(tmp_path / "other")
-    )
+    other = tiny.changed(recipe, tmp_path / "other", gradient_checkpointing=True)
     list(run_recipe(other, pipeline))
     one, two = (load_student(run, pipeline).denoiser for run in (recipe.output, other.output))
     torch.testing.assert_close(_draw(one, pipeline), _draw(two, pipeline), rtol=0, atol=1e-5)
 
 
-def test_it_is_measured_as_what_it_is(recipe, pipeline):
+def test_it_is_measured_as_what_it_is(tiny, recipe, pipeline):
     """The caches of an evaluation know students by their fingerprint, and weights_mb counts the base once."""
     from nitrodistill.evaluation import evaluate
 
@@ -171,7 +144,7 @@ def test_it_is_measured_as_what_it_is(recipe, pipeline):
     prints = {fingerprint(d.module) for d in (found.denoiser, raw.denoiser, pipeline.denoiser)}
     assert len(prints) == 3
     config = EvaluateConfig(num_samples=4, batch_size=4, teacher_steps=2, cost_repeats=1)
-    numbers = evaluate(pipeline, found.denoiser, found.plan, PROMPTS, _means, config=config)
+    numbers = evaluate(pipeline, found.denoiser, found.plan, tiny.prompts, _means, config=config)
     base = sum(p.nbytes for n, p in pipeline.denoiser.module.named_parameters() if "lora_" not in n)
     role = sum(p.nbytes for p in found.denoiser.module.parameters())
     assert numbers.arms["teacher"]["weights_mb"].value == pytest.approx(base / 1e6)

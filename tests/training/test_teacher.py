@@ -1,0 +1,136 @@
+"""A teacher that the processes share out gives what the whole one gives."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributed.fsdp import FSDPModule
+
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import Pipeline
+from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.taps import FeatureTaps
+from nitrodistill.training import OptimizerConfig, load_student, make_accelerator, run_recipe
+from nitrodistill.training.parallel import local, prepare_frozen
+from nitrodistill.training.roles import checkpoint_gradients
+
+# a container, a shared-out unit, and a module inside of one: the pass is left in the middle of it
+TAPS = (
+    "down_blocks.0",
+    "mid_block.resnets.0",
+    "up_blocks.0.attentions.0.transformer_blocks.0.attn1",
+)
+
+
+def _features_and_gradients(denoiser, condition) -> list[np.ndarray]:
+    """Two backward passes, each through two forward passes with one more between that keeps no graph."""
+    draws = torch.Generator().manual_seed(0)
+    found = []
+    for taps in (TAPS, TAPS[:1], TAPS):
+        reader = FeatureTaps(denoiser, taps)
+        one, two = (torch.randn(3, 4, 8, 8, generator=draws, requires_grad=True) for _ in range(2))
+        features = [
+            *reader.features(one, torch.tensor(300), condition),
+            *reader.features(two, torch.tensor(700), condition),
+        ]
+        with torch.no_grad():
+            found.append(denoiser(two, torch.tensor(500), condition))
+        torch.stack([value.square().mean() for value in features]).sum().backward()
+        found += [*features, one.grad, two.grad]
+    return [value.detach().numpy() for value in found]
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_features_and_gradients_through_a_shared_out_network(
+    tiny, tiny_denoiser, tiny_condition, checkpointed
+):
+    network = frozen(tiny_denoiser.module)
+    total = sum(p.numel() for p in network.parameters())
+    expected = _features_and_gradients(tiny_denoiser, tiny_condition)
+
+    def act(rank, world):
+        if checkpointed:
+            checkpoint_gradients(network)
+        prepare_frozen(network, make_accelerator(), "fsdp", TAPS)
+        assert sum(isinstance(part, FSDPModule) for part in network.modules()) > 5
+        found = _features_and_gradients(tiny_denoiser, tiny_condition)
+        return found, sum(local(p).numel() for p in network.parameters())
+
+    both = tiny.in_processes(act)
+    assert sum(held for _, held in both) == total
+    assert max(held for _, held in both) < 0.6 * total
+    for found, _ in both:
+        for value, known in zip(found, expected, strict=True):
+            np.testing.assert_allclose(value, known, rtol=0, atol=1e-6)
+
+
+@pytest.fixture
+def pipeline(tiny_diffusers, tiny_scheduler):
+    return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+
+
+def test_a_recipe_shares_its_teacher_out_and_gives_it_back(tiny, make_recipe, pipeline, tmp_path):
+    """Trained, drawn and measured with it, in two processes: as one process with the whole."""
+    own = pipeline.denoiser
+    total = sum(p.numel() for p in own.module.parameters())
+    method = LADDConfig(updates="shared", fresh_fraction=0.5)
+    recipe = make_recipe(method, steps=2, preview_every=2, evaluate_every=2)
+    # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
+    optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "discriminator")}
+    recipe = tiny.changed(recipe, optimizers=optimizers)
+    held: list[int] = []
+
+    def evaluate(student, plan):
+        networks = (pipeline.denoiser.module, pipeline.diffusers.unet, student.module)
+        held[:] = [sum(local(p).numel() for p in network.parameters()) for network in networks]
+        return {"x": 0.0}
+
+    def act(rank, world):
+        shared = tiny.changed(recipe, tmp_path / "shared", parallel="fsdp")
+        list(run_recipe(shared, pipeline, evaluate=evaluate))
+        assert pipeline.denoiser is own
+        assert pipeline.diffusers.unet is own.module
+        return held
+
+    one, other = tiny.in_processes(act)
+    assert [a + b for a, b in zip(one, other, strict=True)] == [total] * 3
+    assert max(*one, *other) < 0.6 * total
+    list(run_recipe(recipe, pipeline, evaluate=evaluate))
+    assert held == [total] * 3
+    alone, shared = (
+        tiny.weights(load_student(tmp_path / run, pipeline).denoiser.module)
+        for run in ("run", "shared")
+    )
+    torch.testing.assert_close(shared, alone, rtol=0, atol=1e-6)
+    sheets = [
+        np.asarray(Image.open(tmp_path / run / "previews" / "stage-0-step-00000002.png"), int)
+        for run in ("run", "shared")
+    ]
+    assert np.abs(sheets[0] - sheets[1]).max() <= 1, "a rounding, of 255"
+
+
+def test_stages_change_how_they_share_and_a_mistake_gives_the_teacher_back(
+    tiny, make_recipe, pipeline
+):
+    own = pipeline.denoiser
+    recipe = make_recipe(LADDConfig(updates="shared"), steps=1, mixed_precision="bf16")
+    (plain,) = recipe.stages
+    (sharded,) = tiny.changed(recipe, parallel="fsdp", gradient_checkpointing=True).stages
+    kinds: list[tuple[bool, torch.dtype]] = []
+
+    def act(rank, world):
+        wrong = dataclasses.replace(sharded, method=LADDConfig(taps=("mid_blok",)))
+        with pytest.raises(ValueError, match="no submodule 'mid_blok'"):
+            run_recipe(dataclasses.replace(recipe, stages=[sharded, wrong]), pipeline)
+        assert pipeline.denoiser is own
+        stages = [sharded, dataclasses.replace(plain, student="previous")]
+        for _ in run_recipe(dataclasses.replace(recipe, stages=stages), pipeline):
+            network = pipeline.denoiser.module
+            kinds.append((isinstance(network, FSDPModule), next(network.parameters()).dtype))
+        return kinds
+
+    assert tiny.in_processes(act) == [[(True, torch.float32), (False, torch.float32)]] * 2
