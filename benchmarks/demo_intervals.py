@@ -1,9 +1,12 @@
 """How far the demo's numbers spread: runs it with several seeds and states an interval for each length.
 
-    python benchmarks/demo_intervals.py [--seeds 0 1 2 3 4 5] [--lengths short full] [--output runs/intervals]
+    python benchmarks/demo_intervals.py [--seeds 0 1 2 3 4 5] [--lengths short full] [--processes 1]
+        [--output runs/intervals]
 
 `full` is `nitrodistill demo` as it is (about 6 CPU-minutes a seed), `short` the one of the test suite (under one).
-Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more. Writes
+Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more; one that was
+stopped goes on. Another length or recipe has a folder of its own; after another change of the code give another
+--output. As training takes one core, two seeds at once are quicker on two. Writes
 nitrodistill/cli/demo_intervals.json, which the demo and the tests compare with, and the table in
 docs/evaluation_report.md.
 """
@@ -11,20 +14,24 @@ docs/evaluation_report.md.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import multiprocessing
 import platform
 import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import torch
 from scipy.stats import t as student_t
 
-from nitrodistill.cli.demo import DemoConfig, run_demo
+from nitrodistill.cli.demo import DemoConfig, run_demo, toy_recipe
 from nitrodistill.cli.expected import FILE, Length
 from nitrodistill.evaluation import Evaluation, info
 
@@ -57,12 +64,31 @@ def prediction(values: Sequence[float], positive: bool) -> dict[str, float]:
     return {name: float(f"{math.exp(x) if positive else x:.4g}") for name, x in ends.items()}
 
 
-def measured(length: Length, seed: int, folder: Path, again: bool) -> Evaluation:
+def folder_of(length: Length, seed: int, root: Path) -> Path:
+    """Where a demo is kept: named after its length and a hash of its recipe."""
+    recipe = repr(toy_recipe("", "", length.steps, seed))
+    digest = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
+    return root / f"{length.pairs}-{length.steps}-{length.samples}-seed-{seed}-{digest}"
+
+
+def measured(length: Length, seed: int, root: Path, again: bool) -> Evaluation:
     """The demo of a length and a seed: as it is kept, or run as far as it is not done yet."""
+    folder = folder_of(length, seed, root)
     kept = folder / "metrics.json"
     if kept.is_file() and not again:
         return Evaluation.load(kept)
     return run_demo(DemoConfig(str(folder), seed=seed, **asdict(length)))
+
+
+def all_measured(
+    length: Length, seeds: Sequence[int], root: Path, again: bool, processes: int
+) -> list[Evaluation]:
+    """The demos of all seeds, so many at a time."""
+    if processes == 1:
+        return [measured(length, seed, root, again) for seed in seeds]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        return list(pool.map(measured, repeat(length), seeds, repeat(root), repeat(again)))
 
 
 def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> dict[str, Any]:
@@ -107,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--again", action="store_true", help="evaluate what is kept once more")
+    parser.add_argument("--processes", type=int, default=1, help="demos at a time")
     parser.add_argument("--output", type=Path, default=Path("runs/intervals"))
     options = parser.parse_args()
     if not FILE.is_file():  # the demo reads it too
@@ -115,10 +142,9 @@ def main() -> None:
     entries = {Length(e["pairs"], e["steps"], e["samples"]): e for e in kept}
     for name in options.lengths:
         length = LENGTHS[name]
-        found = [
-            measured(length, s, options.output / name / f"seed-{s}", options.again)
-            for s in options.seeds
-        ]
+        found = all_measured(
+            length, options.seeds, options.output, options.again, options.processes
+        )
         entries[length] = state(length, options.seeds, found)
     ordered = [entries[length] for length in LENGTHS.values() if length in entries]
     print(table(ordered))

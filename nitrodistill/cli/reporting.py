@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,11 +73,13 @@ def check_output(folder: Path) -> None:
     place = next(p for p in (folder, *folder.resolve().parents) if p.exists())
     if not place.is_dir():
         raise FileExistsError(f"{str(place)!r} is a file; choose a folder with --output.")
-    if not os.access(place, os.W_OK):
+    try:
+        Path(tempfile.mkdtemp(dir=place)).rmdir()  # permissions alone do not tell
+    except OSError as error:
         raise PermissionError(
-            f"{str(place)!r} is not writable, so no result can be put in {str(folder)!r}; choose another "
-            "folder with --output."
-        )
+            f"{str(place)!r} is not writable ({error.strerror}), so no result can be put in {str(folder)!r}; "
+            "choose another folder with --output."
+        ) from error
     there = [folder / name for name in RESULTS if (folder / name).exists()]
     if not there or _is_evaluation(folder / METRICS):
         return

@@ -81,43 +81,46 @@ def draw_teacher(
     sheet: Sheet,
     cache: Path,
     *,
-    stream: str = NOISE,
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
-) -> PairStore:
-    """The teacher's latents as a pair store below `cache`, made or completed.
+) -> dict[str, PairStore]:
+    """The teacher's latents as pair stores below `cache`, made or completed; returns when they are whole.
 
     Args:
         teacher: its pipeline.
         sheet: prompts, and which sample has which.
-        cache: a folder; the store is in `teacher-<hash>` below it.
-        stream: of noise.
+        cache: a folder; a store is in `teacher-<hash>` below it.
         rank: number of this worker, of those that share the work.
         world_size: how many they are.
         progress: shows a bar.
+
+    Returns:
+        Stream of noise -> store; the second stream too, if the floor is fresh.
     """
-    config = sheet.config
-    settings = GenerateConfig(
-        num_pairs=config.num_samples,
-        steps=config.teacher_steps,
-        guidance=config.guidance,
-        seed=noise_seed(config.seed, stream),
-        batch_size=config.batch_size,
-        shard_size=config.batch_size * -(-MIN_SHARD // config.batch_size),
-        dtype="float32",
-    )
-    key = hashed(depends_on(teacher, sheet) | ({} if stream == NOISE else {"stream": stream}))
-    return generate(
-        teacher,
-        sheet.prompts,
-        cache / f"teacher-{key}",
-        settings,
-        teacher_name=f"evaluation {key}",
-        rank=rank,
-        world_size=world_size,
-        progress=progress,
-    )
+    config, stores = sheet.config, {}
+    for stream in (NOISE, OTHER_NOISE)[: 2 if config.floor == "fresh" else 1]:
+        settings = GenerateConfig(
+            num_pairs=config.num_samples,
+            steps=config.teacher_steps,
+            guidance=config.guidance,
+            seed=noise_seed(config.seed, stream),
+            batch_size=config.batch_size,
+            shard_size=config.batch_size * -(-MIN_SHARD // config.batch_size),
+            dtype="float32",
+        )
+        key = hashed(depends_on(teacher, sheet) | ({} if stream == NOISE else {"stream": stream}))
+        stores[stream] = generate(
+            teacher,
+            sheet.prompts,
+            cache / f"teacher-{key}",
+            settings,
+            teacher_name=f"evaluation {key}",
+            rank=rank,
+            world_size=world_size,
+            progress=progress,
+        )
+    return stores
 
 
 class Drawing:
@@ -138,7 +141,13 @@ class Drawing:
         self._stores: dict[str, PairStore] = {}
         self._caches = {name: LatentCache(self._folder(name)) for name in arms}
 
-    def draw_all(self, rank: int, world_size: int) -> None:
+    def prepare(self) -> None:
+        """Draws what the cache lacks of the teacher; `latents` would do it in its first call."""
+        if self._cache is not None:
+            teacher = self._arms["teacher"].pipeline
+            self._stores = draw_teacher(teacher, self._sheet, self._cache, progress=self._progress)
+
+    def draw_others(self, rank: int, world_size: int) -> None:
         """Draws what the cache lacks of all arms but the teacher, beside other workers; returns when it is there.
 
         Args:
@@ -191,14 +200,8 @@ class Drawing:
         elif self._cache is None:
             found = self._draw(name, rows, stream)
         else:
-            if stream not in self._stores:
-                self._stores[stream] = draw_teacher(
-                    self._arms[name].pipeline,
-                    self._sheet,
-                    self._cache,
-                    stream=stream,
-                    progress=self._progress,
-                )
+            if not self._stores:
+                self.prepare()
             found = self._stores[stream].batch(rows.tolist(), rows).x0
         if not bool(found.isfinite().all()):
             raise ValueError(

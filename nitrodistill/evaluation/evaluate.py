@@ -24,7 +24,7 @@ from nitrodistill.evaluation.arms import Arm, make_arms
 from nitrodistill.evaluation.bench import Bench
 from nitrodistill.evaluation.config import EvaluateConfig, Sheet
 from nitrodistill.evaluation.cost import cost_of
-from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, draw_teacher
+from nitrodistill.evaluation.drawing import Drawing, draw_teacher
 from nitrodistill.evaluation.features import Extractor, Features, named_extractors
 from nitrodistill.evaluation.meters import latent_features
 from nitrodistill.evaluation.nearest import NearestPair
@@ -122,6 +122,7 @@ def evaluate(
             folder,
             nearest,
         )
+        drawing.prepare()
         for number, rows in enumerate(_batches(config, progress)):
             bench.add(number, rows)
         cost = cost_of(arms, sheet) if config.cost_repeats else {}
@@ -163,16 +164,7 @@ def help_draw(
         ValueError: if there is a student without a plan, or the plan does not fit it.
     """
     sheet, place = Sheet.of(prompts, config), Path(cache)
-    for stream in (NOISE, OTHER_NOISE)[: 2 if config.floor == "fresh" else 1]:
-        draw_teacher(
-            teacher,
-            sheet,
-            place,
-            stream=stream,
-            rank=rank,
-            world_size=world_size,
-            progress=progress,
-        )
+    draw_teacher(teacher, sheet, place, rank=rank, world_size=world_size, progress=progress)
     if student is None:
         return
     if plan is None:
@@ -180,7 +172,7 @@ def help_draw(
     arms = make_arms(teacher, student, plan, config)
     plan.check(arms["student"].denoiser.prediction_type)
     with torch.no_grad(), evaluating(arms["student"].denoiser.module):
-        Drawing(arms, sheet, place, progress).draw_all(rank, world_size)
+        Drawing(arms, sheet, place, progress).draw_others(rank, world_size)
 
 
 def _batches(config: EvaluateConfig, progress: bool) -> Iterator[Tensor]:

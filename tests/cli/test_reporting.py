@@ -89,3 +89,15 @@ def test_a_page_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     for place in (page, tmp_path):
         with pytest.raises(FileExistsError, match="is not a page of nitrodistill"):
             check_page(place)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc here")
+def test_a_place_where_nothing_can_be_made_is_told_at_once() -> None:
+    """Not even for root, whom permissions do not hold back."""
+    with pytest.raises(PermissionError, match=r"'/proc' is not writable .* choose another folder"):
+        check_output(Path("/proc/results"))
+
+
+def test_asking_leaves_nothing(tmp_path: Path) -> None:
+    check_output(tmp_path / "new" / "folder")
+    assert not list(tmp_path.iterdir())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -225,9 +227,13 @@ def test_evaluate_refuses_a_place_before_the_work(place, capsys, monkeypatch):
         output = folder / name if name == "deep" else folder
         assert f"{name}' is" in _fails(capsys, *asked, output)
         assert [(f.name, f.read_text()) for f in folder.iterdir()] == [(name, text)]
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "is not writable" in _fails(capsys, *asked, place.root / "new")
+    monkeypatch.setattr(tempfile, "mkdtemp", _refuse)
+    assert "is not writable (No space left on device)" in _fails(capsys, *asked, place.root / "new")
     assert not (place.root / "new").exists()
+
+
+def _refuse(**options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_evaluate_replaces_an_evaluation(place):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.evaluation.networks import ClipScore, _Prepare, clip, dino, inception
+from nitrodistill.models.pipeline import without_broken_torchvision
 from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -130,3 +131,25 @@ def test_what_is_not_on_this_machine_is_not_downloaded(tmp_path: Path, clip_fold
     (tmp_path / "broken.pth").write_bytes(b"no weights")
     with pytest.raises(ValueError, match="does not hold torch-fidelity's Inception"):
         inception(tmp_path / "broken.pth")
+
+
+def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On random weights: its own features of the same 8-bit pictures, which it resizes itself."""
+    without_broken_torchvision()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Network
+
+    file = tmp_path / "inception.pth"
+    torch.save({}, file)
+    with monkeypatch.context() as patch, torch.random.fork_rng():
+        patch.setattr(Network, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = Network("random", ["2048"], str(file))
+    torch.save(network.state_dict(), file)
+    extractor = inception(file)
+    images = pictures(32, 48)
+    levels = ((images + 1) * 127.5).round().to(torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(extractor(images), network(levels)[0])
+    assert (extractor.name, extractor.kernel) == ("inception", "cubic")
+    assert extractor(images).shape == (2, 2048)
+    assert not torch.equal(*extractor(images)), "pictures are told apart"
