@@ -48,11 +48,11 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.cli.scoring import student_scores
     from nitrodistill.cli.teachers import load_teacher
 
-    pipeline = load_teacher(recipe.teacher)
-    evaluate = student_scores(recipe, pipeline)
     last: State | None = None
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
+        pipeline = load_teacher(recipe.teacher)
+        evaluate = student_scores(recipe, pipeline)
         states = run_recipe(recipe, pipeline, resume=resume, stop=stop, evaluate=evaluate)
         for state in with_progress(states, show=False if quiet else None):
             last = state
