@@ -92,6 +92,7 @@ class WeightedSum(nn.Module):
 
     Raises:
         ValueError: for no losses, a weight that is not finite, or a loss with reduction "none".
+        TypeError: for an entry that is not a pair.
     """
 
     weights: dict[str, float]
@@ -100,7 +101,12 @@ class WeightedSum(nn.Module):
         super().__init__()
         if not losses:
             raise ValueError("WeightedSum got no losses; give it {name: (weight, loss)}.")
-        for name, (_, loss) in losses.items():
+        for name, pair in losses.items():
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(
+                    f"the loss {name!r} is given as {type(pair).__name__}; give it as (weight, loss)."
+                )
+            _, loss = pair
             if loss.reduction == "none":
                 raise ValueError(
                     f"the loss {name!r} has reduction 'none'; a sum needs scalars, use 'mean' or 'sum'."

@@ -60,10 +60,12 @@ class _Rooted(torch.autograd.Function):
 
     @staticmethod
     def backward(
-        ctx: Any, *grad_outputs: Tensor
+        ctx: Any, *grad_outputs: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         x, y, slope = ctx.saved_tensors
         grad = grad_outputs[0]
+        if grad is None:
+            return None, None, None, None, None
         scale = grad.view(-1, *(1,) * (x.ndim - 1)) * (x.shape[0] / x.numel())
         if torch.is_grad_enabled():
             d = x - y

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nitrodistill import losses as nl
 from nitrodistill.losses.base import expand_frames, to_frames
@@ -109,11 +110,33 @@ def test_gradients_of_both_arguments(make_loss, make_pair):
     mask = torch.rand(2, 1, 14, 13, dtype=torch.float64)
     weight = torch.tensor([1.0, 2.0], dtype=torch.float64)
     tensors = (x.requires_grad_(), y.requires_grad_())
+    for options in ({"mask": mask, "weight": weight}, {}):
 
-    def value(a, b):
-        return make_loss()(a, b, mask=mask, weight=weight)
+        def value(a, b, options=options):
+            return make_loss()(a, b, **options)
 
-    assert torch.autograd.gradcheck(value, tensors, fast_mode=True)
+        assert torch.autograd.gradcheck(value, tensors, fast_mode=True)
+
+
+class NoLook(TorchDispatchMode):
+    """Refuses the operations that make a device wait for the host."""
+
+    waits = ("_local_scalar_dense", "is_nonzero", "equal", "nonzero", "masked_select", "_unique2")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in self.waits:
+            raise AssertionError(f"{func} looks at values")
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_value_is_looked_at(make_loss, make_pair):
+    x, y = (t.requires_grad_() for t in make_pair(2, 3, 24, 22, dtype=torch.float32))
+    loss, mask, weight = make_loss(), torch.ones(2, 1, 24, 22), torch.ones(2)
+    with NoLook():
+        for options in ({"mask": mask, "weight": weight}, {}):
+            loss(x, y, **options).backward()
+        with pytest.raises(AssertionError, match="looks at values"):
+            x.sum().item()
 
 
 def test_gradient_of_one_argument_is_that_of_both(make_loss, make_pair):

@@ -66,3 +66,8 @@ def test_weighted_sum_returns_terms(make_pair):
 def test_bad_options(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_an_entry_without_its_weight():
+    with pytest.raises(TypeError, match="the loss 'a' is given as L1Loss; give it as"):
+        nl.WeightedSum({"a": nl.L1Loss()})
