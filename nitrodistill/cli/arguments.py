@@ -12,7 +12,15 @@ from typing import Any, get_args, get_type_hints
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
-__all__ = ["describe", "make_parser", "option_names", "parse"]
+__all__ = [
+    "add_device",
+    "add_quiet",
+    "add_teacher",
+    "describe",
+    "make_parser",
+    "option_names",
+    "parse",
+]
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -36,6 +44,29 @@ def make_parser(verb: str, about: str, example: str) -> ArgumentParser:
         exit_on_error=False,
         print_config=None,
     )
+
+
+def add_teacher(parser: ArgumentParser) -> None:
+    """The option that `cli.teachers.load_teacher` takes."""
+    parser.add_argument(
+        "--teacher",
+        type=str,
+        default="toy",
+        help='"toy" or "toy-dit" for those that ship with the package, a directory with a diffusers pipeline, '
+        "or a name on the Hub",
+    )
+
+
+def add_device(parser: ArgumentParser) -> None:
+    """The option that `cli.launched.Place.device` takes."""
+    parser.add_argument(
+        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
+    )
+
+
+def add_quiet(parser: ArgumentParser) -> None:
+    """The option that hides progress bars."""
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ()) -> Namespace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
 
 __all__ = ["main"]
 
@@ -30,13 +30,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import EncodeConfig, encode, open_images
 
     parser = make_parser("encode", ABOUT, EXAMPLE)
-    parser.add_argument(
-        "--teacher",
-        type=str,
-        default="toy",
-        help='"toy" for the one that ships with the package, a directory with a diffusers pipeline, or a '
-        "name on the Hub",
-    )
+    add_teacher(parser)
     parser.add_argument(
         "--images",
         type=str,
@@ -45,10 +39,8 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the store")
     parser.add_class_arguments(EncodeConfig)
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_device(parser)
+    add_quiet(parser)
     given = parse(parser, argv)
     config = EncodeConfig(**{field.name: given[field.name] for field in fields(EncodeConfig)})
     images = open_images(given.images)

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import add_device, make_parser, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,9 +70,7 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help="folder that keeps latents and the numbers of real pictures",
     )
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
-    )
+    add_device(parser)
     parser.add_class_arguments(Judges)
     parser.add_class_arguments(EvaluateConfig)
     given = parse(parser, argv)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
 
 if TYPE_CHECKING:
     from nitrodistill.data import Estimate, Generation
@@ -38,21 +38,13 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
 
     parser = make_parser("generate", ABOUT, EXAMPLE)
-    parser.add_argument(
-        "--teacher",
-        type=str,
-        default="toy",
-        help='"toy" for the one that ships with the package, a directory with a diffusers pipeline, or a '
-        "name on the Hub",
-    )
+    add_teacher(parser)
     parser.add_argument(
         "--prompts", type=str, required=True, help="text file (UTF-8) with a prompt a line"
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the pairs")
     parser.add_class_arguments(GenerateConfig)
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
-    )
+    add_device(parser)
     parser.add_argument(
         "--limit",
         type=int,
@@ -65,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help="say how large it gets and how long it takes; write nothing",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet(parser)
     given = parse(parser, argv)
     config = GenerateConfig(**{field.name: given[field.name] for field in fields(GenerateConfig)})
     prompts = read_prompts(given.prompts)

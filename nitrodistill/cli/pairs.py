@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import add_quiet, make_parser, parse
 
 if TYPE_CHECKING:
     from nitrodistill.data import Statistics
@@ -92,8 +92,6 @@ example:
   nitrodistill pairs push runs/pairs my-name/my-pairs
 """
 
-_QUIET = "no progress bar"
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill pairs --help`."""
@@ -117,7 +115,7 @@ def _verify(argv: Sequence[str]) -> int:
 
     parser = make_parser("pairs verify", VERIFY, VERIFY_EXAMPLE)
     parser.add_argument("store", type=str, help="folder of the store")
-    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    add_quiet(parser)
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     store.verify(progress=not given.quiet)
@@ -174,7 +172,7 @@ def _merge(argv: Sequence[str]) -> int:
     parser = make_parser("pairs merge", MERGE, MERGE_EXAMPLE)
     parser.add_argument("stores", type=str, nargs="+", help="folders of the stores, in order")
     parser.add_argument("--output", type=str, required=True, help="folder of the new store")
-    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    add_quiet(parser)
     given = parse(parser, argv)
     stores = [PairStore.open(path) for path in given.stores]
     store = merge(stores, given.output, progress=not given.quiet)
@@ -202,7 +200,7 @@ def _import(argv: Sequence[str]) -> int:
         help="Nitro's prompt file: sample N is its line N, from 0; without it the texts are lost",
     )
     parser.add_class_arguments(NitroConfig)
-    parser.add_argument("--quiet", action="store_true", help=_QUIET)
+    add_quiet(parser)
     given = parse(parser, argv)
     if not is_nitro(given.path):
         if given.prompts is not None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nitrodistill.cli.arguments import describe, make_parser, option_names, parse
+from nitrodistill.cli.arguments import add_quiet, describe, make_parser, option_names, parse
 
 if TYPE_CHECKING:
     from nitrodistill.training import Checkpoint, Recipe, State
@@ -89,7 +89,7 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
         default="auto",
         help="auto goes on with what the folder holds; never wants a new or empty folder",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    add_quiet(parser)
     parser.add_class_arguments(Recipe)
     _check_files(argv)
     given = parser.instantiate(parse(parser, argv, option_names(Recipe)))

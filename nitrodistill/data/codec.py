@@ -70,6 +70,9 @@ def from_buffers(
     shape = [longest if n is None else n for n in column.shape]
     if column.encoding == "draws":
         shape = [stride // stored.itemsize]
+    if column.encoding != "int8" and min(sizes) == max(sizes) and longest:
+        whole = torch.frombuffer(bytearray().join(buffers), dtype=stored)
+        return whole.to(wanted).view(len(buffers), *shape)
     out = torch.empty(len(buffers), *shape, dtype=wanted)
     flat = out.view(len(buffers), -1)
     for row, buffer in zip(flat, buffers, strict=True):  # one pass: read, convert, pad
@@ -78,7 +81,8 @@ def from_buffers(
         else:
             values = torch.frombuffer(buffer, dtype=stored) if len(buffer) else row[:0]
         row[: len(values)] = values
-        row[len(values) :] = 0
+        if len(values) < len(row):
+            row[len(values) :] = 0
     return out
 
 
