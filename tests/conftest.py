@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -118,3 +120,25 @@ def tiny_diffusers() -> Callable[[Any], Any]:
         return pipe
 
     return make
+
+
+_run = subprocess.run
+
+
+def run_here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
+    """Runs the script of the fresh process in this one."""
+    if command[:2] != [sys.executable, "-c"]:
+        return _run(command, **settings)
+    script, *arguments = command[2:]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["-c", *arguments])
+        exec(script, {"__name__": "__main__"})
+    return subprocess.CompletedProcess(command, 0, "", "")
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The self-test of exports starts no process: a fresh one costs seconds."""
+    from nitrodistill.export import self_test as testing
+
+    monkeypatch.setattr(testing.subprocess, "run", run_here)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -104,20 +105,23 @@ def main(argv: Sequence[str]) -> int:
     if given.push is not None:
         print(f"pushed to {push(given.output, given.push, private=given.private)}")
     print(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
-    if given.lora:
-        print(f"  the lines in {Path(given.output) / 'README.md'}")
-        return 0
-    print(f'  DiffusionPipeline.from_pretrained("{given.output}")')
-    print(f"  pipe(prompt, num_inference_steps={len(student.plan)}, guidance_scale=0)")
+    print(textwrap.indent(_example(Path(given.output)), "  "))
     return 0
 
 
+def _example(folder: Path) -> str:
+    """The lines of the model card that load and draw: they hold the very call that was tested."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    return card.partition("```python\n")[2].partition("```")[0].rstrip()
+
+
 def _base_model(run: Run) -> str:
-    """What loads the teacher: its name, or of an embedded one its folder."""
+    """What loads the teacher: its name, or of an embedded one its folder, where it is in one."""
     from nitrodistill.cli.teachers import EMBEDDED
 
     teacher = run.student.recipe.teacher
-    return str(run.pipeline.diffusers.config["_name_or_path"]) if teacher in EMBEDDED else teacher
+    folder = run.pipeline.diffusers.config.get("_name_or_path") if teacher in EMBEDDED else None
+    return str(folder or teacher)
 
 
 def _measured(run: Run) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 __all__: list[str] = []
 
 
-class _OtherSize(Exception):
+class _OtherSize(ValueError):
     """The call draws latents of another shape than the student's."""
 
 
@@ -75,7 +75,7 @@ def _main(answer: str, settings: dict[str, Any]) -> None:
     shape = settings["latent_shape"]
     try:
         found = _draw(pipe, settings["prompts"], shape, call)
-    except _OtherSize:
+    except ValueError:  # or diffusers' own, of a network whose size is none of its resolution bins
         call.update(size)
         found = _draw(pipe, settings["prompts"], shape, call)
     save_file(found, answer, metadata={"call": json.dumps(call)})

@@ -24,7 +24,7 @@ from torch import Tensor
 from nitrodistill.export.card import Card, is_hub_name
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import check_target, folder_for, plan_record, write_record
-from nitrodistill.export.pipeline import assembled, without_lora
+from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -98,7 +98,9 @@ def export_lora(
             _write_kohya(partial / KOHYA, weights, config["lora_alpha"])
         ready.save_pretrained(partial / "scheduler")
         with _base(pipeline) as base:
-            test = self_test(base, pipeline, student, plan, prompts, partial, _guidance(pipeline))
+            test = self_test(
+                base, pipeline, student, plan, prompts, partial, told_guidance(pipeline)
+            )
         digest = hashlib.blake2b((partial / WEIGHTS).read_bytes(), digest_size=16).hexdigest()
         write_record(partial, student.prediction_type, plan, base_model, test, digest)
         file = KOHYA if (partial / KOHYA).exists() else WEIGHTS
@@ -158,13 +160,6 @@ def _write_kohya(file: Path, weights: dict[str, Tensor], alpha: float) -> None:
     scale = torch.tensor(float(alpha))  # diffusers writes the rank there
     named = {k: scale.clone() if k.endswith(".alpha") else v for k, v in found.items()}
     save_file({k: v.contiguous() for k, v in named.items()}, file, metadata={"format": "pt"})
-
-
-def _guidance(pipeline: Pipeline) -> float:
-    """What the call has to say: the scale that a network with embedded guidance was trained with, else 0."""
-    if not pipeline.denoiser.adapter.embeds_guidance:
-        return 0
-    return float(pipeline.null_condition()["guidance"])
 
 
 @contextmanager

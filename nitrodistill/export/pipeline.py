@@ -27,7 +27,7 @@ from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.wrappers import LoRARole
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["assembled", "export", "without_lora"]
+__all__ = ["assembled", "export", "told_guidance", "without_lora"]
 
 
 def export(
@@ -107,10 +107,14 @@ def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Modul
     if isinstance(denoiser.module, LoRARole):
         denoiser = merged(denoiser)
     network = without_lora(denoiser.module)
-    if not denoiser.adapter.embeds_guidance:
-        return network
-    guidance = float(pipeline.null_condition()["guidance"])  # what students are trained with
-    return denoiser.adapter.with_guidance_baked(network, guidance)
+    return denoiser.adapter.with_guidance_baked(network, told_guidance(pipeline))
+
+
+def told_guidance(pipeline: Pipeline) -> float:
+    """The scale that students are told in training where it is embedded (Flux-dev), else 0."""
+    if not pipeline.denoiser.adapter.embeds_guidance:
+        return 0
+    return float(pipeline.null_condition()["guidance"])
 
 
 def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:

@@ -1,8 +1,9 @@
-"""A LoRA run on the command line: train with an option, then export both ways, each tested in a fresh process."""
+"""A LoRA run on the command line: train with an option, then export both ways."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +12,11 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from nitrodistill.cli.main import main
+from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.models import Pipeline
+from nitrodistill.sampling import sample
 from nitrodistill.toy.manifest import WEIGHTS
-from nitrodistill.training import find_checkpoints, load_recipe
+from nitrodistill.training import find_checkpoints, load_recipe, load_student
 
 PROMPT = "a small red circle on a black background"
 FAST = (
@@ -31,13 +34,25 @@ def _run(place, *options: str) -> str:
     return str(output)
 
 
-def _drawn(pipe) -> torch.Tensor:
+def _exporting(seen: dict[str, object]):
+    """Stands in for an export: keeps its options, writes a card."""
+
+    def export(pipeline, student, plan, output, **options):
+        seen.update(options)
+        Path(output).mkdir()
+        (Path(output) / "README.md").write_text("```python\npipe()\n```\n")
+
+    return export
+
+
+def _drawn(pipe, **size) -> torch.Tensor:
     pipe.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     call = {"num_inference_steps": 1, "guidance_scale": 0, "output_type": "latent"}
-    return pipe(PROMPT, **call, generator=generator).images
+    return pipe(PROMPT, **call, **size, generator=generator).images
 
 
+@pytest.mark.usefixtures("here")
 def test_a_lora_run_is_exported_merged_and_as_a_file(place, capsys):
     run = _run(place, "--stages.lora.rank", "2", "--stages.lora.alpha", "3", *FAST)
     lora = load_recipe(f"{run}/recipe.yaml").stages[0].lora
@@ -48,7 +63,7 @@ def test_a_lora_run_is_exported_merged_and_as_a_file(place, capsys):
     assert main(["export", "--run", run, "--output", str(merged)]) == 0
     assert "num_inference_steps=1, guidance_scale=0" in capsys.readouterr().out
     assert main(["export", "--run", run, "--output", str(file), "--lora"]) == 0
-    assert f"the lines in {file / 'README.md'}" in capsys.readouterr().out
+    assert f'  pipe.load_lora_weights("{file}")\n' in capsys.readouterr().out
     for folder in (merged, file):
         test = json.loads((folder / "nitrodistill.json").read_text())["self_test"]
         assert max(test["latents"], test["images"]) <= 1e-5
@@ -69,12 +84,40 @@ def test_a_lora_run_is_exported_merged_and_as_a_file(place, capsys):
     assert not torch.allclose(ours, teachers, rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.usefixtures("here")
+def test_a_lora_run_of_the_embedded_transformer_is_exported_merged(place, capsys):
+    """Its pipeline loads no LoRA, and knows resolution bins for other sizes than its own."""
+    pairs = str(place.root / "pairs")
+    arguments = ["--prompts", str(place.prompts), "--num_pairs", "4", "--steps", "1"]
+    assert main(["generate", "--teacher", "toy-dit", *arguments, "--output", pairs]) == 0
+    method = {"adversarial": "hinge", "updates": "shared", "head": "token", "timestep": 400}
+    data = yaml.safe_load(place.recipe.read_text()) | {"teacher": "toy-dit", "pairs": pairs}
+    data["stages"][0]["method"] = {**method, "taps": ["transformer_blocks.2"]}
+    place.recipe.write_text(yaml.safe_dump(data))
+    run = _run(place, "--stages.lora.rank", "2", *FAST)
+
+    output = str(place.root / "pipeline")
+    assert main(["export", "--run", run, "--output", output, "--lora"]) == 2
+    assert "PixArtSigmaPipeline cannot load LoRA weights" in capsys.readouterr().err
+    assert main(["export", "--run", run, "--output", output]) == 0
+    size = "height=32, width=32, use_resolution_binning=False"
+    assert f"num_inference_steps=1, guidance_scale=0, {size})" in capsys.readouterr().out
+    pipe = DiffusionPipeline.from_pretrained(output)
+    student = load_student(run, load_teacher("toy-dit"))
+    call = {"height": 32, "width": 32, "use_resolution_binning": False}
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        condition = load_teacher("toy-dit").encode_prompt([PROMPT])
+        x0 = sample(student.denoiser, student.plan, noise, condition)
+    torch.testing.assert_close(_drawn(pipe, **call), x0, rtol=1e-4, atol=1e-4)
+
+
 def test_a_lora_run_is_evaluated_and_its_numbers_go_into_the_card(place, monkeypatch):
     run = _run(place, "--stages.lora.rank", "2")
     numbers = ["--num_samples", "4", "--teacher_steps", "2", "--cost_repeats", "0"]
     assert main(["evaluate", "--run", run, *numbers]) == 0
     seen = {}
-    monkeypatch.setattr("nitrodistill.export.export", lambda *_, **options: seen.update(options))
+    monkeypatch.setattr("nitrodistill.export.export", _exporting(seen))
     assert main(["export", "--run", run, "--output", str(place.root / "out")]) == 0
     assert seen["metrics"] is not None, "evaluate measured the student that export writes"
 
@@ -90,9 +133,7 @@ def test_an_embedded_teacher_is_named_by_its_folder_in_the_lora_card(place, tmp_
     place.recipe.write_text(yaml.safe_dump(data | {"pairs": str(tmp_path / "toys")}))
     run = _run(place, "--stages.lora.rank", "1")
     seen = {}
-    monkeypatch.setattr(
-        "nitrodistill.export.export_lora", lambda *_, **options: seen.update(options)
-    )
+    monkeypatch.setattr("nitrodistill.export.export_lora", _exporting(seen))
     assert main(["export", "--run", run, "--output", str(place.root / "out"), "--lora"]) == 0
     assert seen["base_model"] == str(WEIGHTS)
 

@@ -120,12 +120,14 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
 
     def export(pipeline, student, plan, output, **options):
         seen.update(options, student=student, plan=plan, output=output)
+        Path(output).mkdir(exist_ok=True)
+        (Path(output) / "README.md").write_text("# A card\n\n```python\npipe()\n```\n")
 
     monkeypatch.setattr(sys.modules["nitrodistill.export"], "export", export)
     assert _train(place) == 0
     run = place.root / "run"
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
-    assert "num_inference_steps=1, guidance_scale=0" in capsys.readouterr().out
+    assert capsys.readouterr().out.endswith("draw with\n  pipe()\n"), "the card's example"
     expected = load_student(run, Pipeline.load(place.teacher))
     pairs = zip(
         seen["student"].module.parameters(), expected.denoiser.module.parameters(), strict=True

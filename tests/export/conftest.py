@@ -1,33 +1,13 @@
-"""Students to export, and a self-test whose process is this one (a fresh one costs ten seconds)."""
+"""Students to export."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 
-from nitrodistill.export import self_test as testing
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-
-
-def run_here(command: list[str], **settings: Any) -> subprocess.CompletedProcess[str]:
-    """Runs the script of the fresh process in this one."""
-    executable, flag, script, *arguments = command
-    assert (executable, flag) == (sys.executable, "-c")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["-c", *arguments])
-        exec(script, {"__name__": "__main__"})
-    return subprocess.CompletedProcess(command, 0, "", "")
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The self-test starts no process."""
-    monkeypatch.setattr(testing.subprocess, "run", run_here)
 
 
 @pytest.fixture(scope="session")

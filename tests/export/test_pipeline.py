@@ -98,6 +98,7 @@ PLANS = [
     ("flux-dev", (32, 48), None, 4, "ode", "FlowMatchEulerDiscreteScheduler"),
     ("flux-schnell", (32, 32), None, 2, "renoise", "FlowMatchLCMScheduler"),
     ("sana", None, None, 1, "ode", "FlowMatchEulerDiscreteScheduler"),
+    ("sana", None, None, 3, "ode", "FlowMatchEulerDiscreteScheduler"),
 ]
 
 

@@ -9,10 +9,11 @@ def test_the_page_has_every_family_and_every_feature_and_no_failure():
     features = {name for name in vars(families_test) if name.startswith("test_")}
     assert features == set(FEATURES)
     written = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
-    rows = [line.strip("| \n").split(" | ") for line in written.splitlines()]
-    assert rows[0][1:] == list(FEATURES.values())
-    assert [row[0] for row in rows[2:]] == list(FAMILIES)
-    assert all(cell in ("yes", "-") for row in rows[2:] for cell in row[1:])
+    passing = {(family, test): "yes" for family in FAMILIES for test in FEATURES}
+    for family in FAMILIES:  # what cannot be guided is skipped
+        if not families_test.made(family)[0].adapter.entries():
+            passing[family, "test_guidance"] = "-"
+    assert written == table(passing), "stale: run python tests/models/write_table.py"
 
 
 def test_a_missing_result_is_no_success():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.toy.loop import LoopConfig, build, fit, seeded
+from nitrodistill.toy.loop import build, seeded
 from nitrodistill.toy.manifest import DIT_WEIGHTS, verify
 from nitrodistill.toy.measure import joint_alignment, random_captions, sample
 from nitrodistill.toy.oracle import load_oracle
@@ -22,6 +22,7 @@ from nitrodistill.toy.train_dit import (
     tokenize_with_mask,
 )
 from nitrodistill.toy.train_vae import make_vae
+from tests.toy.resuming import check_resumed_is_bit_equal
 
 
 def test_the_parts_have_the_stated_sizes():
@@ -67,27 +68,7 @@ def test_an_ideal_prediction_has_no_loss():
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path):
     """With a text encoder that ties two names to one weight."""
     pool = make_masked_latents(build(make_vae, 0), 16, seed=0)
-    config = LoopConfig("dit", steps=2, batch_size=4, learning_rate=1e-3, checkpoint_every=1)
-    (tmp_path / "whole").mkdir()
-    whole = fit(build(DiTTeacher, 0), pool.loss, config, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    calls = 0
-
-    def killed(teacher: DiTTeacher, batch_size: int, generator: torch.Generator) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise Killed
-        return pool.loss(teacher, batch_size, generator)
-
-    with pytest.raises(Killed):
-        fit(build(DiTTeacher, 0), killed, config, tmp_path)
-    resumed = fit(build(DiTTeacher, 1), pool.loss, config, tmp_path)
-    for (name, first), second in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(first, second), name
+    check_resumed_is_bit_equal(DiTTeacher, pool.loss, 2, tmp_path)
 
 
 def test_written_weights_load_as_their_fp16_rounding(

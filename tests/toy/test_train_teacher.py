@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nitrodistill.toy.loop import LoopConfig, build, fit, seeded
+from nitrodistill.toy.loop import build, seeded
 from nitrodistill.toy.train_teacher import (
     Teacher,
     make_latents,
@@ -15,6 +15,7 @@ from nitrodistill.toy.train_teacher import (
     random_timesteps,
 )
 from nitrodistill.toy.train_vae import make_vae
+from tests.toy.resuming import check_resumed_is_bit_equal
 
 
 def test_unet_has_the_stated_size():
@@ -58,24 +59,4 @@ def test_an_ideal_prediction_has_no_loss():
 
 def test_teacher_killed_and_resumed_is_bit_equal(tmp_path: Path):
     pool = make_latents(build(make_vae, 0), 16, seed=0)
-    config = LoopConfig("teacher", steps=3, batch_size=4, learning_rate=1e-3, checkpoint_every=1)
-    (tmp_path / "whole").mkdir()
-    whole = fit(build(Teacher, 0), pool.loss, config, tmp_path / "whole")
-
-    class Killed(Exception):
-        pass
-
-    calls = 0
-
-    def killed(teacher: Teacher, batch_size: int, generator: torch.Generator) -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise Killed
-        return pool.loss(teacher, batch_size, generator)
-
-    with pytest.raises(Killed):
-        fit(build(Teacher, 0), killed, config, tmp_path)
-    resumed = fit(build(Teacher, 1), pool.loss, config, tmp_path)
-    for (name, first), second in zip(whole.named_parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(first, second), name
+    check_resumed_is_bit_equal(Teacher, pool.loss, 3, tmp_path)

@@ -173,16 +173,23 @@ class Adapter(ABC):
         return Condition({key: make(key, entry) for key, entry in self.entries().items()})
 
     def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
-        """A network that draws at one scale of embedded guidance without being told it.
+        """A network that draws at one scale of embedded guidance without being told it, for export.
+
+        Where no scale is embedded that is the network itself. A family with `embeds_guidance` must say how.
 
         Args:
-            network: with `embeds_guidance`; it stays as it is, but its weights are shared.
+            network: stays as it is; its weights may be shared.
             guidance: the scale.
 
         Raises:
-            NotImplementedError: if the family embeds none.
+            TypeError: if the family embeds guidance and does not say how.
         """
-        raise NotImplementedError(f"{type(network).__name__} embeds no guidance.")
+        if self.embeds_guidance:
+            raise TypeError(
+                f"{type(self).__name__} has embeds_guidance, so it must define with_guidance_baked too; "
+                "without it a student cannot be exported."
+            )
+        return network
 
 
 class PipelineAdapter(ABC):
