@@ -106,8 +106,11 @@ def _roles(memory: Memory) -> str:
     ]
     lines.append("")
     lines += [
-        f"activations, {turn} learning: {_size(fixed)} + {_size(each)} a sample"
-        for turn, (fixed, each) in memory.activations.items()
+        f"activations, {' and '.join(turn)} learning, {backward.role}'s backward pass: "
+        f"{_size(backward.kept.fixed + backward.block.fixed)} + "
+        f"{_size(backward.kept.each + backward.block.each)} a sample"
+        for turn, passes in memory.turns.items()
+        for backward in passes
     ]
     lines.append(f"peak with micro-batches of {memory.batch_size}: {_size(memory.peak())}\n")
     return "\n".join(lines)

@@ -1,11 +1,13 @@
 """What a stage needs: parameters and memory of every role, before anything is allocated.
 
-    peak = weights + moments + averages of all roles + max over turns of max(gradients, activations)
+    peak = weights + moments + averages of all roles + max over backward passes of
+           gradients that are there before + max(own gradients, activations) + a recomputed block
 
-Gradients come as activations go; where micro-batches accumulate they stay, and the inner max is a sum.
-Weights, gradients, moments and averages follow from the shapes and are exact. Activations are what autograd
-saves, counted on the meta device (`training.saved`). What the allocator, the kernels and the VAE's own activations
-add is not counted; leave room for it.
+A role's gradients come as its activations go. They stay until the optimizer's step: while the next role of the
+same turn goes backward, and where micro-batches accumulate, from one to the next. Under gradient checkpointing one
+block is there beside either. Weights, gradients, moments and averages follow from the shapes and are exact.
+Activations are what autograd saves, counted on the meta device (`training.saved`). What the allocator, the kernels
+and the VAE's own activations add is not counted; leave room for it. `benchmarks/estimate.py` compares with runs.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +31,7 @@ from nitrodistill.training.saved import Autocast, SavedTensors
 from nitrodistill.training.trainer import STUDENT
 from nitrodistill.types import Batch
 
-__all__ = ["Memory", "RoleMemory", "estimate", "what_helps"]
+__all__ = ["Backward", "Line", "Memory", "RoleMemory", "estimate", "what_helps"]
 
 _SIZES = (
     6,
@@ -62,21 +64,45 @@ class RoleMemory:
     average: int = 0
 
 
+class Line(NamedTuple):
+    """Bytes as they grow with the micro-batch."""
+
+    fixed: int
+    each: int
+
+    def at(self, batch_size: int) -> int:
+        """Bytes for so many samples."""
+        return self.fixed + batch_size * self.each
+
+
+@dataclass(frozen=True)
+class Backward:
+    """One role's backward pass.
+
+    Attributes:
+        role: whose.
+        kept: what autograd holds when it begins.
+        block: what the largest checkpointed block computes anew, for as long as it is gone through.
+    """
+
+    role: str
+    kept: Line
+    block: Line
+
+
 @dataclass(frozen=True)
 class Memory:
     """What a stage needs on its device.
 
     Attributes:
         roles: name -> share.
-        activations: turn -> (bytes whatever the batch, bytes a sample).
-        active: turn -> the roles whose gradients exist then.
+        turns: the roles that learn in a step -> their backward passes, in order.
         batch_size: samples of a micro-batch.
         accumulates: whether gradients stay for the next micro-batch.
     """
 
     roles: Mapping[str, RoleMemory]
-    activations: Mapping[str, tuple[int, int]]
-    active: Mapping[str, tuple[str, ...]]
+    turns: Mapping[tuple[str, ...], tuple[Backward, ...]]
     batch_size: int
     accumulates: bool
 
@@ -88,18 +114,24 @@ class Memory:
     def peak(self, batch_size: int | None = None) -> int:
         """Bytes at the worst moment, for the stage's batch size or another one."""
         size = self.batch_size if batch_size is None else batch_size
-        both = sum if self.accumulates else max
-        turns = [
-            both(
-                (sum(self.roles[role].gradients for role in self.active[turn]), fixed + size * each)
-            )
-            for turn, (fixed, each) in self.activations.items()
-        ]
-        return self.resident + max(turns)
+        return self.resident + max(self._peak(turn, size) for turn in self.turns.values())
+
+    def _peak(self, turn: tuple[Backward, ...], size: int) -> int:
+        """Bytes on top of what is resident at the worst moment of a turn."""
+        gradients = [self.roles[backward.role].gradients for backward in turn]
+        most = 0
+        for i, (backward, own) in enumerate(zip(turn, gradients, strict=True)):
+            kept, block = backward.kept.at(size), backward.block.at(size)
+            if self.accumulates:
+                most = max(most, sum(gradients) + kept + block)
+            else:
+                most = max(most, sum(gradients[:i]) + max(own, kept) + block)
+        return most
 
     def largest_batch(self, capacity: int) -> int:
         """The largest micro-batch whose peak is within `capacity` bytes; 0 if none is."""
-        each = max((slope for _, slope in self.activations.values()), default=0)
+        passes = [backward for turn in self.turns.values() for backward in turn]
+        each = max(backward.kept.each + backward.block.each for backward in passes)
         size = max(0, (capacity - self.peak(0)) // each) if each else 0
         while self.peak(size + 1) <= capacity:
             size += 1
@@ -150,19 +182,12 @@ def estimate(
                 share, weights=_fetched(role.module) * size, gradients=0, optimizer=0, average=0
             )
         roles[name] = share
-    turns = {method.active(step): step for step in _steps(stage)}
-    measured = {
-        active: [_activations(method, stage, step, pipeline, size, text_length) for size in _SIZES]
-        for active, step in turns.items()
+    steps = {method.active(step): step for step in _steps(stage)}
+    turns = {
+        active: _backwards(method, stage, step, pipeline, text_length)
+        for active, step in steps.items()
     }
-    lines = {active: _line(*bytes) for active, bytes in measured.items()}
-    return Memory(
-        roles,
-        {" and ".join(active): line for active, line in lines.items()},
-        {" and ".join(active): active for active in lines},
-        stage.trainer.batch_size,
-        stage.trainer.accumulation > 1,
-    )
+    return Memory(roles, turns, stage.trainer.batch_size, stage.trainer.accumulation > 1)
 
 
 def what_helps(
@@ -263,34 +288,45 @@ def _moments(weight: Tensor, eight_bit: bool) -> int:
     return 2 * (weight.numel() + 4 * -(-weight.numel() // _STATE_BLOCK))
 
 
-def _activations(
+def _backwards(
+    method: LADD, stage: Stage, step: int, pipeline: Pipeline, text_length: int
+) -> tuple[Backward, ...]:
+    """The backward passes of a step, from micro-batches of two sizes."""
+    small, large = (_saved(method, stage, step, pipeline, size, text_length) for size in _SIZES)
+    return tuple(
+        Backward(role, _line(kept, more_kept), _line(block, larger_block))
+        for (role, kept, block), (_, more_kept, larger_block) in zip(small, large, strict=True)
+    )
+
+
+def _saved(
     method: LADD, stage: Stage, step: int, pipeline: Pipeline, size: int, text_length: int
-) -> int:
-    """The most that autograd saves in one of the step's backward passes, for a micro-batch of `size`."""
+) -> list[tuple[str, int, int]]:
+    """(role, bytes kept, bytes of the largest block) of each backward pass, for a micro-batch of `size`."""
     assert isinstance(method.student, DiffusersDenoiser)
     networks = [method.student.network]
     if method.discriminator is not None:
         networks += [method.discriminator.denoiser.module, method.discriminator.heads]
     saved = SavedTensors(*networks)
-    for network in networks:  # the frozen backbone too, as the trainer does
+    for network in networks:  # the frozen backbone too, as a run does
         _checkpoint(network, saved if stage.trainer.gradient_checkpointing else None)
     index = torch.arange(size)
     x0 = torch.empty(size, *pipeline.latent_shape, device="meta")
     text = pipeline.denoiser.adapter.example_condition(x0[:1], text_length)
     batch = Batch(index, x0, torch.empty_like(x0), text.index([0] * size))
-    active, most = method.active(step), 0
+    active, found = method.active(step), []
     with saved.counting(), _autocast(method, stage.trainer.mixed_precision == "bf16"):
-        for _, terms in method.losses(batch, active, Draws(0, step, index)):
+        for role, terms in method.losses(batch, active, Draws(0, step, index)):
             del terms
-            most = max(most, saved.bytes)
+            found.append((role, saved.kept, saved.largest_block))
             saved.clear()
-    return most
+    return found
 
 
-def _line(small: int, large: int) -> tuple[int, int]:
-    """(bytes whatever the batch, bytes a sample) through what two sizes need."""
+def _line(small: int, large: int) -> Line:
+    """The line through what two sizes need."""
     slope = (large - small) // (_SIZES[1] - _SIZES[0])
-    return small - _SIZES[0] * slope, slope
+    return Line(small - _SIZES[0] * slope, slope)
 
 
 def _checkpoint(module: nn.Module, saved: SavedTensors | None) -> None:

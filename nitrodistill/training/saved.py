@@ -41,9 +41,14 @@ class SavedTensors:
         self._largest_block = 0
 
     @property
-    def bytes(self) -> int:
-        """What is saved now, with the largest checkpointed block's own on top."""
-        return sum(_size(t) for t in self._kept.values()) + self._largest_block
+    def kept(self) -> int:
+        """Bytes that are saved now; of a checkpointed block what it was given."""
+        return sum(_size(t) for t in self._kept.values())
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes that the largest checkpointed block saves on top, while backward recomputes it."""
+        return self._largest_block
 
     def clear(self) -> None:
         """Forgets all, as a backward pass does."""

@@ -10,7 +10,14 @@ from nitrodistill.method import Draws
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
-from nitrodistill.training.estimate import estimate, what_helps
+from nitrodistill.training.estimate import (
+    Backward,
+    Line,
+    Memory,
+    RoleMemory,
+    estimate,
+    what_helps,
+)
 from nitrodistill.training.recipe import Stage
 from nitrodistill.types import Batch
 
@@ -22,6 +29,13 @@ STAGE = Stage(METHOD, TrainerConfig(steps=2, batch_size=3, optimizers=ROLES))
 @pytest.fixture
 def pipeline(tiny_diffusers, tiny_scheduler) -> Pipeline:
     return Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+
+
+@pytest.fixture(scope="module")
+def switched(tiny_diffusers, tiny_scheduler) -> dict[str, Memory]:
+    """What helps `STAGE`, counted once."""
+    shapes = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    return what_helps(shapes, STAGE, text_length=5, lora_rank=2)
 
 
 def nbytes(tensors) -> int:
@@ -59,8 +73,8 @@ def test_weights_gradients_moments_and_average_are_those_of_a_real_run(pipeline)
     assert found["vae"].parameters == sum(p.numel() for p in pipeline.diffusers.vae.parameters())
 
 
-def test_the_largest_batch_is_the_last_that_fits(pipeline):
-    memory = estimate(pipeline, STAGE, text_length=5)
+def test_the_largest_batch_is_the_last_that_fits(switched):
+    memory = switched["as it is"]
     capacity = 2 * memory.peak()
     largest = memory.largest_batch(capacity)
     assert memory.peak(largest) <= capacity < memory.peak(largest + 1)
@@ -68,26 +82,42 @@ def test_the_largest_batch_is_the_last_that_fits(pipeline):
     assert memory.peak() == memory.peak(3)
 
 
-def test_gradients_that_stay_add_to_the_activations(pipeline):
-    longer = replace(STAGE, trainer=replace(STAGE.trainer, accumulation=2))
-    once, twice = (estimate(pipeline, stage, text_length=5) for stage in (STAGE, longer))
-    gradients = sum(role.gradients for role in once.roles.values())
-    ((fixed, each),) = (once.activations[turn] for turn in ("student and discriminator",))
-    assert once.peak() == once.resident + max(gradients, fixed + 3 * each)
-    assert twice.peak() == twice.resident + gradients + fixed + 3 * each
+def test_the_peak_is_the_worst_moment_of_a_turn():
+    """Gradients 10 and 7; kept 1 + 2 B and 3 B, blocks 4 and none. Of weights and moments there are 100 bytes."""
+    roles = {
+        "student": RoleMemory(0, 0, 100, gradients=10),
+        "discriminator": RoleMemory(0, 0, 0, gradients=7),
+    }
+    student = Backward("student", Line(1, 2), Line(4, 0))
+    discriminator = Backward("discriminator", Line(0, 3), Line(0, 0))
+    both = {("student", "discriminator"): (student, discriminator)}
+    shared = Memory(roles, both, batch_size=2, accumulates=False)
+    assert shared.peak() == 100 + 10 + 7, "the second's gradients on the first's"
+    assert shared.peak(6) == 100 + 10 + 3 * 6, "its activations on the first's gradients"
+    turns = {("student",): (student,), ("discriminator",): (discriminator,)}
+    alternating = Memory(roles, turns, batch_size=2, accumulates=False)
+    assert alternating.peak() == 100 + 10 + 4, "a recomputed block on all of the gradients"
+    assert alternating.peak(8) == 100 + 24, "each learns alone"
+    kept = Memory(roles, both, batch_size=2, accumulates=True)
+    assert kept.peak() == 100 + 10 + 7 + (1 + 2 * 2 + 4), (
+        "from one micro-batch to the next all stay"
+    )
 
 
-def test_each_switch_lowers_what_it_should(pipeline):
-    found = what_helps(pipeline, STAGE, text_length=5, lora_rank=2)
-    plain = found["as it is"]
-    assert all(memory.peak() < plain.peak() for name, memory in found.items() if name != "as it is")
-    assert found["gradient checkpointing"].resident == plain.resident
-    turn = "student and discriminator"
-    assert found["gradient checkpointing"].activations[turn][1] < plain.activations[turn][1]
-    student = found["8-bit AdamW"].roles["student"]
+def test_each_switch_lowers_what_it_should(switched):
+    plain = switched["as it is"]
+    assert all(m.peak() < plain.peak() for name, m in switched.items() if name != "as it is")
+    assert switched["gradient checkpointing"].resident == plain.resident
+    turn = ("student", "discriminator")
+    (stored, _), (recomputed, _) = (
+        switched[name].turns[turn] for name in ("as it is", "gradient checkpointing")
+    )
+    assert stored.block == (0, 0)
+    assert recomputed.kept.each + recomputed.block.each < stored.kept.each
+    student = switched["8-bit AdamW"].roles["student"]
     assert student.optimizer < plain.roles["student"].optimizer
-    assert found["CPU offload"].roles["student"].optimizer == 0
-    bf16 = found["bf16"].roles
+    assert switched["CPU offload"].roles["student"].optimizer == 0
+    bf16 = switched["bf16"].roles
     assert bf16["backbone"].weights * 2 == bf16["teacher"].weights
 
 
@@ -122,14 +152,14 @@ def test_moments_in_8_bits(pipeline):
 
 def test_turns_of_their_own_are_counted_apart(pipeline):
     config = replace(METHOD, updates="alternating", warmup_steps=2)
-    memory = estimate(pipeline, replace(STAGE, method=config), text_length=5)
-    assert set(memory.activations) == {"student", "discriminator"}
-    assert memory.activations["discriminator"][1] < memory.activations["student"][1]
+    turns = estimate(pipeline, replace(STAGE, method=config), text_length=5).turns
+    assert set(turns) == {("student",), ("discriminator",)}
+    (student,), (discriminator,) = turns["student",], turns["discriminator",]
+    assert discriminator.kept.each < student.kept.each
 
 
-def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline):
+def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline, switched, monkeypatch):
     """Each setting in the recipe is what its switch promised, and leaves the list."""
-    switched = what_helps(pipeline, STAGE, text_length=5, lora_rank=2)
     small = {name: replace(config, eight_bit=True) for name, config in ROLES.items()}
     for switch, stage in {
         "8-bit AdamW": replace(STAGE, trainer=replace(STAGE.trainer, optimizers=small)),
@@ -138,17 +168,18 @@ def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline):
         ),
         "LoRA student, rank 2": replace(STAGE, lora=LoRAConfig(2)),
     }.items():
-        found = what_helps(pipeline, stage, text_length=5, lora_rank=2)
-        assert found["as it is"] == switched[switch]
-        assert switch not in found
+        assert estimate(pipeline, stage, text_length=5) == switched[switch]
         assert not any("_lora" in name for name, _ in pipeline.denoiser.module.named_parameters())
+        with monkeypatch.context() as patch:  # what is offered; the counts are those from above
+            patch.setattr("nitrodistill.training.estimate.estimate", lambda *_, **__: None)
+            assert switch not in what_helps(pipeline, stage, text_length=5, lora_rank=2)
 
 
-def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline):
+def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline, switched):
     half = replace(
         STAGE, trainer=replace(STAGE.trainer, mixed_precision="bf16"), lora=LoRAConfig(2)
     )
     roles = estimate(pipeline, half, text_length=5).roles
-    full = estimate(pipeline, replace(STAGE, lora=LoRAConfig(2)), text_length=5).roles
     assert roles["backbone"].weights * 2 == roles["teacher"].weights
+    full = switched["LoRA student, rank 2"].roles
     assert roles["student"] == full["student"], "the role itself stays in float32"
