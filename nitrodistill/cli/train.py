@@ -77,6 +77,7 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
     from jsonargparse import ActionConfigFile
 
     from nitrodistill.training import Recipe, Stage
+    from nitrodistill.training.recipe import plain_words
 
     parser = make_parser("train", ABOUT, EXAMPLE.format(entries=describe(Stage, "stages.")))
     parser.add_argument("--config", action=ActionConfigFile, help="recipe, a YAML file")
@@ -92,7 +93,10 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
     add_quiet(parser)
     parser.add_class_arguments(Recipe)
     _check_files(argv)
-    given = parser.instantiate(parse(parser, argv, option_names(Recipe)))
+    try:
+        given = parser.instantiate(parse(parser, argv, option_names(Recipe)))
+    except ValueError as error:
+        raise ValueError(plain_words(str(error))) from error
     recipe = Recipe(**{f.name: given[f.name] for f in dataclasses.fields(Recipe)})
     if given.steps is not None:
         recipe = _with_steps(recipe, given.steps)

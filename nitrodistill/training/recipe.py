@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from argparse import ArgumentError
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -20,7 +21,16 @@ from nitrodistill.methods import LADDConfig
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.training.config import TrainerConfig, to_plain
 
-__all__ = ["RECIPE", "Recipe", "Stage", "check_keys", "load_recipe", "parse_recipe", "save_recipe"]
+__all__ = [
+    "RECIPE",
+    "Recipe",
+    "Stage",
+    "check_keys",
+    "load_recipe",
+    "parse_recipe",
+    "plain_words",
+    "save_recipe",
+]
 
 RECIPE = "recipe.yaml"
 """Name of the recipe's file in the folder of a run."""
@@ -156,8 +166,24 @@ def parse_recipe(data: object) -> Recipe:
     try:
         values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))  # it is changed
     except ArgumentError as error:
-        raise ValueError(f"the recipe cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"the recipe cannot be read: {plain_words(str(error))}") from error
+    except ValueError as error:
+        raise ValueError(plain_words(str(error))) from error
     return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+
+
+def plain_words(message: str) -> str:
+    """What jsonargparse says of a wrong value, without its classes: the key, what it must be, what it is."""
+    text = " ".join(message.split())
+    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
+    text = re.sub(r"Does not validate against any of the Union subtypes .*? Errors: - ", "", text)
+    text, null, rest = text.partition(" - Expected a <class 'NoneType'>")
+    if null and "Got value" not in text and ";" not in text:  # our own errors have one
+        text += f" or null. Got value: {rest.rpartition('Given value: ')[2]}"
+    text = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"it must be of type \1", text)
+    text = re.sub(r"Expected a typing\.Literal(\[.*?\])", r"it must be one of \1", text)
+    text = re.sub(r'Parser key "([\w.]+)": (?=Parser key ")', r"\1.", text)
+    return re.sub(r'Parser key "([\w.]+)"', r"\1", text)
 
 
 def load_recipe(path: str | Path) -> Recipe:

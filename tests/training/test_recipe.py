@@ -85,8 +85,23 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
     ("path", "value", "words"),
     [
         (("stages", 0, "trainer", "steps"), 0, "steps is 0; it must be at least 1"),
-        (("stages", 0, "trainer", "steps"), "many", "many"),
-        (("stages", 0, "method", "adversarial"), "wgan", "wgan"),
+        (
+            ("stages", 0, "trainer", "steps"),
+            "many",
+            r"read: stages\.trainer\.steps: it must be of type int\. Got value: many$",
+        ),
+        (
+            ("stages", 0, "method", "adversarial"),
+            "wgan",
+            r"it must be one of \['non_saturating', 'hinge'\]\. Got value: wgan$",
+        ),
+        (
+            ("stages", 0, "trainer", "max_grad_norm"),
+            "x",
+            r"max_grad_norm: it must be of type float or null\. Got value: x$",
+        ),
+        (("stages", 0, "lora"), {"rank": 0}, r"^rank is 0; it must be at least 1\.$"),
+        (("stages", 0, "lora"), {"rank": "x"}, r"rank: it must be of type int\. Got value: x$"),
         (("stages", 0, "student"), "previous", "first stage's student is 'previous'"),
         (("stages", 0, "trainer"), 3, "stages.0.trainer is 3; it must hold names and values"),
         (("stages",), [], "stages is empty"),
