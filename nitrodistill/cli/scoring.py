@@ -28,6 +28,8 @@ def student_scores(
 
     Prompts are those of the pairs, and the teacher draws as it drew them. Noise and prompts are the same every
     time, and the noise is none of the pairs'. The numbers are those of `nitrodistill evaluate`, without the costs.
+    With `parallel: fsdp` the teacher draws anew each time: all processes must run its network alike, whatever each
+    would find in a cache.
 
     Raises:
         FileNotFoundError: if there is no pair store.
@@ -38,6 +40,7 @@ def student_scores(
         return None
     for trainer in stages:
         _check_metric(trainer.best_metric)
+    sharded = any(stage.trainer.parallel == "fsdp" for stage in recipe.stages)
     store = PairStore.open(recipe.pairs)
     made = store.manifest.teachers[0]
     config = EvaluateConfig(
@@ -49,7 +52,7 @@ def student_scores(
     )
 
     def scores(student: Denoiser, plan: StepPlan) -> Mapping[str, float]:
-        cache = Path(recipe.output) / FOLDER
+        cache = None if sharded else Path(recipe.output) / FOLDER
         found = measure_student(
             recipe.teacher,
             pipeline,

@@ -322,7 +322,8 @@ def fingerprint(module: nn.Module) -> str:
     """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store.
 
     LoRA roles on the module (`add_lora`) do not count: the base is what it was without them. That of a role is
-    made of the base's weights, its own, and its scale.
+    made of the base's weights, its own, and its scale. Weights that processes share out (FSDP2) count whole; all
+    of them must call it then.
     """
     digest, role = hashlib.blake2b(digest_size=16), role_in(module)
     whole = module if role is None else role.network
@@ -336,6 +337,8 @@ def fingerprint(module: nn.Module) -> str:
         digest.update(f"LoRA, scale {role.scale};".encode())
     for name, value in sorted(weights.items()):
         digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
+        if type(value).__name__ == "DTensor":  # whose import takes seconds
+            value = value.full_tensor()
         flat = value.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
     return digest.hexdigest()

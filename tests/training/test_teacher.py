@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.training import OptimizerConfig, load_student, make_accelerator, run_recipe
 from nitrodistill.training.parallel import local, prepare_frozen
@@ -77,6 +78,7 @@ def test_a_recipe_shares_its_teacher_out_and_gives_it_back(tiny, make_recipe, pi
     """Trained, drawn and measured with it, in two processes: as one process with the whole."""
     own = pipeline.denoiser
     total = sum(p.numel() for p in own.module.parameters())
+    known = fingerprint(own.module)
     method = LADDConfig(updates="shared", fresh_fraction=0.5)
     recipe = make_recipe(method, steps=2, preview_every=2, evaluate_every=2)
     # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
@@ -86,6 +88,7 @@ def test_a_recipe_shares_its_teacher_out_and_gives_it_back(tiny, make_recipe, pi
 
     def evaluate(student, plan):
         networks = (pipeline.denoiser.module, pipeline.diffusers.unet, student.module)
+        assert fingerprint(pipeline.denoiser.module) == known, "of the whole"
         held[:] = [sum(local(p).numel() for p in network.parameters()) for network in networks]
         return {"x": 0.0}
 
