@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -24,7 +25,7 @@ from nitrodistill.cli.measuring import measure_student
 from nitrodistill.cli.reporting import RESULTS, check_output, write_results
 from nitrodistill.cli.runs import training_latents
 from nitrodistill.cli.teachers import load_teacher
-from nitrodistill.cli.workers import beside, cores
+from nitrodistill.cli.workers import beside, can_train_together, cores, training_together
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, help_draw
 from nitrodistill.evaluation.report import model_card_table, verdict
@@ -158,8 +159,11 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
 
     say(f"2/4  distillation: {config.steps} steps of LADD")
     recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
-    for _ in with_progress(run_recipe(recipe, pipeline), show=True):
-        pass
+    count = min(2, cores()) if can_train_together() else 1
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = Path(folder) / "meeting"
+        with beside(_train, None, recipe, meeting, count=count):
+            _train(pipeline, recipe, meeting, 0, count)
     student = load_student(root / "student", pipeline)
 
     say(
@@ -223,6 +227,13 @@ def _draw_teacher(
         rank=rank,
         world_size=count,
     )
+
+
+def _train(pipeline: Pipeline | None, recipe: Recipe, meeting: Path, rank: int, count: int) -> None:
+    with training_together(rank, count, meeting):
+        recipe_run = run_recipe(recipe, pipeline or load_teacher("toy"))
+        for _ in with_progress(recipe_run, show=rank == 0):
+            pass
 
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:

@@ -3,19 +3,23 @@
     with beside(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
         work(argument, 0, 2)
 
-A worker that fails prints its error; it is for work that the others can do without it.
+A worker that fails prints its error; what the first one computes with it fails then too.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 
 import torch
+from torch import distributed
 
-__all__ = ["beside", "cores"]
+__all__ = ["beside", "can_train_together", "cores", "training_together"]
 
 PATIENCE = 30.0
 """Seconds that a worker gets to end by itself."""
@@ -57,3 +61,50 @@ def beside(work: Callable[..., object], *arguments: object, count: int) -> Itera
 def _alone(work: Callable[..., object], *arguments: object) -> None:
     torch.set_num_threads(1)
     work(*arguments)
+
+
+def can_train_together() -> bool:
+    """Whether processes of this machine can train a network together: on the CPU, through the loopback address."""
+    if torch.cuda.is_available() or not (
+        distributed.is_available() and distributed.is_gloo_available()
+    ):
+        return False
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
+    """Makes this process one of `count` for a trainer on the CPU, for as long as the block lasts.
+
+    Args:
+        rank: its number.
+        count: how many there are; with 1 nothing happens.
+        meeting: a file that does not exist, in an existing folder; the processes find each other there. It may
+            be left.
+    """
+    if count == 1:
+        yield
+        return
+    from accelerate.state import AcceleratorState, GradientState
+
+    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    try:
+        store = distributed.FileStore(str(meeting), count)
+        distributed.init_process_group(
+            "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(minutes=5)
+        )
+        yield
+    finally:
+        if distributed.is_initialized():  # Accelerate ends it where a training ended well
+            distributed.destroy_process_group()
+        # Accelerate's memory of the processes; it has no public way to end it
+        AcceleratorState._reset_state(True)
+        GradientState._reset_state()
+        for name in places:
+            del os.environ[name]

@@ -2,17 +2,30 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 import time
 
 import pytest
+import torch
+from torch import distributed
 
-from nitrodistill.cli.workers import beside, cores
+from nitrodistill.cli.workers import beside, can_train_together, cores, training_together
 
 WORK = """
+import os
 import torch
+from torch import distributed
+from nitrodistill.cli.workers import training_together
 
 def note(folder, rank, count):
     (folder / f"{rank} of {count}, threads: {torch.get_num_threads()}").touch()
+
+def add(folder, rank, count):
+    with training_together(rank, count, folder / "meeting"):
+        total = torch.tensor([10.0**rank])
+        distributed.all_reduce(total)
+        (folder / str(rank)).write_text(f"{total.item()} {os.environ['LOCAL_RANK']}")
+        distributed.barrier()
 """
 
 
@@ -39,10 +52,36 @@ def test_workers_are_numbered_and_use_one_thread_each(work, folder):
     assert [path.name for path in folder.iterdir()] == ["1 of 2, threads: 1"]
 
 
+def test_processes_that_train_together_hear_each_other(work, folder):
+    before = set(os.environ)
+    with beside(work.add, folder, count=2):
+        work.add(folder, 0, 2)
+    assert (folder / "0").read_text() == "11.0 0"
+    assert (folder / "1").read_text() == "11.0 1"
+    assert not distributed.is_initialized()
+    assert set(os.environ) == before
+
+
+def test_processes_without_a_way_to_each_other_train_alone(monkeypatch):
+    assert can_train_together() == (not torch.cuda.is_available())
+
+    def refuse(*_: object, **__: object):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    assert not can_train_together()
+
+
+def test_one_process_alone_is_left_as_it_is(folder):
+    with training_together(0, 1, folder / "meeting"):
+        assert "RANK" not in os.environ
+        assert not distributed.is_initialized()
+
+
 def test_others_end_when_this_process_fails(work, folder):
-    with pytest.raises(RuntimeError, match="mine"), beside(work.note, folder, count=2):
+    with pytest.raises(RuntimeError, match="mine"), beside(work.add, folder, count=2):
         raise RuntimeError("mine")
-    assert not any(folder.iterdir())
+    assert not (folder / "1").exists()
 
 
 def test_there_are_cores():
