@@ -86,8 +86,8 @@ class DemoConfig:
     """
 
     output: str = "runs/demo"
-    pairs: int = 2600
-    steps: int = 1000
+    pairs: int = 3000
+    steps: int = 1300
     samples: int = 1024
     seed: int = 0
 
@@ -149,37 +149,28 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     _check_folder(root)
     pipeline = load_teacher("toy")
 
-    say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-    pairs = GenerateConfig(
-        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
-    )
-    count = min(cores(), -(-config.pairs // PAIRS_PER_FILE))
-    with beside(_make_pairs, None, root / "pairs", pairs, count=count):
-        _make_pairs(pipeline, root / "pairs", pairs, 0, count)
-
-    say(f"2/4  distillation: {config.steps} steps of LADD")
-    recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
-    count = min(2, cores()) if can_train_together() else 1
+    trainers = min(2, cores()) if can_train_together() else 1
+    files = -(-max(config.pairs, config.samples) // PAIRS_PER_FILE)
+    count = max(trainers, min(cores(), files))
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
-        with beside(_train, None, recipe, meeting, count=count):
-            _train(pipeline, recipe, meeting, 0, count)
+        with beside(_help, config, meeting, trainers, count=count):
+            say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
+            _make_pairs(config, pipeline, 0, count)
+            say(f"2/4  distillation: {config.steps} steps of LADD")
+            _train(config, pipeline, meeting, 0, trainers)
+            say(
+                f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
+            )
+            _draw_teacher(config, pipeline, 0, count)
     student = load_student(root / "student", pipeline)
-
-    say(
-        f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
-    )
-    settings = EvaluateConfig(num_samples=config.samples, seed=config.seed)
-    count = min(cores(), -(-config.samples // PAIRS_PER_FILE))
-    with beside(_draw_teacher, None, root / "teacher", settings, count=count):
-        _draw_teacher(pipeline, root / "teacher", settings, 0, count)
     found = measure_student(
         "toy",
         pipeline,
         student.denoiser,
         student.plan,
         shuffled_captions(),
-        settings,
+        _evaluation(config),
         training_latents=training_latents(root / "pairs"),
         cache=root / "teacher",
     )
@@ -202,13 +193,23 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     return found
 
 
-def _make_pairs(
-    pipeline: Pipeline | None, output: Path, settings: GenerateConfig, rank: int, count: int
-) -> None:
+def _help(config: DemoConfig, meeting: Path, trainers: int, rank: int, count: int) -> None:
+    """What the other processes do; those that do not train draw the teacher's pictures meanwhile."""
+    pipeline = load_teacher("toy")
+    _make_pairs(config, pipeline, rank, count)
+    if rank < trainers:
+        _train(config, pipeline, meeting, rank, trainers)
+    _draw_teacher(config, pipeline, rank, count)
+
+
+def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+    settings = GenerateConfig(
+        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
+    )
     generate(
-        pipeline or load_teacher("toy"),
+        pipeline,
         shuffled_captions(),
-        output,
+        Path(config.output) / "pairs",
         settings,
         teacher_name="toy",
         rank=rank,
@@ -216,24 +217,27 @@ def _make_pairs(
     )
 
 
-def _draw_teacher(
-    pipeline: Pipeline | None, cache: Path, settings: EvaluateConfig, rank: int, count: int
-) -> None:
+def _train(config: DemoConfig, pipeline: Pipeline, meeting: Path, rank: int, count: int) -> None:
+    root = Path(config.output)
+    recipe = toy_recipe(str(root / "pairs"), str(root / "student"), config.steps, config.seed)
+    with training_together(rank, count, meeting):
+        for _ in with_progress(run_recipe(recipe, pipeline), show=rank == 0):
+            pass
+
+
+def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
     help_draw(
-        pipeline or load_teacher("toy"),
+        pipeline,
         shuffled_captions(),
-        settings,
-        cache,
+        _evaluation(config),
+        Path(config.output) / "teacher",
         rank=rank,
         world_size=count,
     )
 
 
-def _train(pipeline: Pipeline | None, recipe: Recipe, meeting: Path, rank: int, count: int) -> None:
-    with training_together(rank, count, meeting):
-        recipe_run = run_recipe(recipe, pipeline or load_teacher("toy"))
-        for _ in with_progress(recipe_run, show=rank == 0):
-            pass
+def _evaluation(config: DemoConfig) -> EvaluateConfig:
+    return EvaluateConfig(num_samples=config.samples, seed=config.seed)
 
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
