@@ -45,7 +45,8 @@ class _Killed(Exception):
     pass
 
 
-def test_a_stopped_demo_goes_on_where_it_was(tmp_path):
+def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setattr("nitrodistill.cli.demo.cores", lambda: 1)  # starting more takes longer
     root = tmp_path / "demo"
     config = DemoConfig(output=str(root), pairs=8, steps=2, samples=4)
 
