@@ -77,23 +77,7 @@ def x0_loss(
     mask: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """Convert a prediction to x0 and take its loss against the data, one value per sample.
-
-    Args:
-        output: what the network said (B, *), floating.
-        x_t: what it was given (B, *).
-        target: the data it should have meant (B, *).
-        alpha: scale of the data in x_t, (B,) or zero-dimensional. Not zero for epsilon.
-        sigma: scale of the noise in x_t, of the same shape.
-        prediction_type: what `output` is.
-        loss: elementwise loss on x0 - target.
-        parameter: its k: beta of smooth_l1, delta of huber, c of pseudo_huber, eps of charbonnier.
-        mask: non-negative, broadcasts to (B, *); the mean becomes sum(m rho) / sum(m).
-        weight: per-sample factor (B,), for example an SNR weight.
-
-    Returns:
-        (B,), float32, or float64 where an input is float64.
-    """
+    """The formulas above, `(B,)`; arguments and result as in `nitrodistill.kernels.x0_loss.x0_loss`."""
     dtype = math_dtype(output, x_t, target)
     x0 = to_x0(output.to(dtype), x_t.to(dtype), Scales(alpha, sigma), prediction_type)
     values = elementwise_loss(x0 - target.to(dtype), loss, parameter)
