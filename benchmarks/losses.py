@@ -3,6 +3,7 @@
     python benchmarks/losses.py            all, some minutes; writes results/losses.json, docs/losses.md
     python benchmarks/losses.py --quick    few rounds, writes nothing
     python benchmarks/losses.py --only ssim
+    python benchmarks/losses.py --accuracy the table of rounding alone, seconds; writes docs/losses.md
 
 A row is a case: our time, the best peer's, and how many times as fast we are (median and 20-80 % of the
 per-round ratios). The prediction requires gradients, the target does not. Peers are called as their
@@ -289,6 +290,39 @@ def tables(rows: list[Row]) -> str:
     return f"{summary}\n\nEvery competitor:\n\n{measure.markdown_table(columns, all_rows)}"
 
 
+def accuracy() -> str:
+    """1 - SSIM of two bright, nearly flat images, and how far everyone is off it in each dtype.
+
+    The images are 0.9 plus noise of 0.01, and that plus noise of 0.002. The truth is float64 on the
+    same rounded images; a peer is given the images in the dtype, as training under autocast would.
+    """
+    import piq
+    import pytorch_msssim
+    from torchmetrics.functional.image import structural_similarity_index_measure as metric
+
+    generator = torch.Generator().manual_seed(0)
+    image, noise = torch.randn(2, 1, 3, 64, 64, generator=generator)
+    pred, target = 0.9 + 0.01 * image, 0.9 + 0.01 * image + 0.002 * noise
+    who: dict[str, Value] = {
+        "SSIMLoss": nl.SSIMLoss(1.0),
+        "piq": piq.SSIMLoss(data_range=1.0),
+        "pytorch-msssim": lambda x, y: 1 - pytorch_msssim.ssim(x, y, data_range=1.0),
+        "torchmetrics": lambda x, y: 1 - torch.as_tensor(metric(x, y, data_range=1.0)),
+    }
+    rows = []
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        x, y = pred.to(dtype), target.to(dtype)
+        values = []
+        for loss in who.values():
+            try:
+                values.append(f"{float(loss(x, y)):.5f}")
+            except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+                values.append(type(error).__name__)
+        truth = float(nl.SSIMLoss(1.0)(x.double(), y.double()))
+        rows.append((str(dtype).removeprefix("torch."), f"{truth:.5f}", *values))
+    return measure.markdown_table(("dtype", "true", *who), rows)
+
+
 def _inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     target = torch.rand(shape, generator=generator)
@@ -301,9 +335,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The losses against every peer.")
     parser.add_argument("--quick", action="store_true", help="few rounds; write nothing")
     parser.add_argument("--only", choices=SUITES, action="append", help="suites; write nothing")
+    parser.add_argument("--accuracy", action="store_true", help="only the table of rounding")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if not options.quick and not options.only:
+        rounding = accuracy()
+        print(rounding)
+        measure.replace_between_markers(DOCS, "losses-accuracy", rounding)
+    if options.accuracy:
+        return
     rows: list[Row] = []
     for name in options.only or SUITES:
         for case in SUITES[name]():
