@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import socket
@@ -130,6 +131,8 @@ def weights(module: nn.Module) -> Tensor:
 
 def in_processes(act: Callable[[int, int], Any], world: int = 2, seconds: float = 300) -> list[Any]:
     """What `act(rank, world)` returns in each of `world` forked processes that meet through gloo."""
+    for name in ("torch._dynamo", "torch.distributed.fsdp", "diffusers.models.modeling_utils"):
+        importlib.import_module(name)  # seconds of work: once, and not in every child
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from accelerate import tracking
+from PIL import Image
+
+from nitrodistill.methods import LADDConfig
+from nitrodistill.models import Pipeline
+from nitrodistill.training import run_recipe
+from nitrodistill.training.previews import _show
+
+SHEET = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+LISTED = {"previews": [SHEET]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "given"),
+    [
+        (tracking.WandBTracker, "log_images", (LISTED,)),
+        (tracking.SwanLabTracker, "log_images", (LISTED,)),
+        (tracking.AimTracker, "log_images", ({"previews": SHEET},)),
+        (tracking.ClearMLTracker, "log_images", ({"previews": SHEET},)),
+        (tracking.MLflowTracker, "log_artifact", ("sheet.png", "previews")),
+    ],
+)
+def test_each_tracker_gets_the_sheet_as_its_method_takes_it(kind, method, given):
+    """Against the signatures of Accelerate's own trackers; the services themselves are not asked."""
+    tracker = object.__new__(kind)
+    with mock.patch.object(kind, method, autospec=True) as called:
+        _show(tracker, Path("sheet.png"), SHEET, 7)
+    ((_, *arguments), named) = called.call_args
+    assert repr(arguments) == repr([*given])
+    assert named == ({"step": 7} if method == "log_images" else {})
+
+
+def test_the_sheet_is_on_the_disk_and_in_tensorboard(
+    tiny, make_recipe, tiny_diffusers, tiny_scheduler, tmp_path
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pipeline = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    recipe = make_recipe(LADDConfig(adversarial_weight=0.0), steps=2, preview_every=1)
+    (stage,) = recipe.stages
+    student = {"student": stage.trainer.optimizers["student"]}
+    list(run_recipe(tiny.changed(recipe, optimizers=student), pipeline))
+    files = sorted((tmp_path / "run" / "previews").iterdir())
+    (events,) = (tmp_path / "run" / "logs").glob("events*")
+    found = EventAccumulator(str(events), {"images": 0}).Reload().Images("previews")
+    assert [event.step for event in found] == [1, 2]
+    for event, file in zip(found, files, strict=True):
+        with Image.open(file) as picture:
+            assert (event.width, event.height) == picture.size
