@@ -111,7 +111,7 @@ def pixart() -> Any:
         use_additional_conditions=False,
     )
     with torch.device("cpu"):
-        scheduler = DPMSolverMultistepScheduler(beta_end=0.02)
+        scheduler: Any = DPMSolverMultistepScheduler(beta_end=0.02)
     return PixArtSigmaPipeline(EMPTY, EMPTY, AutoencoderKL(), network, scheduler)
 
 
@@ -171,7 +171,7 @@ class Network:
     Attributes:
         make: builds the pipeline on the current device.
         method: of `LADDConfig`.
-        resolution: in pixels, where the network does not say.
+        resolution: where the network does not say; these VAEs make a latent pixel of each.
     """
 
     make: Callable[[], Any]
@@ -185,7 +185,7 @@ NETWORKS = {
     "unet": Network(unet, {"updates": "shared", "taps": (0.25, 0.5)}),
     "pixart": Network(pixart, {"updates": "alternating", **TOKENS}),
     "sd3": Network(sd3, {"updates": "shared", **TOKENS}),
-    "flux": Network(flux, {"updates": "alternating", **TOKENS}, (512, 512)),
+    "flux": Network(flux, {"updates": "alternating", **TOKENS}, (64, 64)),
 }
 
 

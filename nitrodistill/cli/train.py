@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
     last: State | None = None
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
+        _check(recipe)
         pipeline = load_teacher(recipe.teacher)
         evaluate = student_scores(recipe, pipeline)
         states = run_recipe(recipe, pipeline, resume=resume, stop=stop, evaluate=evaluate)
@@ -59,6 +60,16 @@ def main(argv: Sequence[str]) -> int:
     if os.environ.get("RANK", "0") == "0":
         print(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
     return 0
+
+
+def _check(recipe: Recipe) -> None:
+    """Checks the stages by the teacher's configs alone, before its weights are downloaded or read."""
+    from nitrodistill.cli.teachers import EMBEDDED
+    from nitrodistill.models.skeleton import skeleton
+    from nitrodistill.training.stages import check_stages
+
+    if recipe.teacher not in EMBEDDED:
+        check_stages(recipe.stages, skeleton(recipe.teacher), evaluates=True)
 
 
 def _outcome(recipe: Recipe, last: State | None, newest: Checkpoint) -> str:

@@ -27,7 +27,7 @@ from nitrodistill.models.noise import noise_of
 from nitrodistill.models.wrappers import role_in
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Pipeline", "fingerprint", "without_broken_torchvision"]
+__all__ = ["Pipeline", "check_kind", "check_local", "fingerprint", "without_broken_torchvision"]
 
 
 class Pipeline:
@@ -135,14 +135,14 @@ class Pipeline:
         """
         from safetensors import SafetensorError
 
-        local = _check_local(path)
+        local = check_local(path)
         without_broken_torchvision()
         from diffusers import DiffusionPipeline
 
         try:
             index: Any = DiffusionPipeline.load_config(str(path))
             kind = index.get("_class_name")
-            _check_kind(path, kind)
+            check_kind(path, kind)
             pipe = DiffusionPipeline.from_pretrained(
                 str(path),
                 torch_dtype=dtype,
@@ -265,7 +265,8 @@ def _latent_shape(
     return adapter.channels(), resolution[0] // pixels, resolution[1] // pixels
 
 
-def _check_kind(path: str | Path, kind: object) -> None:
+def check_kind(path: str | Path, kind: object) -> None:
+    """Refuses the class of a pipeline, as its model_index.json names it, that is of no known family."""
     if kind not in PIPELINES:
         raise _Unsupported(
             f"{str(path)!r} is not a pipeline that can be distilled yet: its model_index.json says "
@@ -273,7 +274,7 @@ def _check_kind(path: str | Path, kind: object) -> None:
         )
 
 
-def _check_local(path: str | Path) -> bool:
+def check_local(path: str | Path) -> bool:
     """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
     folder, text = Path(path), str(path)
     if not folder.exists():
@@ -298,7 +299,7 @@ def _check_local(path: str | Path) -> bool:
         found = json.loads(index.read_text(encoding="utf-8"))
     except ValueError:
         found = None
-    _check_kind(path, found.get("_class_name") if isinstance(found, dict) else None)
+    check_kind(path, found.get("_class_name") if isinstance(found, dict) else None)
     return True
 
 

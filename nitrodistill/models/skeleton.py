@@ -9,7 +9,12 @@ import torch
 from torch import nn
 
 from nitrodistill.models.adapters import PIPELINES
-from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
+from nitrodistill.models.pipeline import (
+    Pipeline,
+    check_kind,
+    check_local,
+    without_broken_torchvision,
+)
 
 __all__ = ["skeleton"]
 
@@ -29,15 +34,13 @@ def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> 
         ValueError: if it is a pipeline of no known family, or a config is missing.
     """
     without_broken_torchvision()
+    check_local(path)
     import diffusers
 
     try:
         index: Any = diffusers.DiffusionPipeline.load_config(str(path))
         kind = index.get("_class_name")
-        if kind not in PIPELINES:
-            raise ValueError(
-                f"{str(path)!r} is a {kind}, which is not a supported pipeline; {', '.join(PIPELINES)} are."
-            )
+        check_kind(path, kind)
         parts = {
             name: _part(str(path), name, *entry)
             for name, entry in index.items()

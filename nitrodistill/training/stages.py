@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -30,7 +30,7 @@ from nitrodistill.training.environment import note_environment
 from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
-from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
+from nitrodistill.training.recipe import RECIPE, Recipe, Stage, load_recipe, save_recipe
 from nitrodistill.training.state import State
 from nitrodistill.training.students import load_weights, new_student
 from nitrodistill.training.teacher import PlacedTeacher
@@ -39,7 +39,14 @@ from nitrodistill.training.trainer import Trainer
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Evaluate", "TrainedStudent", "load_run_recipe", "load_student", "run_recipe"]
+__all__ = [
+    "Evaluate",
+    "TrainedStudent",
+    "check_stages",
+    "load_run_recipe",
+    "load_student",
+    "run_recipe",
+]
 
 Resume = Literal["auto", "never"]
 
@@ -118,17 +125,31 @@ def run_recipe(
     maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate, teacher)
     try:
         teacher.place(recipe.stages[0])
-        for stage in recipe.stages[1:]:  # the first is prepared below
-            method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
-            check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-            stage.trainer.check_evaluates(evaluate is not None)
-            if stage.lora is not None:
-                check_lora(pipeline.denoiser, stage.lora)
+        check_stages(recipe.stages[1:], pipeline, evaluate is not None)  # the first: below
         first = maker.make(0)
     except BaseException:
         teacher.restore()
         raise
     return _states(maker, first)
+
+
+def check_stages(stages: Sequence[Stage], pipeline: Pipeline, evaluates: bool) -> None:
+    """Checks that the settings of stages fit the teacher: taps, plan, optimizers, LoRA's layers.
+
+    Args:
+        stages: of a recipe.
+        pipeline: the teacher; its shapes are enough (`models.skeleton`).
+        evaluates: whether there is something to evaluate with.
+
+    Raises:
+        ValueError: naming the first setting that does not.
+    """
+    for stage in stages:
+        method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
+        check_optimizers(stage.trainer.optimizers, list(method.trainable()))
+        stage.trainer.check_evaluates(evaluates)
+        if stage.lora is not None:
+            check_lora(pipeline.denoiser, stage.lora)
 
 
 def _states(maker: _Maker, prepared: _Prepared) -> Iterator[State]:

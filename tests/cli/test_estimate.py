@@ -24,7 +24,7 @@ def test_it_counts_a_recipe_and_says_what_fits(place, capsys):
     [
         (("--stage", "1"), "stage is 1; the recipe has 1"),
         (("--memory", "0"), "memory is 0"),
-        (("--teacher", "/no/such/place"), "no configs of a pipeline"),
+        (("--teacher", "/no/such/place"), "no teacher at"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(place, capsys, options, message):

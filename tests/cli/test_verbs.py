@@ -265,6 +265,26 @@ def test_teachers_that_are_none(place, capsys, tiny_diffusers):
         assert not (place.root / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (
+            ("--stages.method.taps", "[mid_blok]"),
+            "no submodule 'mid_blok'; the nearest are mid_block",
+        ),
+        (("--stages.lora.targets", "[to_x]"), "LoRA's target 'to_x' names no"),
+    ],
+)
+def test_what_does_not_fit_is_told_before_weights_are_read(place, capsys, options, sentence):
+    """Of the teacher there are the configs alone, as of one that is not downloaded yet."""
+    import shutil
+
+    shutil.copytree(place.teacher, place.root / "configs", ignore=shutil.ignore_patterns("*.safe*"))
+    training = ("--config", place.recipe, "--teacher", place.root / "configs")
+    assert sentence in _fails(capsys, "train", *training, *options)
+    assert not (place.root / "run").exists()
+
+
 def test_pairs_of_another_teacher(place, capsys, tiny_diffusers, tiny_scheduler):
     other = tiny_diffusers(tiny_scheduler)
     with torch.no_grad():

@@ -26,5 +26,7 @@ def test_shapes_come_from_the_configs_alone(tiny_diffusers, tiny_scheduler, tmp_
 
 
 def test_a_place_without_configs_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no configs of a pipeline"):
+    with pytest.raises(ValueError, match="is not a diffusers pipeline"):
         skeleton(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no teacher at"):
+        skeleton(tmp_path / "nowhere")
