@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 __all__ = [
     "add_device",
     "add_quiet",
+    "add_run",
     "add_teacher",
     "describe",
     "make_parser",
@@ -67,6 +68,17 @@ def add_device(parser: ArgumentParser) -> None:
 def add_quiet(parser: ArgumentParser) -> None:
     """The option that hides progress bars."""
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_run(parser: ArgumentParser) -> None:
+    """The options that `cli.runs.open_run` takes."""
+    parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
+    parser.add_argument(
+        "--checkpoint",
+        type=Literal["newest", "best"],
+        default="newest",
+        help="which student: the newest, or the best by the recipe's best_metric",
+    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ()) -> Namespace:

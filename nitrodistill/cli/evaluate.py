@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_device, make_parser, parse
+from nitrodistill.cli.arguments import add_device, add_run, make_parser, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ features. All options may stand in a YAML file: examples/recipes/evaluation/coco
 
 With --cache, a stopped evaluation goes on where it was and the next student of this teacher costs only itself.
 Started by torchrun, accelerate launch or srun, all processes draw for teacher and student; the first one measures.
+(The two dashes below keep torchrun from taking --run for an option of its own.)
 """
 
 EXAMPLE = """
@@ -35,6 +36,7 @@ example:
   nitrodistill evaluate --run runs/student --num_samples 256
   nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
   nitrodistill evaluate --config examples/recipes/evaluation/coco-30k.yaml --run runs/student
+  torchrun --nproc_per_node 8 -m -- nitrodistill.cli.main evaluate --run runs/student --cache runs/teacher
 """
 
 
@@ -48,13 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with these options")
-    parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
-    parser.add_argument(
-        "--checkpoint",
-        type=Literal["newest", "best"],
-        default="newest",
-        help="which student: the newest, or the best by the recipe's best_metric",
-    )
+    add_run(parser)
     parser.add_argument(
         "--prompts",
         type=str,

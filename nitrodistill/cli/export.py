@@ -6,9 +6,9 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import add_run, make_parser, parse
 
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
@@ -39,13 +39,7 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
     parser = make_parser("export", ABOUT, EXAMPLE)
-    parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
-    parser.add_argument(
-        "--checkpoint",
-        type=Literal["newest", "best"],
-        default="newest",
-        help="which student: the newest, or the best by the recipe's best_metric",
-    )
+    add_run(parser)
     parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
     parser.add_argument(
         "--lora",

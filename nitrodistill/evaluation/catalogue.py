@@ -187,7 +187,7 @@ CATALOGUE: dict[str, MetricInfo] = {
         "diversity",
         "low",
         "share of samples nearer to a training pair than all but one in a hundred of the teacher's",
-        "0.01 by its definition",
+        "0.01 by its definition; of a fresh floor, the teacher with other noise",
     ),
     "latent_distance": MetricInfo(
         "latent distance",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from nitrodistill.cli.evaluate import EXAMPLE
 from nitrodistill.cli.main import main
 from nitrodistill.cli.measuring import Judges
+from nitrodistill.evaluation import Evaluation
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "evaluation" / "coco-30k.yaml"
 
@@ -32,6 +38,61 @@ def test_the_coco_recipe_is_read(capsys: pytest.CaptureFixture[str], tmp_path: P
     run = tmp_path / "nowhere"
     assert main(["evaluate", "--config", str(RECIPE), "--run", str(run), "--num_samples", "8"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_coco_recipe_runs_on_two_processes_and_again(
+    place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On small things: the second process draws and writes no result; a rerun draws and reads nothing anew."""
+    assert main(["train", "--config", str(place.recipe), "--quiet"]) == 0
+    photos, cache, run = place.root / "photos", place.root / "cache", place.root / "run"
+    photos.mkdir()
+    for i in range(12):
+        levels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(levels).save(photos / f"{i}.png")
+    small = {"num_samples": 8, "teacher_steps": 1, "batch_size": 3, "cost_repeats": 0}
+    small |= {"inception": "null", "clip": "null", "run": run, "cache": cache, "real": photos}
+    options = [f"--{name}={value}" for name, value in {**small, "prompts": place.prompts}.items()]
+    command = ["evaluate", "--config", str(RECIPE), *options]
+    for rank in ("1", "0"):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
+            monkeypatch.setenv(name, value)
+        assert main(command) == 0
+        assert (run / "report.html").exists() == (rank == "0")
+        if rank == "1":
+            drawn = {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
+            folders = sorted(f.name.partition("-")[0] for f in cache.iterdir())
+            assert folders == ["naive", "student", "teacher", "teacher"]
+            assert len(list(cache.rglob("*.safetensors"))) == 2 * 3
+    kept = {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
+    assert drawn.items() <= kept.items(), "the first process found all latents there"
+    (real,) = kept.keys() - drawn.keys()
+    assert real.name.startswith("real-")
+    first = Evaluation.load(run / "metrics.json")
+    assert all(m.floor is not None for m in first.student.values())
+    assert first.notes == ()
+
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name)
+    assert main(command) == 0
+    assert {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()} == kept
+    assert Evaluation.load(run / "metrics.json").arms == first.arms
+    Image.new("RGB", (20, 30)).save(photos / "0.png")
+    assert main(command) == 0
+    assert len(list(cache.glob("real-*"))) == 2, "other pictures, other numbers"
+
+
+@pytest.mark.parametrize("text", [RECIPE.read_text(encoding="utf-8"), EXAMPLE])
+def test_torchrun_understands_the_commands_that_are_shown(text: str) -> None:
+    """It would take --run for --run-path."""
+    from torch.distributed.run import get_args_parser
+
+    (command,) = [line.lstrip("# ") for line in text.splitlines() if "torchrun" in line]
+    given = get_args_parser().parse_args(shlex.split(command)[1:])
+    assert given.module
+    assert given.training_script == "nitrodistill.cli.main"
+    assert given.training_script_args[0] == "evaluate"
+    assert "--run" in given.training_script_args
 
 
 def test_processes_need_a_cache(

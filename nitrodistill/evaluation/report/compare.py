@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,18 @@ def _common(
 ) -> str:
     """The metric asked for, or the first usual one, that all arms of all students have."""
     columns = [found.arms.get(arm, {}) for found in students.values() for arm in arms]
-    names = [name for name in columns[0] if all(name in column for column in columns)]
+    names = [
+        name
+        for name in columns[0]
+        if all(name in column for column in columns)
+        and (info(name).group == "cost") == (what == "cost")
+    ]
+    if asked is not None and asked not in names:
+        near = "".join(f"; the nearest is {n!r}" for n in get_close_matches(asked, names, 1, 0))
+        raise ValueError(
+            f"{what} is {asked!r}, which is no {what} that all evaluations have{near}."
+        )
     if asked is not None:
-        if asked not in names:
-            raise ValueError(
-                f"{what} is {asked!r}, which not all evaluations have; all have {', '.join(names)}."
-            )
         return asked
     found = next((name for name in usual if name in names), None)
     if found is None:

@@ -82,7 +82,7 @@ def test_mistakes_in_what_is_asked(students: dict[str, Evaluation]) -> None:
     with pytest.raises(ValueError, match="needs at least two"):
         compare({"fast": students["fast"]})
     with pytest.raises(
-        ValueError, match=r"quality is 'fd_moon', which not all .* all have alignment"
+        ValueError, match=r"quality is 'fd_moon', which is no quality that all .* nearest is 'fd_"
     ):
         compare(students, quality="fd_moon")
     none = {**students["good"].student, "fd_teacher": Metric(0.0)}

@@ -58,6 +58,13 @@ def test_nothing_is_loaded_from_elsewhere(page: str, read_page: Callable[[str], 
     assert policy.attributes["content"].startswith("default-src 'none'; img-src data:;")
 
 
+def test_paper_gets_the_light_page(page: str) -> None:
+    """A dark preference or a narrow sheet would print white on white, or the phone's blocks."""
+    queries = re.findall(r"@media ([^{]*(?:dark|max-width)[^{]*)", page)
+    assert len(queries) == 2
+    assert all(query.startswith("screen and ") for query in queries)
+
+
 def test_every_picture_has_a_text(page: str, read_page: Callable[[str], Any]) -> None:
     found = read_page(page)
     images = found.all("img")
