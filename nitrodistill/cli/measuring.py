@@ -92,6 +92,7 @@ def measure_student(
     judges: Judges | None = None,
     training_latents: Tensor | None = None,
     cache: str | Path | None = None,
+    keep_student: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Measures a student. On the toy: the oracle's features, its alignment, and freshly drawn scenes as
@@ -107,6 +108,7 @@ def measure_student(
         judges: real pictures and networks; by default none.
         training_latents: x0 of the pairs that the student was trained on, for memorisation.
         cache: folder for latents and for what was measured of real pictures.
+        keep_student: keep the student's latents there too.
         progress: show a bar.
     """
     judges = judges or Judges()
@@ -124,6 +126,7 @@ def measure_student(
         training_latents=training_latents,
         config=config,
         cache=cache,
+        keep_student=keep_student,
         progress=progress,
         **settings,
     )

@@ -61,6 +61,7 @@ def student_scores(
             store.prompts,
             config,
             cache=cache,
+            keep_student=False,  # another one every time: they would fill the disk
             progress=False,
         )
         return {name: metric.value for name, metric in found.student.items()}

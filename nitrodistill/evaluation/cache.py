@@ -45,6 +45,10 @@ class LatentCache:
             save_file({"latents": latents.contiguous().cpu()}, temporary)
         return latents
 
+    def count(self) -> int:
+        """How many batches are there."""
+        return 0 if self.folder is None else len(list(self.folder.glob("*.safetensors")))
+
     def fill(
         self, batches: int, make: Callable[[int], Tensor], rank: int = 0, world_size: int = 1
     ) -> None:

@@ -131,15 +131,24 @@ class Drawing:
         sheet: prompts, and which sample has which.
         cache: a folder, or None to keep nothing.
         progress: show a bar while the teacher draws.
+        keep_student: keep the student's latents too, not only the teacher's and the naive arm's.
     """
 
     def __init__(
-        self, arms: Mapping[str, Arm], sheet: Sheet, cache: Path | None, progress: bool
+        self,
+        arms: Mapping[str, Arm],
+        sheet: Sheet,
+        cache: Path | None,
+        progress: bool,
+        keep_student: bool = True,
     ) -> None:
         self._arms, self._sheet, self._cache, self._progress = arms, sheet, cache, progress
         self.key: str = hashed(depends_on(arms["teacher"].pipeline, sheet))
         self._stores: dict[str, PairStore] = {}
-        self._caches = {name: LatentCache(self._folder(name)) for name in arms}
+        self._caches = {
+            name: LatentCache(self._folder(name) if name != "student" or keep_student else None)
+            for name in arms
+        }
 
     def prepare(self) -> None:
         """Draws what the cache lacks of the teacher; `latents` would do it in its first call."""
@@ -166,11 +175,11 @@ class Drawing:
         with tqdm(total=len(batches), desc=name, unit="batch", disable=not shown) as bar:
 
             def make(number: int) -> Tensor:
-                latents = self._draw(name, batches[number], NOISE)
-                bar.update()
-                return latents
+                bar.update(cache.count() - bar.n)  # what others made counts too
+                return self._draw(name, batches[number], NOISE)
 
             cache.fill(len(batches), make, rank, world_size)
+            bar.update(len(batches) - bar.n)
 
     def _folder(self, name: str) -> Path | None:
         """None for a denoiser of the caller's own: what it draws is not a function of its weights alone."""

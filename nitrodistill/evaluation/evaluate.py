@@ -60,6 +60,7 @@ def evaluate(
     training_latents: Tensor | None = None,
     config: EvaluateConfig | None = None,
     cache: str | Path | None = None,
+    keep_student: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Measures a student against its teacher.
@@ -80,6 +81,8 @@ def evaluate(
         training_latents: x0 `(M, C, H, W)` of the pairs that the student was trained on, for memorisation.
         config: how; by default `EvaluateConfig()`.
         cache: a folder for latents and for what was measured of an `ImageFolder`, or None.
+        keep_student: keep the student's latents there too, so that an interrupted evaluation goes on; not
+            worth its room for a student that is measured once and in a minute, as while training.
         progress: show progress bars.
 
     Raises:
@@ -92,7 +95,7 @@ def evaluate(
     arms = make_arms(teacher, student, plan, config)
     plan.check(arms["student"].denoiser.prediction_type)
     place = None if cache is None else Path(cache)
-    drawing = Drawing(arms, sheet, place, progress)
+    drawing = Drawing(arms, sheet, place, progress, keep_student)
     nearest = None
     if training_latents is not None:
         nearest = NearestPair(latent_features(training_latents))

@@ -54,17 +54,19 @@ def test_the_coco_recipe_runs_on_two_processes_and_again(
     small |= {"inception": "null", "clip": "null", "run": run, "cache": cache, "real": photos}
     options = [f"--{name}={value}" for name, value in {**small, "prompts": place.prompts}.items()]
     command = ["evaluate", "--config", str(RECIPE), *options]
-    for rank in ("1", "0"):
+
+    def as_rank(rank: str) -> dict[Path, int]:
         for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("LOCAL_RANK", rank)):
             monkeypatch.setenv(name, value)
         assert main(command) == 0
         assert (run / "report.html").exists() == (rank == "0")
-        if rank == "1":
-            drawn = {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
-            folders = sorted(f.name.partition("-")[0] for f in cache.iterdir())
-            assert folders == ["naive", "student", "teacher", "teacher"]
-            assert len(list(cache.rglob("*.safetensors"))) == 2 * 3
-    kept = {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
+        return {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()}
+
+    drawn = as_rank("1")
+    folders = sorted(f.name.partition("-")[0] for f in cache.iterdir())
+    assert folders == ["naive", "student", "teacher", "teacher"]
+    assert len(list(cache.rglob("*.safetensors"))) == 2 * 3
+    kept = as_rank("0")
     assert drawn.items() <= kept.items(), "the first process found all latents there"
     (real,) = kept.keys() - drawn.keys()
     assert real.name.startswith("real-")

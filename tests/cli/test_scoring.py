@@ -34,6 +34,9 @@ def test_the_best_checkpoint_is_the_one_that_measures_best(place, monkeypatch):
     assert student.checkpoint.step == lowest
     kept = sorted(path.name for path in (run / "evaluation").rglob("teacher*/*"))
     assert kept, "the teacher's latents"
+    assert not list((run / "evaluation").glob("student-*")), (
+        "nothing that grows with every evaluation"
+    )
     sampler = pipeline.guided
     monkeypatch.setattr(pipeline, "guided", lambda scale: _Unwanted(sampler(scale)), raising=False)
     scores = student_scores(recipe, pipeline)

@@ -54,6 +54,7 @@ def test_workers_share_the_batches(tmp_path: Path) -> None:
     other.join(30)
     assert other.exitcode == 0
     assert log.read_text() == "first4 other1 other3 other0 "
+    assert cache.count() == 5
     for batch in range(5):
         assert cache.get(batch, lambda: torch.zeros(0)).item() == batch
     LatentCache(None).fill(5, lambda batch: make(batch, "none"))
