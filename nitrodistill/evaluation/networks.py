@@ -183,7 +183,7 @@ def _load(kind: Any, path: str | Path, device: torch.device | str) -> tuple[Any,
 
     network: nn.Module = _local(kind, path).eval().requires_grad_(False).to(device)
     try:
-        about, _ = BaseImageProcessor.get_image_processor_dict(str(path), local_files_only=True)
+        about, _ = BaseImageProcessor.get_image_processor_dict(_folder(path), local_files_only=True)
     except OSError as error:
         raise FileNotFoundError(
             f"{str(path)!r} has no preprocessor_config.json, which says what pictures the network wants; save "
@@ -202,12 +202,19 @@ def _load(kind: Any, path: str | Path, device: torch.device | str) -> tuple[Any,
 def _local(kind: Any, path: str | Path) -> Any:
     weights = {} if "Tokenizer" in kind.__name__ else {"use_safetensors": True}
     try:
-        return kind.from_pretrained(str(path), local_files_only=True, **weights)
+        return kind.from_pretrained(_folder(path), local_files_only=True, **weights)
     except (OSError, ValueError, ImportError) as error:
         raise FileNotFoundError(
             f"{kind.__name__} is not at {str(path)!r} on this machine, and nothing is downloaded here "
             f"({' '.join(str(error).split())[:120]}); give the folder of a saved one."
         ) from error
+
+
+def _folder(path: str | Path) -> str:
+    """A folder, or that of a name in the cache; given the name, AutoModel would ask the network for adapters."""
+    from huggingface_hub import snapshot_download
+
+    return str(path) if Path(path).is_dir() else snapshot_download(str(path), local_files_only=True)
 
 
 def _file_hash(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,20 @@ def test_dino_gives_the_class_token(tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_what_is_not_on_this_machine_is_not_downloaded(tmp_path: Path, clip_folder: Path) -> None:
+def test_what_is_not_on_this_machine_is_not_downloaded(
+    tmp_path: Path, clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *address, **more: asked.append(address) or [])
     with pytest.raises(
         FileNotFoundError, match=r"no weights of Inception at .* nothing is downloaded"
     ):
         inception(tmp_path / "none.pth")
     for load in (clip, dino, ClipScore):
-        with pytest.raises(FileNotFoundError, match="nothing is downloaded here"):
-            load(tmp_path / "none")
+        for place in (tmp_path / "none", "none", "nobody/none"):
+            with pytest.raises(FileNotFoundError, match="nothing is downloaded here"):
+                load(place)
+    assert not asked, "no name was looked up in the network"
     (clip_folder / "preprocessor_config.json").rename(tmp_path / "away.json")
     with pytest.raises(FileNotFoundError, match=r"has no preprocessor_config\.json"):
         clip(clip_folder)
