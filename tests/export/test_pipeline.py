@@ -16,7 +16,7 @@ from torch import nn
 from nitrodistill.export import export
 from nitrodistill.export.folder import RECORD
 from nitrodistill.method import Draws
-from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models import Adapter, DiffusersDenoiser, Entry, Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import ZeroTerminalSNR
 from nitrodistill.types import Condition
@@ -154,6 +154,24 @@ def test_embedded_guidance_is_baked_in_and_the_student_stays(trained: Trained) -
     assert all(
         torch.equal(before[name], value) for name, value in student.module.state_dict().items()
     )
+
+
+def test_a_family_that_embeds_guidance_must_say_how_to_bake_it() -> None:
+    class Careless(Adapter):
+        embeds_guidance = True
+
+        def entries(self) -> dict[str, Entry]:
+            return {}
+
+        def arguments(self, x_t: Any, t: Any, condition: Condition) -> dict[str, Any]:
+            return {"sample": x_t}
+
+    network = tiny_pipeline("sd15").unet
+    with pytest.raises(TypeError, match="Careless has embeds_guidance, so it must define"):
+        Careless(network).with_guidance_baked(network, 3.5)
+    for family in ("sd15", "flux-schnell"):
+        plain = Pipeline.from_diffusers(tiny_pipeline(family)).denoiser
+        assert plain.adapter.with_guidance_baked(plain.network, 3.5) is plain.network
 
 
 @pytest.mark.usefixtures("here")

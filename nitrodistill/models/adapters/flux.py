@@ -90,6 +90,8 @@ class FluxAdapter(Adapter):
 
     def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
         """The embedding of the scale is a constant; it joins the bias of the timestep's, which it is added to."""
+        if not self.embeds_guidance:  # schnell
+            return network
         embedding: Any = network.time_text_embed
         parameter = next(network.parameters())
         scale = torch.tensor([1000 * guidance], device=parameter.device)
