@@ -11,16 +11,14 @@ complete what this began. The folder must be shared by all machines.
 from __future__ import annotations
 
 import argparse
-from functools import lru_cache
 from typing import Any
 
 from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, Generation, PairStore, read_prompts
 
 
-@lru_cache(maxsize=1)
 def open_work(teacher: str, prompts: str, output: str, config: GenerateConfig, device: str) -> Any:
-    """The work, with its teacher loaded; once in each process."""
+    """The work, with its teacher loaded."""
     pipeline = load_teacher(teacher)
     pipeline.diffusers.to(device)
     work = Generation(pipeline, read_prompts(prompts), output, config, teacher)
@@ -29,7 +27,7 @@ def open_work(teacher: str, prompts: str, output: str, config: GenerateConfig, d
 
 
 class Worker:
-    """What Ray runs: makes the files whose numbers it is given."""
+    """What Ray runs, one in each of its processes: makes the files whose numbers it is given."""
 
     def __init__(self, kind: str, *settings: Any) -> None:
         self.kind, self.work = kind, open_work(*settings)

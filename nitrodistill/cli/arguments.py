@@ -155,7 +155,10 @@ def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
     text = " ".join(message.split())
     missing = re.search(r"arguments are required: (.+)", text)
     if missing:
-        options = ", ".join(f"--{name}" for name in missing[1].split(", "))
+        named = {a.dest for a in parser._actions if a.option_strings}
+        options = ", ".join(
+            f"--{name}" if name in named else name.upper() for name in missing[1].split(", ")
+        )
         if "config" in parser.get_defaults():
             options += ", or a file that says so with --config FILE"
         return f"`{parser.prog}` needs {options}."

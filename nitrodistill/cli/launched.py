@@ -31,18 +31,23 @@ class Place:
             wish: "auto" is a GPU of this process's own if there is one, else the CPU; or torch's name.
 
         Raises:
-            ValueError: if torch knows no such device.
+            ValueError: if torch knows no such device, or sees no such GPU.
         """
         if wish == "auto":
             if not torch.cuda.is_available():
                 return torch.device("cpu")
             return torch.device("cuda", self.local_rank % torch.cuda.device_count())
         try:
-            return torch.device(wish)
+            device = torch.device(wish)
         except RuntimeError as error:
             raise ValueError(
                 f"device is {wish!r}; it must be auto, cpu, cuda or another name that torch knows."
             ) from error
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device is {wish!r}, and torch sees {torch.cuda.device_count()} GPUs here; give another, or auto."
+            )
+        return device
 
 
 def place() -> Place:

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from nitrodistill.data.pairs import PairStore
+from nitrodistill.data.remote import reaching
 from nitrodistill.data.sources import Encoded, Generated, Source
 
 __all__ = ["card", "push"]
@@ -36,16 +37,20 @@ def push(store: PairStore, repo: str, *, private: bool = True) -> str:
     store.verify()
     api = HfApi()
     try:
-        address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
-        text = card(store).encode()
-        api.upload_file(
-            path_or_fileobj=text, path_in_repo="README.md", repo_id=repo, repo_type="dataset"
-        )
-        # Files first, then the manifest: a store without one is not a store yet.
-        for patterns in (["prompts/*.arrow", "shards/*.arrow"], ["manifest.json"]):
-            api.upload_folder(
-                folder_path=store.path, repo_id=repo, repo_type="dataset", allow_patterns=patterns
+        with reaching("the Hub"):
+            address = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+            text = card(store).encode()
+            api.upload_file(
+                path_or_fileobj=text, path_in_repo="README.md", repo_id=repo, repo_type="dataset"
             )
+            # Files first, then the manifest: a store without one is not a store yet.
+            for patterns in (["prompts/*.arrow", "shards/*.arrow"], ["manifest.json"]):
+                api.upload_folder(
+                    folder_path=store.path,
+                    repo_id=repo,
+                    repo_type="dataset",
+                    allow_patterns=patterns,
+                )
     except HFValidationError as error:
         raise ValueError(f"{repo!r} is no name on the Hub; it is user/name.") from error
     except LocalTokenNotFoundError as error:

@@ -9,15 +9,36 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from nitrodistill.data.files import atomic, explained
 from nitrodistill.data.manifest import File
 
-__all__ = ["Remote", "default_cache", "is_address"]
+__all__ = ["Remote", "default_cache", "is_address", "reaching"]
 
 _BLOCK = 1 << 20
+
+
+@contextmanager
+def reaching(what: str) -> Iterator[None]:
+    """Makes a ConnectionError of what an HTTP library raises, whichever huggingface_hub and fsspec use.
+
+    Raises:
+        ConnectionError: if the network, or the other side, cannot be reached.
+    """
+    try:
+        yield
+    except Exception as error:
+        # requests' errors are OSErrors; those of httpx and its successors are not.
+        named = any(kind.__name__ == "HTTPError" for kind in type(error).__mro__)
+        if isinstance(error, OSError) or not named:
+            raise
+        raise ConnectionError(
+            f"{what} cannot be reached ({' '.join(str(error).split())[:80]}); check the network and the address."
+        ) from error
 
 
 def is_address(path: str | Path) -> bool:
@@ -39,6 +60,7 @@ class Remote:
 
     Raises:
         ValueError: if fsspec does not know this kind of address.
+        ConnectionError: if it cannot be reached.
     """
 
     def __init__(self, address: str, cache: str | Path, max_files: int | None = None) -> None:
@@ -47,7 +69,8 @@ class Remote:
         if max_files is not None and max_files < 1:
             raise ValueError(f"max_files is {max_files}; it must be at least 1, or None for all.")
         try:
-            self._files, self._root = url_to_fs(address)
+            with reaching(address):
+                self._files, self._root = url_to_fs(address)
         except (ValueError, ImportError) as error:
             raise ValueError(f"{address!r} cannot be opened: {error}.") from error
         self._address = address
@@ -62,7 +85,8 @@ class Remote:
             FileNotFoundError: if it is not there.
             UnicodeDecodeError: if it is not UTF-8.
         """
-        return self._files.cat_file(f"{self._root}/{name}").decode()
+        with reaching(self._address):
+            return self._files.cat_file(f"{self._root}/{name}").decode()
 
     def fetch(self, entry: File) -> Path:
         """Where a file of the store is on this machine; fetched if it is not there yet.
@@ -88,7 +112,11 @@ class Remote:
         digest = hashlib.blake2b(digest_size=16)
         where: Any = f"{self._root}/{entry.name}"
         try:
-            with self._files.open(where, "rb") as source, target.open("wb") as sink:
+            with (
+                reaching(self._address),
+                self._files.open(where, "rb") as source,
+                target.open("wb") as sink,
+            ):
                 while block := source.read(_BLOCK):
                     digest.update(block)
                     sink.write(block)

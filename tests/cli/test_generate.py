@@ -131,3 +131,6 @@ def test_the_device_of_a_process(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert Place(3, 4, 3).device("auto") == torch.device("cuda", 1)
+    assert Place(3, 4, 3).device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(ValueError, match="device is 'cuda:2', and torch sees 2 GPUs here"):
+        Place(3, 4, 3).device("cuda:2")

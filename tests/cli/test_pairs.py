@@ -34,6 +34,16 @@ def test_the_actions_are_listed_and_a_wrong_one_is_a_mistake(capsys):
     assert "they are verify, stats, merge, import, push" in capsys.readouterr().err
 
 
+def test_what_is_missing_is_named_as_it_is_given(capsys):
+    for action, needed in (
+        ("verify", "STORE"),
+        ("import", "PATH, --output"),
+        ("push", "STORE, REPO"),
+    ):
+        assert main(["pairs", action]) == 2
+        assert f"`nitrodistill pairs {action}` needs {needed}." in capsys.readouterr().err
+
+
 def test_verify_says_whole_or_names_the_damage(place, capsys):
     store = PairStore.open(place.pairs)
     assert main(["pairs", "verify", str(place.pairs)]) == 0

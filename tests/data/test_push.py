@@ -97,6 +97,23 @@ def test_what_the_hub_refuses_is_told(
     with pytest.raises(PermissionError, match="hf auth login"):
         push(made, "me/pairs")
 
+    class HTTPError(Exception):
+        """As in httpx, whose errors are no OSErrors."""
+
+    def away(*_: object, **__: object) -> str:
+        raise type("ConnectError", (HTTPError,), {})("[Errno -2] Name or service not known")
+
+    monkeypatch.setattr(hub, "create_repo", away)
+    with pytest.raises(ConnectionError, match=r"the Hub cannot be reached .*check the network"):
+        push(made, "me/pairs")
+
+    def wrong(*_: object, **__: object) -> str:
+        raise AttributeError("a mistake of ours")
+
+    monkeypatch.setattr(hub, "create_repo", wrong)
+    with pytest.raises(AttributeError):
+        push(made, "me/pairs")
+
 
 def test_the_card_tells_no_path_and_holds_no_markup(made: PairStore) -> None:
     source = made.manifest.generated[0]
