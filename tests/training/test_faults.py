@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import multiprocessing
 import os
 import random
@@ -36,6 +37,7 @@ def _weights(tiny, trainer):
 
 def _kill_at_random(states: Callable[[], Iterator[State]], kills: int, seed: int) -> None:
     """Runs `states` in forked children; each is killed up to 0.1 s after its first step, but the last."""
+    importlib.import_module("torch.utils.tensorboard")  # warm: once, and not in every child
     context, moments = multiprocessing.get_context("fork"), random.Random(seed)
 
     def train(started: Any) -> None:
@@ -62,7 +64,7 @@ def _kill_at_random(states: Callable[[], Iterator[State]], kills: int, seed: int
 
 
 def _killed_ends_bit_equal(tiny, folder: Path, kills: int, seed: int) -> None:
-    config = tiny.config(steps=50 * (kills + 1), accumulation=2, checkpoint_every=3, log_every=1)
+    config = tiny.config(steps=20 * (kills + 1), accumulation=2, checkpoint_every=3, log_every=1)
     whole = tiny.train(config, tiny.Method(TURNS))
 
     def states() -> Iterator[State]:
