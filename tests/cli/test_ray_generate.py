@@ -13,10 +13,15 @@ from nitrodistill.data import GenerateConfig
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_generate.py"
 
 
-def test_tasks_in_any_order_and_twice_give_the_bytes_of_generate(place):
+def _example():
     spec = importlib.util.spec_from_file_location("ray_generate", EXAMPLE)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)
+    return example
+
+
+def test_tasks_in_any_order_and_twice_give_the_bytes_of_generate(place):
+    example = _example()
     config = GenerateConfig(num_pairs=5, steps=1, shard_size=2)
     output = place.root / "ray"
     settings = (str(place.teacher), str(place.prompts), str(output), config, "cpu")
@@ -37,3 +42,12 @@ def test_tasks_in_any_order_and_twice_give_the_bytes_of_generate(place):
         for root in (output, place.root / "here")
     )
     assert one == two
+
+
+def test_ray_can_carry_the_worker():
+    """Ray pickles what the script defines by value; what the interpreter caches cannot travel so."""
+    functions = [
+        v for v in vars(_example()).values() if getattr(v, "__module__", "") == "ray_generate"
+    ]
+    assert len(functions) >= 3
+    assert all(type(v) in (type, type(_example)) for v in functions)
