@@ -44,6 +44,7 @@ def make_parser(verb: str, about: str, example: str) -> ArgumentParser:
         formatter_class=_Formatter,
         exit_on_error=False,
         print_config=None,
+        allow_abbrev=False,
     )
 
 

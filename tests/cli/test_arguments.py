@@ -73,6 +73,7 @@ def test_help_keeps_the_example_and_shows_defaults(capsys):
     ("argv", "words"),
     [
         (["--num_egs", "3"], "no option --num_egs; did you mean --num_eggs"),
+        (["--num_egg", "3"], "no option --num_egg; did you mean --num_eggs"),  # no abbreviations
         (["--zzz", "3"], "no option --zzz; .*--help` lists"),
         (["--num_eggs", "many"], "many"),
     ],
