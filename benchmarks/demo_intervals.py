@@ -3,10 +3,10 @@
     python benchmarks/demo_intervals.py [--seeds 0 1 2 3 4 5] [--lengths short full] [--processes 1]
         [--output runs/intervals]
 
-`full` is `nitrodistill demo` as it is (about 6 CPU-minutes a seed), `short` the one of the test suite (under one).
+`full` is `nitrodistill demo` as it is (about 15 CPU-minutes a seed), `short` the test suite's (about two).
 Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more; one that was
 stopped goes on. Another length or recipe has a folder of its own; after another change of the code give another
---output. As training takes one core, two seeds at once are quicker on two. Writes
+--output. A demo uses two cores: with more, let several seeds run at once. Writes
 nitrodistill/cli/demo_intervals.json, which the demo and the tests compare with, and the table in
 docs/evaluation_report.md.
 """
@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from nitrodistill.cli.demo import DemoConfig, run_demo, toy_recipe
+from nitrodistill.cli.demo import BATCH_SIZE, DemoConfig, run_demo, toy_recipe
 from nitrodistill.cli.expected import FILE, Length
 from nitrodistill.evaluation import Evaluation, info
 
@@ -66,7 +66,7 @@ def prediction(values: Sequence[float], positive: bool) -> dict[str, float]:
 
 def folder_of(length: Length, seed: int, root: Path) -> Path:
     """Where a demo is kept: named after its length and a hash of its recipe."""
-    recipe = repr(toy_recipe("", "", length.steps, seed))
+    recipe = repr(toy_recipe("", "", length.steps, seed, BATCH_SIZE))
     digest = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
     return root / f"{length.pairs}-{length.steps}-{length.samples}-seed-{seed}-{digest}"
 

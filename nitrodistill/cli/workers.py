@@ -11,9 +11,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -59,8 +61,16 @@ def beside(work: Callable[..., object], *arguments: object, count: int) -> Itera
 
 
 def _alone(work: Callable[..., object], *arguments: object) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     work(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)  # the first process was killed and could not end this one
 
 
 def can_train_together() -> bool:

@@ -5,7 +5,14 @@ import json
 
 import pytest
 
-from nitrodistill.cli.demo import DemoConfig, _check_folder, _draw_curves, run_demo, toy_recipe
+from nitrodistill.cli.demo import (
+    BATCH_SIZE,
+    DemoConfig,
+    _check_folder,
+    _draw_curves,
+    run_demo,
+    toy_recipe,
+)
 from nitrodistill.cli.expected import Length, outside, stated
 from nitrodistill.cli.main import main
 
@@ -140,4 +147,6 @@ def test_the_recipe_is_the_one_in_examples():
     file = Path(__file__).parents[2] / "examples" / "recipes" / "toy.yaml"
     shown = load_recipe(file)
     steps = shown.stages[0].trainer.steps
-    assert shown.stages == toy_recipe(shown.pairs, shown.output, steps).stages
+    assert (
+        shown.stages == toy_recipe(shown.pairs, shown.output, steps, batch_size=BATCH_SIZE).stages
+    )

@@ -3,8 +3,11 @@ from __future__ import annotations
 import importlib
 import os
 import socket
+import subprocess
+import sys
 import time
 
+import psutil
 import pytest
 import torch
 from torch import distributed
@@ -13,12 +16,17 @@ from nitrodistill.cli.workers import beside, can_train_together, cores, training
 
 WORK = """
 import os
+import time
 import torch
 from torch import distributed
 from nitrodistill.cli.workers import training_together
 
 def note(folder, rank, count):
     (folder / f"{rank} of {count}, threads: {torch.get_num_threads()}").touch()
+
+def stay(folder, rank, count):
+    (folder / str(os.getpid())).touch()
+    time.sleep(600)
 
 def add(folder, rank, count):
     with training_together(rank, count, folder / "meeting"):
@@ -82,6 +90,36 @@ def test_others_end_when_this_process_fails(work, folder):
     with pytest.raises(RuntimeError, match="mine"), beside(work.add, folder, count=2):
         raise RuntimeError("mine")
     assert not (folder / "1").exists()
+
+
+def test_others_end_with_a_first_process_that_is_killed(work, folder):
+    script = f"""
+import time
+from pathlib import Path
+from nitrodistill.cli.workers import beside
+import {work.__name__} as work
+if __name__ == "__main__":
+    with beside(work.stay, Path({str(folder)!r}), count=2):
+        time.sleep(600)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    first = subprocess.Popen([sys.executable, "-c", script], env=environment)
+    until = time.monotonic() + 60
+    while not any(folder.iterdir()) and time.monotonic() < until:
+        time.sleep(0.05)
+    (other,) = [int(path.name) for path in folder.iterdir()]
+    first.kill()
+    first.wait()
+    while _runs(other) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _runs(other)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_there_are_cores():
