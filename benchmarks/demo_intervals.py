@@ -98,7 +98,9 @@ def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> 
     shares = {n: ends for n, ends in student.items() if n == "alignment"}
     for ends in shares.values():
         ends["low"], ends["high"] = max(0.0, ends["low"]), min(1.0, ends["high"])
-    return {**asdict(length), "seeds": list(seeds), "student": student, "values": values}
+    teacher = statistics.mean(f.arms["teacher"]["fd_real"].value for f in found)
+    about = {**asdict(length), "seeds": list(seeds), "teacher": {"fd_real": teacher}}
+    return {**about, "student": student, "values": values}
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
@@ -108,6 +110,8 @@ def table(entries: Sequence[dict[str, Any]]) -> str:
     for name in METRICS:
         cells = [_cell(entry["student"].get(name)) for entry in entries]
         lines.append(f"| {info(name).label} | {' | '.join(cells)} |")
+    teacher = [f"{entry['teacher']['fd_real']:.3g}" for entry in entries]
+    lines.append(f"| FD to real, teacher | {' | '.join(teacher)} |")
     seeds = [f"seeds {', '.join(map(str, entry['seeds']))}" for entry in entries]
     return "\n".join([*lines, f"| measured on | {' | '.join(seeds)} |"])
 
