@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 import torch
 import triton
 from torch import Tensor
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -79,9 +80,9 @@ def compile_launch(launch: Launch, architecture: str, pointer_range: bool) -> Fi
         if marks:
             attributes[(index,)] = marks
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    with triton.knobs.compilation.scope():
+    with knobs.compilation.scope():
         # A build from Triton's cache on disk names the source lines of the checkout that filled it.
-        triton.knobs.compilation.always_compile = True
+        knobs.compilation.always_compile = True
         compiled = triton.compile(source, target=target, options=options)
     return _read_amd(compiled) if amd else _read_nvidia(compiled)
 
