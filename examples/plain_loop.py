@@ -1,9 +1,7 @@
 """What `nitrodistill demo` trains, in plain PyTorch: regression on pairs, a discriminator on fresh noise."""
 
-from pathlib import Path
-
 import torch
-from torch.optim import Adam
+from torch.optim import AdamW
 
 import nitrodistill as nd
 from nitrodistill import toy
@@ -22,7 +20,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
     configs = {"pairs": nd.GenerateConfig(num_pairs), "held_out": nd.GenerateConfig(100, seed=1)}
     stores = {
         name: nd.generate(
-            teacher, toy.scenes.captions(), Path(folder) / name, config, teacher_name="toy"
+            teacher, toy.scenes.captions(), f"{folder}/{name}", config, teacher_name="toy"
         )
         for name, config in configs.items()
     }
@@ -40,9 +38,10 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
     plan = nd.StepPlan.from_schedule(student.schedule)
     method = nd.LADD(student, discriminator, plan, settings)
     networks = {name: list(role.module.parameters()) for name, role in method.trainable().items()}
+    rates = {"student": (8e-4, (0.5, 0.999)), "discriminator": (2e-3, (0.0, 0.999))}
     optimizers = {
-        "student": Adam(networks["student"], lr=8e-4, betas=(0.5, 0.999)),
-        "discriminator": Adam(networks["discriminator"], lr=2e-3, betas=(0.0, 0.999)),
+        name: AdamW(networks[name], lr=rate, betas=betas, weight_decay=0.0, fused=True)
+        for name, (rate, betas) in rates.items()
     }
     stream = nd.PairStream(stores["pairs"], seed=0, batch_size=48)
     for step in range(steps):
