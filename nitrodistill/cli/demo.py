@@ -155,16 +155,8 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     count = max(trainers, min(cores(), files))
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
-        with beside(_help, config, meeting, trainers, count=count):
-            pipeline = load_teacher("toy")
-            say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-            _make_pairs(config, pipeline, 0, count)
-            say(f"2/4  distillation: {config.steps} steps of LADD")
-            _train(config, pipeline, meeting, 0, trainers)
-            say(
-                f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
-            )
-            _draw_teacher(config, pipeline, 0, count)
+        with beside(_share, config, meeting, trainers, count=count):
+            pipeline = _share(config, meeting, trainers, 0, count, say)
     student = load_student(root / "student", pipeline)
     found = measure_student(
         "toy",
@@ -195,13 +187,26 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     return found
 
 
-def _help(config: DemoConfig, meeting: Path, trainers: int, rank: int, count: int) -> None:
-    """What the other processes do; those that do not train draw the teacher's pictures meanwhile."""
+def _share(
+    config: DemoConfig,
+    meeting: Path,
+    trainers: int,
+    rank: int,
+    count: int,
+    say: Callable[[str], None] = lambda text: None,
+) -> Pipeline:
+    """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
     pipeline = load_teacher("toy")
+    say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
     _make_pairs(config, pipeline, rank, count)
+    say(f"2/4  distillation: {config.steps} steps of LADD")
     if rank < trainers:
         _train(config, pipeline, meeting, rank, trainers)
+    say(
+        f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
+    )
     _draw_teacher(config, pipeline, rank, count)
+    return pipeline
 
 
 def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:

@@ -21,11 +21,16 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Claims"]
+__all__ = ["Claims", "own_first"]
 
 _log = logging.getLogger(__name__)
 _PRESENCE = 0
 """The byte that every worker shares while it works; the claims of files come behind it."""
+
+
+def own_first(count: int, rank: int, world_size: int) -> list[int]:
+    """0 ... count - 1 as a worker takes them: its own, k with `k % world_size == rank`, then the others'."""
+    return sorted(range(count), key=lambda k: (k % world_size != rank, k))
 
 
 class Claims:

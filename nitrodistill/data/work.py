@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from nitrodistill.data.arrow import ArrowFile, Layout, Rows, Table, write_rows
-from nitrodistill.data.claims import Claims
+from nitrodistill.data.claims import Claims, own_first
 from nitrodistill.data.files import check_folder, digest_of, explained, write_new_text, write_text
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.pairs import MANIFEST, PairStore, read_condition
@@ -163,7 +163,7 @@ class Work(ABC):
             prompts = prompts[: int(rows.max()) // self.manifest.shard_size + 1]
         self.prepare()
         for kind, files in (("prompts", prompts), ("shards", shards)):
-            order = [*files[rank::world_size], *(k for k in files if k % world_size != rank)]
+            order = own_first(len(files), rank, world_size)
             show = progress and rank == 0
             self._make(kind, order, frozenset(files[rank::world_size]), show)
         return len(shards) == len(self.shards)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nitrodistill.data.claims import Claims
+from nitrodistill.data.claims import Claims, own_first
 from nitrodistill.data.files import atomic
 
 __all__ = ["LatentCache"]
@@ -66,7 +66,7 @@ class LatentCache:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        order = sorted(range(batches), key=lambda k: (k % world_size != rank, k))
+        order = own_first(batches, rank, world_size)
         claims = Claims(self.folder / ".lock")
         claims.open()
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nitrodistill.data.claims import Claims
+from nitrodistill.data.claims import Claims, own_first
 
 InChild = Callable[[Callable[[], object]], BaseProcess]
 
@@ -83,3 +83,9 @@ def test_a_file_system_without_locks_grants_everything_and_says_so_once(
             assert too
     assert [record.message.count("may do the same work twice") for record in caplog.records] == [1]
     claims.close()
+
+
+def test_a_worker_takes_its_own_first_and_leaves_none_out() -> None:
+    assert own_first(7, 1, 3) == [1, 4, 0, 2, 3, 5, 6]
+    assert own_first(3, 0, 1) == [0, 1, 2]
+    assert own_first(1, 2, 4) == [0]
