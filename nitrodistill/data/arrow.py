@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from nitrodistill.data.codec import to_bytes
 from nitrodistill.data.columns import REPAIR, Column
-from nitrodistill.data.files import atomic
 from nitrodistill.data.manifest import Manifest
+from nitrodistill.files import atomic
 
 __all__ = ["ArrowFile", "Layout", "Table", "write_rows"]
 

@@ -7,7 +7,6 @@ unknown key), because each of them may change what the bytes mean.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 
 from nitrodistill.data.columns import Column, check_integer, check_text
 from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
+from nitrodistill.files import blake2
 
 __all__ = ["FORMAT", "VERSION", "File", "Manifest"]
 
@@ -142,8 +142,7 @@ class Manifest:
 
     def identity(self) -> str:
         """Hex digest of `settings()`; each Arrow file carries it, so that files cannot be mixed up."""
-        text = json.dumps(self.settings(), sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return blake2(json.dumps(self.settings(), sort_keys=True)).hex()
 
     def to_dict(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""

@@ -6,7 +6,6 @@ is kept under its hash, so that a store that changed, and two stores, cannot be 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nitrodistill.data.files import atomic, explained
+from nitrodistill.data.files import explained
 from nitrodistill.data.manifest import File
+from nitrodistill.files import atomic, hash_file
 
 __all__ = ["Remote", "default_cache", "is_address", "reaching"]
 
@@ -109,7 +109,6 @@ class Remote:
         return path
 
     def _download(self, entry: File, target: Path) -> None:
-        digest = hashlib.blake2b(digest_size=16)
         where: Any = f"{self._root}/{entry.name}"
         try:
             with (
@@ -118,13 +117,12 @@ class Remote:
                 target.open("wb") as sink,
             ):
                 while block := source.read(_BLOCK):
-                    digest.update(block)
                     sink.write(block)
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{entry.name} is missing in {self._address!r}; push the store again."
             ) from error
-        if digest.hexdigest() != entry.blake2b:
+        if hash_file(target) != entry.blake2b:
             raise ValueError(
                 f"{entry.name} in {self._address!r} is not the file that the manifest names (its hash "
                 "differs); push the store again."

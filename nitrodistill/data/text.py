@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from nitrodistill.files import blake2
 from nitrodistill.types import Condition
 
 __all__ = ["hash_texts", "read_lines", "read_prompts", "token_lengths"]
@@ -49,11 +49,8 @@ def read_lines(path: str | Path) -> list[str]:
 
 def hash_texts(texts: Sequence[str]) -> str:
     """Hex digest of a list of texts, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
+    encoded = (text.encode() for text in texts)
+    return blake2(len(data).to_bytes(8, "little") + data for data in encoded).hex()
 
 
 def token_lengths(condition: Condition) -> dict[str, list[int]]:

@@ -28,9 +28,10 @@ from tqdm import tqdm
 
 from nitrodistill.data.arrow import ArrowFile, Layout, Rows, Table, write_rows
 from nitrodistill.data.claims import Claims, own_first
-from nitrodistill.data.files import check_folder, digest_of, explained, write_new_text, write_text
+from nitrodistill.data.files import check_folder, digest_of, explained
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.pairs import MANIFEST, PairStore, read_condition
+from nitrodistill.files import remove_stale, write_new_text, write_text
 from nitrodistill.types import Condition
 
 __all__ = ["DRAFT", "Work"]
@@ -202,8 +203,8 @@ class Work(ABC):
                     write_text(path, manifest.to_json())
             (self.root / DRAFT).unlink(missing_ok=True)
             (self.root / _LOCK).unlink(missing_ok=True)
-            for left in (*self.root.glob(".*.tmp"), *self.root.glob("*/.*.tmp")):
-                left.unlink(missing_ok=True)  # of workers that were killed
+            for folder in (self.root, *(self.root / kind for kind in _KINDS)):
+                remove_stale(folder)
         self._claims.close()
         return PairStore.open(self.root)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from nitrodistill.data.claims import Claims, own_first
-from nitrodistill.data.files import atomic
+from nitrodistill.files import atomic
 
 __all__ = ["LatentCache"]
 

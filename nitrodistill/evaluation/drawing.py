@@ -7,7 +7,6 @@ pair store knows no student's plan. Several processes share either, and it goes 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from nitrodistill.data import GenerateConfig, PairStore, generate
 from nitrodistill.evaluation.arms import Arm
 from nitrodistill.evaluation.cache import LatentCache
 from nitrodistill.evaluation.config import Sheet
+from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
@@ -34,8 +34,7 @@ MIN_SHARD = 256
 
 def noise_seed(seed: int, stream: str) -> int:
     """The seed of a stream of noise, a hash: no user's `generate` will meet it."""
-    digest = hashlib.blake2b(f"{stream} {seed}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return int.from_bytes(blake2(f"{stream} {seed}", 8), "little") >> 1
 
 
 def noise_draws(seed: int, stream: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -72,8 +71,7 @@ def text_encoders(pipeline: Pipeline) -> dict[str, str]:
 
 def hashed(values: Mapping[str, Any]) -> str:
     """A hash of JSON values, 16 hexadecimal digits."""
-    text = json.dumps(values, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return blake2(json.dumps(values, sort_keys=True), 8).hex()
 
 
 def draw_teacher(

@@ -12,7 +12,6 @@ preprocessor_config.json says.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from nitrodistill.evaluation.features import Extractor
+from nitrodistill.files import hash_file
 from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
 
 __all__ = ["ClipScore", "clip", "dino", "inception"]
@@ -73,7 +73,7 @@ def inception(
         levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return network(levels.to(device))[0].flatten(1)
 
-    return Extractor(name, features, "cubic", _file_hash(file))
+    return Extractor(name, features, "cubic", hash_file(file))
 
 
 def clip(path: str | Path, device: torch.device | str = "cpu", name: str = "clip") -> Extractor:
@@ -215,11 +215,3 @@ def _folder(path: str | Path) -> str:
     from huggingface_hub import snapshot_download
 
     return str(path) if Path(path).is_dir() else snapshot_download(str(path), local_files_only=True)
-
-
-def _file_hash(file: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from nitrodistill.data.files import atomic
 from nitrodistill.evaluation.result import Pictures
+from nitrodistill.files import atomic
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nitrodistill.data.files import atomic
 from nitrodistill.evaluation.features import Extractor
 from nitrodistill.evaluation.meters import Meter
+from nitrodistill.files import atomic, blake2
 
 __all__ = ["ImageFolder", "RealImages", "check_resolution", "measure_folder"]
 
@@ -95,12 +94,9 @@ class ImageFolder:
 
     def fingerprint(self) -> str:
         """A hash of names, sizes and times of the files, and of what is done to them."""
-        digest = hashlib.blake2b(f"{self.size};".encode(), digest_size=16)
-        for file in self.files:
-            about = file.stat()
-            name = file.relative_to(self.path).as_posix()
-            digest.update(f"{name}:{about.st_size}:{about.st_mtime_ns};".encode())
-        return digest.hexdigest()
+        about = [(file.relative_to(self.path).as_posix(), file.stat()) for file in self.files]
+        files = [f"{name}:{stat.st_size}:{stat.st_mtime_ns};" for name, stat in about]
+        return blake2([f"{self.size};", *files]).hex()
 
 
 def measure_folder(
@@ -149,8 +145,7 @@ def _cache_file(cache: Path, folder: ImageFolder, extractors: Sequence[Extractor
     if any(fingerprint is None for _, fingerprint in prints):
         return None
     text = f"{VERSION};{folder.fingerprint()};{prints}"
-    digest = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return cache / f"real-{digest}.safetensors"
+    return cache / f"real-{blake2(text, 8).hex()}.safetensors"
 
 
 def check_resolution(real: Tensor, drawn: Tensor) -> None:

@@ -32,8 +32,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nitrodistill.data.files import atomic, write_text
 from nitrodistill.evaluation.catalogue import info, ordered
+from nitrodistill.files import atomic, write_text
 
 __all__ = ["Evaluation", "Metric", "Pictures", "Sample"]
 

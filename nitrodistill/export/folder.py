@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nitrodistill.export.self_test import SelfTest
+from nitrodistill.files import atomic_folder
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
@@ -54,26 +53,13 @@ def folder_for(target: Path) -> Iterator[Path]:
     """
     made = [path for path in target.parents if not path.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        _move(partial, target)
+        with atomic_folder(target) as partial:
+            yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for path in made:
             with suppress(OSError):  # it holds the export
                 path.rmdir()
-
-
-def _move(partial: Path, target: Path) -> None:
-    if not target.exists():
-        partial.rename(target)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(old / "export")
-    partial.rename(target)
-    shutil.rmtree(old)
 
 
 def write_record(

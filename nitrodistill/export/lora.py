@@ -7,7 +7,6 @@ pipe.load_lora_weights(folder)
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 import tempfile
@@ -27,6 +26,7 @@ from nitrodistill.export.folder import check_target, folder_for, plan_record, wr
 from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
+from nitrodistill.files import hash_file
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.wrappers import LoRARole
 from nitrodistill.sampling import StepPlan
@@ -101,7 +101,7 @@ def export_lora(
             test = self_test(
                 base, pipeline, student, plan, prompts, partial, told_guidance(pipeline)
             )
-        digest = hashlib.blake2b((partial / WEIGHTS).read_bytes(), digest_size=16).hexdigest()
+        digest = hash_file(partial / WEIGHTS)
         write_record(partial, student.prediction_type, plan, base_model, test, digest)
         file = KOHYA if (partial / KOHYA).exists() else WEIGHTS
         flow = workflow_for(

@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from nitrodistill.files import write_text
 from nitrodistill.kernels import aot_cases, aot_report
 from nitrodistill.kernels.aot_report import Figures
 
@@ -102,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     problems = failures(found, kept)
     print(aot_report.table(found))
     if options.write:
-        options.write.write_text(aot_report.document(found))
+        write_text(options.write, aot_report.document(found))
     for problem in problems:
         print(problem, file=sys.stderr)
     print(f"{len(found)} kernels compiled, {len(problems)} gates missed")

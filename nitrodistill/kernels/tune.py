@@ -21,6 +21,7 @@ from typing import cast
 
 import torch
 
+from nitrodistill.files import write_text
 from nitrodistill.kernels import launch
 from nitrodistill.kernels.backend import use
 from nitrodistill.kernels.launch import Options
@@ -97,7 +98,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = json.dumps(document, indent=1) + "\n"
     print(text)
     if options.output:
-        options.output.write_text(text)
+        write_text(options.output, text)
     return 0
 
 

@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from tqdm import tqdm
+
+from nitrodistill.files import atomic
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -153,11 +154,10 @@ def fit(
 
 def save_atomic(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Writes a safetensors file that is either the old one or the new one, never half of either."""
-    partial = path.with_name(path.name + ".partial")
     # Cloned because T5 ties two of its names to one tensor, which safetensors refuses to write.
     copies = {n: t.clone(memory_format=torch.contiguous_format) for n, t in tensors.items()}
-    save_file(copies, partial, metadata)
-    os.replace(partial, path)
+    with atomic(path) as partial:
+        save_file(copies, partial, metadata)
 
 
 def _average_gradients(module: nn.Module, size: int) -> None:

@@ -11,9 +11,7 @@ verified when it is read. There is no pickle in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
@@ -25,6 +23,15 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from nitrodistill.files import (
+    complete_folder,
+    damage,
+    record_of,
+    remove_stale,
+    replace_folder,
+    temporary_of,
+)
 
 __all__ = [
     "Checkpoint",
@@ -38,7 +45,6 @@ __all__ = [
 
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"stage-(\d+)-step-(\d+)")
-_ASIDE = ".writing-"
 
 
 @dataclass(frozen=True)
@@ -61,14 +67,13 @@ class Checkpoint:
         Raises:
             ValueError: if a file is missing, of another size or damaged.
         """
-        for name, expected in self._json("manifest.json").items():
-            file = self._file(name)
-            if not file.is_file():
-                raise ValueError(f"checkpoint {self.path} is damaged: {name} is missing.")
-            if expected != _fingerprint(file):
-                raise ValueError(
-                    f"checkpoint {self.path} is damaged: {name} is not what was written."
-                )
+        records = self._json("manifest.json")
+        found = damage(self.path, records)
+        for file in self.path.glob("*.safetensors"):
+            if found is None and file.name not in records:
+                found = f"{file.name} is not in its manifest"
+        if found is not None:
+            raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
 
     def state(self) -> dict[str, object]:
         """What `write_checkpoint` got as `state`."""
@@ -81,18 +86,11 @@ class Checkpoint:
             ValueError: if there is no such file, or it cannot be read.
         """
         try:
-            return load_file(self._file(f"{name}.safetensors"))
+            return load_file(self.path / f"{name}.safetensors")
         except (OSError, SafetensorError) as error:
             raise ValueError(
                 f"checkpoint {self.path} holds no readable {name} ({error})."
             ) from error
-
-    def _file(self, name: str) -> Path:
-        if Path(name).name != name:
-            raise ValueError(
-                f"checkpoint {self.path} names a file outside of its folder: {name!r}."
-            )
-        return self.path / name
 
     def _json(self, name: str) -> dict[str, object]:
         try:
@@ -118,10 +116,10 @@ class CheckpointWriter:
 
     def __init__(self, output: Path, stage: int, step: int) -> None:
         self.checkpoint: Checkpoint = find_checkpoint(output, stage, step)
-        self._aside = output / _FOLDER / f"{_ASIDE}{self.checkpoint.path.name}"
+        self._aside = temporary_of(self.checkpoint.path)
         with self._whole_or_gone():
             self._aside.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(self._aside, ignore_errors=True)
+            remove_stale(self._aside.parent)
             self._aside.mkdir()
 
     def add(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -131,17 +129,14 @@ class CheckpointWriter:
 
     def finish(self, state: Mapping[str, object]) -> Checkpoint:
         """Writes what is not a tensor, and gives the checkpoint its name."""
-        aside, final = self._aside, self.checkpoint.path
+        aside = self._aside
         with self._whole_or_gone():
             _write_json(aside / "state.json", state)
             _write_json(
-                aside / "manifest.json", {f.name: _fingerprint(f) for f in sorted(aside.iterdir())}
+                aside / "manifest.json", {f.name: record_of(f) for f in sorted(aside.iterdir())}
             )
-            for file in aside.iterdir():
-                _flush(file)
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            _flush(final.parent)
+            complete_folder(aside)
+            replace_folder(aside, self.checkpoint.path)
         return self.checkpoint
 
     @contextmanager
@@ -213,32 +208,11 @@ def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
 
 
 def prune(output: Path, stage: int, keep: int, best: int | None = None) -> None:
-    """Removes all but the newest `keep` checkpoints of a stage and that of step `best`.
-
-    What was half written goes too.
-    """
+    """Removes all but the newest `keep` checkpoints of a stage and that of step `best`."""
     for checkpoint in find_checkpoints(output, stage)[keep:]:
         if checkpoint.step != best:
             shutil.rmtree(checkpoint.path)
-    for path in (output / _FOLDER).glob(f"{_ASIDE}*"):
-        shutil.rmtree(path)
-
-
-def _fingerprint(file: Path) -> dict[str, object]:
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return {"bytes": file.stat().st_size, "blake2b": digest.hexdigest()}
 
 
 def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=1), encoding="utf-8")
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

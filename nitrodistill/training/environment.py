@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nitrodistill.data.files import write_text
+from nitrodistill.files import write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -32,7 +32,7 @@ def note_environment(file: Path, accelerator: Accelerator) -> None:
         raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
     noted = noted if isinstance(noted, list) else [noted]
     if noted[-1:] != [environment]:
-        write_text(file, json.dumps([*noted, environment], indent=1))
+        write_json(file, [*noted, environment])
 
 
 def _environment(accelerator: Accelerator) -> dict[str, object]:

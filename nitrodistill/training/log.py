@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nitrodistill.data.files import write_text
+from nitrodistill.files import write_text
 from nitrodistill.training.parallel import gather_text
 
 if TYPE_CHECKING:

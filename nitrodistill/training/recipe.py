@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from nitrodistill.data.files import write_text
+from nitrodistill.files import write_text
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.training.config import TrainerConfig, to_plain

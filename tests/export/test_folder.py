@@ -17,7 +17,6 @@ def test_a_folder_appears_when_its_block_ends(tmp_path: Path) -> None:
         assert not target.exists()
     assert (target / "a").read_text() == "1"
     assert [path.name for path in target.parent.iterdir()] == ["deep"]
-    assert target.stat().st_mode & 0o777 == 0o755
 
 
 def test_an_earlier_export_stays_until_the_new_one_stands(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -73,8 +75,6 @@ def test_no_checkpoint_at_all_is_none(tmp_path):
 def test_order_stages_and_pruning(tmp_path):
     for stage, step in [(0, 9), (0, 10), (1, 2), (0, 8)]:
         _write(tmp_path, step, stage)
-    half = tmp_path / "checkpoints" / ".writing-stage-0-step-00000011"
-    half.mkdir()
     assert [(c.stage, c.step) for c in find_checkpoints(tmp_path)] == [
         (1, 2),
         (0, 10),
@@ -83,14 +83,43 @@ def test_order_stages_and_pruning(tmp_path):
     ]
     prune(tmp_path, 0, keep=1)
     assert [(c.stage, c.step) for c in find_checkpoints(tmp_path)] == [(1, 2), (0, 10)]
-    assert not half.exists()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_checkpoint(tmp_path):
+    writer = CheckpointWriter(tmp_path, 0, 1)  # of a process that lives: it may still be at work
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    left = writer._aside.name.replace(f"-{os.getpid()}-", f"-{int(gone.stdout)}-")
+    (tmp_path / "checkpoints" / left).mkdir()
+    _write(tmp_path, 2)
+    names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
+    assert names == {"stage-0-step-00000002", writer._aside.name}
+
+
+def test_colleagues_can_read_it(tmp_path):
+    before = os.umask(0o022)
+    try:
+        modes = {file.stat().st_mode & 0o777 for file in _write(tmp_path).path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == {0o644}
+
+
+def test_tensors_that_the_manifest_does_not_name_are_damage(tmp_path):
+    checkpoint = _write(tmp_path)
+    (checkpoint.path / ".DS_Store").touch()  # of a file manager: harmless
+    checkpoint.verify()
+    (checkpoint.path / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"damaged: student\S*.safetensors is not in its manifest"):
+        checkpoint.verify()
 
 
 def test_a_failed_write_says_so_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nitrodistill.training.checkpoint._flush", full)
+    monkeypatch.setattr("nitrodistill.training.checkpoint.complete_folder", full)
     with pytest.raises(OSError, match=r"could not be written.*No space left"):
         _write(tmp_path)
     assert list((tmp_path / "checkpoints").iterdir()) == []

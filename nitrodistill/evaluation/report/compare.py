@@ -15,7 +15,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from nitrodistill.data.files import write_text
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number, times
 from nitrodistill.evaluation.report.page import ARMS, READING, floors_in_words, render
@@ -24,6 +23,7 @@ from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.report.table import Column, make_table
 from nitrodistill.evaluation.report.verdict import Verdict, listed, verdict
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures
+from nitrodistill.files import write_text
 
 __all__ = ["Comparison", "compare", "comparison_html", "write_comparison"]
 

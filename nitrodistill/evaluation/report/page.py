@@ -8,7 +8,6 @@ from typing import Any
 
 from markupsafe import Markup
 
-from nitrodistill.data.files import write_text
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.curves import training_curves
 from nitrodistill.evaluation.report.markdown import model_card_table
@@ -17,6 +16,7 @@ from nitrodistill.evaluation.report.pictures import gallery
 from nitrodistill.evaluation.report.table import Column, make_table
 from nitrodistill.evaluation.report.verdict import Verdict, is_part, speedup, verdict
 from nitrodistill.evaluation.result import Evaluation
+from nitrodistill.files import write_text
 
 __all__ = ["READING", "floors_in_words", "render", "report_html", "write_report"]
 
