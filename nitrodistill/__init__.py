@@ -68,7 +68,7 @@ from nitrodistill.types import (
 from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight, truncated_snr_weight
 
 if TYPE_CHECKING:
-    from nitrodistill.data import GenerateConfig, PairStore, PairStream, generate
+    from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
     from nitrodistill.evaluation import evaluate
     from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 
@@ -77,7 +77,7 @@ __version__ = "0.1.0.dev0"
 _LAZY = {
     "GenerateConfig": "nitrodistill.data",
     "PairStore": "nitrodistill.data",
-    "PairStream": "nitrodistill.data",
+    "BatchStream": "nitrodistill.data",
     "OptimizerConfig": "nitrodistill.training",
     "Trainer": "nitrodistill.training",
     "TrainerConfig": "nitrodistill.training",
@@ -89,6 +89,7 @@ __all__ = [
     "LADD",
     "AdversarialLoss",
     "Batch",
+    "BatchStream",
     "CharbonnierLoss",
     "Condition",
     "ConvHead",
@@ -120,7 +121,6 @@ __all__ = [
     "NonSaturatingLoss",
     "OptimizerConfig",
     "PairStore",
-    "PairStream",
     "Pipeline",
     "PredictionType",
     "PseudoHuberLoss",

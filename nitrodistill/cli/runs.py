@@ -73,8 +73,8 @@ def training_latents(pairs: str | Path) -> Tensor:
         FileNotFoundError: if there is no store.
     """
     store = PairStore.open(pairs)
-    size = store.batch([0], torch.zeros(1, dtype=torch.long)).x0.numel()
+    size = store.read([0]).x0.numel()
     count = min(len(store), max(1, MOST_NUMBERS // size))
     rows = torch.linspace(0, len(store) - 1, count).long()
     parts = rows.split(256)
-    return torch.cat([store.batch(part.tolist(), part).x0 for part in parts])
+    return torch.cat([store.read(part.tolist()).x0 for part in parts])

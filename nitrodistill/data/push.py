@@ -81,10 +81,10 @@ def card(store: PairStore) -> str:
         *(f"- {_about(source)}" for source in manifest.sources),
         "",
         "```python",
-        "from nitrodistill import PairStore, PairStream",
+        "from nitrodistill import PairStore, BatchStream",
         "",
         'store = PairStore.open("hf://datasets/USER/NAME")  # or a folder that you downloaded',
-        "stream = PairStream(store, seed=0, batch_size=48)",
+        "stream = BatchStream(store, seed=0, batch_size=48)",
         "```",
         "",
         "The tensors are raw bytes; `manifest.json` says their shapes and dtypes. The licence of the teacher's "

@@ -209,7 +209,7 @@ class Drawing:
         else:
             if not self._stores:
                 self.prepare()
-            found = self._stores[stream].batch(rows.tolist(), rows).x0
+            found = self._stores[stream].read(rows.tolist()).x0
         if not bool(found.isfinite().all()):
             raise ValueError(
                 f"the latents of the {name} hold NaN or infinity; it has diverged, or its plan does not fit "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
 import os
@@ -71,8 +70,8 @@ def _known_trackers(names: Sequence[str]) -> list[Any]:
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1, cutoff=0)
-            raise ValueError(f"there is no tracker {name!r}; the nearest is {near[0]!r}.")
+            known = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS]
+            raise ValueError(f"there is no tracker {name!r}; {nearest(name, known)}")
         if name not in available:
             raise ValueError(
                 f"the tracker {name!r} is not installed; install it, or leave it out of the recipe's trackers."
@@ -101,6 +100,7 @@ class RunLog:
         self._every = every
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._last: dict[str, float] = {}
         self._samples = 0
         self._since = time.perf_counter()
         if accelerator.is_main_process:
@@ -124,6 +124,7 @@ class RunLog:
         mine = fetch({n: v / self._counts[n] for n, v in self._sums.items()})
         values = _mean([json.loads(t) for t in gather_text(self._accelerator, json.dumps(mine))])
         values |= {f"{role}/learning_rate": rate for role, rate in state.learning_rates.items()}
+        values = self._last = self._last | values  # of a role that was not active: what it was last
         values["samples_per_second"] = self._samples / max(now - self._since, 1e-9)
         line: dict[str, object] = {"stage": state.stage, "step": state.step, **values}
         if state.skipped:

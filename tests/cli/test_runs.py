@@ -15,7 +15,7 @@ from nitrodistill.data import PairStore
 
 def test_latents_of_the_pairs(place, monkeypatch):
     store = PairStore.open(place.pairs)
-    whole = store.batch(range(len(store)), torch.arange(len(store))).x0
+    whole = store.read(range(len(store))).x0
     assert torch.equal(training_latents(place.pairs), whole)
     monkeypatch.setattr(runs, "MOST_NUMBERS", 2 * whole[0].numel())
     assert torch.equal(training_latents(place.pairs), whole[[0, len(store) - 1]]), "evenly spread"
