@@ -33,12 +33,12 @@ from torch import Tensor
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import (
     AdversarialLoss,
-    HingeLoss,
+    HingeGANLoss,
     HuberLoss,
     L1Loss,
     L2Loss,
     Loss,
-    NonSaturatingLoss,
+    NonSaturatingGANLoss,
     SmoothL1Loss,
 )
 from nitrodistill.method import Draws, Role, frozen_within
@@ -409,4 +409,4 @@ def _reconstruction(name: Reconstruction) -> Loss:
 
 
 def _adversarial(name: Adversarial) -> AdversarialLoss:
-    return HingeLoss() if name == "hinge" else NonSaturatingLoss()
+    return HingeGANLoss() if name == "hinge" else NonSaturatingGANLoss()
