@@ -250,7 +250,7 @@ class LADD(DistillationMethod):
         total, parts = x0.new_zeros(()), dict[str, Tensor]()
         if paired is not None and self.reconstruction is not None:
             found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
-            per_sample = self.reconstruction.combined(found)
+            per_sample = self.reconstruction.weigh(found)
             total = total + paired.mean(per_sample)
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
