@@ -20,7 +20,13 @@ _T = TypeVar("_T")
 _MOST_NODES = 100_000
 """Of a YAML file, its aliases written out."""
 
-_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
 
 
 def build(kind: type[_T], data: object, where: str = "") -> _T:
@@ -101,7 +107,9 @@ def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
             return _value(hint, value, where)
         except ValueError:
             continue
-    wanted = " or ".join(_wanted(hint) for hint in (*others, *(h for h in hints if h is type(None))))
+    wanted = " or ".join(
+        _wanted(hint) for hint in (*others, *(h for h in hints if h is type(None)))
+    )
     raise ValueError(f"{where} is {shown(value)}; it must be {wanted}.")
 
 
@@ -183,7 +191,9 @@ def to_plain(value: object) -> Any:
 def differences(before: object, now: object, where: str = "") -> list[str]:
     """What differs between two plain values, a phrase each: "stages.0.trainer.seed was 1, now 2"."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        parts = [(_joined(where, k), before.get(k), now.get(k)) for k in dict.fromkeys([*before, *now])]
+        parts = [
+            (_joined(where, k), before.get(k), now.get(k)) for k in dict.fromkeys([*before, *now])
+        ]
     elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         parts = [(_joined(where, i), *two) for i, two in enumerate(zip(before, now, strict=True))]
     else:
@@ -232,7 +242,9 @@ def _check_node(node: Any, sizes: dict[int, int], above: set[int]) -> int:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             line = node.start_mark.line + 1
-            raise ValueError(f"{shown(twice)} stands twice in the names from line {line} on; keep one.")
+            raise ValueError(
+                f"{shown(twice)} stands twice in the names from line {line} on; keep one."
+            )
         parts = [part for pair in parts for part in pair]
     above.add(id(node))
     size = 1 + sum(_check_node(part, sizes, above) for part in parts)

@@ -26,8 +26,8 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill encode --help`."""
-    from nitrodistill.cli.launched import place
     from nitrodistill.data import EncodeConfig, encode, open_images
+    from nitrodistill.processes import place
 
     parser = make_parser("encode", ABOUT, EXAMPLE)
     add_teacher(parser)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.cli.teachers import load_teacher
+    from nitrodistill.teachers import load_teacher
 
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(device)

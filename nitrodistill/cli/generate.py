@@ -34,8 +34,8 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
-    from nitrodistill.cli.launched import place
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
+    from nitrodistill.processes import place
 
     parser = make_parser("generate", ABOUT, EXAMPLE)
     add_teacher(parser)
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.cli.teachers import load_teacher
+    from nitrodistill.teachers import load_teacher
 
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(device)

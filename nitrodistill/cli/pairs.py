@@ -215,8 +215,8 @@ def _import(argv: Sequence[str]) -> int:
     config = NitroConfig(**{f.name: given[f.name] for f in dataclasses.fields(NitroConfig)})
     prompts = None if given.prompts is None else read_lines(given.prompts)
 
-    from nitrodistill.cli.teachers import load_teacher
     from nitrodistill.models.pipeline import fingerprint
+    from nitrodistill.teachers import load_teacher
 
     denoiser = load_teacher(given.teacher).denoiser
     teacher = (given.teacher, fingerprint(denoiser.module), denoiser.prediction_type)

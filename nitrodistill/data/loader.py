@@ -1,15 +1,15 @@
 """BatchStream: the training stream, pure in its index.
 
 Sample n of the stream is row `order_e[n mod N]` of the N rows, in epoch `e = n div N`, where `order_e` is a
-permutation drawn from (seed, stage, part, e) alone. Micro-batch i holds samples `i B ... (i + 1) B - 1`. Nothing is
-remembered from one batch to the next, so resuming is one integer, and any worker can take any part of a batch.
+permutation drawn from (seed, stage, part, e) alone. Micro-batch i holds samples `i B ... (i + 1) B - 1`. Nothing
+is remembered from one batch to the next, so resuming is one integer, and any worker can take any part of a batch.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -129,7 +129,9 @@ class BatchStream:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must be in 0 ... {world_size - 1}.")
-        self.source: Source = source if hasattr(source, "read") else RowPairs(source)
+        # a Source reads rows, anything else holds them
+        made: Any = source if hasattr(source, "read") else RowPairs(cast(DictRows, source))
+        self.source: Source = made
         self.seed = seed
         self.stage = stage
         self._window = window

@@ -60,8 +60,8 @@ class LADDConfig:
             a loss between the decoded pictures. {} leaves it out.
         adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic.
         adversarial_weight: its weight in the student's loss; 0 trains no discriminator.
-        penalty: what keeps the discriminator smooth: "r1" on the real features that the heads see, "approximate_r1"
-            on real latents, "approximate_r1_r2" on real and generated ones, or "none".
+        penalty: what keeps the discriminator smooth: "r1" on the real features that the heads see,
+            "approximate_r1" on real latents, "approximate_r1_r2" on real and generated ones, or "none".
         penalty_weight: its weight in the discriminator's loss.
         penalty_scale: standard deviation of the approximate ones' perturbation, in the latents' unit.
         fresh_fraction: share of a batch that gets fresh noise and the adversarial term only, the rest

@@ -69,7 +69,9 @@ class OptimizerConfig:
     eight_bit: bool = False
 
     def __post_init__(self) -> None:
-        _check("lr_warmup_updates", self.lr_warmup_updates, self.lr_warmup_updates >= 0, "at least 0")
+        _check(
+            "lr_warmup_updates", self.lr_warmup_updates, self.lr_warmup_updates >= 0, "at least 0"
+        )
         _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
         norm = self.max_grad_norm
         _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")

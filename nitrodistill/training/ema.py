@@ -2,9 +2,9 @@
 
     average <- decay average + (1 - decay) weights
 
-It starts at the weights themselves, so there is no bias to correct. Half-precision weights are averaged in float32:
-the steps of an average are smaller than their rounding. Of weights that several processes share out, each averages
-its part.
+It starts at the weights themselves, so there is no bias to correct. Half-precision weights are averaged in
+float32, because the steps of an average are smaller than their rounding. Of weights that several
+processes share out, each averages its part.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class EMA:
 
     @torch.no_grad()
     def _exchange(self, kept: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Exchanges weights and averages; of narrower weights, which averages would be rounded to, returns copies."""
+        """Exchanges weights and averages; returns copies of weights that are narrower than their averages."""
         copies = {}
         for name, (weight, average) in zip(self._weights, self._pairs(), strict=True):
             here, there = local(weight.detach()), local(average)

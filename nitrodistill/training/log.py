@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.files import write_text
+from nitrodistill.processes import place
+from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import gather_text
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def make_accelerator(
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
-    launched = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    launched = place().world_size > 1
     if launched and has_gpu and not cpu and cpu_offload and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(None)  # NCCL for the GPU and gloo for the CPU
     if trackers is None:
@@ -174,9 +175,7 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
     """
     from tqdm import tqdm
 
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    first = not distributed or torch.distributed.get_rank() == 0
-    hidden = not (sys.stderr.isatty() and first) if show is None else not show
+    hidden = not (sys.stderr.isatty() and place().rank == 0) if show is None else not show
     for stage, group in groupby(states, key=lambda state: state.stage):
         with tqdm(desc=f"stage {stage}", unit="step", disable=hidden) as bar:
             shown = 0.0

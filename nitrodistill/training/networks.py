@@ -1,9 +1,9 @@
 """The networks of a stage: the cast that its method is built from, and where each of them is placed.
 
-    teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
-               process holds a part, which then stands in the pipeline too, so that no device holds the whole
-    student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
-    others     what the method asks its cast for: as the student
+teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
+           process holds a part, which then stands in the pipeline too, so that no device holds the whole
+student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
+others     what the method asks its cast for: as the student
 """
 
 from __future__ import annotations

@@ -67,8 +67,8 @@ class Previewer:
             file: where; its folder is made.
         """
         images = {"teacher": self._teacher, "student": self._draw(student, self.plan)}
-        if trainer.ema is not None:
-            with trainer.ema.applied():
+        if "student" in trainer.averages:
+            with trainer.averaged("student"):
                 images["average"] = self._draw(student, self.plan)
         if not trainer.accelerator.is_main_process:
             return

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from nitrodistill.files import write_text
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
-from nitrodistill.settings import build, nearest, parse_yaml, read_yaml, shown, to_plain
+from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
 __all__ = ["RECIPE", "Recipe", "Stage", "load_recipe", "override", "parse_recipe", "save_recipe"]
@@ -32,7 +32,7 @@ class Stage:
         settings: of the method, by name; null takes its defaults.
         trainer: the trainer's.
         teacher: who teaches: the recipe's teacher, or the student of the stage before.
-        student: what the student starts as: its teacher, or the student of the stage before. Of a stage before, the
+        student: what the student starts as: its teacher, or the student of the stage before. Of that one the
             moving average of the weights is taken where there is one.
         prune: which blocks the student keeps; not built yet.
         lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
@@ -154,11 +154,11 @@ def parse_recipe(data: object) -> Recipe:
     return build(Recipe, data)
 
 
-def load_recipe(path: str | Path, options: Sequence[tuple[str, str]] = ()) -> Recipe:
+def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Reads a recipe from a YAML file.
 
     Args:
-        path: of the file.
+        path: of the file; None has the options alone.
         options: (dotted name, YAML text) of values that win over the file's; see `override`.
 
     Raises:
@@ -166,12 +166,12 @@ def load_recipe(path: str | Path, options: Sequence[tuple[str, str]] = ()) -> Re
         ValueError: if it is no recipe.
     """
     try:
-        data = read_yaml(path)
+        data = {} if path is None else read_yaml(path)
         for name, text in options:
             data = override(data, name, parse_yaml(text))
         return parse_recipe(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(str(error) if path is None else f"{path}: {error}") from error
 
 
 def override(data: object, name: str, value: object) -> object:

@@ -41,8 +41,9 @@ def student_record(denoiser: Denoiser, plan: StepPlan) -> dict[str, object]:
 def network_record(module: nn.Module, lora: LoRAConfig | None) -> dict[str, object] | None:
     """Class, config and LoRA of a diffusers network, prepared or not; None for a network of another kind."""
     network = unwrapped(module)
-    config = getattr(network, "config", None)
-    if config is None or not hasattr(network, "to_json_string"):
+    from diffusers import ConfigMixin
+
+    if not isinstance(network, ConfigMixin):
         return None
     plain = {k: v for k, v in json.loads(network.to_json_string()).items() if k[:1] != "_"}
     is_role = role_in(module) is not None

@@ -170,13 +170,15 @@ def _check_precision(
         return
     if not config.half_precision_weights:
         raise ValueError(
-            f"the weights of role {name!r} are {', '.join(map(str, sorted(narrow, key=str)))}: at a learning rate of "
-            "1e-6 nearly all of AdamW's updates would be lost in rounding. Train float32 weights "
+            f"the weights of role {name!r} are {' and '.join(map(str, narrow))}: at a learning rate of 1e-6 "
+            "nearly all of AdamW's updates would be lost in rounding. Train float32 weights "
             "(module.float(), with `mixed_precision: bf16` for speed), or set half_precision_weights: true."
         )
     if accelerator.is_main_process:
         _log.warning(
-            "role %s trains half-precision weights (half_precision_weights); see %s/changed in the log.", name, name
+            "role %s trains half-precision weights (half_precision_weights); see %s/changed in the log.",
+            name,
+            name,
         )
 
 

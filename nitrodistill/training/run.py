@@ -1,11 +1,11 @@
 """The folder of a run: whose it is, and what a finished or stopped run left in it.
 
-    recipe.yaml         the recipe with every default written out
-    environment.json    versions, git state, device: of the start, and of each resumption that differs
-    log.jsonl, logs/    numbers, also for tensorboard
-    previews/           teacher, student and its moving average, side by side
-    evaluation/         what the teacher drew for evaluations while training
-    checkpoints/
+recipe.yaml         the recipe with every default written out
+environment.json    versions, git state, device: of the start, and of each resumption that differs
+log.jsonl, logs/    numbers, also for tensorboard
+previews/           teacher, student and its moving average, side by side
+evaluation/         what the teacher drew for evaluations while training
+checkpoints/
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
+from torch import Tensor
+
+from nitrodistill.data import PairStore
 from nitrodistill.data.claims import Claims
 from nitrodistill.files import is_temporary, remove_stale
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -39,12 +43,14 @@ __all__ = [
     "load_run_recipe",
     "load_student",
     "owned",
+    "training_latents",
 ]
 
 Resume = Literal["auto", "never"]
 Which = Literal["newest", "best"]
 
 ENVIRONMENT, LOCK = "environment.json", ".lock"
+_MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
 
 
 @dataclass(frozen=True)
@@ -211,7 +217,8 @@ def owned(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[No
         with claims.claimed(0) as granted:
             if not granted:
                 raise RuntimeError(
-                    f"another process trains in {str(output)!r}; wait until it has ended, or choose another folder."
+                    f"another process trains in {str(output)!r}; wait until it has ended, or choose another "
+                    "folder."
                 )
             try:
                 remove_stale(output)
@@ -230,3 +237,18 @@ def _told(error: OSError, output: Path) -> OSError:
         "can be written."
     )
 
+
+def training_latents(recipe: Recipe) -> Tensor:
+    """The latents that a run trained on, `(M, C, H, W)`: all, or as many as fit into 256 MB, evenly spread.
+
+    Raises:
+        FileNotFoundError: if there are none, or their store is gone.
+    """
+    path = recipe.pairs or recipe.real
+    if path is None:
+        raise FileNotFoundError("the run trained on no latents, only on prompts.")
+    store = PairStore.open(path)
+    size = store.read_latents([0]).x0.numel()
+    count = min(len(store), max(1, _MOST_NUMBERS // size))
+    rows = torch.linspace(0, len(store) - 1, count).long()
+    return torch.cat([store.read_latents(part.tolist()).x0 for part in rows.split(256)])

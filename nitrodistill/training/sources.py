@@ -16,7 +16,7 @@ from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.types import Part
 
-__all__ = ["Sources"]
+__all__ = ["Sources", "recipe_prompts"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Sources:
 
         Raises:
             FileNotFoundError: if there is no store, or no file of prompts.
-            ValueError: if the pairs are of another teacher or another scheduler, the real latents of another VAE, or
-                a prompt is unknown to the teacher.
+            ValueError: if the pairs are of another teacher or scheduler, the real latents of another VAE, or a
+                prompt is unknown to the teacher.
         """
         pairs = None if recipe.pairs is None else PairStore.open(recipe.pairs)
         if pairs is not None:
@@ -82,6 +82,18 @@ class Sources:
         made = GenerateConfig() if self.pairs is None else self.pairs.manifest.teachers[0]
         steps, guidance = self.recipe.num_inference_steps, self.recipe.guidance
         return steps or made.steps, made.guidance if guidance is None else guidance
+
+
+def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
+    """The prompts of a recipe's data; no teacher is needed.
+
+    Raises:
+        FileNotFoundError: if the data is gone.
+    """
+    path = recipe.pairs or recipe.real or recipe.prompts
+    if path is None or Path(path).is_file():
+        return () if path is None else tuple(read_prompts(path))
+    return PairStore.open(path).prompts
 
 
 def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:

@@ -19,6 +19,7 @@ from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import to_plain
 from nitrodistill.training.config import check_optimizers
+from nitrodistill.training.evaluations import student_scores
 from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.networks import StageNetworks, check_cast, stage_cast
 from nitrodistill.training.parallel import check_launch, on_main
@@ -62,7 +63,8 @@ def run_recipe(
             folder that is new or empty.
         stop: see `Trainer`; the last state says why it was stopped.
         evaluate: what measures a student, called in every process with the moving average of its weights in
-            place, each `evaluate_every` steps of a stage and after its last; see `Trainer`.
+            place, each `evaluate_every` steps of a stage and after its last; see `Trainer`. None measures as
+            `nitrodistill evaluate` does, on few pictures.
 
     Returns:
         the State after each step, of all stages; iterate to train.
@@ -75,7 +77,9 @@ def run_recipe(
     """
     output = Path(recipe.output)
     sources = Sources.open(recipe, pipeline)
-    check_stages(recipe, pipeline, evaluate is not None)
+    check_stages(recipe, pipeline)
+    if evaluate is None:
+        evaluate = student_scores(recipe, pipeline, sources)
     check_folder(output, recipe, resume, sources.identities())
     for prompt in recipe.preview_prompts:
         pipeline.check_prompt(prompt)
@@ -91,13 +95,12 @@ def run_recipe(
     return _states(_Runner(recipe, pipeline, sources, accelerator, stop, evaluate, networks))
 
 
-def check_stages(recipe: Recipe, pipeline: Pipeline, evaluates: bool) -> None:
+def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
     """Checks that the settings of a recipe's stages fit the teacher and each other, on shapes alone.
 
     Args:
         recipe: the recipe.
         pipeline: the teacher; its shapes are enough (`models.skeleton`).
-        evaluates: whether there is something to evaluate with.
 
     Raises:
         ValueError: naming the first setting that does not fit, or the data that a method reads and the recipe does
@@ -112,10 +115,10 @@ def check_stages(recipe: Recipe, pipeline: Pipeline, evaluates: bool) -> None:
                 made = {"pairs": "generate", "real": "encode"}.get(part, "")
                 verb = f", as `nitrodistill {made}` makes them" if made else ""
                 raise ValueError(
-                    f"method {stage.method!r} reads {part}, which the recipe does not give; add `{part}: PATH`{verb}."
+                    f"method {stage.method!r} reads {part}, which the recipe does not give; add "
+                    f"`{part}: PATH`{verb}."
                 )
         check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-        stage.trainer.check_evaluates(evaluates)
 
 
 def build_on_shapes(

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.settings import differences, nearest, to_plain
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
     Checkpoint,
@@ -45,7 +46,6 @@ from nitrodistill.training.checkpoint import (
     newest_checkpoint,
     prune,
 )
-from nitrodistill.settings import differences, nearest, to_plain
 from nitrodistill.training.config import TrainerConfig, check_optimizers, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, make_accelerator
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["State", "Trainer"]
+
 
 class Trainer:
     """Trains a method's roles; `fit` yields after every step.
@@ -95,8 +96,8 @@ class Trainer:
         best: the best evaluation so far.
 
     Raises:
-        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train or shares a weight with
-            another one, the processes cannot share a batch, or a checkpoint is damaged or of other settings.
+        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train or shares a weight
+            with another one, the processes cannot share a batch, or a checkpoint is damaged or of other settings.
         FileExistsError: if `resume` is "never" and there is a checkpoint.
     """
 
@@ -369,7 +370,7 @@ class Trainer:
     def _update(
         self, active: tuple[str, ...], skip: bool
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """One update of the active roles: their learning rates, and the share of weights that changed, now and then."""
+        """Updates the active roles; their learning rates, and now and then the share of weights that changed."""
         rates, changed = {}, {}
         shown = self._is_due(self.config.log_every, self.step + 1)
         for name in active:

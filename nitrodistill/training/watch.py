@@ -65,13 +65,13 @@ class Watch:
             moved = found != self._marks[name]
             if moved and name != role:
                 raise ValueError(
-                    f"{self._method}: the loss of {role!r} also reached the weights of {name!r}; detach what that "
-                    "role made, or put the forward pass and the yield inside of `frozen_within(module)`."
+                    f"{self._method}: the loss of {role!r} also reached the weights of {name!r}; detach what "
+                    "that role made, or put the forward pass and the yield inside of `frozen_within(module)`."
                 )
             if not moved and name == role:
                 raise ValueError(
-                    f"{self._method}: the loss of {role!r} reaches none of its weights; it must use the module that "
-                    "its Role holds now, with gradients on."
+                    f"{self._method}: the loss of {role!r} reaches none of its weights; it must use the module "
+                    "that its Role holds now, with gradients on."
                 )
         self._marks = marks
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from nitrodistill.cli.launched import Place, place
 from nitrodistill.cli.main import main
 from nitrodistill.data import PairStore
+from nitrodistill.processes import Place, place
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 

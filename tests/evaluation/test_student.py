@@ -13,8 +13,8 @@ from PIL import Image
 
 from nitrodistill.cli.evaluate import EXAMPLE
 from nitrodistill.cli.main import main
-from nitrodistill.cli.measuring import Judges
 from nitrodistill.evaluation import Evaluation
+from nitrodistill.evaluation.student import Judges
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "evaluation" / "coco-30k.yaml"
 

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from nitrodistill.cli.demo import DemoConfig, _reproduced
-from nitrodistill.cli.expected import FILE, Length, Range, outside, stated
+from nitrodistill.demo.demo import DemoConfig, _reproduced
+from nitrodistill.demo.expected import FILE, Length, Range, outside, stated
 from nitrodistill.evaluation import Evaluation, Metric
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import distributed
 
-from nitrodistill.cli.workers import beside, can_train_together, cores, training_together
+from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
 
 WORK = """
 import os
 import time
 import torch
 from torch import distributed
-from nitrodistill.cli.workers import training_together
+from nitrodistill.demo.workers import training_together
 
 def note(folder, rank, count):
     (folder / f"{rank} of {count}, threads: {torch.get_num_threads()}").touch()
@@ -96,7 +96,7 @@ def test_others_end_with_a_first_process_that_is_killed(work, folder):
     script = f"""
 import time
 from pathlib import Path
-from nitrodistill.cli.workers import beside
+from nitrodistill.demo.workers import beside
 import {work.__name__} as work
 if __name__ == "__main__":
     with beside(work.stay, Path({str(folder)!r}), count=2):

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from nitrodistill.cli.main import main
-from nitrodistill.cli.scoring import student_scores
 from nitrodistill.models import Pipeline
 from nitrodistill.training import load_run_recipe, load_student
+from nitrodistill.training.evaluations import student_scores
 
 
 def train(place, *options):

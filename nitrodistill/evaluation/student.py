@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nitrodistill.cli.teachers import EMBEDDED
 from nitrodistill.evaluation import (
     EvaluateConfig,
     Evaluation,
@@ -23,14 +22,15 @@ from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
+from nitrodistill.teachers import EMBEDDED
 from nitrodistill.types import Denoiser
 
-__all__ = ["Judges", "measure_student"]
+__all__ = ["MetricNetworks", "measure_student"]
 
 
 @dataclass(frozen=True)
-class Judges:
-    """Real pictures and networks that judge, from this machine; nothing is downloaded.
+class MetricNetworks:
+    """Real pictures and networks that metrics need, from this machine; nothing is downloaded.
 
     Attributes:
         real: folder of real pictures, brought to the teacher's size; null takes none (the embedded
@@ -53,16 +53,16 @@ class Judges:
         Raises:
             FileNotFoundError: if weights are not on this machine.
         """
-        from nitrodistill.evaluation import networks
+        from nitrodistill.evaluation.networks import clip, dino, inception
 
         found = []
         if self.inception is not None:
             file = None if self.inception == "auto" else self.inception
-            found.append(networks.inception(file, device))
+            found.append(inception(file, device))
         if self.clip is not None:
-            found.append(networks.clip(self.clip, device))
+            found.append(clip(self.clip, device))
         if self.dino is not None:
-            found.append(networks.dino(self.dino, device))
+            found.append(dino(self.dino, device))
         return found
 
     def settings(self, teacher: Pipeline) -> dict[str, Any]:
@@ -89,14 +89,14 @@ def measure_student(
     prompts: Sequence[str],
     config: EvaluateConfig,
     *,
-    judges: Judges | None = None,
+    networks: MetricNetworks | None = None,
     training_latents: Tensor | None = None,
     cache: str | Path | None = None,
     keep_student: bool = True,
     progress: bool = True,
 ) -> Evaluation:
     """Measures a student. On the toy: the oracle's features, its alignment, and freshly drawn scenes as
-    real pictures; on another teacher the judges' features, or texture features without any.
+    real pictures; on another teacher the networks' features, or texture features without any.
 
     Args:
         teacher_name: one of `EMBEDDED` for an embedded one.
@@ -105,15 +105,15 @@ def measure_student(
         plan: how it samples.
         prompts: what may be drawn.
         config: how much is drawn.
-        judges: real pictures and networks; by default none.
+        networks: real pictures and networks; by default none.
         training_latents: x0 of the pairs that the student was trained on, for memorisation.
         cache: folder for latents and for what was measured of real pictures.
         keep_student: keep the student's latents there too.
         progress: show a bar.
     """
-    judges = judges or Judges()
-    extractors = judges.extractors(teacher.device)
-    settings = judges.settings(teacher)
+    networks = networks or MetricNetworks()
+    extractors = networks.extractors(teacher.device)
+    settings = networks.settings(teacher)
     if teacher_name in EMBEDDED:
         oracle, more = _toy(config.seed)
         extractors, settings = [oracle, *extractors], {**more, **settings}

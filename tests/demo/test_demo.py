@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from nitrodistill.cli.demo import (
+from nitrodistill.cli.main import main
+from nitrodistill.demo.demo import (
     BATCH_SIZE,
     DemoConfig,
     _check_folder,
@@ -13,8 +14,7 @@ from nitrodistill.cli.demo import (
     run_demo,
     toy_recipe,
 )
-from nitrodistill.cli.expected import Length, outside, stated
-from nitrodistill.cli.main import main
+from nitrodistill.demo.expected import Length, outside, stated
 
 
 def test_a_short_demo_goes_the_whole_road(tmp_path):
@@ -53,7 +53,7 @@ class _Killed(Exception):
 
 
 def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch):
-    monkeypatch.setattr("nitrodistill.cli.demo.cores", lambda: 1)  # starting more takes longer
+    monkeypatch.setattr("nitrodistill.demo.demo.cores", lambda: 1)  # starting more takes longer
     root = tmp_path / "demo"
     config = DemoConfig(output=str(root), pairs=8, steps=2, samples=4)
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nitrodistill.cli.reporting import (
+from nitrodistill.evaluation import Evaluation, Metric, Pictures
+from nitrodistill.evaluation.results import (
     RESULTS,
     check_output,
     check_page,
     load_results,
     write_results,
 )
-from nitrodistill.evaluation import Evaluation, Metric, Pictures
 
 IMAGES = {
     arm: torch.full((1, 3, 8, 8), level) for arm, level in [("teacher", 0.0), ("student", 1.0)]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nitrodistill.cli.measuring import measure_student
-from nitrodistill.data import PairStore
 from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.catalogue import CATALOGUE
+from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
-from nitrodistill.training import Recipe
+from nitrodistill.settings import nearest
+from nitrodistill.training.recipe import Recipe
+from nitrodistill.training.sources import Sources
 from nitrodistill.types import Denoiser
 
 __all__ = ["student_scores"]
@@ -22,17 +22,16 @@ FOLDER = "evaluation"
 
 
 def student_scores(
-    recipe: Recipe, pipeline: Pipeline
+    recipe: Recipe, pipeline: Pipeline, sources: Sources
 ) -> Callable[[Denoiser, StepPlan], Mapping[str, float]] | None:
     """A function that measures a student on `recipe.evaluate_samples` pictures; None if no stage wants any.
 
-    Prompts are those of the pairs, and the teacher draws as it drew them. Noise and prompts are the same every
-    time, and the noise is none of the pairs'. The numbers are those of `nitrodistill evaluate`, without the costs.
-    With `parallel: fsdp` the teacher draws anew each time: all processes must run its network alike, whatever each
-    would find in a cache.
+    Prompts are those of the data, and the teacher draws as it drew the pairs. Noise and prompts are the same every
+    time, and the noise is none that was trained on. The numbers are those of `nitrodistill evaluate`, without the
+    costs. With `parallel: fsdp` the teacher draws anew each time: all processes must run its network alike,
+    whatever each would find in a cache.
 
     Raises:
-        FileNotFoundError: if there is no pair store.
         ValueError: if a stage's `best_metric` is no metric.
     """
     stages = [stage.trainer for stage in recipe.stages if stage.trainer.evaluate_every]
@@ -41,26 +40,24 @@ def student_scores(
     for trainer in stages:
         _check_metric(trainer.best_metric)
     sharded = any(stage.trainer.parallel == "fsdp" for stage in recipe.stages)
-    store = PairStore.open(recipe.pairs)
-    made = store.manifest.teachers[0]
+    steps, guidance = sources.teacher_draws()
     config = EvaluateConfig(
         num_samples=recipe.evaluate_samples,
-        teacher_steps=made.steps,
-        guidance=made.guidance,
+        teacher_steps=steps,
+        guidance=guidance,
         cost_repeats=0,
         num_pictures=0,
     )
 
     def scores(student: Denoiser, plan: StepPlan) -> Mapping[str, float]:
-        cache = None if sharded else Path(recipe.output) / FOLDER
         found = measure_student(
             recipe.teacher,
             pipeline,
             student,
             plan,
-            store.prompts,
+            sources.prompts,
             config,
-            cache=cache,
+            cache=None if sharded else Path(recipe.output) / FOLDER,
             keep_student=False,  # another one every time: they would fill the disk
             progress=False,
         )
@@ -71,5 +68,4 @@ def student_scores(
 
 def _check_metric(name: str) -> None:
     if name and name.partition("@")[0] not in CATALOGUE:
-        near = difflib.get_close_matches(name, CATALOGUE, n=1, cutoff=0)[0]
-        raise ValueError(f"best_metric is {name!r}, which is no metric; the nearest is {near!r}.")
+        raise ValueError(f"best_metric is {name!r}, which is no metric; {nearest(name, CATALOGUE)}")
