@@ -18,7 +18,6 @@ accumulation, go its own way.
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.files import blake2
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
 
@@ -240,7 +240,7 @@ class Draws:
         gather: joins `(B, *)` of every process that shares the micro-batch, in the order of its samples; for
             losses that look at other samples. All processes must call it alike. One process: identity.
         stage: number of the stage in its recipe.
-        purpose: what is drawn for: "training", "pairs", "preview", "evaluation", ...
+        purpose: what is drawn for: "training", "pairs", "previews", "evaluation", ...
 
     Example:
         >>> import torch
@@ -281,9 +281,10 @@ class Draws:
         return self._stack(rows, shape, device)
 
     def _streams(self, name: str) -> Iterator[np.random.Generator]:
-        label = f"{self.seed}/{self.step}/{name}"
-        digest = hashlib.blake2b(label.encode(), digest_size=8)
-        key = int.from_bytes(digest.digest(), "little")
+        # pairs have the key that stores were drawn with before there were purposes
+        prefix = "" if self.purpose == "pairs" else f"{self.purpose}/{self.stage}/"
+        label = f"{prefix}{self.seed}/{self.step}/{name}"
+        key = int.from_bytes(blake2(label, 8), "little")
         for index in self.index.tolist():
             words = np.array([key, index % 2**64], np.uint64)
             yield np.random.Generator(np.random.Philox(key=words))

@@ -1,6 +1,7 @@
 """The work of `generate`: noise and prompts through a teacher.
 
-Sample i has the prompt `prompts[i % len(prompts)]` and the noise `Draws(seed, 0, [i]).normal("noise", shape)`.
+Sample i has the prompt `prompts[i % len(prompts)]` and the noise
+`Draws(seed, 0, [i], purpose="pairs").normal("noise", shape)`.
 Noise and text conditioning are rounded to what is stored *before the teacher sees them*, so that what is stored is
 exact. A batch is a function of its first index alone and never crosses shards, so one worker and eight
 write the same bytes (on one type of machine: arithmetic differs between devices).
@@ -257,7 +258,7 @@ class Generation(Work):
 
     def _draw(self, rows: range, condition: Condition) -> tuple[Tensor, Tensor]:
         device, dtype = self.pipeline.device, DTYPES[self.config.dtype]
-        draws = Draws(self.config.seed, 0, torch.tensor(rows))
+        draws = Draws(self.config.seed, 0, torch.tensor(rows), purpose="pairs")
         noise = draws.normal("noise", self.pipeline.latent_shape).to(dtype)
         compute = DTYPES[self.config.compute]
         lower = compute != torch.float32

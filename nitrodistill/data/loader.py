@@ -7,7 +7,6 @@ is remembered from one batch to the next, so resuming is one integer, and any wo
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, cast
 
@@ -16,6 +15,7 @@ import torch
 
 from nitrodistill.data.latents import LatentStore
 from nitrodistill.data.pairs import PairStore
+from nitrodistill.files import blake2
 from nitrodistill.types import Batch, Condition, Latents, Pairs, Part
 
 __all__ = ["BatchStream", "DictRows", "RowPairs", "Source", "together"]
@@ -160,8 +160,8 @@ class BatchStream:
         return int(orders[epoch][place])
 
     def _order(self, epoch: int) -> np.ndarray:
-        digest = hashlib.blake2b(f"{self.seed}/epoch/{epoch}".encode(), digest_size=16).digest()
-        key = np.frombuffer(digest, "<u8").astype(np.uint64)
+        label = f"{self.source.part}/{self.stage}/{self.seed}/epoch/{epoch}"
+        key = np.frombuffer(blake2(label), "<u8").astype(np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
         if self._window is None or not isinstance(self.source, (PairStore, LatentStore)):
             return generator.permutation(len(self.source))

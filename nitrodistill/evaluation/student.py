@@ -141,7 +141,9 @@ def _toy(seed: int) -> tuple[Extractor, dict[str, Any]]:
         return oracle.alignment(images.cpu(), texts).by_attribute
 
     def real(texts: Sequence[str], index: Tensor) -> Tensor:
-        uniforms = Draws(seed, 0, index).uniform("scene", (toy.scenes.NUM_UNIFORMS,))
+        uniforms = Draws(seed, 0, index, purpose="evaluation").uniform(
+            "scene", (toy.scenes.NUM_UNIFORMS,)
+        )
         return toy.scenes.draw(toy.scenes.attribute_indices(texts), uniforms)
 
     features = Extractor(

@@ -54,7 +54,7 @@ class Previewer:
         self.teacher_plan: StepPlan = StepPlan.from_schedule(
             pipeline.denoiser.schedule, teacher_steps
         )
-        self._draws = Draws(seed, 0, torch.arange(len(self.prompts)))
+        self._draws = Draws(seed, 0, torch.arange(len(self.prompts)), purpose="previews")
 
     def write(self, trainer: Trainer, student: Denoiser, file: Path) -> None:
         """Writes the grid as a PNG, and passes it to tensorboard, wandb, swanlab, aim, clearml or mlflow.

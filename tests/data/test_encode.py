@@ -57,7 +57,9 @@ def test_noise_is_drawn_and_the_store_says_that_it_is_no_pair(encoded: PairStore
     encoded.verify()
     batch = BatchStream(encoded, seed=0, batch_size=5)(0)
     order = [BatchStream(encoded, 0, 5).row(n) for n in range(5)]
-    noise = Draws(3, 0, torch.tensor(order)).normal("noise", (2, 4, 4)).half().float()
+    noise = (
+        Draws(3, 0, torch.tensor(order), purpose="pairs").normal("noise", (2, 4, 4)).half().float()
+    )
     assert torch.equal(batch.noise, noise)
     assert not encoded.paired
     with pytest.raises(ValueError, match="holds encoded images, which no teacher made"):

@@ -43,7 +43,7 @@ def test_the_manifest_says_how(
 
 def test_noise_is_the_draw_rounded(made: PairStore) -> None:
     index = torch.arange(11)
-    draws = Draws(5, 0, index).normal("noise", (2, 4, 4))
+    draws = Draws(5, 0, index, purpose="pairs").normal("noise", (2, 4, 4))
     assert torch.equal(made.read(range(11), dtype=None).noise, draws.half())
 
 
