@@ -3,7 +3,7 @@
 32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all
 of them diffusers' and transformers' own classes, 2.5 million parameters, and an oracle that reads the pictures.
 Beside it a small PixArt (transformer and T5 encoder, 0.95 million parameters) on the same autoencoder.
-`python -m nitrodistill.toy.train` makes the weights from scratch.
+In the repository, `python -m tools.toy.train` makes the weights from scratch.
 """
 
 from __future__ import annotations

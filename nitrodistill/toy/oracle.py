@@ -92,7 +92,7 @@ def load_oracle(path: str | Path | None = None) -> Oracle:
     """Loads the oracle in float32, frozen, in evaluation mode.
 
     Args:
-        path: a folder that `python -m nitrodistill.toy.train` wrote; by default the one in the package.
+        path: a folder that the repository's `python -m tools.toy.train` wrote; by default the one in the package.
     """
     root = WEIGHTS if path is None else Path(path)
     verify(root)

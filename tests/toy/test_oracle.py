@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle, load_oracle
-from nitrodistill.toy.train_vae import random_scenes
+from tools.toy.loop import seeded
+from tools.toy.train_vae import random_scenes
 
 
 def test_shipped_oracle_reads_fresh_renders():

@@ -7,11 +7,11 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
-from nitrodistill.toy.measure import decode, joint_alignment, psnr, random_captions, sample
 from nitrodistill.toy.oracle import load_oracle
 from nitrodistill.toy.pipeline import load_pipeline, save_pipeline
-from nitrodistill.toy.train_vae import encode
+from tools.toy.loop import seeded
+from tools.toy.measure import decode, joint_alignment, psnr, random_captions, sample
+from tools.toy.train_vae import encode
 
 
 @pytest.fixture(scope="module")

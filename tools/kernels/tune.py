@@ -1,7 +1,7 @@
 """Find the launch options of this GPU's architecture and write its table.
 
-    python -m nitrodistill.kernels.tune                      # all operations, prints the table
-    python -m nitrodistill.kernels.tune --output FILE.json   # and writes it
+    python -m tools.kernels.tune                      # all operations, prints the table
+    python -m tools.kernels.tune --output FILE.json   # and writes it
 
 Every option is halved and doubled in turn, at the shapes of record, as long as that makes a forward and
 backward pass faster. The table goes to `nitrodistill/kernels/tables/<architecture>.json`; a pull request

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from nitrodistill.measures import GaussianStatistics, frechet_distance, gradient_magnitude
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle
 from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from nitrodistill.toy.text import MAX_TOKENS
-from nitrodistill.toy.train_vae import decode_raw, encode, psnr
+from tools.toy.loop import seeded
+from tools.toy.text import MAX_TOKENS
+from tools.toy.train_vae import decode_raw, encode, psnr
 
 EDGE_QUANTILE = 0.98
 
