@@ -8,22 +8,24 @@ from nitrodistill.evaluation.discrepancy import KernelDistance
 from nitrodistill.evaluation.diversity import PromptSpread
 from nitrodistill.evaluation.evaluate import evaluate, help_draw
 from nitrodistill.evaluation.features import Extractor
+from nitrodistill.evaluation.frechet import (
+    GaussianStatistics,
+    extrapolated_floor,
+    frechet_distance,
+    gaussian_distance,
+)
 from nitrodistill.evaluation.manifold import manifold_scores
 from nitrodistill.evaluation.nearest import NearestPair
 from nitrodistill.evaluation.picture import draw_curves, draw_grid
 from nitrodistill.evaluation.real import ImageFolder, RealImages
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
-from nitrodistill.evaluation.text import TextScore
-from nitrodistill.measures import (
-    GaussianStatistics,
+from nitrodistill.evaluation.sharpness import (
     TextureFeatures,
     edge_strength,
-    extrapolated_floor,
-    frechet_distance,
-    gaussian_distance,
     gradient_energy,
     high_frequency_energy,
 )
+from nitrodistill.evaluation.text import TextScore
 
 __all__ = [
     "Alignment",

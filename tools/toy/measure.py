@@ -14,7 +14,8 @@ from diffusers import AutoencoderKL, PixArtSigmaPipeline, StableDiffusionPipelin
 from torch import Tensor
 from tqdm import tqdm
 
-from nitrodistill.measures import GaussianStatistics, frechet_distance, gradient_magnitude
+from nitrodistill.evaluation.frechet import GaussianStatistics, frechet_distance
+from nitrodistill.evaluation.sharpness import gradient_magnitude
 from nitrodistill.toy import scenes
 from nitrodistill.toy.oracle import Oracle
 from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
