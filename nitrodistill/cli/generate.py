@@ -27,7 +27,7 @@ example:
   printf 'a small red circle on a black background\\na large blue ring on a gray background\\n' > prompts.txt
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs --num_pairs 64
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/more --num_pairs 100000 --dry_run
-  torchrun --nproc_per_node 8 -m nitrodistill.cli.main generate --teacher toy --prompts prompts.txt \\
+  torchrun --nproc_per_node 8 -m nitrodistill generate --teacher toy --prompts prompts.txt \\
     --output runs/pairs --num_pairs 64
 """
 

@@ -24,8 +24,8 @@ they stand behind it. The same command goes on where a run was stopped or killed
 bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0. The folder holds the resolved
 recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
 
-Several processes: `torchrun --nproc_per_node 8 -m nitrodistill.cli.main train ...`, `accelerate launch -m
-nitrodistill.cli.main train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
+Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
+nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
 over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
 """
 
