@@ -9,7 +9,7 @@ In the repository, `python -m tools.toy.train` makes the weights from scratch.
 from __future__ import annotations
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.oracle import Alignment, Oracle, load_oracle
+from nitrodistill.toy.oracle import Oracle, load_oracle
 from nitrodistill.toy.pipeline import (
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
@@ -22,7 +22,6 @@ from nitrodistill.toy.scenes import Attributes, check_prompt
 __all__ = [
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "Alignment",
     "Attributes",
     "Oracle",
     "check_prompt",

@@ -46,10 +46,8 @@ def oracle_features(oracle: Oracle, images: Tensor) -> Tensor:
 def joint_alignment(oracle: Oracle, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Fraction of images that show their caption: `joint` and by attribute."""
     found = oracle.alignment(images, captions)
-    return {
-        "joint": found.joint.double().mean().item(),
-        **{name: right.double().mean().item() for name, right in found.by_attribute.items()},
-    }
+    found = {"joint": torch.stack(list(found.values())).all(0), **found}
+    return {name: right.double().mean().item() for name, right in found.items()}
 
 
 @torch.no_grad()
@@ -60,7 +58,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(
+def draw_images(
     pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
     prompts: Sequence[str],
     generator: torch.Generator,
@@ -93,7 +91,7 @@ def sample(
     return torch.cat(images)
 
 
-def measure(
+def measure_teacher(
     pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
     oracle: Oracle,
     seed: int = 0,
@@ -109,7 +107,7 @@ def measure(
     prompts = random_captions(count, generator)
     real, other = (scenes.render(prompts, generator) for _ in range(2))
     decoded = decode(pipeline.vae, encode(pipeline.vae, real))
-    drawn = sample(pipeline, prompts, generator)
+    drawn = draw_images(pipeline, prompts, generator)
     reference = GaussianStatistics.of(oracle_features(oracle, other))
 
     def report(images: Tensor) -> dict[str, float]:

@@ -33,7 +33,7 @@ from nitrodistill.toy.manifest import DIT_WEIGHTS, MANIFEST, WEIGHTS, digest
 from nitrodistill.toy.oracle import ORACLE_FILE, Oracle, load_oracle
 from nitrodistill.toy.pipeline import AUTOENCODER, load_pipeline
 from tools.toy.loop import LoopConfig, rank_and_size, save_atomic
-from tools.toy.measure import measure
+from tools.toy.measure import measure_teacher
 from tools.toy.text import make_tokenizer
 from tools.toy.train_dit import DiTTeacher, make_dit_scheduler, train_dit
 from tools.toy.train_oracle import train_oracle
@@ -175,7 +175,7 @@ def evaluate(pipeline: StableDiffusionPipeline, oracle: Oracle, output: Path, se
     root = output / WEIGHTS.name
     save_weights(pipeline, oracle, root)
     write_manifest(root)
-    metrics = measure(load_pipeline(root), load_oracle(root), seed)
+    metrics = measure_teacher(load_pipeline(root), load_oracle(root), seed)
     (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_manifest(root)
     print(json.dumps(metrics, indent=2))
@@ -196,7 +196,7 @@ def evaluate_dit(pipeline: PixArtSigmaPipeline, oracle: Oracle, output: Path, se
         part.float()
     (root / AUTOENCODER).write_text(json.dumps({"fingerprint": fingerprint(pipeline.vae)}) + "\n")
     pipeline.set_progress_bar_config(disable=True)
-    metrics = {"teacher": measure(pipeline, oracle, seed)["teacher"]}
+    metrics = {"teacher": measure_teacher(pipeline, oracle, seed)["teacher"]}
     (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_manifest(root)
     print(json.dumps(metrics, indent=2))

@@ -41,7 +41,7 @@ def test_a_table_round_trips(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(launch, "architecture", lambda index: "sm_80")
-    monkeypatch.setattr(tune, "measure", lambda operation, options: float(options["warps"]))
+    monkeypatch.setattr(tune, "milliseconds", lambda operation, options: float(options["warps"]))
     path = tmp_path / "sm_80.json"
     assert tune.main(["--operations", "dmd", "--output", str(path)]) == 0
     written = json.loads(path.read_text())
