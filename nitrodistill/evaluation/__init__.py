@@ -16,7 +16,7 @@ from nitrodistill.evaluation.frechet import (
 )
 from nitrodistill.evaluation.manifold import manifold_scores
 from nitrodistill.evaluation.nearest import NearestPair
-from nitrodistill.evaluation.picture import draw_curves, draw_grid
+from nitrodistill.evaluation.picture import draw_grid
 from nitrodistill.evaluation.real import ImageFolder, RealImages
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
 from nitrodistill.evaluation.sharpness import (
@@ -46,7 +46,6 @@ __all__ = [
     "TextureFeatures",
     "Timing",
     "count_flops",
-    "draw_curves",
     "draw_grid",
     "edge_strength",
     "evaluate",
