@@ -20,7 +20,7 @@ the work, as in generate. What is written is a pair store whose noise is drawn a
 EXAMPLE = """
 example:
   nitrodistill encode --teacher ./my-pipeline --images photos --output runs/real
-  torchrun --nproc_per_node 8 -m nitrodistill.cli.main encode --images shards --output runs/real
+  torchrun --nproc_per_node 8 -m nitrodistill encode --images shards --output runs/real
 """
 
 

@@ -38,7 +38,7 @@ example:
   nitrodistill evaluate --run runs/student --num_samples 256
   nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
   nitrodistill evaluate --config examples/recipes/evaluation/coco-30k.yaml --run runs/student
-  torchrun --nproc_per_node 8 -m -- nitrodistill.cli.main evaluate --run runs/student --cache runs/teacher
+  torchrun --nproc_per_node 8 -m -- nitrodistill evaluate --run runs/student --cache runs/teacher
 """
 
 

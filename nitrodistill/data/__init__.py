@@ -4,7 +4,7 @@ from nitrodistill.data.columns import Column
 from nitrodistill.data.conditioning import Embeddings, FloatType
 from nitrodistill.data.encode import EncodeConfig, Encoding, encode
 from nitrodistill.data.generate import complete, generate
-from nitrodistill.data.generation import Estimate, GenerateConfig, Generation, Noise
+from nitrodistill.data.generation import DryRun, GenerateConfig, Generation, Noise
 from nitrodistill.data.images import Captioned, open_images
 from nitrodistill.data.latents import LatentStore, Prompts
 from nitrodistill.data.loader import BatchStream, DictRows, RowPairs, together
@@ -23,11 +23,11 @@ __all__ = [
     "Captioned",
     "Column",
     "DictRows",
+    "DryRun",
     "Embeddings",
     "EncodeConfig",
     "Encoded",
     "Encoding",
-    "Estimate",
     "File",
     "FloatType",
     "GenerateConfig",

@@ -46,13 +46,13 @@ from nitrodistill.models.pipeline import Pipeline, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Estimate", "FloatType", "GenerateConfig", "Generation"]
+__all__ = ["DryRun", "FloatType", "GenerateConfig", "Generation"]
 
 Noise = Literal["stored", "drawn"]
 """Whether a store holds the noise, or the seed that it is drawn from."""
 
 _PROBED = 64
-"""Prompts whose length an estimate measures."""
+"""Prompts whose length a dry run measures."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DryRun:
     """What a `generate` will cost, measured on a sample of prompts and one batch.
 
     Attributes:
@@ -160,7 +160,7 @@ class Generation(Work):
         manifest = self._draft(prompts, teacher_name)
         super().__init__(output, manifest, len(texts), np.resize(ids, config.num_pairs))
 
-    def estimate(self) -> Estimate:
+    def dry_run(self) -> DryRun:
         """Measures what the work will cost; draws two batches and writes nothing.
 
         Raises:
@@ -189,7 +189,7 @@ class Generation(Work):
             times.append(time.perf_counter() - start)
         pair_bytes = sum(column.stride_bytes for column in self.manifest.columns.values()) + 20
         missing, texts_missing = self._missing("shards"), self._missing("prompts")
-        return Estimate(
+        return DryRun(
             pairs=config.num_pairs,
             missing=missing,
             prompts=len(self._texts),

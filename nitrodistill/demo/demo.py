@@ -8,7 +8,6 @@ them; `examples/plain_loop.py` does the same without the trainer.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 import time
@@ -22,7 +21,7 @@ from nitrodistill import toy
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, draw_curves, help_draw
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, help_draw
 from nitrodistill.evaluation.report import model_card_table, verdict
 from nitrodistill.evaluation.results import RESULTS, check_output, write_results
 from nitrodistill.evaluation.student import measure_student
@@ -38,9 +37,8 @@ from nitrodistill.training.stages import run_recipe
 
 __all__ = ["DemoConfig", "run_demo", "shuffled_captions", "toy_recipe"]
 
-CURVES = "curves.png"
 PIPELINE = "pipeline"
-FILES = ("pairs", "student", "teacher", *RESULTS, CURVES, PIPELINE)
+FILES = ("pairs", "student", "teacher", *RESULTS, PIPELINE)
 """What a demo's folder may hold."""
 
 PAIRS_PER_FILE = 128
@@ -51,7 +49,7 @@ BATCH_SIZE = 64
 
 # left by a demo that was killed while it wrote
 _TEMPORARY = re.compile(
-    rf"\.({'|'.join(map(re.escape, (*RESULTS, CURVES)))})\..*\.tmp|\.pipeline(\.old)?\.\w+"
+    rf"\.({'|'.join(map(re.escape, RESULTS))})\..*\.tmp|\.pipeline(\.old)?\.\w+"
 )
 
 TITLES = {
@@ -152,7 +150,6 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     )
     title = "LADD on the embedded teacher"
     report = write_results(found, root, root / "student", title, TITLES)
-    _draw_curves(root, say)
 
     say("4/4  export: a diffusers pipeline, tested in a fresh process")
     export(
@@ -267,16 +264,6 @@ def _reproduced(found: Evaluation, config: DemoConfig) -> list[str]:
             f"All {len(expected)} numbers lie where they are expected of a demo of this length."
         ]
     return [f"Not where a demo of this length is expected: {'; '.join(other)}."]
-
-
-def _draw_curves(root: Path, say: Callable[[str], None]) -> None:
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        say("no curves.png: it needs matplotlib, `pip install nitrodistill[plots]`")
-        return
-    log = (root / "student" / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    draw_curves([json.loads(line) for line in log], root / CURVES)
 
 
 def _check_folder(root: Path) -> None:

@@ -138,7 +138,7 @@ def _toy(seed: int) -> tuple[Extractor, dict[str, Any]]:
     oracle = toy.load_oracle()
 
     def aligned(images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
-        return oracle.alignment(images.cpu(), texts).by_attribute
+        return oracle.alignment(images.cpu(), texts)
 
     def real(texts: Sequence[str], index: Tensor) -> Tensor:
         uniforms = Draws(seed, 0, index, purpose="evaluation").uniform(

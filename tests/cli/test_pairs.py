@@ -135,11 +135,11 @@ def test_push_hands_over_the_store(place, monkeypatch, capsys):
 
     seen = {}
 
-    def push(store, repo, *, private):
+    def push_store(store, repo, *, private):
         seen.update(path=store.path, repo=repo, private=private)
         return "address"
 
-    monkeypatch.setattr(sys.modules[push_module], "push", push)
+    monkeypatch.setattr(sys.modules[push_module], "push_store", push_store)
     assert main(["pairs", "push", str(place.pairs), "me/pairs", "--public"]) == 0
     assert capsys.readouterr().out == "address\n"
     assert seen == {"path": place.pairs, "repo": "me/pairs", "private": False}

@@ -116,13 +116,13 @@ def test_a_teacher_may_compute_in_bfloat16(
     assert 0 < (low.x0 - full.x0).norm() / full.x0.norm() < 0.05
 
 
-def test_an_estimate_is_near_what_is_made_and_writes_nothing(
+def test_a_dry_run_is_near_what_is_made_and_writes_nothing(
     made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, tmp_path: Path
 ) -> None:
-    estimate = Generation(pipeline, prompts, tmp_path / "p", config, "tiny").estimate()
+    found = Generation(pipeline, prompts, tmp_path / "p", config, "tiny").dry_run()
     assert not (tmp_path / "p").exists()
-    assert (estimate.pairs, estimate.missing, estimate.prompts) == (11, 11, 6)
-    assert estimate.seconds > 0
+    assert (found.pairs, found.missing, found.prompts) == (11, 11, 6)
+    assert found.seconds > 0
     sizes = {}
     for kind in ("shards", "prompts"):  # what the rows hold, without Arrow's headers
         files = [ArrowFile(f, Layout(made.manifest, kind)) for f in (made.path / kind).iterdir()]
@@ -132,8 +132,8 @@ def test_an_estimate_is_near_what_is_made_and_writes_nothing(
             for row in range(len(file))
         )
     known = sum(sizes.values()) + sum(len(p) for p in made.prompts) + 20 * 11
-    assert estimate.size_bytes == pytest.approx(known, rel=1e-6)
-    done = Generation(pipeline, prompts, made.path, config, "tiny").estimate()
+    assert found.size_bytes == pytest.approx(known, rel=1e-6)
+    done = Generation(pipeline, prompts, made.path, config, "tiny").dry_run()
     assert (done.missing, done.seconds) == (0, 0)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nitrodistill.data import BatchStream, PairStore, Prefetch
-from nitrodistill.data.push import push
+from nitrodistill.data.push import push_store
 from nitrodistill.data.remote import is_address
 
 
@@ -104,7 +104,7 @@ def test_what_is_wrong_elsewhere_is_an_error(
         store.read([4])
     assert arrows(tmp_path) == 0
     with pytest.raises(ValueError, match="cannot be pushed"):
-        push(store, "me/pairs")
+        push_store(store, "me/pairs")
     with pytest.raises(FileNotFoundError, match="no pair store at 'memory://nowhere'"):
         PairStore.open("memory://nowhere", cache=tmp_path)
     with pytest.raises(ValueError, match="'xyz://pairs' cannot be opened"):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import json
 
 import pytest
@@ -10,7 +9,6 @@ from nitrodistill.demo.demo import (
     BATCH_SIZE,
     DemoConfig,
     _check_folder,
-    _draw_curves,
     run_demo,
     toy_recipe,
 )
@@ -40,7 +38,6 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     for name in (
         "report.html",
         "grid.png",
-        "curves.png",
         "pipeline/model_index.json",
         "pipeline/README.md",
     ):
@@ -130,13 +127,6 @@ def test_what_a_killed_demo_left_is_no_stranger(tmp_path):
     for name in (".pipeline.abc_1234", ".pipeline.old.abc_1234", "pairs"):
         (tmp_path / name).mkdir()
     _check_folder(tmp_path)
-
-
-def test_without_matplotlib_a_line_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    said = []
-    _draw_curves(tmp_path, said.append)
-    assert said == ["no curves.png: it needs matplotlib, `pip install nitrodistill[plots]`"]
 
 
 def test_the_recipe_is_the_one_in_examples():

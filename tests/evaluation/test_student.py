@@ -92,7 +92,7 @@ def test_torchrun_understands_the_commands_that_are_shown(text: str) -> None:
     (command,) = [line.lstrip("# ") for line in text.splitlines() if "torchrun" in line]
     given = get_args_parser().parse_args(shlex.split(command)[1:])
     assert given.module
-    assert given.training_script == "nitrodistill.cli.main"
+    assert given.training_script == "nitrodistill"
     assert given.training_script_args[0] == "evaluate"
     assert "--run" in given.training_script_args
 

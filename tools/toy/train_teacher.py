@@ -21,9 +21,9 @@ from transformers import CLIPTextModel
 from nitrodistill.prediction import prediction_target
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import LoopConfig, build, fit, rank_and_size, seeded
-from nitrodistill.toy.text import TEXT_WIDTH, make_text_encoder, make_tokenizer, tokenize
-from nitrodistill.toy.train_vae import encode, random_scenes
+from tools.toy.loop import LoopConfig, build, fit, rank_and_size, seeded
+from tools.toy.text import TEXT_WIDTH, make_text_encoder, make_tokenizer, tokenize
+from tools.toy.train_vae import encode, random_scenes
 
 NUM_TIMESTEPS = 1000
 LAW_MEAN, LAW_STD, LAW_UNIFORM = -0.3, 1.0, 0.2

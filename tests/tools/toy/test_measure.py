@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nitrodistill.toy.loop import seeded
-from nitrodistill.toy.measure import edge, random_captions
 from nitrodistill.toy.scenes import captions
+from tools.toy.loop import seeded
+from tools.toy.measure import edge, random_captions
 
 
 def test_edge_of_a_ramp_is_its_slope():

@@ -1,20 +1,20 @@
-"""Makes the embedded teachers from scratch: `python -m nitrodistill.toy.train --output DIR`.
+"""Makes the embedded teachers from scratch: `python -m tools.toy.train --output DIR`.
 
 Stages, in order: `oracle`, `vae`, `teacher` (denoiser and text encoder), `evaluate` (fp16 weights, their manifest
 and metrics). The teacher is the UNet, whose weights go to DIR/weights with the parts that all share, or with
 `--network dit` the transformer, whose weights go to DIR/dit_weights. Each stage is seeded, writes atomic
 checkpoints to DIR and goes on where it was stopped. To use two cores, run
 
-    torchrun --nproc-per-node 2 -m nitrodistill.toy.train --output DIR
+    torchrun --nproc-per-node 2 -m tools.toy.train --output DIR
 
 Each process computes with one thread, because these networks are too small to share one between threads.
 
 What the shipped weights took, in one run of the second command on two cores of an AMD EPYC that had other work too
 (torch 2.15, float32): 37 minutes, of which oracle 40 s, autoencoder 10 min, UNet and text encoder 23 min,
 evaluation 3 min; 67 CPU-minutes in all. The result (2048 prompts, 25 steps, guidance 3) is in
-`weights/metrics.json`: joint alignment .998, Fréchet distance to renders 5.0 on a floor of 1.4, edge ratio .98
-(autoencoder alone: .98). The transformer took about 35 CPU-minutes on the same autoencoder: 9000 steps in two
-processes, the last 3000 in one. Its result is in `dit_weights/metrics.json`.
+nitrodistill/toy/weights/metrics.json: joint alignment .998, Fréchet distance to renders 5.0 on a floor of 1.4,
+edge ratio .98 (autoencoder alone: .98). The transformer took about 35 CPU-minutes on the same autoencoder: 9000
+steps in two processes, the last 3000 in one. Its result is in nitrodistill/toy/dit_weights/metrics.json.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from safetensors.torch import load_file
 from torch import distributed
 
 from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.toy.loop import LoopConfig, rank_and_size, save_atomic
-from nitrodistill.toy.manifest import DIT_WEIGHTS, WEIGHTS, write_manifest
-from nitrodistill.toy.measure import measure
+from nitrodistill.toy.manifest import DIT_WEIGHTS, MANIFEST, WEIGHTS, digest
 from nitrodistill.toy.oracle import ORACLE_FILE, Oracle, load_oracle
 from nitrodistill.toy.pipeline import AUTOENCODER, load_pipeline
-from nitrodistill.toy.text import make_tokenizer
-from nitrodistill.toy.train_dit import DiTTeacher, make_dit_scheduler, train_dit
-from nitrodistill.toy.train_oracle import train_oracle
-from nitrodistill.toy.train_teacher import Teacher, make_scheduler, train_teacher
-from nitrodistill.toy.train_vae import train_vae
+from tools.toy.loop import LoopConfig, rank_and_size, save_atomic
+from tools.toy.measure import measure_teacher
+from tools.toy.text import make_tokenizer
+from tools.toy.train_dit import DiTTeacher, make_dit_scheduler, train_dit
+from tools.toy.train_oracle import train_oracle
+from tools.toy.train_teacher import Teacher, make_scheduler, train_teacher
+from tools.toy.train_vae import train_vae
 
 STAGES: tuple[str, ...] = ("oracle", "vae", "teacher", "evaluate")
 NETWORKS: tuple[str, ...] = ("unet", "dit")
@@ -163,12 +163,19 @@ def train(
         evaluate(assemble(vae, teacher), oracle, output, seed)
 
 
+def write_manifest(root: Path) -> None:
+    """Writes the digests of all files under `root` to its manifest."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
+    entries = {p.relative_to(root).as_posix(): digest(p) for p in files}
+    (root / MANIFEST).write_text(json.dumps({"sha256": entries}, indent=2) + "\n")
+
+
 def evaluate(pipeline: StableDiffusionPipeline, oracle: Oracle, output: Path, seed: int) -> None:
     """Writes the weights in fp16 to `output/weights`, then measures what was written, as `metrics.json` in it."""
     root = output / WEIGHTS.name
     save_weights(pipeline, oracle, root)
     write_manifest(root)
-    metrics = measure(load_pipeline(root), load_oracle(root), seed)
+    metrics = measure_teacher(load_pipeline(root), load_oracle(root), seed)
     (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_manifest(root)
     print(json.dumps(metrics, indent=2))
@@ -189,7 +196,7 @@ def evaluate_dit(pipeline: PixArtSigmaPipeline, oracle: Oracle, output: Path, se
         part.float()
     (root / AUTOENCODER).write_text(json.dumps({"fingerprint": fingerprint(pipeline.vae)}) + "\n")
     pipeline.set_progress_bar_config(disable=True)
-    metrics = {"teacher": measure(pipeline, oracle, seed)["teacher"]}
+    metrics = {"teacher": measure_teacher(pipeline, oracle, seed)["teacher"]}
     (root / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     write_manifest(root)
     print(json.dumps(metrics, indent=2))
@@ -197,7 +204,7 @@ def evaluate_dit(pipeline: PixArtSigmaPipeline, oracle: Oracle, output: Path, se
 
 def main() -> None:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(prog="python -m nitrodistill.toy.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.toy.train", description=__doc__)
     parser.add_argument(
         "--output", type=Path, required=True, help="folder of checkpoints and results"
     )

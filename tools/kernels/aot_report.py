@@ -16,7 +16,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nitrodistill.kernels.aot_cases import Launch
+from tools.kernels.aot_cases import Launch
 
 NARROW = {
     "finish.finish": "reduces a few kilobytes of partial sums: no bulk loads",

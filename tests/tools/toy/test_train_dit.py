@@ -8,21 +8,21 @@ import torch
 from torch import Tensor
 
 from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.toy.loop import build, seeded
 from nitrodistill.toy.manifest import DIT_WEIGHTS, verify
-from nitrodistill.toy.measure import joint_alignment, random_captions, sample
 from nitrodistill.toy.oracle import load_oracle
 from nitrodistill.toy.pipeline import load_dit_pipeline, load_pipeline
-from nitrodistill.toy.train import assemble_dit, evaluate_dit
-from nitrodistill.toy.train_dit import (
+from tests.tools.toy.resuming import check_resumed_is_bit_equal
+from tools.toy.loop import build, seeded
+from tools.toy.measure import draw_images, joint_alignment, random_captions
+from tools.toy.train import assemble_dit, evaluate_dit
+from tools.toy.train_dit import (
     DiTTeacher,
     make_dit,
     make_dit_scheduler,
     make_masked_latents,
     tokenize_with_mask,
 )
-from nitrodistill.toy.train_vae import make_vae
-from tests.toy.resuming import check_resumed_is_bit_equal
+from tools.toy.train_vae import make_vae
 
 
 def test_the_parts_have_the_stated_sizes():
@@ -76,7 +76,7 @@ def test_written_weights_load_as_their_fp16_rounding(
 ):
     teacher, vae = build(DiTTeacher, 1), load_pipeline().vae
     expected = [p.detach().half().float() for p in teacher.parameters()]
-    monkeypatch.setattr("nitrodistill.toy.train.measure", lambda *a: {"teacher": {"joint": 0.0}})
+    monkeypatch.setattr("tools.toy.train.measure_teacher", lambda *a: {"teacher": {"joint": 0.0}})
     evaluate_dit(assemble_dit(vae, teacher), load_oracle(), tmp_path, 0)
     monkeypatch.setattr("nitrodistill.toy.pipeline.DIT_WEIGHTS", tmp_path / "dit_weights")
     loaded = load_dit_pipeline()
@@ -89,7 +89,7 @@ def test_weights_of_another_autoencoder_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     other = build(make_vae, 3)
-    monkeypatch.setattr("nitrodistill.toy.train.measure", lambda *a: {"teacher": {"joint": 0.0}})
+    monkeypatch.setattr("tools.toy.train.measure_teacher", lambda *a: {"teacher": {"joint": 0.0}})
     evaluate_dit(assemble_dit(other, build(DiTTeacher, 1)), load_oracle(), tmp_path, 0)
     monkeypatch.setattr("nitrodistill.toy.pipeline.DIT_WEIGHTS", tmp_path / "dit_weights")
     with pytest.raises(ValueError, match="trained on another autoencoder"):
@@ -108,6 +108,6 @@ def test_the_teacher_draws_what_its_prompts_say():
     metrics = json.loads((DIT_WEIGHTS / "metrics.json").read_text())
     joint = metrics["teacher"]["joint"]
     prompts = random_captions(32, seeded("prompts"))
-    images = sample(load_dit_pipeline(), prompts, seeded("noise"))
+    images = draw_images(load_dit_pipeline(), prompts, seeded("noise"))
     least = joint - 4 * (joint * (1 - joint) / 32) ** 0.5
     assert joint_alignment(load_oracle(), images, prompts)["joint"] >= least

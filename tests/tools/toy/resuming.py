@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.toy.loop import LoopConfig, build, fit
+from tools.toy.loop import LoopConfig, build, fit
 
 
 class Killed(Exception):

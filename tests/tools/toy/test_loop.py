@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nitrodistill.toy.loop import LoopConfig, build, fit, save_atomic, seeded
+from tools.toy.loop import LoopConfig, build, fit, save_atomic, seeded
 
 CONFIG = LoopConfig(
     "line", steps=12, batch_size=8, learning_rate=0.1, flat=0.25, checkpoint_every=5

@@ -6,16 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from nitrodistill.toy.loop import build, seeded
-from nitrodistill.toy.train_teacher import (
+from tests.tools.toy.resuming import check_resumed_is_bit_equal
+from tools.toy.loop import build, seeded
+from tools.toy.train_teacher import (
     Teacher,
     make_latents,
     make_scheduler,
     make_unet,
     random_timesteps,
 )
-from nitrodistill.toy.train_vae import make_vae
-from tests.toy.resuming import check_resumed_is_bit_equal
+from tools.toy.train_vae import make_vae
 
 
 def test_unet_has_the_stated_size():

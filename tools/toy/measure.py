@@ -14,13 +14,14 @@ from diffusers import AutoencoderKL, PixArtSigmaPipeline, StableDiffusionPipelin
 from torch import Tensor
 from tqdm import tqdm
 
-from nitrodistill.measures import GaussianStatistics, frechet_distance, gradient_magnitude
+from nitrodistill.evaluation.frechet import GaussianStatistics, frechet_distance
+from nitrodistill.evaluation.sharpness import gradient_magnitude
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle
 from nitrodistill.toy.pipeline import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from nitrodistill.toy.text import MAX_TOKENS
-from nitrodistill.toy.train_vae import decode_raw, encode, psnr
+from tools.toy.loop import seeded
+from tools.toy.text import MAX_TOKENS
+from tools.toy.train_vae import decode_raw, encode, psnr
 
 EDGE_QUANTILE = 0.98
 
@@ -45,10 +46,8 @@ def oracle_features(oracle: Oracle, images: Tensor) -> Tensor:
 def joint_alignment(oracle: Oracle, images: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Fraction of images that show their caption: `joint` and by attribute."""
     found = oracle.alignment(images, captions)
-    return {
-        "joint": found.joint.double().mean().item(),
-        **{name: right.double().mean().item() for name, right in found.by_attribute.items()},
-    }
+    found = {"joint": torch.stack(list(found.values())).all(0), **found}
+    return {name: right.double().mean().item() for name, right in found.items()}
 
 
 @torch.no_grad()
@@ -59,7 +58,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sample(
+def draw_images(
     pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
     prompts: Sequence[str],
     generator: torch.Generator,
@@ -92,7 +91,7 @@ def sample(
     return torch.cat(images)
 
 
-def measure(
+def measure_teacher(
     pipeline: StableDiffusionPipeline | PixArtSigmaPipeline,
     oracle: Oracle,
     seed: int = 0,
@@ -108,7 +107,7 @@ def measure(
     prompts = random_captions(count, generator)
     real, other = (scenes.render(prompts, generator) for _ in range(2))
     decoded = decode(pipeline.vae, encode(pipeline.vae, real))
-    drawn = sample(pipeline, prompts, generator)
+    drawn = draw_images(pipeline, prompts, generator)
     reference = GaussianStatistics.of(oracle_features(oracle, other))
 
     def report(images: Tensor) -> dict[str, float]:

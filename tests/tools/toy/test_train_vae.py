@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from nitrodistill.toy.loop import build, seeded
-from nitrodistill.toy.train_vae import (
+from tools.toy.loop import build, seeded
+from tools.toy.train_vae import (
     LATENT_NOISE,
     encode,
     make_vae,

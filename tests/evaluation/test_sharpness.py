@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from nitrodistill.measures import (
+from nitrodistill.evaluation.sharpness import (
     TextureFeatures,
     edge_strength,
     gradient_energy,

@@ -1,7 +1,7 @@
 """Find the launch options of this GPU's architecture and write its table.
 
-    python -m nitrodistill.kernels.tune                      # all operations, prints the table
-    python -m nitrodistill.kernels.tune --output FILE.json   # and writes it
+    python -m tools.kernels.tune                      # all operations, prints the table
+    python -m tools.kernels.tune --output FILE.json   # and writes it
 
 Every option is halved and doubled in turn, at the shapes of record, as long as that makes a forward and
 backward pass faster. The table goes to `nitrodistill/kernels/tables/<architecture>.json`; a pull request
@@ -40,14 +40,14 @@ MARGIN = 0.98
 """A change is kept where it takes at most this share of the time; less is noise."""
 
 
-def search(options: Options, measure: Callable[[Options], float]) -> tuple[dict[str, int], float]:
+def search(options: Options, time_of: Callable[[Options], float]) -> tuple[dict[str, int], float]:
     """Coordinate descent from `options`: the best found, and its time.
 
     Args:
         options: where to start.
-        measure: the time of a choice; infinite where it does not run.
+        time_of: the time of a choice; infinite where it does not run.
     """
-    best, time = dict(options), measure(options)
+    best, time = dict(options), time_of(options)
     for name in options:
         for change in (lambda value: value * 2, lambda value: value // 2):
             while True:
@@ -55,14 +55,14 @@ def search(options: Options, measure: Callable[[Options], float]) -> tuple[dict[
                 low, high = LIMITS.get(name, (1, 2**20))
                 if not low <= trial[name] <= high:
                     break
-                found = measure(trial)
+                found = time_of(trial)
                 if found > MARGIN * time:
                     break
                 best, time = trial, found
     return best, time
 
 
-def measure(operation: str, options: Options) -> float:
+def milliseconds(operation: str, options: Options) -> float:
     """Milliseconds of a forward and backward pass at the shapes of record; infinite if it fails."""
     from triton.testing import do_bench
 
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     architecture = launch.architecture(torch.cuda.current_device())
     table = dict(launch.table(architecture))
     for operation in options.operations:
-        best, time = search(table[operation], partial(measure, operation))
+        best, time = search(table[operation], partial(milliseconds, operation))
         print(f"{operation}: {time:.3f} ms with {best}")
         table[operation] = best
     document = {"architecture": architecture, "results": None, "proven": [], "launch": table}

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
-from nitrodistill.toy.loop import LoopConfig, build, fit
 from nitrodistill.toy.oracle import Oracle
-from nitrodistill.toy.train_vae import random_scenes
+from tools.toy.loop import LoopConfig, build, fit
+from tools.toy.train_vae import random_scenes
 
 
 def train_oracle(config: LoopConfig, folder: Path, device: torch.device) -> Oracle:

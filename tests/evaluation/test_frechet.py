@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from nitrodistill.measures import (
+from nitrodistill.evaluation.frechet import (
     GaussianStatistics,
     extrapolated_floor,
     frechet_distance,

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from nitrodistill.toy.loop import build
-from nitrodistill.toy.manifest import WEIGHTS, write_manifest
+from nitrodistill.toy.manifest import WEIGHTS
 from nitrodistill.toy.oracle import Oracle, load_oracle
 from nitrodistill.toy.pipeline import load_pipeline
-from nitrodistill.toy.train import assemble, main, save_weights, train
-from nitrodistill.toy.train_teacher import Teacher
-from nitrodistill.toy.train_vae import make_vae, normalise_latents
+from tools.toy.loop import build
+from tools.toy.train import assemble, main, save_weights, train, write_manifest
+from tools.toy.train_teacher import Teacher
+from tools.toy.train_vae import make_vae, normalise_latents
 
 STEPS = {"oracle": 2, "vae": 2, "teacher": 1}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from transformers import CLIPTokenizer
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.text import (
+from tools.toy.text import (
     MAX_TOKENS,
     TEXT_WIDTH,
     make_text_encoder,

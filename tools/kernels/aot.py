@@ -1,8 +1,8 @@
 """Compile every kernel ahead of time, for GPUs that are not here, and hold it to its resource gates.
 
-    python -m nitrodistill.kernels.aot                  # all cases, all architectures
-    python -m nitrodistill.kernels.aot --write FILE     # keep the figures
-    python -m nitrodistill.kernels.aot --compare FILE   # fail where one is over 10% worse
+    python -m tools.kernels.aot                  # all cases, all architectures
+    python -m tools.kernels.aot --write FILE     # keep the figures
+    python -m tools.kernels.aot --compare FILE   # fail where one is over 10% worse
 
 The launchers run on tensors without storage, at real shapes; instead of being launched, each kernel is
 compiled with the signature and the attributes (divisibility, pointer range) that Triton's JIT would have
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nitrodistill.files import write_text
-from nitrodistill.kernels import aot_cases, aot_report
-from nitrodistill.kernels.aot_report import Figures
+from tools.kernels import aot_cases, aot_report
+from tools.kernels.aot_report import Figures
 
 ARCHITECTURES = ("gfx90a", "gfx942", "sm_80", "sm_90")
 

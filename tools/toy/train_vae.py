@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import LoopConfig, build, fit, seeded
+from tools.toy.loop import LoopConfig, build, fit, seeded
 
 LATENT_NOISE = 0.05
 KL_WEIGHT = 1e-3

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nitrodistill.kernels import aot, aot_cases, aot_report
-from nitrodistill.kernels.aot_report import Figures
+from tools.kernels import aot, aot_cases, aot_report
+from tools.kernels.aot_report import Figures
 
 KEPT = json.loads((Path(__file__).parent / "aot_figures.json").read_text())["figures"]
 SUBSET = [case.name for case in aot_cases.CASES if case.subset]

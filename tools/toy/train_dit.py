@@ -21,9 +21,9 @@ from transformers import CLIPTokenizer, T5Config, T5EncoderModel
 
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import LoopConfig, build, fit
-from nitrodistill.toy.text import END, MAX_TOKENS, TEXT_WIDTH, make_tokenizer
-from nitrodistill.toy.train_teacher import CAPTION_DROPOUT, captioned_latents, random_timesteps
+from tools.toy.loop import LoopConfig, build, fit
+from tools.toy.text import END, MAX_TOKENS, TEXT_WIDTH, make_tokenizer
+from tools.toy.train_teacher import CAPTION_DROPOUT, captioned_latents, random_timesteps
 
 LATENT_CHANNELS = 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nitrodistill.measures import colour_features
+from nitrodistill.evaluation.colour import colour_features
 
 
 def test_casts_and_contrast_are_seen_and_places_are_not() -> None:
