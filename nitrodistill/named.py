@@ -9,14 +9,13 @@ before anything is built, and what is wrong is shown with the nearest right name
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import re
-import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
+
+from nitrodistill.settings import convert, nearest
 
 __all__ = [
     "build",
@@ -25,7 +24,6 @@ __all__ = [
     "one_name",
     "pick_class",
     "snake_case",
-    "unknown",
 ]
 
 _T = TypeVar("_T")
@@ -43,14 +41,6 @@ def snake_case(kind: type, ending: str = "") -> str:
         'smooth_l1'
     """
     return _WORD.sub("_", kind.__name__.removesuffix(ending)).lower()
-
-
-def unknown(what: str, name: object, names: Iterable[str]) -> str:
-    """The sentence for a name that is none of `names`: the nearest one and all of them."""
-    names = list(names)
-    near = difflib.get_close_matches(str(name), names, 1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{what} {name!r} is unknown.{hint} There are: {', '.join(names) or 'none'}."
 
 
 def one_name(spec: object, what: str) -> tuple[str, Any]:
@@ -84,7 +74,7 @@ def import_class(path: str, base: type[_T], what: str) -> type[_T]:
         raise ValueError(f"the {what} {path!r} cannot be imported: {error}.") from error
     if not isinstance(found, type):
         raise ValueError(f"the {what} {path!r} is no class; {module} has no class {name!r}.")
-    if not issubclass(found, base) or inspect.isabstract(found):
+    if not issubclass(found, base) or (base is not object and inspect.isabstract(found)):
         raise ValueError(f"the {what} {path!r} is no {base.__name__} that can be built.")
     return found
 
@@ -108,7 +98,7 @@ def pick_class(
         return import_class(name, base, what)
     named = {snake_case(kind, ending): kind for kind in classes}
     if name not in named:
-        raise ValueError(unknown(f"the {what}", name, named))
+        raise ValueError(f"the {what} {name!r} is unknown; {nearest(name, named)}")
     return named[name]
 
 
@@ -150,14 +140,14 @@ def check_settings(
     arguments: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in parameters:
-            raise ValueError(unknown(f"the setting of {what}", name, parameters))
+            raise ValueError(
+                f"the setting of {what} {name!r} is unknown; {nearest(name, parameters)}"
+            )
         hint = hints.get(name, Any)
-        if nested is not None and hint in nested and not _fits(value, hint):
+        if nested is not None and hint in nested and isinstance(value, (str, Mapping)):
             arguments[name] = nested[hint](value)
-        elif _fits(value, hint):
-            arguments[name] = _frozen(value)
         else:
-            raise ValueError(f"{name} of {what} is {value!r}; it must be {_words(hint)}.")
+            arguments[name] = convert(hint, value, f"{what}.{name}")
     missing = [
         name
         for name, parameter in parameters.items()
@@ -178,57 +168,3 @@ def build(kind: type[_T], arguments: Mapping[str, Any], what: str) -> _T:
         return kind(**arguments)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (Union, types.UnionType):
-        return any(_fits(value, choice) for choice in inner)
-    if origin is Literal:
-        return any(value == choice and type(value) is type(choice) for choice in inner)
-    if hint is None or hint is type(None):
-        return value is None
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is Path:
-        return isinstance(value, str | Path)
-    if origin is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
-        return (
-            isinstance(value, list | tuple)
-            and len(value) == len(inner)
-            and all(map(_fits, value, inner))
-        )
-    if origin in (tuple, list, Sequence):
-        return isinstance(value, list | tuple) and all(_fits(item, inner[0]) for item in value)
-    if origin is Mapping or origin is dict:
-        return isinstance(value, Mapping) and all(
-            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
-        )
-    if origin is Callable:
-        return callable(value)
-    return isinstance(value, origin or hint)
-
-
-def _words(hint: Any) -> str:
-    """A type in plain words: `a number or null`."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(_words(choice) for choice in inner))
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin is tuple and not (len(inner) == 2 and inner[1] is Ellipsis):
-        return f"a list of {len(inner)}, each {' or '.join(dict.fromkeys(map(_words, inner)))}"
-    if origin in (tuple, list, Sequence):
-        return f"a list, each {_words(inner[0])}"
-    plain = {float: "a number", int: "an integer", bool: "true or false", str: "a text"}
-    plain |= {Path: "a path", type(None): "null"}
-    kind = origin or hint
-    return plain.get(kind, f"a {getattr(kind, '__name__', kind)}")
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value

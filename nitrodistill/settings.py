@@ -7,26 +7,39 @@ what it is and what it must be. YAML is read without surprises: no name twice, n
 from __future__ import annotations
 
 import difflib
+import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["build", "differences", "nearest", "parse_yaml", "read_yaml", "shown", "to_plain"]
+__all__ = [
+    "build",
+    "convert",
+    "differences",
+    "nearest",
+    "parse_yaml",
+    "read_yaml",
+    "shown",
+    "to_plain",
+]
 
 _T = TypeVar("_T")
 
 _MOST_NODES = 100_000
 """Of a YAML file, its aliases written out."""
 
-_WORDS = {
-    int: "a whole number",
+_WORDS: dict[Any, str] = {
+    int: "an integer",
     float: "a number",
-    str: "text",
+    str: "a text",
     bool: "true or false",
+    Path: "a path",
     type(None): "null",
 }
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+"""A number such as 1e-4, which YAML 1.1 takes for text."""
 
 
 def build(kind: type[_T], data: object, where: str = "") -> _T:
@@ -50,7 +63,7 @@ def build(kind: type[_T], data: object, where: str = "") -> _T:
         path = _joined(where, key)
         if key not in known:
             raise ValueError(f"unknown key {shown(path)}; {nearest(str(key), known)}")
-        values[key] = _value(hints[key], value, path)
+        values[key] = convert(hints[key], value, path)
     missing = [
         name
         for name, field in known.items()
@@ -64,8 +77,17 @@ def build(kind: type[_T], data: object, where: str = "") -> _T:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
 
 
-def _value(hint: Any, value: object, where: str) -> Any:
-    """A value as its field wants it."""
+def convert(hint: Any, value: object, where: str) -> Any:
+    """A value as an annotation wants it: lists become tuples where it says so, and mappings dataclasses.
+
+    Args:
+        hint: the annotation.
+        value: in the words of YAML.
+        where: what it is called, for the message.
+
+    Raises:
+        ValueError: if it is of another type.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -73,59 +95,58 @@ def _value(hint: Any, value: object, where: str) -> Any:
         return _one_of(inner, value, where)
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
-    if origin is Literal and value in inner and type(value) in map(type, inner):
+    if origin is Literal and any(value == one and type(value) is type(one) for one in inner):
         return value
-    if origin is dict and isinstance(value, Mapping):
-        return {_key(k, where): _value(inner[1], v, _joined(where, k)) for k, v in value.items()}
-    if origin in (list, tuple) and isinstance(value, (list, tuple)):
-        each = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
+    if origin in (dict, Mapping) and isinstance(value, Mapping):
+        return {_key(k, where): convert(inner[1], v, _joined(where, k)) for k, v in value.items()}
+    if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
+        each = inner if origin is tuple and inner[-1] is not ... else inner[:1] * len(value)
         if len(each) == len(value):
-            places = enumerate(zip(each, value, strict=True))
-            made = [_value(one, part, _joined(where, i)) for i, (one, part) in places]
+            pairs = zip(each, value, strict=True)
+            made = [convert(one, v, _joined(where, i)) for i, (one, v) in enumerate(pairs)]
             return made if origin is list else tuple(made)
-    if hint in (int, str, bool, type(None)) and type(value) is hint:
-        return value
     if hint is float and (number := _number(value)) is not None:
         return number
-    hint_quoted = " (YAML reads yes, no, on and off as true and false: quote it)"
-    quoted = hint_quoted if isinstance(value, bool) and hint is str else ""
-    raise ValueError(f"{where} is {shown(value)}; it must be {_wanted(hint)}{quoted}.")
+    if hint is Path and isinstance(value, (str, Path)):
+        return value
+    if _is_instance(value, type(None) if hint is None else hint, origin):
+        return value
+    yes_no = isinstance(value, bool) and hint is str
+    quote = " (YAML reads yes, no, on and off as true and false: quote it)" if yes_no else ""
+    raise ValueError(f"{where} is {shown(value)}; it must be {_wanted(hint)}{quote}.")
+
+
+def _is_instance(value: object, hint: Any, origin: Any) -> bool:
+    if hint in (int, str, bool, float, Path):
+        return type(value) is hint
+    if origin is Callable:
+        return callable(value)
+    return origin is None and isinstance(hint, type) and isinstance(value, hint)
 
 
 def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
-    """A value of a union: the member that it already is, else the first that takes it."""
+    """A value of a union: the member that it is already, else the first that takes it."""
     if value is None and type(None) in hints:
         return None
     others = [hint for hint in hints if hint is not type(None)]
-    for hint in others:
-        if hint in (int, float, str, bool) and type(value) is hint:
-            return value
-    if len(others) == 1 and not _is_plain(others[0]):
-        return _value(others[0], value, where)  # its message says more
+    if type(value) in others:
+        return value
+    if len(others) == 1 and isinstance(value, Mapping):
+        return convert(others[0], value, where)  # its message says more
     for hint in others:
         try:
-            return _value(hint, value, where)
+            return convert(hint, value, where)
         except ValueError:
             continue
-    wanted = " or ".join(
-        _wanted(hint) for hint in (*others, *(h for h in hints if h is type(None)))
-    )
+    wanted = _wanted(Union[tuple(hints)])  # noqa: UP007
     raise ValueError(f"{where} is {shown(value)}; it must be {wanted}.")
 
 
-def _is_plain(hint: Any) -> bool:
-    return hint in _WORDS or get_origin(hint) is Literal
-
-
 def _number(value: object) -> float | None:
-    """A float, also of 1e-4, which YAML 1.1 takes for text."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value if isinstance(value, float) else float(value)
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
-    if isinstance(value, str) and any(c.isdigit() for c in value):
-        try:
-            return float(value)
-        except ValueError:
-            return None
     return None
 
 
@@ -136,18 +157,21 @@ def _key(key: object, where: str) -> str:
 
 
 def _wanted(hint: Any) -> str:
+    """A type in plain words: "a number or null"."""
     origin, inner = get_origin(hint), get_args(hint)
-    if hint in _WORDS:
-        return _WORDS[hint]
-    if origin is Literal:
-        return f"one of {', '.join(map(repr, inner))}"
-    if origin is dict or (isinstance(hint, type) and is_dataclass(hint)):
-        return "names and values"
     if origin in (Union, types.UnionType):
-        return " or ".join(_wanted(one) for one in inner)
-    if origin is list or (origin is tuple and inner[-1] is ...):
+        ordered = sorted(inner, key=lambda one: one is type(None))
+        return " or ".join(dict.fromkeys(_wanted(one) for one in ordered))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (dict, Mapping) or (isinstance(hint, type) and is_dataclass(hint)):
+        return "names and values"
+    if origin is tuple and inner[-1] is not ...:
+        return f"a list of {len(inner)}, each {' or '.join(dict.fromkeys(map(_wanted, inner)))}"
+    if origin in (tuple, list, Sequence):
         return f"a list, each {_wanted(inner[0])}"
-    return f"a list of {len(inner)}: {', '.join(_wanted(one) for one in inner)}"
+    kind = origin or hint
+    return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
 
 def _joined(where: str, name: object) -> str:

@@ -89,15 +89,15 @@ def test_laws_by_name(spec, law):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("unifrom", "the timestep law 'unifrom' is unknown. Did you mean 'uniform'"),
+        ("unifrom", "the timestep law 'unifrom' is unknown; did you mean 'uniform'"),
         ({"logit_normal": {"mu": 1}}, "the setting of logit_normal 'mu' is unknown"),
-        ({"logit_normal": {"std": 0}}, "logit_normal: std is 0; it must be positive"),
+        ({"logit_normal": {"std": 0}}, "logit_normal: std is 0.0; it must be positive"),
         (
             {"uniform": {"ranges": [0, 1]}},
-            "ranges of uniform is .0, 1.; it must be a list, each a list",
+            "uniform.ranges.0 is 0; it must be a list of 2, each a number",
         ),
         ({"shifted": {}}, "shifted needs shift"),
-        ({"shifted": {"shift": 2, "law": {"unifom": {}}}}, "Did you mean 'uniform'"),
+        ({"shifted": {"shift": 2, "law": {"unifom": {}}}}, "did you mean 'uniform'"),
         ({"uniform": {}, "shifted": {}}, "give a name, or one name with its settings"),
     ],
 )

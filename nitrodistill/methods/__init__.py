@@ -11,6 +11,7 @@ from types import ModuleType
 
 from nitrodistill.method import DistillationMethod
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.named import import_class
 from nitrodistill.settings import nearest, shown
 
 __all__ = ["LADD", "LADDConfig", "find_method", "known_methods"]
@@ -32,7 +33,7 @@ def find_method(name: str) -> type[DistillationMethod]:
         ValueError: if there is none, or the class is no method; it says what is missing.
     """
     if ":" in name:
-        return _from_outside(*name.split(":", 1))
+        return _from_outside(name)
     if name not in known_methods():
         raise ValueError(
             f"there is no method {shown(name)}; {nearest(name, known_methods())} One from outside is written "
@@ -51,24 +52,19 @@ def _is_own(value: object, module: ModuleType) -> bool:
     )
 
 
-def _from_outside(path: str, name: str) -> type[DistillationMethod]:
+def _from_outside(name: str) -> type[DistillationMethod]:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(path), name, None)
-    except ImportError as error:
-        raise ValueError(f"the method {path}:{name} cannot be imported: {error}.") from error
-    if not inspect.isclass(found):
-        raise ValueError(f"the method {path}:{name} is no class; {path} has none of that name.")
-    wanted = ("Config", "build", "trainable", "losses")
-    missing = sorted(
-        {part for part in wanted if not hasattr(found, part)}
-        | set(getattr(found, "__abstractmethods__", ()))
-    )
+    found = import_class(name, object, "method")
+    wanted = {"Config", "build", "trainable", "losses"}
+    missing = {part for part in wanted if not hasattr(found, part)}
+    missing |= set(getattr(found, "__abstractmethods__", ()))
     if missing:
-        raise ValueError(f"{path}:{name} is no distillation method: it lacks {', '.join(missing)}.")
+        raise ValueError(
+            f"{name} is no distillation method: it lacks {', '.join(sorted(missing))}."
+        )
     if not issubclass(found, DistillationMethod):
         raise ValueError(
-            f"{path}:{name} is no distillation method; derive it from nitrodistill.DistillationMethod."
+            f"{name} is no distillation method; derive it from nitrodistill.DistillationMethod."
         )
     return found

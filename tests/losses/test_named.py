@@ -112,10 +112,10 @@ def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"smoth_l1": 1.0}, "the loss 'smoth_l1' is unknown. Did you mean 'smooth_l1'"),
+        ({"smoth_l1": 1.0}, "the loss 'smoth_l1' is unknown; did you mean 'smooth_l1'"),
         ({"SmoothL1Loss": 1.0}, "is unknown"),
-        ({"smooth_l1": {"bata": 1}}, "setting of smooth_l1 'bata' is unknown. Did you mean 'beta'"),
-        ({"smooth_l1": {"beta": "a"}}, "beta of smooth_l1 is 'a'; it must be a number"),
+        ({"smooth_l1": {"bata": 1}}, "setting of smooth_l1 'bata' is unknown; did you mean 'beta'"),
+        ({"smooth_l1": {"beta": "a"}}, "smooth_l1.beta is 'a'; it must be a number"),
         ({"smooth_l1": {"beta": -1}}, "smooth_l1: beta is -1.0; it must be finite and >= 0"),
         ({"smooth_l1": {"beta": float("nan")}}, "smooth_l1: beta is nan"),
         ({"smooth_l1": {"reduction": "sum"}}, "'reduction' is unknown"),
@@ -130,13 +130,13 @@ def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
         ({"latent_ssim": 1.0}, "latent_ssim: data_range is None and std None"),
         (
             {"lpips": {"network": "vgg19"}},
-            "network of lpips is 'vgg19'; it must be 'vgg' or 'alex'",
+            "lpips.network is 'vgg19'; it must be 'vgg' or 'alex'",
         ),
         ({"multi_scale": {"loss": {"l1": 1, "l3": 1}}}, "the loss 'l3' is unknown"),
         ({"multi_scale": {"loss": {"l1": -1}}}, "the weight of l1 is -1"),
         ({"multi_scale": {"loss": {"huber": {"delta": 0}}}}, "huber: delta is 0.0"),
         ({HALF: 1, "tests.none:Half": 1}, "cannot be imported"),
-        ({HALF: {"shale": 1}}, "Did you mean 'share'"),
+        ({HALF: {"shale": 1}}, "did you mean 'share'"),
         ({"fractions:Fraction": 1}, "is no Loss that can be built"),
         ({}, "the losses are {}; give a name"),
         (3, "the losses are 3; give a name"),
@@ -167,7 +167,7 @@ def test_adversarial_losses(name, kind):
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ("hing", "the adversarial loss 'hing' is unknown. Did you mean 'hinge'"),
+        ("hing", "the adversarial loss 'hing' is unknown; did you mean 'hinge'"),
         ({"hinge": {"margin": 1}}, "the setting of hinge 'margin' is unknown"),
         ({"hinge": 1}, "the settings of hinge are 1"),
         ({"hinge": {}, "relativistic": {}}, "give a name, or one name"),
