@@ -27,7 +27,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -36,7 +36,8 @@ from torch import Tensor, nn
 
 from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.method import DistillationMethod, Draws
-from nitrodistill.settings import differences, nearest, to_plain
+from nitrodistill.settings import differences, to_plain
+from nitrodistill.training.averages import Averages
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
     Checkpoint,
@@ -91,7 +92,6 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
-        averages: role -> the moving average of its weights, of those whose `ema_decay` is above 0.
         accelerator: in use.
         best: the best evaluation so far.
 
@@ -141,17 +141,21 @@ class Trainer:
             for name, role in roles.items()
         }
         self._weights = {n: tuple(t.weights.values()) for n, t in self._trained.items()}
-        self.averages: dict[str, EMA] = {
-            name: EMA(trained.module, trained.config.ema_decay)
-            for name, trained in self._trained.items()
-            if trained.config.ema_decay > 0
-        }
-        self._followers = self._make_followers()
+        self._averages = Averages(self._trained, method.frozen())
         self._totals: dict[str, Tensor] = {}
         if checkpoint is not None:
             self._load(checkpoint)
         self._updates = self._count_updates(self.step)
         self._all_updates = self._count_updates(config.steps)
+
+    @property
+    def averages(self) -> Mapping[str, EMA]:
+        """Role -> the moving average of its weights, of those whose `ema_decay` is above 0."""
+        return self._averages.roles
+
+    def averaged(self, role: str) -> AbstractContextManager[None]:
+        """Puts the moving average of a role's weights in their place, where there is one, for a `with` block."""
+        return self._averages.applied(role)
 
     def fit(self) -> Iterator[State]:
         """Trains to `config.steps`, writing logs and checkpoints on the way.
@@ -235,14 +239,9 @@ class Trainer:
         for name, trained in self._trained.items():
             contents[name] = lambda trained=trained: trained.tensors(frozen, main)
             contents[f"{name}.optimizer"] = lambda trained=trained: trained.optimizer_tensors(main)
-        for name, average in self._kept_averages().items():
+        for name, average in self._averages.files().items():
             contents[name] = lambda average=average: kept(average.state_dict(), main)
         return contents
-
-    def _kept_averages(self) -> dict[str, EMA]:
-        """File name -> the averages in it."""
-        followers = {name: follower for name, (_, follower) in self._followers.items()}
-        return {f"{n}.ema": average for n, average in self.averages.items()} | followers
 
     def _state(self) -> dict[str, object]:
         return {
@@ -256,7 +255,7 @@ class Trainer:
 
     def _check_weights(self) -> None:
         holders = {f"weights of {n!r}": t for n, t in self._trained.items()}
-        averages = {f"averages in {n!r}": a for n, a in self._kept_averages().items()}
+        averages = {f"averages in {n!r}": a for n, a in self._averages.files().items()}
         for name, holder in {**holders, **averages}.items():
             (broken,) = any_process(self.accelerator, [~holder.is_finite()])
             if broken:
@@ -384,11 +383,7 @@ class Trainer:
             trained.update(rates[name])
             if before is not None:
                 changed[name] = trained.changed_since(before)
-            if name in self.averages:
-                self.averages[name].update()
-            for followed, follower in self._followers.values():
-                if followed == name:
-                    follower.update()
+            self._averages.update(name)
         for trained in self._trained.values():
             trained.optimizer.zero_grad()
         return rates, changed
@@ -400,28 +395,6 @@ class Trainer:
             for name in self.method.active(step):
                 counts[name] = counts.get(name, 0) + 1
         return counts
-
-    def _make_followers(self) -> dict[str, tuple[str, EMA]]:
-        """Name of a frozen network that follows a role -> (the role, the average that it is)."""
-        found = {}
-        for name, entry in self.method.frozen().items():
-            if not entry.follows:
-                continue
-            if entry.follows not in self._trained:
-                raise ValueError(
-                    f"{name!r} follows {entry.follows!r}, which is not trained; "
-                    f"{nearest(entry.follows, self._trained)}"
-                )
-            average = EMA(self._trained[entry.follows].module, entry.decay, into=entry.module)
-            average.restart()
-            found[name] = (entry.follows, average)
-        return found
-
-    @contextmanager
-    def averaged(self, role: str) -> Iterator[None]:
-        """Puts the moving average of a role's weights in their place, where there is one, for a `with` block."""
-        with self.averages[role].applied() if role in self.averages else nullcontext():
-            yield
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
@@ -436,7 +409,7 @@ class Trainer:
         for name, trained in self._trained.items():
             trained.load(checkpoint.tensors(name))
             trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
-        for name, average in self._kept_averages().items():
+        for name, average in self._averages.files().items():
             average.load_state_dict(checkpoint.tensors(name))
         self.step = checkpoint.step
         self.best = Best.from_plain(state.get("best"), self.config.best_metric)
