@@ -42,9 +42,9 @@ def check_hub(repo_id: str, api: Any = None) -> Any:
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = None) -> str:
-    """Verifies an export and uploads it in one commit, with the repository's name in its card; returns the address.
+    """Uploads a whole export in one commit, with the repository's name in its card; returns the address.
 
-    Hidden files stay here.
+    Every file but the card is compared with the export's record before; hidden files stay here.
 
     Args:
         folder: what `export` or `export_lora` wrote.
