@@ -36,7 +36,7 @@ soak: .venv/ready  ## long faults and fuzz, not in CI
 	$(BIN)/python -m pytest -m soak
 
 aot: .venv/ready  ## compile every kernel for every architecture, with the resource gates
-	$(BIN)/python -m nitrodistill.kernels.aot --compare tests/kernels/aot_figures.json
+	$(BIN)/python -m tools.kernels.aot --compare tests/tools/kernels/aot_figures.json
 
 benchmarks: .venv/ready  ## the benchmark setting of the demo (an hour)
 	$(BIN)/python benchmarks/demo_quality.py

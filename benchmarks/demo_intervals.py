@@ -7,7 +7,7 @@
 Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more; one that was
 stopped goes on. Another length or recipe has a folder of its own; after another change of the code give another
 --output. A demo uses two cores: with more, let several seeds run at once. Writes
-nitrodistill/cli/demo_intervals.json, which the demo and the tests compare with, and the table in
+nitrodistill/demo/demo_intervals.json, which the demo and the tests compare with, and the table in
 docs/evaluation_report.md.
 """
 
@@ -31,8 +31,8 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from nitrodistill.cli.demo import BATCH_SIZE, DemoConfig, run_demo, toy_recipe
-from nitrodistill.cli.expected import FILE, Length
+from nitrodistill.demo.demo import BATCH_SIZE, DemoConfig, run_demo, toy_recipe
+from nitrodistill.demo.expected import FILE, Length
 from nitrodistill.evaluation import Evaluation, info
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation_report.md"

@@ -29,12 +29,12 @@ from typing import Any
 
 import torch
 
-from nitrodistill.cli.demo import shuffled_captions, toy_recipe
-from nitrodistill.cli.measuring import measure_student
-from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.demo.demo import shuffled_captions, toy_recipe
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training import OptimizerConfig, with_progress
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.stages import load_student, run_recipe

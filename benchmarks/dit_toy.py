@@ -25,14 +25,14 @@ from typing import Any
 import torch
 from demo_quality import METRICS, environment, table_cell, train
 
-from nitrodistill.cli.demo import shuffled_captions
-from nitrodistill.cli.measuring import measure_student
-from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.catalogue import info
+from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import Recipe, load_recipe
 from nitrodistill.training.stages import load_student
 from nitrodistill.types import Denoiser

@@ -26,11 +26,11 @@ import psutil
 import torch
 
 from nitrodistill import toy
-from nitrodistill.cli.demo import shuffled_captions
-from nitrodistill.cli.measuring import measure_student
-from nitrodistill.cli.teachers import load_teacher
+from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.evaluation import EvaluateConfig, help_draw
+from nitrodistill.evaluation.student import measure_student
 from nitrodistill.sampling import StepPlan
+from nitrodistill.teachers import load_teacher
 
 RESULT = Path(__file__).parent / "results" / "evaluation.json"
 GOAL_SECONDS = 180.0

@@ -34,7 +34,7 @@ import _measure as measure
 import torch
 from pair_store_formats import BATCH, FORMATS, KEPT, LARGE, READERS, Samples, Synthetic
 
-from nitrodistill.data import PairStore, PairStream
+from nitrodistill.data import BatchStream, PairStore
 from nitrodistill.data import statistics as store_statistics
 
 DOCS = Path(__file__).parents[1] / "docs" / "pair_store.md"
@@ -139,7 +139,7 @@ def memory(root: Path, count: int) -> dict[str, Any]:
     work.finish()
     note("finished")
     del work
-    stream = PairStream(PairStore.open(folder), seed=0, batch_size=256)
+    stream = BatchStream(PairStore.open(folder), seed=0, batch_size=256)
     for i in range(count // 256):
         stream(i)
         if (i + 1) * 256 // every > i * 256 // every:

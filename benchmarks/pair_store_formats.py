@@ -29,12 +29,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from nitrodistill.data import (
+    BatchStream,
     Column,
     Generated,
     Grid,
     Manifest,
     PairStore,
-    PairStream,
     Prefetch,
     Work,
     complete,
@@ -209,7 +209,7 @@ class _Batches(Dataset[Any]):
 
 def _stream(folder: Path, epoch: int) -> tuple[Callable[[int], Any], int]:
     """Batch i of ours as `(x0, noise, ...)`, and how many there are."""
-    stream = PairStream(PairStore.open(folder), seed=epoch, batch_size=BATCH)
+    stream = BatchStream(PairStore.open(folder), seed=epoch, batch_size=BATCH)
 
     def read(i: int) -> Any:
         batch = stream(i)

@@ -26,8 +26,8 @@ import torch
 from _measure import Spread, write_json
 
 from nitrodistill import toy
-from nitrodistill.cli.demo import shuffled_captions, toy_recipe
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.demo.demo import shuffled_captions, toy_recipe
 from nitrodistill.methods import LADD
 from nitrodistill.models import Pipeline
 from nitrodistill.training import EMA, Trainer

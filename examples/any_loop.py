@@ -12,7 +12,7 @@ def main(steps: int = 100, batch_size: int = 24) -> list[float]:
     many, one = (nd.StepPlan.from_schedule(schedule, n) for n in (12, 1))
     structure, pyramid = nd.LatentSSIMLoss(8.0, window_size=7), nd.LaplacianPyramidLoss(2)
     terms = {"l1": (1, nd.SmoothL1Loss()), "ssim": (0.2, structure), "lap": (0.2, pyramid)}
-    rebuild, game = nd.WeightedSum(terms), nd.HingeLoss()
+    rebuild, game = nd.WeightedSum(terms), nd.HingeGANLoss()
     critic = nd.LatentDiscriminator(teacher.denoiser, ["down_blocks.0", "mid_block"], width=64)
     learn = torch.optim.AdamW(student.module.parameters(), lr=4e-4)
     judge = torch.optim.AdamW(critic.heads.parameters(), lr=1e-3, betas=(0.0, 0.99))
@@ -27,7 +27,7 @@ def main(steps: int = 100, batch_size: int = 24) -> list[float]:
         t = schedule.timestep(0.4 * torch.rand(batch_size, generator=rng))
         eps = torch.randn(noise.shape, generator=rng)
         real_t, fake_t = (schedule(t).mix(x0, eps) for x0 in (real, fake))
-        loss = rebuild(fake, real).total
+        loss = rebuild(fake, real)
         learn.zero_grad()
         (loss + 0.2 * game.generator(critic(fake_t, t, condition)).mean()).backward()
         learn.step()

@@ -9,7 +9,7 @@ from nitrodistill import toy
 
 def held_out_loss(student: nd.DiffusersDenoiser, plan: nd.StepPlan, pairs: nd.PairStore) -> float:
     """Smooth L1 between the student's latents and the teacher's, on pairs that it never saw."""
-    batch = pairs.batch(range(len(pairs)), torch.arange(len(pairs)))
+    batch = pairs.read(range(len(pairs)))
     with torch.no_grad():
         x0 = nd.sample(student, plan, batch.noise, batch.condition)
     return float(nd.SmoothL1Loss()(x0, batch.x0))
@@ -43,7 +43,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
         name: AdamW(networks[name], lr=rate, betas=betas, weight_decay=0.0, fused=True)
         for name, (rate, betas) in rates.items()
     }
-    stream = nd.PairStream(stores["pairs"], seed=0, batch_size=48)
+    stream = nd.BatchStream(stores["pairs"], seed=0, batch_size=48)
     for step in range(steps):
         batch = stream(step)
         draws = nd.Draws(0, step, batch.index)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import GenerateConfig, Generation, PairStore, read_prompts
+from nitrodistill.teachers import load_teacher
 
 
 def open_work(teacher: str, prompts: str, output: str, config: GenerateConfig, device: str) -> Any:

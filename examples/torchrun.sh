@@ -2,7 +2,7 @@
 # torchrun under which a training run can be told to save and leave: SIGTERM or SIGUSR1 to this script goes to its
 # processes alone; they save and leave with exit code 0, and so does this.
 #
-#   bash examples/torchrun.sh --nproc_per_node 8 -m nitrodistill.cli.main train --config recipe.yaml
+#   bash examples/torchrun.sh --nproc_per_node 8 -m nitrodistill train --config recipe.yaml
 #
 # torchrun by itself passes SIGTERM on, kills its processes 30 s later and ends with 1; SIGUSR1 it does not survive.
 set -uo pipefail

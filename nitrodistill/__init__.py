@@ -14,27 +14,31 @@ from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import (
     AdversarialLoss,
     CharbonnierLoss,
-    HingeLoss,
+    DecodedLoss,
+    HingeGANLoss,
     HuberLoss,
     L1Loss,
     L2Loss,
     LaplacianPyramidLoss,
     LatentSSIMLoss,
-    LeastSquaresLoss,
+    LeastSquaresGANLoss,
     Loss,
     LPIPSLoss,
     MSSSIMLoss,
     MultiScaleLoss,
-    NonSaturatingLoss,
+    NonSaturatingGANLoss,
     PseudoHuberLoss,
     Reduction,
-    RelativisticLoss,
+    RelativisticGANLoss,
     SmoothL1Loss,
     SSIMLoss,
     TargetFeatures,
     WeightedSum,
+    check_losses,
     denoising_loss,
     functional,
+    named_adversarial,
+    named_loss,
 )
 from nitrodistill.method import DistillationMethod, Draws, Role
 from nitrodistill.methods import LADD, LADDConfig
@@ -55,7 +59,7 @@ from nitrodistill.prediction import (
 )
 from nitrodistill.sampling import Step, StepPlan, predict_x0, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
-from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform
+from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform, named_law
 from nitrodistill.types import (
     Batch,
     Condition,
@@ -68,7 +72,7 @@ from nitrodistill.types import (
 from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight, truncated_snr_weight
 
 if TYPE_CHECKING:
-    from nitrodistill.data import GenerateConfig, PairStore, PairStream, generate
+    from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
     from nitrodistill.evaluation import evaluate
     from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 
@@ -77,7 +81,7 @@ __version__ = "0.1.0.dev0"
 _LAZY = {
     "GenerateConfig": "nitrodistill.data",
     "PairStore": "nitrodistill.data",
-    "PairStream": "nitrodistill.data",
+    "BatchStream": "nitrodistill.data",
     "OptimizerConfig": "nitrodistill.training",
     "Trainer": "nitrodistill.training",
     "TrainerConfig": "nitrodistill.training",
@@ -89,9 +93,11 @@ __all__ = [
     "LADD",
     "AdversarialLoss",
     "Batch",
+    "BatchStream",
     "CharbonnierLoss",
     "Condition",
     "ConvHead",
+    "DecodedLoss",
     "Denoiser",
     "DiffusersDenoiser",
     "DiscreteSchedule",
@@ -100,7 +106,7 @@ __all__ = [
     "FeatureTaps",
     "GenerateConfig",
     "Guided",
-    "HingeLoss",
+    "HingeGANLoss",
     "HuberLoss",
     "KarrasSchedule",
     "L1Loss",
@@ -110,23 +116,22 @@ __all__ = [
     "LaplacianPyramidLoss",
     "LatentDiscriminator",
     "LatentSSIMLoss",
-    "LeastSquaresLoss",
+    "LeastSquaresGANLoss",
     "LoRAConfig",
     "LogitNormal",
     "Loss",
     "MSSSIMLoss",
     "MultiScaleLoss",
     "NoiseSchedule",
-    "NonSaturatingLoss",
+    "NonSaturatingGANLoss",
     "OptimizerConfig",
     "PairStore",
-    "PairStream",
     "Pipeline",
     "PredictionType",
     "PseudoHuberLoss",
     "RectifiedFlow",
     "Reduction",
-    "RelativisticLoss",
+    "RelativisticGANLoss",
     "Role",
     "SSIMLoss",
     "Scales",
@@ -145,12 +150,16 @@ __all__ = [
     "ZeroTerminalSNR",
     "add_lora",
     "check_convertible",
+    "check_losses",
     "convert_prediction",
     "denoising_loss",
     "evaluate",
     "functional",
     "generate",
     "min_snr_weight",
+    "named_adversarial",
+    "named_law",
+    "named_loss",
     "predict_x0",
     "prediction_target",
     "sample",

@@ -111,13 +111,14 @@ class LatentDiscriminator:
 
     Args:
         denoiser: the backbone, usually the teacher.
-        taps: names of its submodules whose feature maps the heads see.
+        taps: names of its submodules whose feature maps the heads see, or depths; see `FeatureTaps`.
         head: makes a head from a map's channels and `width`: `ConvHead`, `TokenHead`, or your own,
             whose modules turn `(B, C, H, W)` into logits with any dimensions behind the batch.
         width: hidden channels of every head; None is the head's own choice.
         example: `(x_t, t, condition)` to probe the channels with; by default the smallest input of
             the denoiser's family.
         seed: of the heads' initial weights; the global generator is not touched.
+        freeze: False leaves the denoiser as it is, for heads on a network that is trained too: DMD2's critic.
 
     Attributes:
         taps: the feature taps.
@@ -127,6 +128,10 @@ class LatentDiscriminator:
         discriminator = nd.LatentDiscriminator(teacher, ["down_blocks.0", "mid_block"])
         optimizer = torch.optim.AdamW(discriminator.heads.parameters())
         logits = discriminator(x_t, t, condition)
+
+    Where the features are there already, `discriminator.heads(features)` gives the logits:
+
+        prediction, features = discriminator.taps.prediction_and_features(x_t, t, condition)
     """
 
     heads: nn.Module
@@ -134,19 +139,21 @@ class LatentDiscriminator:
     def __init__(
         self,
         denoiser: Denoiser,
-        taps: Sequence[str],
+        taps: Sequence[str | float],
         *,
         head: Callable[[int, int | None], nn.Module] = ConvHead,
         width: int | None = None,
         example: tuple[Tensor, Tensor, Condition] | None = None,
         seed: int = 0,
+        freeze: bool = True,
     ) -> None:
         if width is not None and width < 1:
             raise ValueError(
                 f"width is {width}; it must be at least 1, or None for the head's own choice."
             )
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
-        frozen(denoiser.module)
+        if freeze:
+            frozen(denoiser.module)
         channels = self.taps.channels(example)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

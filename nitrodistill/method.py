@@ -1,8 +1,8 @@
 """The contract between a distillation method and whatever trains it, and the draws that methods use.
 
-A method knows nothing of optimizers, devices or processes. It names what it trains, says which roles are
-active at a step, and yields one loss a role from a generator. The trainer calls backward *while the
-generator is suspended*:
+A method knows nothing of optimizers, devices or processes. It is built from its `Cast`: the teacher, the student
+and what else it asks for. It names what it trains, says which roles are active at a step, and yields one loss a
+role from a generator. The trainer calls backward *while the generator is suspended*:
 
     for role, terms in method.losses(batch, method.active(step), Draws(seed, step, batch.index)):
         terms.total.backward()
@@ -18,19 +18,21 @@ accumulation, go its own way.
 
 from __future__ import annotations
 
-import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.types import Batch, Terms
+from nitrodistill.files import blake2
+from nitrodistill.sampling import StepPlan
+from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
 
-__all__ = ["DistillationMethod", "Draws", "Role", "frozen_within"]
+__all__ = ["Cast", "DistillationMethod", "Draws", "Frozen", "Role", "frozen_within"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Role:
     """
 
     owner: object
-    attribute: str
+    attribute: str = "module"
 
     @property
     def module(self) -> nn.Module:
@@ -65,33 +67,146 @@ class Role:
         setattr(self.owner, self.attribute, module)
 
 
-@runtime_checkable
-class DistillationMethod(Protocol):
-    """What a trainer, or a plain loop, needs to know of a method."""
+@dataclass(frozen=True)
+class Frozen:
+    """A network that a method uses and does not train; what runs the method places it, in place.
 
+    Attributes:
+        module: the network. With bf16 it is cast to bfloat16, and with `parallel: fsdp` shared out by the
+            processes; one that follows a role is kept as that role's own network is.
+        taps: names of its submodules whose features get a gradient.
+        follows: name of the role whose moving average it is (LCM's target network); "" follows none. It starts as
+            the role's weights.
+        decay: of that average, in [0, 1), an update of the role.
+        as_it_is: it is moved to the device and nothing else: a small network, such as LPIPS.
+    """
+
+    module: nn.Module
+    taps: tuple[str, ...] = ()
+    follows: str = ""
+    decay: float = 0.95
+    as_it_is: bool = False
+
+
+class Cast:
+    """The networks that a method is built from.
+
+    Args:
+        make: name -> a denoiser: "teacher" is frozen; "student" is trainable, and any other name is one more
+            trainable network that starts as the teacher.
+        empty: the unconditional Condition for guidance, of batch size one; None where there is none.
+        decode: latents `(B, C, H, W)` -> images `(B, 3, h, w)` in [-1, 1], through which gradients flow; None
+            where there is none.
+
+    Attributes:
+        empty: see above.
+        decode: see above.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[str], Denoiser],
+        empty: Condition | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.empty: Condition | None = empty
+        self.decode: Callable[[Tensor], Tensor] | None = decode
+        self._make = make
+        self._taken: dict[str, Denoiser] = {}
+
+    @classmethod
+    def of(cls, teacher: Denoiser, student: Denoiser, **others: Denoiser) -> Cast:
+        """A cast of networks that are there already, for a loop of your own."""
+        return cls({"teacher": teacher, "student": student, **others}.__getitem__)
+
+    @property
+    def teacher(self) -> Denoiser:
+        """The teacher; name it in `frozen()`."""
+        return self._take("teacher")
+
+    @property
+    def student(self) -> Denoiser:
+        """The student; name its module in `trainable()`."""
+        return self._take("student")
+
+    def another(self, role: str) -> Denoiser:
+        """One more trainable network that starts as the teacher: a copy, or a LoRA role where the student is one.
+
+        Name it in `trainable()` or in `frozen()`.
+
+        Args:
+            role: its name; the same name is the same network.
+
+        Raises:
+            ValueError: if the name is "teacher" or "student", which have their own attributes.
+        """
+        if role in ("teacher", "student"):
+            raise ValueError(f"another({role!r}): write cast.{role} instead.")
+        return self._take(role)
+
+    @property
+    def taken(self) -> Mapping[str, Denoiser]:
+        """What the method has asked for, by name."""
+        return dict(self._taken)
+
+    def _take(self, name: str) -> Denoiser:
+        if name not in self._taken:
+            self._taken[name] = self._make(name)
+        return self._taken[name]
+
+
+class DistillationMethod(ABC):
+    """What a trainer, or a plain loop, needs to know of a method: derive yours from it.
+
+    A recipe finds it by name, `method: ladd` or `method: package.module:Class`, makes its `Config` of the recipe's
+    `settings`, and calls `build`.
+
+    Attributes:
+        Config: the frozen dataclass of its settings, checked when it is made.
+        plan: how the student samples.
+        reads: the parts of a Batch that it trains on.
+    """
+
+    Config: ClassVar[type[Any]]
+    plan: StepPlan
+    reads: frozenset[Part] = frozenset({"pairs"})
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, cast: Cast) -> DistillationMethod:
+        """The method with these settings on these networks.
+
+        Raises:
+            ValueError: if the settings do not fit the networks.
+        """
+
+    @abstractmethod
     def trainable(self) -> Mapping[str, Role]:
         """Role name -> where its module lives. The order is the order of preparation."""
-        ...
+
+    def frozen(self) -> Mapping[str, Frozen]:
+        """Name -> a network that is used and not trained."""
+        return {}
 
     def active(self, step: int) -> Sequence[str]:
-        """The roles that are updated at `step`; a pure function."""
-        ...
+        """The roles that are updated at `step`, a pure function; by default all of them."""
+        return tuple(self.trainable())
 
+    @abstractmethod
     def losses(
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
-        """Yields `(role, terms)` for each active role; call backward before resuming it."""
-        ...
+        """Yields `(role, terms)` once for each active role; call backward before resuming it."""
 
 
 @contextmanager
-def frozen_within(module: nn.Module) -> Iterator[None]:
-    """No parameter of `module` asks for a gradient inside of the block; each has its own flag again after it.
+def frozen_within(*modules: nn.Module) -> Iterator[None]:
+    """No parameter of `modules` asks for a gradient inside of the block; each has its own flag again after it.
 
     Put the forward pass *and* the `yield` inside: the backward pass must be over when the flags return. The
     other orders fail silently under FSDP.
     """
-    asking = [p for p in module.parameters() if p.requires_grad]
+    asking = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
     try:
@@ -105,13 +220,18 @@ def _alone(value: Tensor) -> Tensor:
     return value
 
 
+_EVERYBODY = torch.tensor([-1])
+"""The index of what all samples share: no sample has it."""
+
+
 @dataclass(frozen=True)
 class Draws:
-    """Random draws that are a function of (seed, step, sample index, name), and of nothing else.
+    """Random draws that are a function of (purpose, seed, stage, step, sample index, name), and of nothing else.
 
     One process or eight, accumulation or not, killed and resumed or not: the same draws. They come from
     numpy's counter-based Philox generator on the CPU, one stream a sample and name, and are then
-    moved, so that they do not depend on the device either.
+    moved, so that they do not depend on the device either. What is drawn for another purpose or in another stage
+    has nothing in common with them, whatever the seed.
 
     Attributes:
         seed: the run's seed.
@@ -119,6 +239,8 @@ class Draws:
         index: `(B,)` int64 global sample numbers.
         gather: joins `(B, *)` of every process that shares the micro-batch, in the order of its samples; for
             losses that look at other samples. All processes must call it alike. One process: identity.
+        stage: number of the stage in its recipe.
+        purpose: what is drawn for: "training", "pairs", "previews", "evaluation", ...
 
     Example:
         >>> import torch
@@ -132,6 +254,13 @@ class Draws:
     step: int
     index: Tensor
     gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
+    stage: int = 0
+    purpose: str = "training"
+
+    @property
+    def shared(self) -> Draws:
+        """Draws that all samples, micro-batches and processes of a step have in common: `(1, *shape)` each."""
+        return replace(self, index=_EVERYBODY)
 
     def take(self, rows: Tensor) -> Draws:
         """The draws of some samples: `rows` is `(b,)` int64, places in this micro-batch."""
@@ -152,10 +281,13 @@ class Draws:
         return self._stack(rows, shape, device)
 
     def _streams(self, name: str) -> Iterator[np.random.Generator]:
-        digest = hashlib.blake2b(f"{self.seed}/{self.step}/{name}".encode(), digest_size=8)
-        key = int.from_bytes(digest.digest(), "little")
+        # pairs have the key that stores were drawn with before there were purposes
+        prefix = "" if self.purpose == "pairs" else f"{self.purpose}/{self.stage}/"
+        label = f"{prefix}{self.seed}/{self.step}/{name}"
+        key = int.from_bytes(blake2(label, 8), "little")
         for index in self.index.tolist():
-            yield np.random.Generator(np.random.Philox(key=np.array([key, index], np.uint64)))
+            words = np.array([key, index % 2**64], np.uint64)
+            yield np.random.Generator(np.random.Philox(key=words))
 
     def _stack(
         self, rows: list[np.ndarray], shape: Sequence[int], device: torch.device | str

@@ -53,6 +53,13 @@ class Step:
                 f"a Step's t and scales are all zero-dimensional, or all (B,), got {shapes}."
             )
 
+    def take(self, rows: Tensor) -> Step:
+        """The step of some samples, `rows` `(b,)` int64; one that is the same for all stays as it is."""
+        if self.t.ndim == 0:
+            return self
+        t, *scales = (value[rows.to(value.device)] for value in (self.t, *self.input, *self.output))
+        return Step(t, Scales(*scales[:2]), Scales(*scales[2:]))
+
 
 @dataclass(frozen=True)
 class StepPlan:

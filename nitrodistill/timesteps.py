@@ -6,13 +6,16 @@ holds no randomness of its own: `u = law(draws.uniform("t"))`, then `t = schedul
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["LogitNormal", "Shifted", "TimestepLaw", "Uniform"]
+from nitrodistill.named import build, check_settings, one_name, pick_class
+
+__all__ = ["LogitNormal", "Shifted", "TimestepLaw", "Uniform", "named_law"]
 
 
 @runtime_checkable
@@ -103,3 +106,23 @@ class Shifted:
         """The shifted quantile at `r`."""
         v = self.law(r)
         return self.shift * v / (1 + (self.shift - 1) * v)
+
+
+def named_law(spec: str | Mapping[str, Any]) -> TimestepLaw:
+    """The law that a recipe names.
+
+    Example:
+        >>> named_law({"shifted": {"shift": 3, "law": {"uniform": {"ranges": [[0, 0.75]]}}}})
+        Shifted(shift=3, law=Uniform(ranges=((0, 0.75),)))
+
+    Args:
+        spec: a law's name, or its name with its settings: `uniform`, `logit_normal`, `shifted`, or
+            `package.module:Class`.
+
+    Raises:
+        ValueError: for an unknown name or setting (shows the nearest), or a wrong value.
+    """
+    name, settings = one_name(spec, "timestep law")
+    kind = pick_class(name, (Uniform, LogitNormal, Shifted), TimestepLaw, "timestep law")
+    arguments = check_settings(kind, settings, name, nested={TimestepLaw: named_law})
+    return build(kind, arguments, name)

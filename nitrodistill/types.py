@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,10 @@ __all__ = [
     "Batch",
     "Condition",
     "Denoiser",
+    "Latents",
     "NoiseSchedule",
+    "Pairs",
+    "Part",
     "PredictionType",
     "Scales",
     "Terms",
@@ -244,33 +247,79 @@ def _pad_to(value: Tensor, length: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a method trains on: what the teacher made, and from what.
+class Pairs:
+    """What a teacher made, and from what.
 
     Attributes:
-        index: `(B,)` int64, the global number of each sample in the training stream; random draws
-            are a function of it.
         x0: `(B, C, H, W)` the teacher's latents (the data).
         noise: `(B, C, H, W)` the noise that the teacher saw.
         condition: what the teacher was conditioned on.
     """
 
-    index: Tensor
     x0: Tensor
     noise: Tensor
     condition: Condition
 
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pairs:
+        """Moves the data, and to `dtype`, if given."""
+        x0, noise = self.x0.to(device, dtype), self.noise.to(device, dtype)
+        return Pairs(x0, noise, self.condition.to(device, dtype))
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Data that no teacher made: encoded images with their captions.
+
+    Attributes:
+        x0: `(B, C, H, W)` the latents.
+        condition: the captions, encoded.
+    """
+
+    x0: Tensor
+    condition: Condition
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Latents:
+        """Moves the data, and to `dtype`, if given."""
+        return Latents(self.x0.to(device, dtype), self.condition.to(device, dtype))
+
+
+Part = Literal["pairs", "real", "prompts"]
+"""What a method may read: the parts of a Batch, and the stores of a recipe."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method trains on: the parts that it reads, the others None.
+
+    Attributes:
+        index: `(B,)` int64, the global number of each sample in the training stream; random draws
+            are a function of it.
+        pairs: what the teacher made.
+        real: real latents with captions; row i has nothing to do with row i of the other parts.
+        prompts: prompts alone, encoded.
+    """
+
+    index: Tensor
+    pairs: Pairs | None = None
+    real: Latents | None = None
+    prompts: Condition | None = None
+
     def __len__(self) -> int:
-        return self.x0.shape[0]
+        return len(self.index)
+
+    def parts(self) -> dict[Part, Pairs | Latents | Condition]:
+        """The parts that are there, by name."""
+        named: dict[Part, Pairs | Latents | Condition | None] = {
+            "pairs": self.pairs,
+            "real": self.real,
+            "prompts": self.prompts,
+        }
+        return {name: part for name, part in named.items() if part is not None}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """Moves the data (and to `dtype`, if given); `index` stays on the CPU, where draws are."""
-        return Batch(
-            self.index,
-            self.x0.to(device, dtype),
-            self.noise.to(device, dtype),
-            self.condition.to(device, dtype),
-        )
+        parts: dict[str, Any] = {n: p.to(device, dtype) for n, p in self.parts().items()}
+        return Batch(self.index, **parts)
 
 
 class Terms(NamedTuple):

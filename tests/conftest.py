@@ -68,7 +68,7 @@ def tiny_diffusers() -> Callable[[Any], Any]:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
+    from tools.toy.text import MAX_TOKENS, make_tokenizer
 
     tokenizer = make_tokenizer()
 

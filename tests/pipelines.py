@@ -23,7 +23,7 @@ import torch
 import transformers
 
 from nitrodistill.toy.scenes import WORDS
-from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
+from tools.toy.text import MAX_TOKENS, make_tokenizer
 
 __all__ = ["FAMILIES", "make_pipeline", "tiny_pipeline"]
 

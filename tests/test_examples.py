@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from nitrodistill.cli.demo import toy_recipe
-from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.data import PairStore
+from nitrodistill.demo.demo import toy_recipe
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.stages import load_student, run_recipe
 

@@ -39,7 +39,7 @@ noise = torch.zeros(1, *pipeline.latent_shape)
 condition = pipeline.encode_prompt(["a small red circle on a black background"])
 with torch.no_grad():
     print(tuple(pipeline.decode(nd.sample(pipeline.denoiser, plan, noise, condition)).shape))
-import nitrodistill.data, nitrodistill.training, nitrodistill.export, nitrodistill.cli.demo
+import nitrodistill.data, nitrodistill.training, nitrodistill.export, nitrodistill.demo.demo
 nitrodistill.training.make_accelerator()
 print("all but LPIPS")
 """

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hashlib
+
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -58,3 +61,30 @@ def test_a_role_is_read_anew_after_bind():
     assert owner.module is wrapped
     with pytest.raises(TypeError, match=r"points at an nn\.Module"):
         _ = Role(owner, "__doc__").module
+
+
+def test_purposes_and_stages_never_coincide():
+    index = torch.arange(4)
+    purposes = ("training", "pairs", "previews", "evaluation")
+    found = [Draws(0, 0, index, purpose=p).normal("noise", (3,)) for p in purposes]
+    found += [Draws(0, 0, index, stage=stage).normal("noise", (3,)) for stage in (1, 2)]
+    rows = torch.cat(found)
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+def test_what_is_shared_is_the_same_for_all_samples_and_none_of_theirs():
+    one, two = (Draws(0, 5, torch.tensor(rows)) for rows in ([0, 1], [7, 8, 9]))
+    assert torch.equal(one.shared.uniform("step"), two.shared.uniform("step"))
+    assert one.shared.normal("noise", (3,)).shape == (1, 3)
+    assert not torch.equal(one.shared.uniform("step"), one.uniform("step")[:1])
+    later = Draws(0, 6, torch.tensor([0])).shared
+    assert not torch.equal(one.shared.uniform("step"), later.uniform("step"))
+
+
+def test_pairs_have_the_key_that_stores_were_drawn_with():
+    """The Philox stream of blake2b("seed/step/name") and the sample's number, as in version 1 of the store."""
+    key = int.from_bytes(hashlib.blake2b(b"3/0/noise", digest_size=8).digest(), "little")
+    philox = np.random.Philox(key=np.array([key, 11], np.uint64))
+    known = np.random.Generator(philox).standard_normal((2, 2), dtype=np.float32)
+    drawn = Draws(3, 0, torch.tensor([11]), purpose="pairs").normal("noise", (2, 2))
+    np.testing.assert_array_equal(drawn[0].numpy(), known)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform
+from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform, named_law
 
 R = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
 
@@ -64,3 +64,43 @@ def test_laws_rise_within_the_unit_interval(law):
 def test_bad_values(make):
     with pytest.raises(ValueError, match=r"must be|give pairs"):
         make()
+
+
+@pytest.mark.parametrize(
+    ("spec", "law"),
+    [
+        ("uniform", Uniform()),
+        ({"uniform": {"ranges": [[0, 0.75]]}}, Uniform(((0, 0.75),))),
+        ({"logit_normal": {"mean": 1, "std": 1}}, LogitNormal(1, 1)),
+        ({"shifted": {"shift": 3}}, Shifted(3)),
+        ({"shifted": {"shift": 3, "law": "logit_normal"}}, Shifted(3, LogitNormal())),
+        (
+            {"shifted": {"shift": 3, "law": {"uniform": {"ranges": [[0.1, 1]]}}}},
+            Shifted(3, Uniform(((0.1, 1),))),
+        ),
+        ("nitrodistill.timesteps:LogitNormal", LogitNormal()),
+    ],
+)
+def test_laws_by_name(spec, law):
+    assert named_law(spec) == law
+    torch.testing.assert_close(named_law(spec)(R), law(R))
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("unifrom", "the timestep law 'unifrom' is unknown. Did you mean 'uniform'"),
+        ({"logit_normal": {"mu": 1}}, "the setting of logit_normal 'mu' is unknown"),
+        ({"logit_normal": {"std": 0}}, "logit_normal: std is 0; it must be positive"),
+        (
+            {"uniform": {"ranges": [0, 1]}},
+            "ranges of uniform is .0, 1.; it must be a list, each a list",
+        ),
+        ({"shifted": {}}, "shifted needs shift"),
+        ({"shifted": {"shift": 2, "law": {"unifom": {}}}}, "Did you mean 'uniform'"),
+        ({"uniform": {}, "shifted": {}}, "give a name, or one name with its settings"),
+    ],
+)
+def test_laws_that_are_refused(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        named_law(spec)

@@ -21,6 +21,7 @@ __all__ = [
     "make_parser",
     "option_names",
     "parse",
+    "underscored",
 ]
 
 
@@ -93,7 +94,7 @@ def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ())
     Raises:
         ValueError: if the arguments are wrong; an unknown option is shown with the nearest name.
     """
-    arguments = [_underscored(argument) for argument in argv]
+    arguments = [underscored(argument) for argument in argv]
     try:
         return parser.parse_args(arguments)
     except argparse.ArgumentError as error:
@@ -137,7 +138,7 @@ def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
 
 def _default(field: Field[Any]) -> str | None:
     if field.default is MISSING:
-        return None
+        return None if field.default_factory is MISSING else str(field.default_factory())
     return "null" if field.default is None else str(field.default)
 
 
@@ -147,7 +148,8 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width) or [""]
 
 
-def _underscored(argument: str) -> str:
+def underscored(argument: str) -> str:
+    """An option with underscores where its name has dashes; other arguments as they are."""
     name, equals, value = argument.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
 

@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> int:
     )
     given = parse(parser, argv)
 
-    from nitrodistill.cli.reporting import check_page, load_results
     from nitrodistill.evaluation.report import compare, write_comparison
+    from nitrodistill.evaluation.results import check_page, load_results
 
     output, folders = Path(given.output), [Path(run) for run in given.runs]
     check_page(output)

@@ -20,14 +20,14 @@ the work, as in generate. What is written is a pair store whose noise is drawn a
 EXAMPLE = """
 example:
   nitrodistill encode --teacher ./my-pipeline --images photos --output runs/real
-  torchrun --nproc_per_node 8 -m nitrodistill.cli.main encode --images shards --output runs/real
+  torchrun --nproc_per_node 8 -m nitrodistill encode --images shards --output runs/real
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill encode --help`."""
-    from nitrodistill.cli.launched import place
     from nitrodistill.data import EncodeConfig, encode, open_images
+    from nitrodistill.processes import place
 
     parser = make_parser("encode", ABOUT, EXAMPLE)
     add_teacher(parser)
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.cli.teachers import load_teacher
+    from nitrodistill.teachers import load_teacher
 
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(device)

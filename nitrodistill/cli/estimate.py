@@ -77,8 +77,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _shapes(teacher: str) -> Pipeline:
-    from nitrodistill.cli.teachers import EMBEDDED, load_teacher
     from nitrodistill.models.skeleton import skeleton
+    from nitrodistill.teachers import EMBEDDED, load_teacher
 
     return load_teacher(teacher) if teacher in EMBEDDED else skeleton(teacher)
 

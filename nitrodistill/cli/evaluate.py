@@ -13,6 +13,8 @@ from nitrodistill.cli.arguments import add_device, add_run, make_parser, parse
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from nitrodistill.training import Recipe
+
 __all__ = ["main"]
 
 ABOUT = """
@@ -36,7 +38,7 @@ example:
   nitrodistill evaluate --run runs/student --num_samples 256
   nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
   nitrodistill evaluate --config examples/recipes/evaluation/coco-30k.yaml --run runs/student
-  torchrun --nproc_per_node 8 -m -- nitrodistill.cli.main evaluate --run runs/student --cache runs/teacher
+  torchrun --nproc_per_node 8 -m -- nitrodistill evaluate --run runs/student --cache runs/teacher
 """
 
 
@@ -44,9 +46,9 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
     from jsonargparse import ActionConfigFile
 
-    from nitrodistill.cli.launched import place
-    from nitrodistill.cli.measuring import Judges
     from nitrodistill.evaluation import EvaluateConfig
+    from nitrodistill.evaluation.student import MetricNetworks
+    from nitrodistill.processes import place
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
     parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with these options")
@@ -67,19 +69,20 @@ def main(argv: Sequence[str]) -> int:
         help="folder that keeps latents and the numbers of real pictures",
     )
     add_device(parser)
-    parser.add_class_arguments(Judges)
+    parser.add_class_arguments(MetricNetworks)
     parser.add_class_arguments(EvaluateConfig)
     given = parse(parser, argv)
     config = EvaluateConfig(**{f.name: given[f.name] for f in fields(EvaluateConfig)})
-    judges = Judges(**{f.name: given[f.name] for f in fields(Judges)})
+    networks = MetricNetworks(**{f.name: given[f.name] for f in fields(MetricNetworks)})
     here = place()
     if here.world_size > 1 and given.cache is None:
         raise ValueError("several processes share their work in a folder; give one with --cache.")
 
-    from nitrodistill.cli.measuring import measure_student
-    from nitrodistill.cli.reporting import check_output, write_results
-    from nitrodistill.cli.runs import open_run, prompts_of, training_latents
+    from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.evaluation import help_draw
+    from nitrodistill.evaluation.results import check_output, write_results
+    from nitrodistill.evaluation.student import measure_student
+    from nitrodistill.training.run import training_latents
 
     output = Path(given.output or given.run)
     check_output(output)
@@ -108,8 +111,8 @@ def main(argv: Sequence[str]) -> int:
         run.student.plan,
         prompts,
         config,
-        judges=judges,
-        training_latents=_pairs_of(run.student.recipe.pairs, training_latents),
+        networks=networks,
+        training_latents=_trained_on(run.student.recipe, training_latents),
         cache=given.cache,
     )
     report = write_results(found, output, run.path, title=run.path.resolve().name)
@@ -119,10 +122,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _pairs_of(pairs: str, read: Callable[[str], Tensor]) -> Tensor | None:
-    """What the student was trained on; None, and a line that says so, where the pairs are gone."""
+def _trained_on(recipe: Recipe, read: Callable[[Recipe], Tensor]) -> Tensor | None:
+    """What the student was trained on; None, and a line that says so, where that is gone."""
     try:
-        return read(pairs)
+        return read(recipe)
     except FileNotFoundError as error:
         print(f"memorisation is not measured: {error}", file=sys.stderr)
         return None

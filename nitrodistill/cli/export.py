@@ -72,6 +72,7 @@ def main(argv: Sequence[str]) -> int:
 
     from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.export import check_hub, export, export_lora, push
+    from nitrodistill.models.wrappers import role_in
 
     if given.private and given.push is None:
         raise ValueError("--private says how to push; give --push user/name too.")
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         check_hub(given.push)
     run = open_run(given.run, given.checkpoint)
     student = run.student
-    if given.lora and student.recipe.stages[student.checkpoint.stage].lora is None:
+    if given.lora and role_in(student.denoiser.module) is None:
         raise ValueError(
             f"--lora: the student of {given.run!r} is a whole network; leave it out, or train with `lora` in "
             "the recipe's stage."
@@ -111,7 +112,7 @@ def _example(folder: Path) -> str:
 
 def _base_model(run: Run) -> str:
     """What loads the teacher: its name, or of an embedded one its folder, where it is in one."""
-    from nitrodistill.cli.teachers import EMBEDDED
+    from nitrodistill.teachers import EMBEDDED
 
     teacher = run.student.recipe.teacher
     folder = run.pipeline.diffusers.config.get("_name_or_path") if teacher in EMBEDDED else None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
 
 if TYPE_CHECKING:
-    from nitrodistill.data import Estimate, Generation
+    from nitrodistill.data import DryRun, Generation
 
 __all__ = ["main"]
 
@@ -27,15 +27,15 @@ example:
   printf 'a small red circle on a black background\\na large blue ring on a gray background\\n' > prompts.txt
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs --num_pairs 64
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/more --num_pairs 100000 --dry_run
-  torchrun --nproc_per_node 8 -m nitrodistill.cli.main generate --teacher toy --prompts prompts.txt \\
+  torchrun --nproc_per_node 8 -m nitrodistill generate --teacher toy --prompts prompts.txt \\
     --output runs/pairs --num_pairs 64
 """
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
-    from nitrodistill.cli.launched import place
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
+    from nitrodistill.processes import place
 
     parser = make_parser("generate", ABOUT, EXAMPLE)
     add_teacher(parser)
@@ -64,14 +64,14 @@ def main(argv: Sequence[str]) -> int:
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.cli.teachers import load_teacher
+    from nitrodistill.teachers import load_teacher
 
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(device)
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:
-            print(_told(work.estimate(), here.world_size, given.output))
+            print(_told(work.dry_run(), here.world_size, given.output))
         return 0
     if given.limit is not None and given.limit < config.num_pairs:
         return _part(work, given.limit, here.rank, here.world_size, not given.quiet)
@@ -94,11 +94,11 @@ def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bo
     return 0
 
 
-def _told(estimate: Estimate, world_size: int, output: str) -> str:
+def _told(found: DryRun, world_size: int, output: str) -> str:
     workers = "one process" if world_size == 1 else f"{world_size} processes"
     return (
-        f"{estimate.pairs} pairs of {estimate.prompts} prompts: about {_size(estimate.size_bytes)} in "
-        f"{output}; {estimate.missing} are missing, about {_time(estimate.seconds / world_size)} for "
+        f"{found.pairs} pairs of {found.prompts} prompts: about {_size(found.size_bytes)} in "
+        f"{output}; {found.missing} are missing, about {_time(found.seconds / world_size)} for "
         f"{workers} like this one. Nothing was written."
     )
 

@@ -215,8 +215,8 @@ def _import(argv: Sequence[str]) -> int:
     config = NitroConfig(**{f.name: given[f.name] for f in dataclasses.fields(NitroConfig)})
     prompts = None if given.prompts is None else read_lines(given.prompts)
 
-    from nitrodistill.cli.teachers import load_teacher
     from nitrodistill.models.pipeline import fingerprint
+    from nitrodistill.teachers import load_teacher
 
     denoiser = load_teacher(given.teacher).denoiser
     teacher = (given.teacher, fingerprint(denoiser.module), denoiser.prediction_type)
@@ -228,7 +228,7 @@ def _import(argv: Sequence[str]) -> int:
 
 def _push(argv: Sequence[str]) -> int:
     from nitrodistill.data import PairStore
-    from nitrodistill.data.push import push
+    from nitrodistill.data.push import push_store
 
     parser = make_parser("pairs push", PUSH, PUSH_EXAMPLE)
     parser.add_argument("store", type=str, help="folder of the store")
@@ -236,7 +236,7 @@ def _push(argv: Sequence[str]) -> int:
     parser.add_argument("--public", action="store_true", help="a new repository is public")
     given = parse(parser, argv)
     print("verifying ...", file=sys.stderr)
-    print(push(PairStore.open(given.store), given.repo, private=not given.public))
+    print(push_store(PairStore.open(given.store), given.repo, private=not given.public))
     return 0
 
 

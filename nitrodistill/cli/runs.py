@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-import torch
-from torch import Tensor
-
-from nitrodistill.cli.teachers import load_teacher
-from nitrodistill.data import PairStore, read_prompts
+from nitrodistill.data import read_prompts
 from nitrodistill.models import Pipeline
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
+from nitrodistill.training.run import Which
+from nitrodistill.training.sources import recipe_prompts
 
-__all__ = ["Run", "Which", "open_run", "prompts_of", "training_latents"]
-
-MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
+__all__ = ["Run", "open_run", "prompts_of"]
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,6 @@ class Run:
     path: Path
     pipeline: Pipeline
     student: TrainedStudent
-
-
-Which = Literal["newest", "best"]
 
 
 def open_run(path: str, checkpoint: Which = "newest") -> Run:
@@ -53,28 +46,14 @@ def open_run(path: str, checkpoint: Which = "newest") -> Run:
 
 
 def prompts_of(run: Run, file: str | None) -> list[str]:
-    """The prompts in a file, checked by the teacher, or those of the run's pairs.
+    """The prompts in a file, checked by the teacher, or those of the run's data.
 
     Raises:
         ValueError: if a prompt holds words that the teacher does not know.
     """
     if file is None:
-        return list(PairStore.open(run.student.recipe.pairs).prompts)
+        return list(recipe_prompts(run.student.recipe))
     prompts = read_prompts(file)
     for prompt in prompts:
         run.pipeline.check_prompt(prompt)
     return prompts
-
-
-def training_latents(pairs: str | Path) -> Tensor:
-    """The latents of a pair store, `(M, C, H, W)`: all, or as many as fit into 256 MB, evenly spread.
-
-    Raises:
-        FileNotFoundError: if there is no store.
-    """
-    store = PairStore.open(pairs)
-    size = store.batch([0], torch.zeros(1, dtype=torch.long)).x0.numel()
-    count = min(len(store), max(1, MOST_NUMBERS // size))
-    rows = torch.linspace(0, len(store) - 1, count).long()
-    parts = rows.split(256)
-    return torch.cat([store.batch(part.tolist(), part).x0 for part in parts])

@@ -4,9 +4,10 @@ from nitrodistill.data.columns import Column
 from nitrodistill.data.conditioning import Embeddings, FloatType
 from nitrodistill.data.encode import EncodeConfig, Encoding, encode
 from nitrodistill.data.generate import complete, generate
-from nitrodistill.data.generation import Estimate, GenerateConfig, Generation, Noise
+from nitrodistill.data.generation import DryRun, GenerateConfig, Generation, Noise
 from nitrodistill.data.images import Captioned, open_images
-from nitrodistill.data.loader import DictRows, PairStream, RowPairs
+from nitrodistill.data.latents import LatentStore, Prompts
+from nitrodistill.data.loader import BatchStream, DictRows, RowPairs, together
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.merge import Merge, merge
 from nitrodistill.data.nitro import NitroConfig, NitroImport
@@ -18,14 +19,15 @@ from nitrodistill.data.text import read_lines, read_prompts
 from nitrodistill.data.work import Work
 
 __all__ = [
+    "BatchStream",
     "Captioned",
     "Column",
     "DictRows",
+    "DryRun",
     "Embeddings",
     "EncodeConfig",
     "Encoded",
     "Encoding",
-    "Estimate",
     "File",
     "FloatType",
     "GenerateConfig",
@@ -33,14 +35,15 @@ __all__ = [
     "Generation",
     "Grid",
     "Imported",
+    "LatentStore",
     "Manifest",
     "Merge",
     "NitroConfig",
     "NitroImport",
     "Noise",
     "PairStore",
-    "PairStream",
     "Prefetch",
+    "Prompts",
     "RowPairs",
     "Source",
     "Statistics",
@@ -54,4 +57,5 @@ __all__ = [
     "read_lines",
     "read_prompts",
     "statistics",
+    "together",
 ]

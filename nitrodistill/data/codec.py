@@ -101,7 +101,7 @@ def drawn(
         ValueError: if it is not what the teacher saw, within a rounding of the last bit.
     """
     rows = [
-        Draws(seed, 0, torch.tensor([i])).normal("noise", column.sizes)
+        Draws(seed, 0, torch.tensor([i]), purpose="pairs").normal("noise", column.sizes)
         for seed, i in zip(seeds, indices, strict=True)
     ]
     noise = torch.cat(rows).to(column.torch_dtype)

@@ -133,7 +133,8 @@ class Encoding(Work):
             pixels = torch.stack([fitted(self._images.image(i), self._size) for i in batch])
             x0 = self._pipeline.encode_image(pixels, config.batch_size).to("cpu", dtype)
             check_finite({"x0": x0}, batch, "images", config.dtype)
-            noise = Draws(config.seed, 0, torch.tensor(batch)).normal("noise", shape).to(dtype)
+            draws = Draws(config.seed, 0, torch.tensor(batch), purpose="pairs")
+            noise = draws.normal("noise", shape).to(dtype)
             ids = self._prompt_ids[batch.start : batch.stop].tolist()
             yield {"index": list(batch), "prompt_id": ids, "x0": list(x0), "noise": list(noise)}
             advance(len(batch))

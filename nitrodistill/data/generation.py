@@ -1,6 +1,7 @@
 """The work of `generate`: noise and prompts through a teacher.
 
-Sample i has the prompt `prompts[i % len(prompts)]` and the noise `Draws(seed, 0, [i]).normal("noise", shape)`.
+Sample i has the prompt `prompts[i % len(prompts)]` and the noise
+`Draws(seed, 0, [i], purpose="pairs").normal("noise", shape)`.
 Noise and text conditioning are rounded to what is stored *before the teacher sees them*, so that what is stored is
 exact. A batch is a function of its first index alone and never crosses shards, so one worker and eight
 write the same bytes (on one type of machine: arithmetic differs between devices).
@@ -45,13 +46,13 @@ from nitrodistill.models.pipeline import Pipeline, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Estimate", "FloatType", "GenerateConfig", "Generation"]
+__all__ = ["DryRun", "FloatType", "GenerateConfig", "Generation"]
 
 Noise = Literal["stored", "drawn"]
 """Whether a store holds the noise, or the seed that it is drawn from."""
 
 _PROBED = 64
-"""Prompts whose length an estimate measures."""
+"""Prompts whose length a dry run measures."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class DryRun:
     """What a `generate` will cost, measured on a sample of prompts and one batch.
 
     Attributes:
@@ -159,7 +160,7 @@ class Generation(Work):
         manifest = self._draft(prompts, teacher_name)
         super().__init__(output, manifest, len(texts), np.resize(ids, config.num_pairs))
 
-    def estimate(self) -> Estimate:
+    def dry_run(self) -> DryRun:
         """Measures what the work will cost; draws two batches and writes nothing.
 
         Raises:
@@ -188,7 +189,7 @@ class Generation(Work):
             times.append(time.perf_counter() - start)
         pair_bytes = sum(column.stride_bytes for column in self.manifest.columns.values()) + 20
         missing, texts_missing = self._missing("shards"), self._missing("prompts")
-        return Estimate(
+        return DryRun(
             pairs=config.num_pairs,
             missing=missing,
             prompts=len(self._texts),
@@ -257,7 +258,7 @@ class Generation(Work):
 
     def _draw(self, rows: range, condition: Condition) -> tuple[Tensor, Tensor]:
         device, dtype = self.pipeline.device, DTYPES[self.config.dtype]
-        draws = Draws(self.config.seed, 0, torch.tensor(rows))
+        draws = Draws(self.config.seed, 0, torch.tensor(rows), purpose="pairs")
         noise = draws.normal("noise", self.pipeline.latent_shape).to(dtype)
         compute = DTYPES[self.config.compute]
         lower = compute != torch.float32

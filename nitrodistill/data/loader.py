@@ -1,24 +1,24 @@
-"""PairStream: the training stream, pure in its index.
+"""BatchStream: the training stream, pure in its index.
 
-Sample n of the stream is row `order_e[n mod N]` of the N pairs, in epoch `e = n div N`, where `order_e` is a
-permutation drawn from (seed, e) alone. Micro-batch i holds samples `i B ... (i + 1) B - 1`. Nothing is remembered
-from one batch to the next, so resuming is one integer, and any worker can take any part of a batch.
+Sample n of the stream is row `order_e[n mod N]` of the N rows, in epoch `e = n div N`, where `order_e` is a
+permutation drawn from (seed, stage, part, e) alone. Micro-batch i holds samples `i B ... (i + 1) B - 1`. Nothing
+is remembered from one batch to the next, so resuming is one integer, and any worker can take any part of a batch.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from nitrodistill.data.latents import LatentStore
 from nitrodistill.data.pairs import PairStore
-from nitrodistill.types import Batch, Condition
+from nitrodistill.files import blake2
+from nitrodistill.types import Batch, Condition, Latents, Pairs, Part
 
-__all__ = ["DictRows", "PairStream", "RowPairs"]
+__all__ = ["BatchStream", "DictRows", "RowPairs", "Source", "together"]
 
 
 class DictRows(Protocol):
@@ -33,6 +33,24 @@ class DictRows(Protocol):
         ...
 
 
+class Source(Protocol):
+    """What a stream reads: a PairStore, a LatentStore, Prompts, or RowPairs.
+
+    Attributes:
+        part: which part of a Batch it is.
+    """
+
+    part: ClassVar[Part]
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+        ...
+
+    def read(self, rows: Sequence[int]) -> Pairs | Latents | Condition:
+        """The rows, in that order."""
+        ...
+
+
 class RowPairs:
     """Pairs from any sequence of dicts.
 
@@ -41,13 +59,15 @@ class RowPairs:
             sample's conditioning without a batch dimension under the names that `Condition` has.
     """
 
+    part: ClassVar[Part] = "pairs"
+
     def __init__(self, rows: DictRows) -> None:
         self._rows = rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def batch(self, rows: Sequence[int], index: Tensor) -> Batch:
+    def read(self, rows: Sequence[int]) -> Pairs:
         """Reads pairs; sequences are padded with zeros to the longest.
 
         Raises:
@@ -59,47 +79,49 @@ class RowPairs:
                 raise ValueError(f"row {row} holds {sorted(data)}; a pair needs x0 and noise.")
         conditions = [_condition(data) for data in read]
         x0, noise = (torch.stack([torch.as_tensor(d[k]) for d in read]) for k in ("x0", "noise"))
-        return Batch(index, x0, noise, Condition.cat(conditions))
+        return Pairs(x0, noise, Condition.cat(conditions))
 
 
-class PairStream:
+class BatchStream:
     """The micro-batches of a training run, each a function of its number.
 
     Args:
-        source: a `PairStore`, or any sequence of dicts as `RowPairs` takes them.
+        source: a `PairStore`, `LatentStore` or `Prompts`, or any sequence of dicts as `RowPairs` takes them.
         seed: of the order.
-        batch_size: of the global micro-batch; may exceed the number of pairs.
+        batch_size: of the global micro-batch; may exceed the number of rows.
         rank: number of this process.
         world_size: how many processes share a micro-batch, in contiguous parts.
         window: mix the rows of so many files at a time, files in a random order; None mixes all rows. For a
             store that is elsewhere or on a disk that seeks slowly. Still a function of (seed, epoch).
+        stage: number of the stage in its recipe; each has orders of its own.
 
     Raises:
-        ValueError: if there are no pairs, the sizes do not fit, or a window is given for what has no files.
+        ValueError: if there are no rows, the sizes do not fit, or a window is given for what has no files.
 
     Example:
         >>> import torch
         >>> rows = [{"x0": torch.full((1, 2, 2), float(i)), "noise": torch.zeros(1, 2, 2)} for i in range(3)]
-        >>> stream = PairStream(rows, seed=0, batch_size=3)
-        >>> sorted(stream(7).x0[:, 0, 0, 0].tolist()), stream(7).index.tolist()
+        >>> stream = BatchStream(rows, seed=0, batch_size=3)
+        >>> sorted(stream(7).pairs.x0[:, 0, 0, 0].tolist()), stream(7).index.tolist()
         ([0.0, 1.0, 2.0], [21, 22, 23])
     """
 
     def __init__(
         self,
-        source: PairStore | RowPairs | DictRows,
+        source: Source | DictRows,
         seed: int,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
         window: int | None = None,
+        stage: int = 0,
     ) -> None:
-        if window is not None and (window < 1 or not isinstance(source, PairStore)):
+        if window is not None and (window < 1 or not isinstance(source, (PairStore, LatentStore))):
             raise ValueError(
-                f"window is {window}; it must be at least 1, and its source a PairStore, which has files."
+                f"window is {window}; it must be at least 1, and its source a store, which has files."
             )
         if len(source) < 1:
-            raise ValueError("the stream got no pairs; it needs at least one.")
+            raise ValueError("the stream got no rows; it needs at least one.")
         if batch_size < 1 or world_size < 1 or batch_size % world_size:
             raise ValueError(
                 f"batch_size is {batch_size} and world_size {world_size}; both must be at least 1, and "
@@ -107,9 +129,11 @@ class PairStream:
             )
         if not 0 <= rank < world_size:
             raise ValueError(f"rank is {rank}; it must be in 0 ... {world_size - 1}.")
-        known = isinstance(source, (PairStore, RowPairs))
-        self.source: PairStore | RowPairs = source if known else RowPairs(source)
+        # a Source reads rows, anything else holds them
+        made: Any = source if hasattr(source, "read") else RowPairs(cast(DictRows, source))
+        self.source: Source = made
         self.seed = seed
+        self.stage = stage
         self._window = window
         self.batch_size = batch_size
         self._start = rank * (batch_size // world_size)
@@ -122,10 +146,11 @@ class PairStream:
             raise ValueError(f"micro-batch {i} was asked for; they are numbered from 0.")
         first = i * self.batch_size + self._start
         numbers = range(first, first + self._count)
-        return self.source.batch([self.row(n) for n in numbers], torch.tensor(numbers))
+        part: dict[str, Any] = {self.source.part: self.source.read([self.row(n) for n in numbers])}
+        return Batch(torch.tensor(numbers), **part)
 
     def row(self, n: int) -> int:
-        """Which pair sample n of the stream is."""
+        """Which row sample n of the stream is."""
         epoch, place = divmod(n, len(self.source))
         orders = self._orders  # never changed but replaced: threads may read at once
         if epoch not in orders:
@@ -135,10 +160,10 @@ class PairStream:
         return int(orders[epoch][place])
 
     def _order(self, epoch: int) -> np.ndarray:
-        digest = hashlib.blake2b(f"{self.seed}/epoch/{epoch}".encode(), digest_size=16).digest()
-        key = np.frombuffer(digest, "<u8").astype(np.uint64)
+        label = f"{self.source.part}/{self.stage}/{self.seed}/epoch/{epoch}"
+        key = np.frombuffer(blake2(label), "<u8").astype(np.uint64)
         generator = np.random.Generator(np.random.Philox(key=key))
-        if self._window is None or not isinstance(self.source, PairStore):
+        if self._window is None or not isinstance(self.source, (PairStore, LatentStore)):
             return generator.permutation(len(self.source))
         bounds = self.source.bounds
         files = generator.permutation(len(bounds) - 1)
@@ -149,6 +174,19 @@ class PairStream:
             ]
             parts.append(generator.permutation(np.concatenate(rows)))
         return np.concatenate(parts)
+
+
+def together(streams: Sequence[Callable[[int], Batch]]) -> Callable[[int], Batch]:
+    """One stream whose batches have the parts of several, each in its own order."""
+    if len(streams) == 1:
+        return streams[0]
+
+    def read(i: int) -> Batch:
+        batches = [stream(i) for stream in streams]
+        parts: dict[str, Any] = {n: p for batch in batches for n, p in batch.parts().items()}
+        return Batch(batches[0].index, **parts)
+
+    return read
 
 
 def _condition(data: Mapping[str, Any]) -> Condition:

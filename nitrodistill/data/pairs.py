@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ from nitrodistill.data.remote import Remote, default_cache, is_address
 from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
 from nitrodistill.files import hash_file
-from nitrodistill.types import Batch, Condition
+from nitrodistill.types import Condition, Latents, Pairs, Part
 
 __all__ = ["MANIFEST", "PairStore", "read_condition"]
 
@@ -51,6 +51,8 @@ class PairStore:
         manifest: what is in it and how it was made.
         remote: where it is, if it is elsewhere.
     """
+
+    part: ClassVar[Part] = "pairs"
 
     path: Path
     manifest: Manifest
@@ -68,7 +70,7 @@ class PairStore:
         """Opens a store. Size and first row of every file are checked here, rows when they are read.
 
         Of a store elsewhere only the manifest is read here; its files are fetched, and compared with their hashes,
-        when a row of them is first needed. Give its `PairStream` a `window`, so that it needs few at a time.
+        when a row of them is first needed. Give its `BatchStream` a `window`, so that it needs few at a time.
 
         Args:
             path: its folder, or an address that fsspec knows (`hf://datasets/user/name`).
@@ -105,14 +107,11 @@ class PairStore:
         """How many pairs it holds."""
         return self.manifest.num_samples
 
-    def batch(
-        self, rows: Sequence[int], index: Tensor, dtype: torch.dtype | None = torch.float32
-    ) -> Batch:
+    def read(self, rows: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Pairs:
         """Reads pairs.
 
         Args:
             rows: which, each in 0 ... len - 1, in the order wanted; repeats are allowed.
-            index: `(B,)` int64, the number of each in the training stream; becomes `Batch.index`.
             dtype: of the floating-point tensors; None leaves them as they are stored.
 
         Returns:
@@ -121,20 +120,28 @@ class PairStore:
 
         Raises:
             IndexError: if a row does not exist.
-            ValueError: if `rows` is empty or not as long as `index`, or a row is damaged.
+            ValueError: if `rows` is empty, or a row is damaged.
         """
-        if not len(rows) or index.shape != (len(rows),):
-            raise ValueError(
-                f"batch got {len(rows)} rows and an index of shape {tuple(index.shape)}; it needs at "
-                "least one row, and one index each."
-            )
+        places, buffers, latents = self._read(rows, dtype)
+        noise = self._noise(rows, places, [row["noise"] for row in buffers], dtype)
+        return Pairs(latents.x0, noise, latents.condition)
+
+    def read_latents(
+        self, rows: Sequence[int], dtype: torch.dtype | None = torch.float32
+    ) -> Latents:
+        """Reads x0 and the condition alone; see `read`."""
+        return self._read(rows, dtype)[2]
+
+    def _read(
+        self, rows: Sequence[int], dtype: torch.dtype | None
+    ) -> tuple[list[tuple[ArrowFile, int]], list[dict[str, Any]], Latents]:
+        if not len(rows):
+            raise ValueError("read got no rows; it needs at least one.")
         places = [self._pairs.locate(int(row)) for row in rows]
         buffers = [file.tensors(row) for file, row in places]
         ids = [file.number("prompt_id", row) for file, row in places]
-        columns = self.manifest.columns
-        x0 = from_buffers([row["x0"] for row in buffers], columns["x0"], "x0", dtype)
-        noise = self._noise(rows, places, [row["noise"] for row in buffers], dtype)
-        return Batch(index, x0, noise, self.condition(ids, dtype))
+        x0 = from_buffers([r["x0"] for r in buffers], self.manifest.columns["x0"], "x0", dtype)
+        return places, buffers, Latents(x0, self.condition(ids, dtype))
 
     def condition(
         self, prompt_ids: Sequence[int], dtype: torch.dtype | None = torch.float32
@@ -200,8 +207,8 @@ class PairStore:
         for source in self.manifest.sources:
             if isinstance(source, Encoded):
                 raise ValueError(
-                    f"{str(self.path)!r} holds encoded images, which no teacher made: their noise is drawn and "
-                    "belongs to no image; generate pairs, or use a method that learns from data alone."
+                    f"{str(self.path)!r} holds encoded images, which no teacher made: their noise belongs to no "
+                    "image. Give it as the recipe's `real`, to a method that reads it, or generate pairs."
                 )
             if source.fingerprint != fingerprint:
                 raise ValueError(
@@ -241,7 +248,7 @@ class PairStore:
             for row in range(len(file)):
                 _check_finite(file, row)
                 if drawn_noise:
-                    self.batch([first + row], torch.tensor([0]))
+                    self.read([first + row])
                 self._prompts.file_of(file.number("prompt_id", row))  # there is such a prompt
             first += len(file)
         len(self.prompts)

@@ -21,7 +21,7 @@ class Prefetch:
 
     Args:
         stream: number of a micro-batch -> Batch. With several threads it is called from all of them at once, which
-            a `PairStream` over a `PairStore` allows.
+            a `BatchStream` over a `PairStore` allows.
         end: number of the first micro-batch that is not wanted any more.
         threads: how many read; as many micro-batches are kept ready.
 

@@ -9,10 +9,10 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.remote import reaching
 from nitrodistill.data.sources import Encoded, Generated, Source
 
-__all__ = ["card", "push"]
+__all__ = ["card", "push_store"]
 
 
-def push(store: PairStore, repo: str, *, private: bool = True) -> str:
+def push_store(store: PairStore, repo: str, *, private: bool = True) -> str:
     """Verifies a store and uploads it to a dataset repository of the Hub; a broken upload can be repeated.
 
     Args:
@@ -81,10 +81,10 @@ def card(store: PairStore) -> str:
         *(f"- {_about(source)}" for source in manifest.sources),
         "",
         "```python",
-        "from nitrodistill import PairStore, PairStream",
+        "from nitrodistill import PairStore, BatchStream",
         "",
         'store = PairStore.open("hf://datasets/USER/NAME")  # or a folder that you downloaded',
-        "stream = PairStream(store, seed=0, batch_size=48)",
+        "stream = BatchStream(store, seed=0, batch_size=48)",
         "```",
         "",
         "The tensors are raw bytes; `manifest.json` says their shapes and dtypes. The licence of the teacher's "

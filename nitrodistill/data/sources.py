@@ -51,7 +51,8 @@ class Generated:
         guidance: scale of classifier-free guidance; 1 is none.
         grid: timesteps and scales of the steps.
         compute: element type that the teacher computed in ("bfloat16": autocast; weights stay float32).
-        seed: noise of sample i is `Draws(seed, 0, [i]).normal("noise", shape)`, rounded.
+        seed: noise of sample i is `Draws(seed, 0, [i], purpose="pairs").normal("noise", shape)`,
+            rounded.
         batch_size: how many the teacher saw at once.
         num_prompts: length of the prompt list; sample i has prompt `i % num_prompts`.
         prompts_hash: of that list.

@@ -74,7 +74,7 @@ def statistics(store: PairStore, most: int = 4096) -> Statistics:
     noise_error = None
     for start in range(0, len(rows), _BATCH):
         part = rows[start : start + _BATCH].tolist()
-        batch = store.batch(part, torch.tensor(part), dtype=torch.float32)
+        batch = store.read(part, dtype=torch.float32)
         sums["x0"].add(batch.x0)
         sums["noise"].add(batch.noise)
         column = manifest.columns["noise"]

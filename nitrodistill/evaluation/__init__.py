@@ -8,22 +8,24 @@ from nitrodistill.evaluation.discrepancy import KernelDistance
 from nitrodistill.evaluation.diversity import PromptSpread
 from nitrodistill.evaluation.evaluate import evaluate, help_draw
 from nitrodistill.evaluation.features import Extractor
-from nitrodistill.evaluation.manifold import manifold_scores
-from nitrodistill.evaluation.nearest import NearestPair
-from nitrodistill.evaluation.picture import draw_curves, draw_grid
-from nitrodistill.evaluation.real import ImageFolder, RealImages
-from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
-from nitrodistill.evaluation.text import TextScore
-from nitrodistill.measures import (
+from nitrodistill.evaluation.frechet import (
     GaussianStatistics,
-    TextureFeatures,
-    edge_strength,
     extrapolated_floor,
     frechet_distance,
     gaussian_distance,
+)
+from nitrodistill.evaluation.manifold import manifold_scores
+from nitrodistill.evaluation.nearest import NearestPair
+from nitrodistill.evaluation.picture import draw_grid
+from nitrodistill.evaluation.real import ImageFolder, RealImages
+from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
+from nitrodistill.evaluation.sharpness import (
+    TextureFeatures,
+    edge_strength,
     gradient_energy,
     high_frequency_energy,
 )
+from nitrodistill.evaluation.text import TextScore
 
 __all__ = [
     "Alignment",
@@ -44,7 +46,6 @@ __all__ = [
     "TextureFeatures",
     "Timing",
     "count_flops",
-    "draw_curves",
     "draw_grid",
     "edge_strength",
     "evaluate",

@@ -22,8 +22,8 @@ from nitrodistill.evaluation.real import RealImages, check_resolution
 from nitrodistill.evaluation.resampling import Resampler
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
 from nitrodistill.evaluation.scores import Scorer
+from nitrodistill.evaluation.sharpness import TextureFeatures
 from nitrodistill.evaluation.text import TextScore
-from nitrodistill.measures import TextureFeatures
 
 __all__ = ["Bench"]
 

@@ -100,7 +100,8 @@ class Sheet:
         generator = torch.Generator().manual_seed(config.seed)
         chosen = torch.randperm(len(known), generator=generator)[:used].tolist()
         index = torch.arange(config.num_samples)
-        first = (Draws(config.seed, 0, torch.arange(used)).uniform("evaluation_half") < 0.5).long()
+        draws = Draws(config.seed, 0, torch.arange(used), purpose="evaluation")
+        first = (draws.uniform("half") < 0.5).long()
         turn, prompt = index // used, index % used
         places = 2 * (turn // 2 * used + prompt) + (turn + first[prompt]) % 2
         return cls(tuple(known[i] for i in chosen), prompt, places, config)

@@ -147,7 +147,7 @@ def cost_of(arms: Mapping[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric
     tasks: dict[str, Callable[[], object]] = {}
     for name, arm in arms.items():
         for count, kind in ((size, "batch"), (1, "alone")):
-            draws = Draws(sheet.config.seed, 0, torch.arange(count))
+            draws = Draws(sheet.config.seed, 0, torch.arange(count), purpose="evaluation")
             prompts = [sheet.prompts[i % len(sheet.prompts)] for i in range(count)]
             noise = noise_draws(sheet.config.seed, NOISE, draws.index, arm.pipeline.latent_shape)
             noise = noise.to(arm.pipeline.device)

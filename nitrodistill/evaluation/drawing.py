@@ -39,7 +39,7 @@ def noise_seed(seed: int, stream: str) -> int:
 
 def noise_draws(seed: int, stream: str, rows: Tensor, shape: tuple[int, ...]) -> Tensor:
     """The noise of samples `rows`, as `generate` draws it: `(B, *shape)` on the CPU."""
-    return Draws(noise_seed(seed, stream), 0, rows).normal("noise", shape)
+    return Draws(noise_seed(seed, stream), 0, rows, purpose="pairs").normal("noise", shape)
 
 
 def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
@@ -209,7 +209,7 @@ class Drawing:
         else:
             if not self._stores:
                 self.prepare()
-            found = self._stores[stream].batch(rows.tolist(), rows).x0
+            found = self._stores[stream].read(rows.tolist()).x0
         if not bool(found.isfinite().all()):
             raise ValueError(
                 f"the latents of the {name} hold NaN or infinity; it has diverged, or its plan does not fit "
@@ -221,5 +221,5 @@ class Drawing:
         arm, config = self._arms[name], self._sheet.config
         noise = noise_draws(config.seed, stream, rows, arm.pipeline.latent_shape)
         condition = arm.pipeline.encode_prompt(self._sheet.texts(rows))
-        draws = Draws(config.seed, 0, rows)
+        draws = Draws(config.seed, 0, rows, purpose="evaluation")
         return arm.draw(noise.to(arm.pipeline.device), condition, draws)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.evaluation.discrepancy import Kernel
-from nitrodistill.measures import (
+from nitrodistill.evaluation.frechet import (
     GaussianStatistics,
     extrapolated_floor,
     frechet_distance,

@@ -10,17 +10,17 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from nitrodistill.evaluation.alignment import Alignment, check_verdicts
+from nitrodistill.evaluation.colour import colour_features
 from nitrodistill.evaluation.diversity import PromptSpread
 from nitrodistill.evaluation.features import Extractor, FeatureSet
 from nitrodistill.evaluation.nearest import NearestPair
-from nitrodistill.evaluation.text import TextScore
-from nitrodistill.measures import (
+from nitrodistill.evaluation.sharpness import (
     TextureFeatures,
-    colour_features,
     edge_strength,
     gradient_energy,
     high_frequency_energy,
 )
+from nitrodistill.evaluation.text import TextScore
 
 __all__ = ["Columns", "Meter", "latent_features"]
 

@@ -1,13 +1,11 @@
-"""Pictures for people: the grid of teacher and student at the same noise, and training curves."""
+"""Pictures for people: the grid of teacher and student at the same noise."""
 
 from __future__ import annotations
 
-import importlib.util
-import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -17,7 +15,7 @@ from nitrodistill.files import atomic
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["draw_curves", "draw_grid", "to_pil"]
+__all__ = ["draw_grid", "to_pil"]
 
 CELL = 160  # pixels: small pictures are enlarged to about this
 GAP = 8
@@ -68,53 +66,6 @@ def draw_grid(
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
         sheet.save(temporary, format="PNG")
-    return target
-
-
-def draw_curves(logs: Sequence[Mapping[str, Any]], path: str | Path, x: str = "step") -> Path:
-    """Writes a PNG with one small plot for each name in the logs, over `x`.
-
-    Args:
-        logs: one mapping for each logged step, such as the lines of a run's `log.jsonl`; `x` is in all of
-            them, other names may come and go. "stage" and what is no number is left out.
-        path: the file.
-        x: the horizontal axis.
-
-    Raises:
-        ModuleNotFoundError: without matplotlib.
-        ValueError: if the logs hold nothing to plot.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ModuleNotFoundError(
-            "training curves need matplotlib; install it with `pip install nitrodistill[plots]`."
-        )
-    from matplotlib.figure import Figure
-
-    shown = [
-        {n: v for n, v in entry.items() if n not in (x, "stage") and isinstance(v, (int, float))}
-        for entry in logs
-    ]
-    names = list(dict.fromkeys(name for entry in shown for name in entry))
-    if not names:
-        raise ValueError(f"the logs hold nothing to plot over {x!r}.")
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
-    for name, axes in zip(names, figure.subplots(rows, columns, squeeze=False).flat, strict=False):
-        points = [
-            (e[x], values[name]) for e, values in zip(logs, shown, strict=True) if name in values
-        ]
-        axes.plot(*zip(*points, strict=True), linewidth=1.0)
-        axes.set_title(name, fontsize=9)
-        axes.set_xlabel(x, fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.grid(alpha=0.3)
-    for axes in figure.axes[len(names) :]:
-        axes.set_visible(False)
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(target) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
     return target
 
 

@@ -115,7 +115,7 @@ def _disagreement(
     call_sigmas: Sequence[float] | None,
 ) -> str | None:
     """Runs scheduler and plan side by side as a pipeline would; None if they agree to 1e-5."""
-    noise = Draws(0, 0, torch.arange(2)).normal("export_probe", (4, 8, 8))
+    noise = Draws(0, 0, torch.arange(2), purpose="export").normal("noise", (4, 8, 8))
     probe = _Probe(prediction_type)
     expected = sample(probe, plan, noise, Condition(), _renoise(noise))
     if call_sigmas is None:

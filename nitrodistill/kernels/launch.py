@@ -3,7 +3,7 @@
 No autotuning: it would compile and time at the start of a training run, differently on every rank, and
 change the order of reductions from run to run. `tables/<architecture>.json` holds the numbers, and
 under "proven" the operations that a committed measurement (`results`) shows to win there: these
-run by default. `python -m nitrodistill.kernels.tune` writes such a table.
+run by default. In the repository, `python -m tools.kernels.tune` writes such a table.
 """
 
 from __future__ import annotations

@@ -31,11 +31,11 @@ from nitrodistill.losses.base import check_tensor
 
 __all__ = [
     "AdversarialLoss",
-    "HingeLoss",
-    "LeastSquaresLoss",
+    "HingeGANLoss",
+    "LeastSquaresGANLoss",
     "Logits",
-    "NonSaturatingLoss",
-    "RelativisticLoss",
+    "NonSaturatingGANLoss",
+    "RelativisticGANLoss",
     "as_heads",
     "hinge_discriminator",
     "hinge_generator",
@@ -154,7 +154,7 @@ class AdversarialLoss(ABC):
 
 
 @dataclass(frozen=True)
-class NonSaturatingLoss(AdversarialLoss):
+class NonSaturatingGANLoss(AdversarialLoss):
     """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -165,7 +165,7 @@ class NonSaturatingLoss(AdversarialLoss):
 
 
 @dataclass(frozen=True)
-class HingeLoss(AdversarialLoss):
+class HingeGANLoss(AdversarialLoss):
     """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -176,7 +176,7 @@ class HingeLoss(AdversarialLoss):
 
 
 @dataclass(frozen=True)
-class LeastSquaresLoss(AdversarialLoss):
+class LeastSquaresGANLoss(AdversarialLoss):
     """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -187,7 +187,7 @@ class LeastSquaresLoss(AdversarialLoss):
 
 
 @dataclass(frozen=True)
-class RelativisticLoss(AdversarialLoss):
+class RelativisticGANLoss(AdversarialLoss):
     """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024)."""
 
     needs_real: ClassVar[bool] = True
@@ -195,7 +195,7 @@ class RelativisticLoss(AdversarialLoss):
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         if real is None:
             raise ValueError(
-                "RelativisticLoss.generator got no real logits; it compares every fake with a real "
+                "RelativisticGANLoss.generator got no real logits; it compares every fake with a real "
                 "one, call generator(fake, real)."
             )
         return relativistic_generator(fake, real)

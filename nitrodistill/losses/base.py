@@ -24,11 +24,13 @@ __all__ = [
     "check_choice",
     "check_mask",
     "check_pair",
+    "check_part",
     "check_positive",
     "check_tensor",
     "check_weight",
     "expand_frames",
     "reduce",
+    "refuse_trainable",
     "to_frames",
 ]
 
@@ -216,6 +218,36 @@ def check_positive(name: str, value: float, *, zero: bool = False) -> float:
     if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} is {value}; it must be finite and {'>=' if zero else '>'} 0.")
     return value
+
+
+def check_part(name: str, loss: Loss) -> Loss:
+    """Returns `loss` if it can be a part of another one, which does the reducing.
+
+    Raises:
+        TypeError: if it is no `Loss`.
+        ValueError: if it has another reduction than "mean".
+    """
+    if not isinstance(loss, Loss):
+        raise TypeError(f"{name} is a {type(loss).__name__}; it must be a nitrodistill.Loss.")
+    if loss.reduction != "mean":
+        raise ValueError(
+            f"{name} has reduction {loss.reduction!r}, which would not be used; give the reduction to the "
+            "loss around it."
+        )
+    return loss
+
+
+def refuse_trainable(role: str, value: object) -> None:
+    """Refuses a network that a loss would train.
+
+    Raises:
+        ValueError: if it has parameters that require gradients.
+    """
+    if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
+        raise ValueError(
+            f"the {role} has parameters that require gradients, and the loss would train them; call "
+            ".eval().requires_grad_(False) on it first."
+        )
 
 
 def to_frames(data: Tensor, name: str = "pred") -> Tensor:

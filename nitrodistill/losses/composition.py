@@ -13,8 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.losses.base import Loss, Reduction, check_mask, check_pair, check_positive
-from nitrodistill.types import Terms
+from nitrodistill.losses.base import (
+    Loss,
+    Reduction,
+    check_mask,
+    check_pair,
+    check_part,
+    check_positive,
+)
+from nitrodistill.losses.decoded import DecodedLoss, decoded_values
 
 __all__ = ["MultiScaleLoss", "WeightedSum"]
 
@@ -26,13 +33,14 @@ class MultiScaleLoss(Loss):
     mask is averaged likewise.
 
     Args:
-        loss: what is taken at every scale; its own reduction is not used.
+        loss: what is taken at every scale; its own reduction must be "mean", this module has one.
         weights: one factor per scale, the finest first; both sides need 2^(len(weights) - 1) pixels or
             more.
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: for no weights, a negative one, or an unknown reduction.
+        ValueError: for no weights, a negative one, a loss with another reduction than "mean", or an unknown
+            reduction.
     """
 
     loss: Loss
@@ -48,7 +56,7 @@ class MultiScaleLoss(Loss):
         super().__init__(reduction=reduction)
         if len(weights) == 0:
             raise ValueError("weights is empty; it must hold one factor per scale.")
-        self.loss = loss
+        self.loss = check_part("the loss", loss)
         self.weights = tuple(check_positive("a weight", weight, zero=True) for weight in weights)
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -76,29 +84,37 @@ class MultiScaleLoss(Loss):
         return f"weights={self.weights}, {super().extra_repr()}"
 
 
-class WeightedSum(nn.Module):
-    """A weighted sum of named losses.
+class WeightedSum(Loss):
+    """A weighted sum of named losses: a loss itself, that knows its parts.
+
+    Parts that are a `DecodedLoss` of one decoder are decoded once, together.
 
     Example:
         >>> import torch
         >>> from nitrodistill.losses import L1Loss, LatentSSIMLoss, WeightedSum
         >>> loss = WeightedSum({"l1": (1.0, L1Loss()), "ssim": (0.5, LatentSSIMLoss(8.0))})
-        >>> total, parts = loss(torch.zeros(2, 4, 16, 16), torch.ones(2, 4, 16, 16))
-        >>> sorted(parts)
-        ['l1', 'ssim']
+        >>> parts = loss.parts(torch.zeros(2, 4, 16, 16), torch.ones(2, 4, 16, 16))
+        >>> {name: value.tolist() for name, value in parts.items()}
+        {'l1': [1.0, 1.0], 'ssim': [0.0, 0.0]}
+        >>> loss.weigh(parts).tolist()
+        [1.0, 1.0]
 
     Args:
-        losses: name -> (weight, loss). Every loss keeps its own reduction, "mean" or "sum".
+        losses: name -> (weight, loss); their own reduction must be "mean", and the sum has one.
+        reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: for no losses, a weight that is not finite, or a loss with reduction "none".
+        ValueError: for no losses, a weight that is negative or not finite, a loss with another reduction than
+            "mean", or an unknown reduction.
         TypeError: for an entry that is not a pair.
     """
 
     weights: dict[str, float]
 
-    def __init__(self, losses: Mapping[str, tuple[float, Loss]]) -> None:
-        super().__init__()
+    def __init__(
+        self, losses: Mapping[str, tuple[float, Loss]], *, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(reduction=reduction)
         if not losses:
             raise ValueError("WeightedSum got no losses; give it {name: (weight, loss)}.")
         for name, pair in losses.items():
@@ -106,48 +122,54 @@ class WeightedSum(nn.Module):
                 raise TypeError(
                     f"the loss {name!r} is given as {type(pair).__name__}; give it as (weight, loss)."
                 )
-            _, loss = pair
-            if loss.reduction == "none":
-                raise ValueError(
-                    f"the loss {name!r} has reduction 'none'; a sum needs scalars, use 'mean' or 'sum'."
-                )
+            check_part(f"the loss {name!r}", pair[1])
         self.weights = {
             name: check_positive(f"the weight of {name!r}", weight, zero=True)
             for name, (weight, _) in losses.items()
         }
-        self.losses: nn.ModuleDict = nn.ModuleDict(
-            {name: loss for name, (_, loss) in losses.items()}
-        )
+        # A list, because a ModuleDict refuses names such as "half" and those with a dot.
+        self.losses: nn.ModuleList = nn.ModuleList(loss for _, loss in losses.values())
 
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor,
-        *,
-        mask: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Terms:
-        """The sum and its parts.
+    def parts(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Every loss's value before its weight, `(B,)` each; arguments as in `per_sample`.
 
-        Args:
-            pred: what is judged, `(B, *)`.
-            target: what it should be, the same shape.
-            mask: given to every loss.
-            weight: `(B,)`, given to every loss.
-
-        Returns:
-            `Terms(total, parts)`: the scalar to call backward on, and every loss's detached value
-            before its weight, by name.
+        `weigh` makes the sum of them, so that a log and a backward pass pay once. What is not decoded is compared
+        in float32 or wider, so that the gradient of the sum is rounded once.
         """
-        values = {
-            name: loss(pred, target, mask=mask, weight=weight) for name, loss in self.losses.items()
-        }
-        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
-        return Terms(total, {name: value.detach() for name, value in values.items()})
+        wide = _widened(pred, target)
+        values: dict[str, Tensor] = {}
+        shared: dict[tuple[int, int | None], dict[str, DecodedLoss]] = {}
+        for name, loss in zip(self.weights, self.losses, strict=True):
+            assert isinstance(loss, Loss)
+            if isinstance(loss, DecodedLoss):
+                shared.setdefault((id(loss.decode), loss.chunk), {})[name] = loss
+            else:
+                values[name] = loss.per_sample(*wide, mask)
+        for group in shared.values():
+            together = decoded_values(list(group.values()), pred, target, mask)
+            values |= dict(zip(group, together, strict=True))
+        return {name: values[name] for name in self.weights}
+
+    def weigh(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of `parts`, `(B,)`."""
+        terms = [weight * parts[name] for name, weight in self.weights.items()]
+        return torch.stack(terms).sum(0)
+
+    def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.weigh(self.parts(pred, target, mask))
 
     def extra_repr(self) -> str:
         """What `repr` shows."""
-        return f"weights={self.weights}"
+        return f"weights={self.weights}, {super().extra_repr()}"
+
+
+def _widened(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in the dtype that losses compute in; what is no tensor of numbers is left for them to judge."""
+    tensors = [value for value in (pred, target) if isinstance(value, Tensor)]
+    if len(tensors) < 2 or not all(tensor.is_floating_point() for tensor in tensors):
+        return pred, target
+    dtype = math_dtype(*tensors)
+    return pred.to(dtype), target.to(dtype)
 
 
 def _halve(x: Tensor) -> Tensor:

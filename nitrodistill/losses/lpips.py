@@ -22,11 +22,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nitrodistill.losses.base import (
@@ -37,6 +37,7 @@ from nitrodistill.losses.base import (
     check_pair,
     check_tensor,
     reduce,
+    refuse_trainable,
 )
 from nitrodistill.losses.perceptual_head import perceptual_distance
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
@@ -106,12 +107,12 @@ class LPIPSLoss(Loss):
     """LPIPS of images, or of latents through a decoder; see the module.
 
     Args:
-        net: "vgg", "alex" or "squeeze", or any callable from images to feature maps (its parameters
+        network: "vgg", "alex" or "squeeze", or any callable from images to feature maps (its parameters
             must be frozen; it is not registered as a part of this module).
         weights: the trunk's ImageNet weights: a torchvision state dict or a file of one; None looks
-            in torch's hub cache. Not used with a callable `net`.
+            in torch's hub cache. Not used with a callable `network`.
         heads: channel weights, one `(C_l,)` per feature map; None is the calibrated v0.1 heads of
-            the `lpips` package, and 1 for every channel with a callable `net`.
+            the `lpips` package, and 1 for every channel with a callable `network`.
         value_range: (low, high) of the images; (0, 1) is what `lpips` calls normalize=True.
         decoder: latents -> images; with it `pred` and `target` are latents.
         chunk_size: samples that are decoded and compared at a time, each chunk computed again in
@@ -120,7 +121,7 @@ class LPIPSLoss(Loss):
 
     Raises:
         FileNotFoundError: if weights or heads are not on this machine; says how to fetch them.
-        ValueError: for an unknown net, or a `net` with parameters that require gradients.
+        ValueError: for an unknown network, or one with parameters that require gradients.
     """
 
     value_range: tuple[float, float]
@@ -129,7 +130,7 @@ class LPIPSLoss(Loss):
 
     def __init__(
         self,
-        net: TrunkName | FeatureTrunk = "vgg",
+        network: TrunkName | FeatureTrunk = "vgg",
         *,
         weights: str | Path | Mapping[str, Tensor] | None = None,
         heads: Sequence[Tensor] | None = None,
@@ -147,16 +148,18 @@ class LPIPSLoss(Loss):
         self.value_range = (float(low), float(high))
         self.chunk_size = chunk_size
         self.trunk: Trunk | None = None
-        if isinstance(net, str):
-            name = check_choice("net", net, get_args(TrunkName))
+        if isinstance(network, str):
+            name = check_choice("network", network, get_args(TrunkName))
             self.trunk = load_trunk(name, weights)
             heads = load_heads(name) if heads is None else heads
         elif weights is not None:
-            raise ValueError("weights are given with a callable net; load them into it instead.")
-        for role, value in (("net", net), ("decoder", decoder)):
-            _refuse_trainable(role, value)
+            raise ValueError(
+                "weights are given with a callable network; load them into it instead."
+            )
+        for role, value in (("network", network), ("decoder", decoder)):
+            refuse_trainable(role, value)
         # Held in a tuple, so that a network of the caller is no submodule of its loss.
-        self._callables = (None if isinstance(net, str) else net, decoder)
+        self._callables = (None if isinstance(network, str) else network, decoder)
         self.num_heads: int = 0 if heads is None else len(heads)
         for index, head in enumerate(heads or ()):
             self.register_buffer(f"head{index}", head.detach().flatten().clone(), persistent=False)
@@ -261,17 +264,17 @@ class LPIPSLoss(Loss):
         return lpips_distance(features, target, self._heads(features), mask=mask)
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
-        net, decoder = self._callables
+        network, decoder = self._callables
         if decoder is not None:
             images = decoder(images)
-        if net is not None:
-            return net(images)
+        if network is not None:
+            return network(images)
         trunk = self.trunk
         assert trunk is not None
         if images.shape[1] != 3 or min(images.shape[-2:]) < trunk.smallest:
             raise ValueError(
                 f"the images are {tuple(images.shape)}; this trunk needs 3 channels and sides of "
-                f"{trunk.smallest} or more (latents need a decoder, or their own trunk as net=)."
+                f"{trunk.smallest} or more (latents need a decoder, or their own trunk as network=)."
             )
         return trunk(self._standardised(images))
 
@@ -310,11 +313,3 @@ def _frames(data: Tensor) -> Tensor:
 def _resized(mask: Tensor, like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)
     return F.adaptive_avg_pool2d(mask.detach().to(dtype), (like.shape[-2], like.shape[-1]))
-
-
-def _refuse_trainable(role: str, value: Any) -> None:
-    if isinstance(value, nn.Module) and any(p.requires_grad for p in value.parameters()):
-        raise ValueError(
-            f"the {role} has parameters that require gradients, and the loss would train them; call "
-            ".eval().requires_grad_(False) on it first."
-        )

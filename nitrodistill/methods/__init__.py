@@ -1,5 +1,74 @@
-"""Distillation methods: a config dataclass and a method in each file."""
+"""Distillation methods, one a file; a recipe finds them by name."""
 
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+from types import ModuleType
+
+from nitrodistill.method import DistillationMethod
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.settings import nearest, shown
 
-__all__ = ["LADD", "LADDConfig"]
+__all__ = ["LADD", "LADDConfig", "find_method", "known_methods"]
+
+
+def known_methods() -> list[str]:
+    """The names of the methods in this package."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def find_method(name: str) -> type[DistillationMethod]:
+    """The class of a method.
+
+    Args:
+        name: one of `known_methods()`, or "package.module:Class" for one from outside, which is looked for in the
+            working directory too.
+
+    Raises:
+        ValueError: if there is none, or the class is no method; it says what is missing.
+    """
+    if ":" in name:
+        return _from_outside(*name.split(":", 1))
+    if name not in known_methods():
+        raise ValueError(
+            f"there is no method {shown(name)}; {nearest(name, known_methods())} One from outside is written "
+            "package.module:Class."
+        )
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (c for c in vars(module).values() if _is_own(c, module))
+    return found
+
+
+def _is_own(value: object, module: ModuleType) -> bool:
+    return (
+        inspect.isclass(value)
+        and issubclass(value, DistillationMethod)
+        and value.__module__ == module.__name__
+    )
+
+
+def _from_outside(path: str, name: str) -> type[DistillationMethod]:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(path), name, None)
+    except ImportError as error:
+        raise ValueError(f"the method {path}:{name} cannot be imported: {error}.") from error
+    if not inspect.isclass(found):
+        raise ValueError(f"the method {path}:{name} is no class; {path} has none of that name.")
+    wanted = ("Config", "build", "trainable", "losses")
+    missing = sorted(
+        {part for part in wanted if not hasattr(found, part)}
+        | set(getattr(found, "__abstractmethods__", ()))
+    )
+    if missing:
+        raise ValueError(f"{path}:{name} is no distillation method: it lacks {', '.join(missing)}.")
+    if not issubclass(found, DistillationMethod):
+        raise ValueError(
+            f"{path}:{name} is no distillation method; derive it from nitrodistill.DistillationMethod."
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from nitrodistill.models.pipeline import (
     without_broken_torchvision,
 )
 
-__all__ = ["skeleton"]
+__all__ = ["shapes_of", "skeleton"]
 
 
 def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> Pipeline:
@@ -53,6 +54,32 @@ def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> 
         ) from error
     pipe = getattr(diffusers, kind)(**parts | dict(PIPELINES[kind].load_arguments))
     return Pipeline.from_diffusers(pipe, resolution=resolution)
+
+
+def shapes_of(pipeline: Pipeline) -> Pipeline:
+    """The same pipeline with copies of its networks on the meta device; the given one stays as it is."""
+    parts = {
+        name: _on_meta(part) if isinstance(part, nn.Module) else part
+        for name, part in pipeline.diffusers.components.items()
+    }
+    copied = copy.copy(pipeline)
+    copied.diffusers = copy.copy(pipeline.diffusers)
+    for name, part in parts.items():
+        setattr(copied.diffusers, name, part)
+    copied.denoiser = pipeline.denoiser.with_module(parts[pipeline.adapter.network])
+    return copied
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """A deep copy of which no weight is real."""
+    weights = (*module.parameters(), *module.buffers())
+    memo = {id(value): _hollow(value) for value in weights}
+    return copy.deepcopy(module, memo)
+
+
+def _hollow(value: torch.Tensor) -> torch.Tensor:
+    shape = value.detach().to("meta")
+    return nn.Parameter(shape, value.requires_grad) if isinstance(value, nn.Parameter) else shape
 
 
 def _part(path: str, name: str, library: str | None, kind: str | None) -> Any:

@@ -3,13 +3,13 @@
 32x32 scenes with captions (`scenes`), an autoencoder, a CLIP text encoder with its tokenizer and a UNet, all
 of them diffusers' and transformers' own classes, 2.5 million parameters, and an oracle that reads the pictures.
 Beside it a small PixArt (transformer and T5 encoder, 0.95 million parameters) on the same autoencoder.
-`python -m nitrodistill.toy.train` makes the weights from scratch.
+In the repository, `python -m tools.toy.train` makes the weights from scratch.
 """
 
 from __future__ import annotations
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.oracle import Alignment, Oracle, load_oracle
+from nitrodistill.toy.oracle import Oracle, load_oracle
 from nitrodistill.toy.pipeline import (
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
@@ -22,7 +22,6 @@ from nitrodistill.toy.scenes import Attributes, check_prompt
 __all__ = [
     "GUIDANCE_SCALE",
     "NUM_INFERENCE_STEPS",
-    "Alignment",
     "Attributes",
     "Oracle",
     "check_prompt",

@@ -17,13 +17,6 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def write_manifest(root: Path) -> None:
-    """Writes the digests of all files under `root` to its manifest."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and p.name != MANIFEST)
-    entries = {p.relative_to(root).as_posix(): digest(p) for p in files}
-    (root / MANIFEST).write_text(json.dumps({"sha256": entries}, indent=2) + "\n")
-
-
 @cache
 def verify(root: Path) -> None:
     """Checks every file that the manifest of `root` names; a folder that passed is not read again.
@@ -35,7 +28,8 @@ def verify(root: Path) -> None:
     manifest = root / MANIFEST
     if not manifest.is_file():
         raise FileNotFoundError(
-            f"{root} holds no toy weights ({MANIFEST} is missing); make some: `python -m nitrodistill.toy.train`"
+            f"{root} holds no toy weights ({MANIFEST} is missing); reinstall nitrodistill, or make some in its "
+            "repository: `python -m tools.toy.train`"
         )
     for name, expected in json.loads(manifest.read_text())["sha256"].items():
         path = root / name

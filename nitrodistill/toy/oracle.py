@@ -8,7 +8,6 @@ Its accuracy on fresh renders is at least 99.5%.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,19 +20,6 @@ from nitrodistill.toy.manifest import WEIGHTS, verify
 
 NUM_FEATURES = 64
 ORACLE_FILE = "oracle/oracle.safetensors"
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """Which pictures show what their captions say.
-
-    Attributes:
-        joint: bool `(B,)`, all four attributes are right.
-        by_attribute: bool `(B,)` for each of size, colour, shape, background.
-    """
-
-    joint: Tensor
-    by_attribute: dict[str, Tensor]
 
 
 class Oracle(nn.Module):
@@ -72,8 +58,11 @@ class Oracle(nn.Module):
         """Returns attribute indices `(B, 4)`, int64, of images `(B, 3, 32, 32)` in [-1, 1]."""
         return torch.stack([logits.argmax(1) for logits in self(images)], dim=1)
 
-    def alignment(self, images: Tensor, captions: Sequence[str]) -> Alignment:
+    def alignment(self, images: Tensor, captions: Sequence[str]) -> dict[str, Tensor]:
         """Compares images `(B, 3, 32, 32)` in [-1, 1] with the captions they were drawn from.
+
+        Returns:
+            for each of size, colour, shape and background a bool `(B,)` on the CPU: whether it is right.
 
         Raises:
             ValueError: if there is not one caption per image, or one of them is not in the grammar.
@@ -83,16 +72,14 @@ class Oracle(nn.Module):
                 f"{len(images)} images came with {len(captions)} captions; give one for each"
             )
         right = self.predict(images).cpu() == scenes.attribute_indices(captions)
-        return Alignment(
-            right.all(1), dict(zip(scenes.ATTRIBUTE_NAMES, right.unbind(1), strict=True))
-        )
+        return dict(zip(scenes.ATTRIBUTE_NAMES, right.unbind(1), strict=True))
 
 
 def load_oracle(path: str | Path | None = None) -> Oracle:
     """Loads the oracle in float32, frozen, in evaluation mode.
 
     Args:
-        path: a folder that `python -m nitrodistill.toy.train` wrote; by default the one in the package.
+        path: a folder that the repository's `python -m tools.toy.train` wrote; by default the one in the package.
     """
     root = WEIGHTS if path is None else Path(path)
     verify(root)

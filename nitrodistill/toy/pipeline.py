@@ -29,7 +29,7 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     It draws best with `num_inference_steps=25, guidance_scale=3.0`, 32x32 pixels, prompts as in `scenes.captions`.
 
     Args:
-        path: a folder that `python -m nitrodistill.toy.train` wrote; by default the one in the package.
+        path: a folder that the repository's `python -m tools.toy.train` wrote; by default the one in the package.
 
     Raises:
         FileNotFoundError: if the folder holds no weights.
@@ -78,7 +78,7 @@ def load_dit_pipeline() -> PixArtSigmaPipeline:
     if json.loads((DIT_WEIGHTS / AUTOENCODER).read_text())["fingerprint"] != fingerprint(vae):
         raise ValueError(
             f"the transformer in {DIT_WEIGHTS} was trained on another autoencoder than the one in {WEIGHTS}; "
-            "reinstall nitrodistill, or train both: `python -m nitrodistill.toy.train --network dit`"
+            "reinstall nitrodistill, or train both in its repository: `python -m tools.toy.train --network dit`"
         )
     parts = {
         "transformer": PixArtTransformer2DModel.from_pretrained(

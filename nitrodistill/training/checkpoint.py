@@ -82,6 +82,10 @@ class Checkpoint:
         """What `write_checkpoint` got as `state`."""
         return self._json("state.json")
 
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor file of this name."""
+        return (self.path / f"{name}.safetensors").is_file()
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """One of the tensor files, on the CPU.
 

@@ -1,13 +1,13 @@
-"""Settings of the trainer, and the learning-rate schedule, which is a function of the step alone."""
+"""Settings of the trainer, and the learning-rate schedule, which is a function of the update alone."""
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+from nitrodistill.settings import nearest, to_plain
 from nitrodistill.training.best import BestIs
 from nitrodistill.training.parallel import Parallel
 
@@ -18,7 +18,6 @@ __all__ = [
     "TrainerConfig",
     "check_optimizers",
     "learning_rate_factor",
-    "to_plain",
 ]
 
 MixedPrecision = Literal["no", "bf16"]
@@ -42,13 +41,20 @@ FREE = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW for one role (Loshchilov & Hutter 2019).
+    """How one role learns: AdamW (Loshchilov & Hutter 2019), and the moving average of its weights.
+
+    Its updates are the steps at which its method has it active.
 
     Attributes:
         learning_rate: at its highest, before decay.
         betas: decay of the two moments; beta1 of 0 or 0.5 is usual in adversarial training.
         weight_decay: decoupled from the gradient.
         eps: added to the denominator.
+        lr_warmup_updates: of its updates, over which the learning rate rises linearly.
+        lr_decay_from: fraction of its updates after which the learning rate falls linearly to 0;
+            1 keeps it constant, 0.5 is "flat to half".
+        max_grad_norm: its gradient is scaled down to this norm; null does not clip.
+        ema_decay: of the moving average of its weights, an update; 0 keeps none.
         eight_bit: keeps the moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
     """
 
@@ -56,9 +62,20 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
     eps: float = 1e-8
+    lr_warmup_updates: int = 0
+    lr_decay_from: float = 1.0
+    max_grad_norm: float | None = 1.0
+    ema_decay: float = 0.0
     eight_bit: bool = False
 
     def __post_init__(self) -> None:
+        _check(
+            "lr_warmup_updates", self.lr_warmup_updates, self.lr_warmup_updates >= 0, "at least 0"
+        )
+        _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
+        norm = self.max_grad_norm
+        _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")
+        _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         for name in ("learning_rate", "eps"):
             _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0")
         _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
@@ -75,11 +92,6 @@ class TrainerConfig:
         accumulation: micro-batches in a step; N of them equal one that is N times as large.
         seed: of the data order and of every draw.
         optimizers: role -> its optimizer; one for each role of the method.
-        lr_warmup_steps: steps over which the learning rates rise linearly.
-        lr_decay_from: fraction of the steps after which the learning rates fall linearly to 0;
-            1 keeps them constant, 0.5 is "flat to half".
-        max_grad_norm: each role's gradient is scaled down to this norm; null does not clip.
-        ema_decay: of the student's moving average, a step; 0 is no averaging.
         max_skips: non-finite steps in a row after which the run stops.
         checkpoint_every: steps between checkpoints; 0 writes the last only.
         keep_checkpoints: how many of the newest are kept.
@@ -90,6 +102,8 @@ class TrainerConfig:
         best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.
         best_is: whether the "lowest" or the "highest" is best.
         mixed_precision: "bf16" computes in bfloat16 and keeps float32 weights.
+        half_precision_weights: trains bfloat16 or float16 weights as they are. At small learning rates most of
+            their updates are lost in rounding; without it such weights are refused.
         gradient_checkpointing: recompute activations, to save memory.
         parallel: what several processes do: "ddp" copies every network, "fsdp" shares out its weights.
         cpu_offload: with "fsdp": weights, gradients and moments stay in the CPU's memory.
@@ -100,10 +114,6 @@ class TrainerConfig:
     accumulation: int = 1
     seed: int = 0
     optimizers: dict[str, OptimizerConfig] = field(default_factory=dict)
-    lr_warmup_steps: int = 0
-    lr_decay_from: float = 1.0
-    max_grad_norm: float | None = 1.0
-    ema_decay: float = 0.999
     max_skips: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 2
@@ -114,6 +124,7 @@ class TrainerConfig:
     best_metric: str = ""
     best_is: BestIs = "lowest"
     mixed_precision: MixedPrecision = "no"
+    half_precision_weights: bool = False
     gradient_checkpointing: bool = False
     parallel: Parallel = "ddp"
     cpu_offload: bool = False
@@ -123,12 +134,8 @@ class TrainerConfig:
         for name in (*least_one, "log_every"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
         never = ("checkpoint_every", "preview_every", "evaluate_every")
-        for name in ("seed", "lr_warmup_steps", *never):
+        for name in ("seed", *never):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
-        norm = self.max_grad_norm
-        _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")
-        _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         choices = {"mixed_precision": MixedPrecision, "parallel": Parallel, "best_is": BestIs}
         for name, kind in choices.items():
             known = get_args(kind)
@@ -184,16 +191,16 @@ class TrainerConfig:
                 )
 
 
-def learning_rate_factor(config: TrainerConfig, step: int) -> float:
-    """What the learning rates are multiplied with at `step` (from 0), of N = `config.steps`.
+def learning_rate_factor(config: OptimizerConfig, update: int, updates: int) -> float:
+    """What the learning rate is multiplied with at a role's `update` (from 0), of N = `updates`.
 
-        min(1, (step + 1) / warmup) * min(1, (N - step) / (N - f N)),   f = lr_decay_from
+        min(1, (update + 1) / warmup) * min(1, (N - update) / (N - f N)),   f = lr_decay_from
 
-    The last step still learns: its factor is 1 / (N - f N), and the one after it would have 0.
+    The last update still learns: its factor is 1 / (N - f N), and the one after it would have 0.
     """
-    rise = min(1.0, (step + 1) / config.lr_warmup_steps) if config.lr_warmup_steps else 1.0
-    length = config.steps * (1 - config.lr_decay_from)
-    fall = min(1.0, (config.steps - step) / length) if length > 0 else 1.0
+    rise = min(1.0, (update + 1) / config.lr_warmup_updates) if config.lr_warmup_updates else 1.0
+    length = updates * (1 - config.lr_decay_from)
+    fall = min(1.0, (updates - update) / length) if length > 0 else 1.0
     return rise * fall
 
 
@@ -205,25 +212,12 @@ def check_optimizers(optimizers: Mapping[str, OptimizerConfig], roles: Sequence[
     """
     for name in optimizers:
         if name not in roles:
-            near = difflib.get_close_matches(name, roles, n=1, cutoff=0) or roles
             raise ValueError(
-                f"optimizers names {name!r}, which the method does not train; the nearest role "
-                f"is {near[0]!r}."
+                f"optimizers names {name!r}, which the method does not train; {nearest(name, roles)}"
             )
     missing = [name for name in roles if name not in optimizers]
     if missing:
         raise ValueError(f"optimizers lacks settings for {missing}; every role needs its own.")
-
-
-def to_plain(value: object) -> Any:
-    """Dataclasses -> dicts and tuples -> lists, down to the leaves: what JSON and YAML can hold."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [to_plain(inner) for inner in value]
-    return value
 
 
 def _check(name: str, value: object, ok: bool, rule: object) -> None:

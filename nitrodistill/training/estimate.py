@@ -21,15 +21,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.method import Draws
-from nitrodistill.methods import LADD
-from nitrodistill.models import DiffusersDenoiser, LoRAConfig, Pipeline, add_lora
-from nitrodistill.models.wrappers import role_in, unwrapped
+from nitrodistill.method import Cast, DistillationMethod, Draws
+from nitrodistill.models import LoRAConfig, Pipeline
+from nitrodistill.models.skeleton import shapes_of
+from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.training.config import OptimizerConfig
+from nitrodistill.training.networks import TEACHER
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.saved import Autocast, SavedTensors
-from nitrodistill.training.trainer import STUDENT
-from nitrodistill.types import Batch
+from nitrodistill.training.stages import build_on_shapes
+from nitrodistill.types import Batch, Latents, Pairs
 
 __all__ = ["Backward", "Line", "Memory", "RoleMemory", "estimate", "what_helps"]
 
@@ -146,48 +147,33 @@ def estimate(
 ) -> Memory:
     """Counts what a stage needs on one device that shares nothing out.
 
-    A LoRA student holds its own weights alone. Moments with `eight_bit` are as bitsandbytes keeps them. With
+    A LoRA role holds its own weights alone. Moments with `eight_bit` are as bitsandbytes keeps them. With
     `cpu_offload` weights, gradients, moments and averages of the trained roles are in the host's memory; the
     device holds two of their blocks at a time (FSDP2 fetches the next one ahead), and what is in none.
 
     Args:
-        pipeline: the teacher; its shapes are enough (`models.skeleton`). Its networks move to the meta device.
+        pipeline: the teacher; its shapes are enough (`models.skeleton`).
         stage: method, trainer and student.
         text_length: tokens of a prompt.
 
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
-    denoiser = pipeline.denoiser
-    denoiser.module.to("meta")
-    teacher = denoiser.copy() if stage.trainer.mixed_precision == "bf16" else denoiser
-    if teacher is not denoiser:
-        teacher.module.to(torch.bfloat16)
-    roles = _frozen_roles(pipeline, teacher)
-    if stage.lora is not None:
-        teacher = teacher.copy()  # the pipeline is counted again, without this role
-        with torch.device("meta"):
-            student = add_lora(teacher, STUDENT, stage.lora)
-    else:
-        student = denoiser.copy()
-    method = LADD.from_config(stage.method, teacher, student)
+    shapes = shapes_of(pipeline)
+    method, cast = build_on_shapes(stage, shapes, text_length)
+    bf16 = stage.trainer.mixed_precision == "bf16"
+    roles = _pipeline_roles(shapes) | _frozen_roles(shapes, method, cast, bf16)
     for name, role in method.trainable().items():
-        if role_in(role.module) is None:
-            role.module.to("meta")
         optimizer = stage.trainer.optimizers.get(name, OptimizerConfig())
-        share = _trained_role(role.module, name == STUDENT, optimizer.eight_bit)
+        share = _trained_role(role.module, optimizer.ema_decay > 0, optimizer.eight_bit)
         if stage.trainer.cpu_offload:
-            size = 2 if stage.trainer.mixed_precision == "bf16" else 4
+            size = 2 if bf16 else 4
             share = replace(
                 share, weights=_fetched(role.module) * size, gradients=0, optimizer=0, average=0
             )
         roles[name] = share
-    steps = {method.active(step): step for step in _steps(stage)}
-    turns = {
-        active: _backwards(method, stage, step, pipeline, text_length)
-        for active, step in steps.items()
-    }
-    return Memory(roles, turns, stage.trainer.batch_size, stage.trainer.accumulation > 1)
+    count = _Count(method, cast, stage, shapes, text_length)
+    return Memory(roles, count.turns(), stage.trainer.batch_size, stage.trainer.accumulation > 1)
 
 
 def what_helps(
@@ -235,21 +221,32 @@ def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
     return {name: replace(config, eight_bit=eight) for name, config in optimizers.items()}
 
 
-def _steps(stage: Stage) -> tuple[int, ...]:
-    """Steps that show every turn: one of the warm-up, and two behind it."""
-    return 0, stage.method.warmup_steps, stage.method.warmup_steps + 1
-
-
-def _frozen_roles(pipeline: Pipeline, teacher: DiffusersDenoiser) -> dict[str, RoleMemory]:
+def _pipeline_roles(pipeline: Pipeline) -> dict[str, RoleMemory]:
+    """The pipeline's own networks, which previews and evaluations draw with."""
     network = pipeline.denoiser.module
-    count = _count(network)
-    roles = {"teacher": RoleMemory(count, 0, _bytes(network.parameters()))}
-    if teacher is not pipeline.denoiser:
-        roles["backbone"] = RoleMemory(count, 0, _bytes(teacher.module.parameters()))
-    for name, part in pipeline.diffusers.components.items():
-        if isinstance(part, nn.Module) and part is not network:
-            roles[name] = RoleMemory(_count(part), 0, _bytes(part.parameters()))
-    return roles
+    parts = pipeline.diffusers.components.items()
+    others = {n: p for n, p in parts if isinstance(p, nn.Module) and p is not network}
+    return {n: _held(p) for n, p in {TEACHER: network, **others}.items()}
+
+
+def _frozen_roles(
+    pipeline: Pipeline, method: DistillationMethod, cast: Cast, bf16: bool
+) -> dict[str, RoleMemory]:
+    """What the method uses and does not train, where it is not the pipeline's own; cast as a run casts it."""
+    found = {}
+    for name, entry in method.frozen().items():
+        if bf16 and not entry.as_it_is and not entry.follows:
+            _to_bfloat16(entry.module)
+        own = unwrapped(entry.module) is pipeline.denoiser.network
+        if not own and any(True for _ in entry.module.parameters()):
+            found["teacher's copy" if name == TEACHER else name] = _held(entry.module)
+    return found
+
+
+def _held(module: nn.Module) -> RoleMemory:
+    """A network that is not trained; the weights of LoRA roles on it are those roles'."""
+    own = [p for n, p in module.named_parameters() if ".lora_" not in n]
+    return RoleMemory(sum(p.numel() for p in own), 0, _bytes(own))
 
 
 def _trained_role(module: nn.Module, averaged: bool, eight_bit: bool) -> RoleMemory:
@@ -288,39 +285,73 @@ def _moments(weight: Tensor, eight_bit: bool) -> int:
     return 2 * (weight.numel() + 4 * -(-weight.numel() // _STATE_BLOCK))
 
 
-def _backwards(
-    method: LADD, stage: Stage, step: int, pipeline: Pipeline, text_length: int
-) -> tuple[Backward, ...]:
-    """The backward passes of a step, from micro-batches of two sizes."""
-    small, large = (_saved(method, stage, step, pipeline, size, text_length) for size in _SIZES)
-    return tuple(
-        Backward(role, _line(kept, more_kept), _line(block, larger_block))
-        for (role, kept, block), (_, more_kept, larger_block) in zip(small, large, strict=True)
-    )
+class _Count:
+    """Runs a method's losses on shapes, and counts what its backward passes keep.
 
+    Args:
+        method: on the meta device.
+        cast: what it took.
+        stage: its settings.
+        pipeline: the shapes of latents and text.
+        text_length: tokens of a prompt.
+    """
 
-def _saved(
-    method: LADD, stage: Stage, step: int, pipeline: Pipeline, size: int, text_length: int
-) -> list[tuple[str, int, int]]:
-    """(role, bytes kept, bytes of the largest block) of each backward pass, for a micro-batch of `size`."""
-    assert isinstance(method.student, DiffusersDenoiser)
-    networks = [method.student.network]
-    if method.discriminator is not None:
-        networks += [method.discriminator.denoiser.module, method.discriminator.heads]
-    saved = SavedTensors(*networks)
-    for network in networks:  # the frozen backbone too, as a run does
-        _checkpoint(network, saved if stage.trainer.gradient_checkpointing else None)
-    index = torch.arange(size)
-    x0 = torch.empty(size, *pipeline.latent_shape, device="meta")
-    text = pipeline.denoiser.adapter.example_condition(x0[:1], text_length)
-    batch = Batch(index, x0, torch.empty_like(x0), text.index([0] * size))
-    active, found = method.active(step), []
-    with saved.counting(), _autocast(method, stage.trainer.mixed_precision == "bf16"):
-        for role, terms in method.losses(batch, active, Draws(0, step, index)):
-            del terms
-            found.append((role, saved.kept, saved.largest_block))
-            saved.clear()
-    return found
+    def __init__(
+        self,
+        method: DistillationMethod,
+        cast: Cast,
+        stage: Stage,
+        pipeline: Pipeline,
+        text_length: int,
+    ) -> None:
+        self._method, self._stage, self._pipeline = method, stage, pipeline
+        modules = [role.module for role in method.trainable().values()]
+        modules += [entry.module for entry in method.frozen().values()]
+        modules += [denoiser.module for denoiser in cast.taken.values()]
+        self._networks = [unwrapped(module) for module in modules] + modules
+        x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
+        self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
+
+    def turns(self) -> dict[tuple[str, ...], tuple[Backward, ...]]:
+        """The roles of a step -> their backward passes; of steps with the same roles those that keep most."""
+        steps: dict[tuple[str, ...], list[int]] = {}
+        for step in range(self._stage.trainer.steps):
+            steps.setdefault(tuple(self._method.active(step)), []).append(step)
+        found = {}
+        for active, those in steps.items():
+            # a method may begin with less than it ends with: the first of them and the last
+            passes = [self._passes(step) for step in dict.fromkeys((those[0], those[-1]))]
+            found[active] = max(passes, key=lambda p: sum(b.kept.at(_SIZES[1]) for b in p))
+        return found
+
+    def _passes(self, step: int) -> tuple[Backward, ...]:
+        """The backward passes of a step, from micro-batches of two sizes."""
+        small, large = (self._saved(step, size) for size in _SIZES)
+        return tuple(
+            Backward(role, _line(kept, more_kept), _line(block, larger_block))
+            for (role, kept, block), (_, more_kept, larger_block) in zip(small, large, strict=True)
+        )
+
+    def _saved(self, step: int, size: int) -> list[tuple[str, int, int]]:
+        """(role, bytes kept, bytes of the largest block) of each backward pass, for a micro-batch of `size`."""
+        saved, trainer = SavedTensors(*self._networks), self._stage.trainer
+        for network in self._networks:  # the frozen ones too, as a run does
+            _checkpoint(network, saved if trainer.gradient_checkpointing else None)
+        batch, found = self._batch(size), []
+        draws = Draws(0, step, batch.index)
+        with saved.counting(), _autocast(self._method, trainer.mixed_precision == "bf16"):
+            for role, terms in self._method.losses(batch, self._method.active(step), draws):
+                del terms
+                found.append((role, saved.kept, saved.largest_block))
+                saved.clear()
+        return found
+
+    def _batch(self, size: int) -> Batch:
+        """A micro-batch of shapes, with all that a method may read."""
+        x0 = self._x0.expand(size, -1, -1, -1)
+        text = self._text.index([0] * size)
+        pairs = Pairs(torch.empty_like(x0), torch.empty_like(x0), text)
+        return Batch(torch.arange(size), pairs, Latents(torch.empty_like(x0), text), text)
 
 
 def _line(small: int, large: int) -> Line:
@@ -342,7 +373,7 @@ def _checkpoint(module: nn.Module, saved: SavedTensors | None) -> None:
 
 
 @contextmanager
-def _autocast(method: LADD, enabled: bool) -> Iterator[None]:
+def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
     """Autocast around the networks that are trained, as Accelerate puts it there."""
     networks = [role.module for role in method.trainable().values()] if enabled else []
     plain = [network.forward for network in networks]
@@ -358,6 +389,12 @@ def _autocast(method: LADD, enabled: bool) -> Iterator[None]:
 def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with Autocast():
         return forward(*args, **kwargs)
+
+
+def _to_bfloat16(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        if ".lora_" not in name:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _count(module: nn.Module) -> int:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.files import write_text
+from nitrodistill.processes import place
+from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import gather_text
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def make_accelerator(
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
-    launched = int(os.environ.get("LOCAL_RANK", "-1")) >= 0
+    launched = place().world_size > 1
     if launched and has_gpu and not cpu and cpu_offload and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(None)  # NCCL for the GPU and gloo for the CPU
     if trackers is None:
@@ -71,8 +71,8 @@ def _known_trackers(names: Sequence[str]) -> list[Any]:
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            near = difflib.get_close_matches(name, LOGGER_TYPE_TO_CLASS, n=1, cutoff=0)
-            raise ValueError(f"there is no tracker {name!r}; the nearest is {near[0]!r}.")
+            known = [str(tracker) for tracker in LOGGER_TYPE_TO_CLASS]
+            raise ValueError(f"there is no tracker {name!r}; {nearest(name, known)}")
         if name not in available:
             raise ValueError(
                 f"the tracker {name!r} is not installed; install it, or leave it out of the recipe's trackers."
@@ -101,6 +101,7 @@ class RunLog:
         self._every = every
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._last: dict[str, float] = {}
         self._samples = 0
         self._since = time.perf_counter()
         if accelerator.is_main_process:
@@ -124,6 +125,7 @@ class RunLog:
         mine = fetch({n: v / self._counts[n] for n, v in self._sums.items()})
         values = _mean([json.loads(t) for t in gather_text(self._accelerator, json.dumps(mine))])
         values |= {f"{role}/learning_rate": rate for role, rate in state.learning_rates.items()}
+        values = self._last = self._last | values  # of a role that was not active: what it was last
         values["samples_per_second"] = self._samples / max(now - self._since, 1e-9)
         line: dict[str, object] = {"stage": state.stage, "step": state.step, **values}
         if state.skipped:
@@ -173,9 +175,7 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
     """
     from tqdm import tqdm
 
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    first = not distributed or torch.distributed.get_rank() == 0
-    hidden = not (sys.stderr.isatty() and first) if show is None else not show
+    hidden = not (sys.stderr.isatty() and place().rank == 0) if show is None else not show
     for stage, group in groupby(states, key=lambda state: state.stage):
         with tqdm(desc=f"stage {stage}", unit="step", disable=hidden) as bar:
             shown = 0.0

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from nitrodistill.processes import place
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -56,7 +58,7 @@ def check_launch(accelerator: Accelerator, batch_size: int) -> None:
             f"Accelerate was launched with {kind}, which takes one network only; launch without it and "
             "choose `parallel: fsdp` in the recipe's trainer."
         )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched = place().world_size
     if launched > 1 and world == 1:
         raise ValueError(
             f"this is one of {launched} launched processes, but Accelerate sees itself alone; make the "

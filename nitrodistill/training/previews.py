@@ -54,7 +54,7 @@ class Previewer:
         self.teacher_plan: StepPlan = StepPlan.from_schedule(
             pipeline.denoiser.schedule, teacher_steps
         )
-        self._draws = Draws(seed, 0, torch.arange(len(self.prompts)))
+        self._draws = Draws(seed, 0, torch.arange(len(self.prompts)), purpose="previews")
 
     def write(self, trainer: Trainer, student: Denoiser, file: Path) -> None:
         """Writes the grid as a PNG, and passes it to tensorboard, wandb, swanlab, aim, clearml or mlflow.
@@ -67,8 +67,8 @@ class Previewer:
             file: where; its folder is made.
         """
         images = {"teacher": self._teacher, "student": self._draw(student, self.plan)}
-        if trainer.ema is not None:
-            with trainer.ema.applied():
+        if "student" in trainer.averages:
+            with trainer.averaged("student"):
                 images["average"] = self._draw(student, self.plan)
         if not trainer.accelerator.is_main_process:
             return

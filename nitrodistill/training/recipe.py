@@ -1,41 +1,26 @@
-"""Recipes: what is distilled, from which pairs, in which stages; YAML <-> frozen dataclasses.
+"""Recipes: what is distilled, from which data, in which stages; YAML <-> frozen dataclasses.
 
-Unknown keys are errors that show the nearest name. The recipe of a run, with every default written out, lies
-beside its checkpoints as `recipe.yaml`.
+The recipe of a run, with every default written out, lies beside its checkpoints as `recipe.yaml`.
 """
 
 from __future__ import annotations
 
-import copy
-import difflib
-import re
-from argparse import ArgumentError
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from nitrodistill.files import write_text
-from nitrodistill.methods import LADDConfig
+from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
-from nitrodistill.training.config import TrainerConfig, to_plain
+from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
+from nitrodistill.training.config import TrainerConfig
 
-__all__ = [
-    "RECIPE",
-    "Recipe",
-    "Stage",
-    "check_keys",
-    "load_recipe",
-    "parse_recipe",
-    "plain_words",
-    "save_recipe",
-]
+__all__ = ["RECIPE", "Recipe", "Stage", "load_recipe", "override", "parse_recipe", "save_recipe"]
 
 RECIPE = "recipe.yaml"
 """Name of the recipe's file in the folder of a run."""
-
-Start = Literal["teacher", "previous"]
 
 
 @dataclass(frozen=True)
@@ -43,28 +28,44 @@ class Stage:
     """One stage of a recipe.
 
     Attributes:
-        method: the distillation method's settings.
+        method: the distillation method: a name, such as ladd, or package.module:Class for one from outside.
+        settings: of the method, by name; null takes its defaults.
         trainer: the trainer's.
-        student: what the student starts as: a copy of the teacher, or the student of the stage before
-            (its moving average).
-        lora: makes the student a LoRA role on the teacher's own network (`add_lora`): one network in memory,
-            and checkpoints that hold the role's weights alone. null trains a whole copy. With bf16 the
-            network that the roles share is a bfloat16 copy of the teacher's.
+        teacher: who teaches: the recipe's teacher, or the student of the stage before.
+        student: what the student starts as: its teacher, or the student of the stage before. Of that one the
+            moving average of the weights is taken where there is one.
+        prune: which blocks the student keeps; not built yet.
+        lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
+            (`add_lora`): one network in memory, and checkpoints that hold the roles' weights alone. null trains
+            whole copies. With bf16 the network that the roles share is a bfloat16 copy of the teacher's.
     """
 
-    method: LADDConfig
+    method: str
     trainer: TrainerConfig
-    student: Start = "teacher"
+    settings: Any = None
+    teacher: Literal["recipe", "previous"] = "recipe"
+    student: Literal["teacher", "previous"] = "teacher"
+    prune: Any = None
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        kind = find_method(self.method).Config
+        if not isinstance(self.settings, kind):
+            if self.settings is not None and not isinstance(self.settings, Mapping):
+                raise ValueError(
+                    f"settings is {shown(self.settings)}; method {self.method!r} takes a "
+                    f"{kind.__name__}, or names and values."
+                )
+            object.__setattr__(self, "settings", build(kind, self.settings or {}, "settings"))
         if self.lora is not None and self.trainer.parallel == "fsdp":
             raise ValueError(
                 "the stage has `lora` and `parallel: fsdp`, but FSDP2 does not reach the layers that use a "
                 "role's weights; a role's weights are small, so prepare it with DDP: `parallel: ddp`."
             )
-        if self.student not in get_args(Start):
-            raise ValueError(f"student is {self.student!r}; it must be one of {get_args(Start)}.")
+        if self.prune is not None:
+            raise ValueError(
+                f"prune is {shown(self.prune)}, but this version cannot prune yet; leave it out."
+            )
 
 
 @dataclass(frozen=True)
@@ -74,36 +75,57 @@ class Recipe:
     Attributes:
         teacher: "toy" for the embedded one, else a directory with a diffusers pipeline or a name on
             the Hub.
-        pairs: folder of the pair store that this teacher made.
         output: folder of the run: checkpoints, log, previews.
         stages: what is trained, one after the other.
-        preview_prompts: prompts of the previews; none takes the first eight of the pairs.
+        pairs: folder of the pairs that this teacher made (`nitrodistill generate`), for methods that read them.
+        real: folder of real latents with captions (`nitrodistill encode`), for methods that read them; a folder of
+            pairs serves too.
+        prompts: text file with a prompt a line, for methods that read prompts alone; or a folder of pairs or real
+            latents, whose prompts are encoded already.
+        preview_prompts: prompts of the previews; none takes the first eight of the data.
+        num_inference_steps: of the teacher in previews and evaluations; null is what made the pairs, or 25.
+        guidance: its guidance scale there; null is what made the pairs, or 3.
         trackers: where numbers and previews go beside the folder, by Accelerate's names (wandb, mlflow,
             ...); null is tensorboard, if it is installed.
-        evaluate_samples: pictures of each evaluation while training, of the pairs' prompts and always the
+        evaluate_samples: pictures of each evaluation while training, of the data's prompts and always the
             same noise; see `evaluate_every` of the stages.
     """
 
     teacher: str
-    pairs: str
     output: str
     stages: list[Stage]
+    pairs: str | None = None
+    real: str | None = None
+    prompts: str | None = None
     preview_prompts: tuple[str, ...] = ()
+    num_inference_steps: int | None = None
+    guidance: float | None = None
     trackers: tuple[str, ...] | None = None
     evaluate_samples: int = 64
 
     def __post_init__(self) -> None:
         if self.evaluate_samples < 4:
             raise ValueError(f"evaluate_samples is {self.evaluate_samples}; it must be at least 4.")
+        if self.num_inference_steps is not None and self.num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps is {self.num_inference_steps}; it must be at least 1, or null."
+            )
         if not self.stages:
             raise ValueError("stages is empty; a recipe has at least one stage.")
-        if self.stages[0].student == "previous":
-            raise ValueError("the first stage's student is 'previous'; it can only be 'teacher'.")
+        for name in ("teacher", "student"):
+            if getattr(self.stages[0], name) == "previous":
+                raise ValueError(
+                    f"the first stage's {name} is 'previous', but there is no stage before it; "
+                    f"write {'recipe' if name == 'teacher' else 'teacher'}."
+                )
         precisions = {stage.trainer.mixed_precision for stage in self.stages}
         if len(precisions) > 1:
-            raise ValueError(f"the stages' mixed_precision are {precisions}; use one for all.")
+            raise ValueError(
+                f"the stages' mixed_precision are {', '.join(sorted(precisions))}; use one for all."
+            )
         for number, (before, stage) in enumerate(pairwise(self.stages), 1):
-            if stage.student == "previous" and _layers(stage.lora) != _layers(before.lora):
+            goes_on = "previous" in (stage.student, stage.teacher)
+            if goes_on and _layers(stage.lora) != _layers(before.lora):
                 raise ValueError(
                     f"stage {number} goes on with the student of the stage before, but their lora differ "
                     f"({stage.lora}, {before.lora}); give both the same rank, alpha and targets."
@@ -115,106 +137,69 @@ def _layers(lora: LoRAConfig | None) -> LoRAConfig | None:
     return None if lora is None else replace(lora, seed=0)
 
 
-def check_keys(kind: type[Any], data: object, where: str = "") -> None:
-    """Checks the names in what a YAML file holds, down to the leaves.
-
-    Args:
-        kind: the dataclass that it is to become.
-        data: what was read.
-        where: dotted path so far, for the message.
-
-    Raises:
-        ValueError: if a key is unknown; the nearest name is shown. If a value is null that must not be.
-    """
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where or 'the recipe'} is {data!r:.60}; it must hold names and values.")
-    hints = get_type_hints(kind)
-    for key, value in data.items():
-        path = f"{where}.{key}" if where else str(key)
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}."
-            raise ValueError(f"unknown key {path!r}; {hint}")
-        if value is None and type(None) not in get_args(hints[key]):
-            raise ValueError(f"{path} is null; give it a value, or leave it out for its default.")
-        for inner in (hints[key], *get_args(hints[key])):
-            if is_dataclass(inner) and isinstance(inner, type):
-                for label, part in _parts(value, get_origin(hints[key]), path):
-                    check_keys(inner, part, label)
-
-
-def _parts(value: object, container: object, path: str) -> list[tuple[str, object]]:
-    if container not in (list, dict):
-        return [] if value is None else [(path, value)]
-    if isinstance(value, list):
-        return [(f"{path}.{i}", part) for i, part in enumerate(value)]
-    return [(f"{path}.{n}", part) for n, part in value.items()] if isinstance(value, dict) else []
-
-
 def parse_recipe(data: object) -> Recipe:
     """Builds a recipe from plain mappings, lists and numbers.
 
     Raises:
         ValueError: if a key is unknown or missing, or a value is of the wrong type or out of range.
     """
-    from jsonargparse import ArgumentParser
-
-    check_keys(Recipe, data)
-    assert isinstance(data, Mapping)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
-    try:
-        values = parser.instantiate(parser.parse_object(copy.deepcopy(dict(data))))  # it is changed
-    except ArgumentError as error:
-        raise ValueError(f"the recipe cannot be read: {plain_words(str(error))}") from error
-    except ValueError as error:
-        raise ValueError(plain_words(str(error))) from error
-    return Recipe(**{field.name: values[field.name] for field in fields(Recipe)})
+    stages = data.get("stages") if isinstance(data, Mapping) else None
+    for stage in stages if isinstance(stages, list) else ():
+        if isinstance(stage, Mapping) and isinstance(stage.get("method"), Mapping):
+            raise ValueError(
+                "this recipe is of an older form: write `method: ladd`, and what stood below `method` below "
+                "`settings`; rates, clipping and averages stand with each role's optimizer now. "
+                "examples/recipes has all of them."
+            )
+    return build(Recipe, data)
 
 
-def plain_words(message: str) -> str:
-    """What jsonargparse says of a wrong value, without its classes: the key, what it must be, what it is."""
-    text = " ".join(message.split())
-    text = re.sub(r"Problem with given class_path '[\w.]+': ", "", text)
-    text = re.sub(r"Does not validate against any of the Union subtypes .*? Errors: - ", "", text)
-    text, null, rest = text.partition(" - Expected a <class 'NoneType'>")
-    if null and "Got value" not in text and ";" not in text:  # our own errors have one
-        text += f" or null. Got value: {rest.rpartition('Given value: ')[2]}"
-    text = re.sub(r"Expected a <class '(?:\w+\.)*(\w+)'>", r"it must be of type \1", text)
-    text = re.sub(r"Expected a typing\.Literal(\[.*?\])", r"it must be one of \1", text)
-    text = re.sub(r'Parser key "([\w.]+)": (?=Parser key ")', r"\1.", text)
-    return re.sub(r'Parser key "([\w.]+)"', r"\1", text)
-
-
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Reads a recipe from a YAML file.
+
+    Args:
+        path: of the file; None has the options alone.
+        options: (dotted name, YAML text) of values that win over the file's; see `override`.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is no recipe.
     """
     try:
-        return parse_recipe(read_yaml(path))
+        data = {} if path is None else read_yaml(path)
+        for name, text in options:
+            data = override(data, name, parse_yaml(text))
+        return parse_recipe(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(str(error) if path is None else f"{path}: {error}") from error
 
 
-def read_yaml(path: str | Path) -> object:
-    """What a YAML file holds.
+def override(data: object, name: str, value: object) -> object:
+    """The data with another value at a dotted name; of a list without a number the last element.
 
     Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it is not YAML.
-    """
-    import yaml
+        ValueError: if the name leads through a value that holds no names.
 
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"no recipe at {str(path)!r}; give a YAML file.")
-    try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"this is not YAML: {' '.join(str(error).split())}") from error
+    Example:
+        >>> override({"stages": [{"trainer": {"steps": 5}}]}, "stages.trainer.steps", 7)
+        {'stages': [{'trainer': {'steps': 7}}]}
+    """
+    first, _, rest = name.partition(".")
+    if isinstance(data, list) and data:
+        if not first.isdecimal():
+            return [*data[:-1], override(data[-1], name, value)]
+        place = int(first)
+        if place >= len(data):
+            raise ValueError(f"there is no element {place}; there are {len(data)}, counted from 0.")
+        return [
+            (override(part, rest, value) if rest else value) if i == place else part
+            for i, part in enumerate(data)
+        ]
+    if data is None:
+        data = {}
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{first!r} is set below {shown(data)}, which holds no names.")
+    return {**data, first: override(data.get(first), rest, value) if rest else value}
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nitrodistill.types import Batch, Terms
+from nitrodistill.types import Batch, Condition, Pairs, Terms
 
 __all__ = ["Record", "causes", "mean_parts", "non_finite"]
 
@@ -68,8 +68,19 @@ def _bad_terms(record: Record) -> Iterator[str]:
 
 
 def _bad_data(batch: Batch) -> Iterator[str]:
-    for name, value in {"x0": batch.x0, "noise": batch.noise, **batch.condition.tensors}.items():
+    for name, value in _data(batch):
         if value.is_floating_point():
             bad = (~value.isfinite()).flatten(1).any(1).cpu()
             if bad.any():
                 yield f"the data's {name} (samples {batch.index[bad].tolist()})"
+
+
+def _data(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    for part, held in batch.parts().items():
+        if isinstance(held, Condition):
+            yield from held.tensors.items()
+            continue
+        yield f"{part}.x0", held.x0
+        if isinstance(held, Pairs):
+            yield f"{part}.noise", held.noise
+        yield from held.condition.tensors.items()

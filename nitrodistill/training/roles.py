@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainedRole", "checkpoint_gradients", "kept"]
 
+_log = logging.getLogger(__name__)
 _SAMPLE = 256
 
 
@@ -56,14 +58,17 @@ class TrainedRole:
         """Prepares the role's module, binds it, and makes its optimizer.
 
         Raises:
-            ValueError: if no parameter asks for a gradient.
+            ValueError: if no parameter asks for a gradient, or one that does has half precision and
+                `half_precision_weights` is off.
         """
         module = role.module
-        if not any(p.requires_grad for p in module.parameters()):
+        dtypes = {p.dtype for p in module.parameters() if p.requires_grad}
+        if not dtypes:
             raise ValueError(
                 f"role {name!r} has no parameter that requires a gradient; call "
                 "requires_grad_(True) on its module before the trainer is made."
             )
+        _check_precision(name, dtypes, config, accelerator)
         if config.gradient_checkpointing:
             checkpoint_gradients(module)
         prepared = prepare_module(module, accelerator, config.parallel, config.cpu_offload)
@@ -75,8 +80,9 @@ class TrainedRole:
         optimizer = _make_optimizer(settings, weights)
         return cls(name, role, module, settings, optimizer, weights)
 
-    def clip(self, limit: float | None) -> Tensor:
-        """Scales the gradient down to the norm `limit`; returns the norm before, over all processes."""
+    def clip(self) -> Tensor:
+        """Scales the gradient down to the norm `max_grad_norm`; returns the norm before, over all processes."""
+        limit = self.config.max_grad_norm
         norm = nn.utils.clip_grad_norm_(self.weights.values(), math.inf if limit is None else limit)
         return whole(torch.as_tensor(norm))
 
@@ -85,6 +91,17 @@ class TrainedRole:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.step()
+
+    @torch.no_grad()
+    def sample(self) -> list[Tensor]:
+        """A copy of the first elements of each trained weight, of what this process holds."""
+        return [local(w.detach()).flatten()[:_SAMPLE].clone() for w in self.weights.values()]
+
+    @torch.no_grad()
+    def changed_since(self, before: list[Tensor]) -> Tensor:
+        """The share of a `sample` that is another number now; a scalar on the device."""
+        moved = [(now != then).flatten() for now, then in zip(self.sample(), before, strict=True)]
+        return torch.cat(moved).float().mean()
 
     def tensors(self, frozen: bool, keep: bool) -> dict[str, Tensor]:
         """The network's whole weights on the CPU; all processes must call it.
@@ -143,6 +160,26 @@ class TrainedRole:
             if not bool((rows == rows[0]).all()) and bool(rows.isfinite().all()):
                 wrong.append(name)
         return wrong
+
+
+def _check_precision(
+    name: str, dtypes: set[torch.dtype], config: TrainerConfig, accelerator: Accelerator
+) -> None:
+    narrow = dtypes & {torch.bfloat16, torch.float16}
+    if not narrow:
+        return
+    if not config.half_precision_weights:
+        raise ValueError(
+            f"the weights of role {name!r} are {' and '.join(map(str, narrow))}: at a learning rate of 1e-6 "
+            "nearly all of AdamW's updates would be lost in rounding. Train float32 weights "
+            "(module.float(), with `mixed_precision: bf16` for speed), or set half_precision_weights: true."
+        )
+    if accelerator.is_main_process:
+        _log.warning(
+            "role %s trains half-precision weights (half_precision_weights); see %s/changed in the log.",
+            name,
+            name,
+        )
 
 
 def kept(values: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:

@@ -1,78 +1,44 @@
-"""Runs a recipe: its stages one after the other, and where each left off after a stop.
-
-The folder of a run:
-
-    recipe.yaml         the recipe with every default written out
-    environment.json    versions, git state, device: of the start, and of each resumption that differs
-    log.jsonl, logs/    numbers, also for tensorboard
-    previews/           teacher, student and its moving average, side by side
-    checkpoints/
-"""
+"""Runs a recipe: its stages one after the other, and where each left off after a stop."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from nitrodistill.data import PairStore, PairStream
-from nitrodistill.methods import LADD
+import torch
+
+from nitrodistill.data import BatchStream, together
+from nitrodistill.method import Cast, DistillationMethod
+from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.lora import check_lora
-from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.sampling import StepPlan
-from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
-from nitrodistill.training.config import FREE, TrainerConfig, check_optimizers, to_plain
-from nitrodistill.training.environment import note_environment
+from nitrodistill.settings import to_plain
+from nitrodistill.training.config import check_optimizers
+from nitrodistill.training.evaluations import student_scores
 from nitrodistill.training.log import make_accelerator
+from nitrodistill.training.networks import StageNetworks, check_cast, stage_cast
 from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
-from nitrodistill.training.recipe import RECIPE, Recipe, Stage, load_recipe, save_recipe
+from nitrodistill.training.recipe import Recipe, Stage
+from nitrodistill.training.record import network_record, student_record
+from nitrodistill.training.run import Resume, check_folder, owned
+from nitrodistill.training.sources import Sources
 from nitrodistill.training.state import State
-from nitrodistill.training.students import load_weights, new_student
-from nitrodistill.training.teacher import PlacedTeacher
 from nitrodistill.training.trainer import Trainer
+from nitrodistill.types import Batch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "Evaluate",
-    "TrainedStudent",
-    "check_stages",
-    "load_run_recipe",
-    "load_student",
-    "run_recipe",
-]
-
-Resume = Literal["auto", "never"]
+__all__ = ["Evaluate", "build_on_shapes", "check_stages", "run_recipe"]
 
 Evaluate = Callable[[DiffusersDenoiser, StepPlan], Mapping[str, float]]
 """`(the student, how it samples) -> name -> number`; equal students give equal numbers."""
-
-ENVIRONMENT = "environment.json"
-# left by a process that was killed while it wrote
-_TEMPORARY = re.compile(r"\.(recipe\.yaml|environment\.json|log\.jsonl)\..*\.tmp")
-
-
-@dataclass(frozen=True)
-class TrainedStudent:
-    """A student as a run left it.
-
-    Attributes:
-        denoiser: the network.
-        plan: how it samples.
-        checkpoint: where its weights are from.
-        recipe: how it was trained.
-    """
-
-    denoiser: DiffusersDenoiser
-    plan: StepPlan
-    checkpoint: Checkpoint
-    recipe: Recipe
 
 
 def run_recipe(
@@ -90,29 +56,31 @@ def run_recipe(
     Args:
         recipe: what to do.
         pipeline: the recipe's teacher, in float32. It is frozen and moved to the fastest device. A stage with
-            `lora` adds a role to its network (with bf16: to a copy), which stays the teacher between calls. In a
+            `lora` adds roles to its network (with bf16: to a copy), which stays the teacher between calls. In a
             stage with `parallel: fsdp` its network is replaced by a copy that the processes share out, which
             all of them must call alike; it has its own again when the run ends.
         resume: "auto" goes on with what `recipe.output` holds of the same recipe; "never" wants a
             folder that is new or empty.
         stop: see `Trainer`; the last state says why it was stopped.
         evaluate: what measures a student, called in every process with the moving average of its weights in
-            place, each `evaluate_every` steps of a stage and after its last; see `Trainer`.
+            place, each `evaluate_every` steps of a stage and after its last; see `Trainer`. None measures as
+            `nitrodistill evaluate` does, on few pictures.
 
     Returns:
         the State after each step, of all stages; iterate to train.
 
     Raises:
-        FileNotFoundError: if there is no pair store.
+        FileNotFoundError: if there is no store, or a method reads what the recipe does not give.
         ValueError: if another teacher made the pairs, settings of a stage do not fit the network, a
             preview's prompt is unknown to the teacher, or the folder holds a run of another recipe.
         FileExistsError: if the folder holds something else.
     """
     output = Path(recipe.output)
-    store = PairStore.open(recipe.pairs)
-    _check_teacher(store, pipeline)
-    _check_folder(output, recipe, resume)
-    _check_same_pairs(output, store)
+    sources = Sources.open(recipe, pipeline)
+    check_stages(recipe, pipeline)
+    if evaluate is None:
+        evaluate = student_scores(recipe, pipeline, sources)
+    check_folder(output, recipe, resume, sources.identities())
     for prompt in recipe.preview_prompts:
         pipeline.check_prompt(prompt)
     accelerator = make_accelerator(
@@ -121,109 +89,58 @@ def run_recipe(
         trackers=recipe.trackers,
         cpu_offload=any(stage.trainer.cpu_offload for stage in recipe.stages),
     )
-    teacher = PlacedTeacher(pipeline, accelerator)
-    maker = _Maker(recipe, pipeline, store, accelerator, stop, evaluate, teacher)
-    try:
-        teacher.place(recipe.stages[0])
-        check_stages(recipe.stages[1:], pipeline, evaluate is not None)  # the first: below
-        first = maker.make(0)
-    except BaseException:
-        teacher.restore()
-        raise
-    return _states(maker, first)
+    for stage in recipe.stages:
+        check_launch(accelerator, stage.trainer.batch_size)
+    networks = StageNetworks(pipeline, accelerator, output)
+    return _states(_Runner(recipe, pipeline, sources, accelerator, stop, evaluate, networks))
 
 
-def check_stages(stages: Sequence[Stage], pipeline: Pipeline, evaluates: bool) -> None:
-    """Checks that the settings of stages fit the teacher: taps, plan, optimizers, LoRA's layers.
+def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
+    """Checks that the settings of a recipe's stages fit the teacher and each other, on shapes alone.
 
     Args:
-        stages: of a recipe.
+        recipe: the recipe.
         pipeline: the teacher; its shapes are enough (`models.skeleton`).
-        evaluates: whether there is something to evaluate with.
 
     Raises:
-        ValueError: naming the first setting that does not.
+        ValueError: naming the first setting that does not fit, or the data that a method reads and the recipe does
+            not give.
     """
-    for stage in stages:
-        method = LADD.from_config(stage.method, pipeline.denoiser, pipeline.denoiser)
-        check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-        stage.trainer.check_evaluates(evaluates)
+    for stage in recipe.stages:
         if stage.lora is not None:
             check_lora(pipeline.denoiser, stage.lora)
+        method, _ = build_on_shapes(stage, pipeline)
+        for part in sorted(method.reads):
+            if getattr(recipe, part) is None:
+                made = {"pairs": "generate", "real": "encode"}.get(part, "")
+                verb = f", as `nitrodistill {made}` makes them" if made else ""
+                raise ValueError(
+                    f"method {stage.method!r} reads {part}, which the recipe does not give; add "
+                    f"`{part}: PATH`{verb}."
+                )
+        check_optimizers(stage.trainer.optimizers, list(method.trainable()))
 
 
-def _states(maker: _Maker, prepared: _Prepared) -> Iterator[State]:
-    recipe, accelerator = maker.recipe, maker.accelerator
-    try:
-        accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
-        on_main(accelerator, lambda: _claim_folder(Path(recipe.output), recipe, accelerator))
-        for number in range(len(recipe.stages)):
-            if number > 0:
-                del prepared  # its networks go before the next are made
-                accelerator.free_memory()
-                maker.teacher.place(recipe.stages[number])
-                prepared = maker.make(number)
-            for state in prepared.states(Path(recipe.output)):
-                yield state
-                if state.stopped:
-                    return
-    finally:
-        accelerator.end_training()
-        maker.teacher.restore()
-
-
-def load_run_recipe(run: str | Path) -> Recipe:
-    """The recipe of a run.
-
-    Raises:
-        FileNotFoundError: if `run` is not the folder of one.
-    """
-    file = Path(run) / RECIPE
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
-        )
-    return load_recipe(file)
-
-
-def load_student(
-    run: str | Path,
-    pipeline: Pipeline,
-    *,
-    average: bool = True,
-    checkpoint: Literal["newest", "best"] = "newest",
-) -> TrainedStudent:
-    """Loads the student of a run's last stage.
-
-    A LoRA student is a new role on the pipeline's network, which stays the teacher between its calls.
+def build_on_shapes(
+    stage: Stage, pipeline: Pipeline, text_length: int = 8
+) -> tuple[DistillationMethod, Cast]:
+    """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 
     Args:
-        run: folder of the run.
-        pipeline: its teacher.
-        average: the moving average of the weights, else the weights themselves.
-        checkpoint: the newest one, or the best by the recipe's `best_metric`.
+        stage: its settings.
+        pipeline: the teacher, which stays as it is.
+        text_length: tokens of a prompt.
 
     Raises:
-        FileNotFoundError: if it is no run, there is no checkpoint in it yet, or none was evaluated.
-        ValueError: if its checkpoints are damaged or do not fit the teacher.
+        ValueError: if the settings do not fit the networks.
     """
-    recipe = load_run_recipe(run)
-    found = newest_checkpoint(Path(run))
-    if found is None:
-        raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
-    if checkpoint == "best":
-        found = best_checkpoint(Path(run), found.stage)
-        if found is None:
-            raise FileNotFoundError(
-                f"the run {str(run)!r} has compared no checkpoints; set evaluate_every and best_metric in its "
-                "recipe's trainer, or take the newest."
-            )
-    student = new_student(pipeline.denoiser, recipe.stages[found.stage].lora)
-    load_weights(student, found, average)
-    student.module.requires_grad_(False).eval()
-    config = recipe.stages[found.stage].method
-    method = LADD.from_config(config, pipeline.denoiser, student)
-    return TrainedStudent(student, method.plan, found, recipe)
+    shapes = shapes_of(pipeline)
+    x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
+    empty = shapes.denoiser.adapter.example_condition(x0, text_length)
+    cast = stage_cast(stage, lambda: shapes.denoiser, shapes.denoiser, empty, shapes.decode)
+    method = find_method(stage.method).build(stage.settings, cast)
+    check_cast(method, cast)
+    return method, cast
 
 
 @dataclass(frozen=True)
@@ -244,149 +161,84 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class _Maker:
+class _Runner:
     """Prepares the stages of a recipe."""
 
     recipe: Recipe
     pipeline: Pipeline
-    store: PairStore
+    sources: Sources
     accelerator: Accelerator
     stop: Callable[[], str] | None
     evaluate: Evaluate | None
-    teacher: PlacedTeacher
+    networks: StageNetworks
 
-    def make(self, number: int) -> _Prepared:
-        recipe, pipeline, store = self.recipe, self.pipeline, self.store
-        stage, output = recipe.stages[number], Path(recipe.output)
-        teacher = self.teacher.backbone(stage)
-        student = new_student(self.teacher.own if stage.lora is None else teacher, stage.lora)
-        if stage.student == "previous":
-            before = newest_checkpoint(output, number - 1)
-            assert before is not None, "the stage before has ended, and so written a checkpoint"
-            load_weights(student, before, average=True)
-        method = LADD.from_config(stage.method, teacher, student)
+    def prepare(self, number: int) -> _Prepared:
+        recipe, stage = self.recipe, self.recipe.stages[number]
+        method, cast = self.networks.build(number, stage)
+        student = cast.student
+        assert isinstance(student, DiffusersDenoiser)
 
         def scores(state: State) -> Mapping[str, float]:
             assert self.evaluate is not None
-            assert trainer.ema is not None, "a recipe trains a student"
-            with trainer.ema.applied():
+            with trainer.averaged("student"):
                 return self.evaluate(student, method.plan)
 
+        roles = {name: role.module for name, role in method.trainable().items()}
         trainer = Trainer(
             method,
-            self._stream(stage.trainer),
+            self._stream(number, method),
             stage.trainer,
-            output=output,
+            output=Path(recipe.output),
             stage=number,
-            record={"recipe": to_plain(recipe), "pairs": store.manifest.identity()},
+            record={
+                "recipe": to_plain(recipe),
+                "student": student_record(student, method.plan),
+                "networks": {n: network_record(m, stage.lora) for n, m in roles.items()},
+            },
+            fixed={
+                "method": stage.method,
+                "settings": to_plain(stage.settings),
+                "data": {p: i for p, i in self.sources.identities().items() if p in method.reads},
+            },
             stop=self.stop,
             evaluate=None if self.evaluate is None else scores,
             accelerator=self.accelerator,
         )
-        source = store.manifest.teachers[0]
-        prompts = recipe.preview_prompts or store.prompts[:8]
-        previewer = Previewer(pipeline, prompts, method.plan, source.steps, source.guidance)
+        steps, guidance = self.sources.teacher_draws()
+        prompts = recipe.preview_prompts or self.sources.prompts[:8]
+        previewer = Previewer(self.pipeline, prompts, method.plan, steps, guidance)
         return _Prepared(trainer, student, previewer)
 
-    def _stream(self, config: TrainerConfig) -> PairStream:
+    def _stream(self, number: int, method: DistillationMethod) -> Callable[[int], Batch]:
+        config = self.recipe.stages[number].trainer
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        check_launch(self.accelerator, config.batch_size)
-        return PairStream(self.store, config.seed, config.batch_size, rank, world)
-
-
-def _check_folder(output: Path, recipe: Recipe, resume: Resume) -> None:
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise FileExistsError(f"{str(output)!r} is a file; choose a folder for the run.")
-    names = sorted(p.name for p in output.iterdir() if not _TEMPORARY.fullmatch(p.name))
-    if not names:
-        return
-    if RECIPE not in names:
-        raise FileExistsError(
-            f"{str(output)!r} exists and holds something else ({names[0]}); choose another folder."
-        )
-    if resume == "never":
-        raise FileExistsError(
-            f"{str(output)!r} holds a run already; resume it, or choose another folder."
-        )
-    changed = _differences(_fixed(load_recipe(output / RECIPE)), _fixed(recipe))
-    if changed:
-        raise ValueError(
-            f"{str(output)!r} holds a run of another recipe ({'; '.join(changed[:3])}); use that "
-            "recipe to resume it, or choose another folder."
+        return together(
+            [
+                BatchStream(source, config.seed, config.batch_size, rank, world, stage=number)
+                for source in self.sources.of(method.reads)
+            ]
         )
 
 
-def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
-    """The teacher must have the weights, the prediction type and the noise levels that made the pairs."""
-    denoiser = pipeline.denoiser
-    store.check_teacher(fingerprint(denoiser.module))
-    for source in store.manifest.generated:
-        made = f"the pairs in {str(store.path)!r} were made by teacher {source.teacher!r} with"
-        way_out = "use that teacher's scheduler, or generate pairs with this one."
-        if source.prediction_type != denoiser.prediction_type:
-            raise ValueError(
-                f"{made} prediction type {source.prediction_type!r}, and this teacher's is "
-                f"{denoiser.prediction_type!r}; {way_out}"
-            )
-        steps = StepPlan.from_schedule(denoiser.schedule, source.steps).steps
-        here = [(s.t.item(), s.output.alpha.item(), s.output.sigma.item()) for s in steps]
-        there = zip(source.grid.t, source.grid.alpha, source.grid.sigma, strict=True)
-        for (t, *scales), (told, *known) in zip(here, there, strict=True):
-            if t != told or not all(map(_close, scales, known)):
-                raise ValueError(
-                    f"{made} signal and noise scales {known} at timestep {told}, and this teacher's are "
-                    f"{scales} at {t}; {way_out}"
-                )
+def _states(runner: _Runner) -> Iterator[State]:
+    recipe, accelerator = runner.recipe, runner.accelerator
+    output = Path(recipe.output)
+    with ExitStack() as stack:
+        stack.callback(runner.networks.restore)
+        prepared = runner.prepare(0)
+        stack.callback(accelerator.end_training)
+        accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
 
+        def own() -> None:
+            stack.enter_context(owned(output, recipe, accelerator))
 
-def _close(one: float, other: float) -> bool:
-    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)
-
-
-def _check_same_pairs(output: Path, store: PairStore) -> None:
-    """Pairs may have moved since a run was stopped, but they must be the same."""
-    checkpoint = newest_checkpoint(output)
-    if checkpoint is not None and checkpoint.state().get("pairs") != store.manifest.identity():
-        raise ValueError(
-            f"the run in {str(output)!r} was trained on other pairs than those in {str(store.path)!r}; "
-            "use the same to resume it, or choose another folder."
-        )
-
-
-def _fixed(recipe: Recipe) -> dict[str, Any]:
-    """What must not change while a run is resumed."""
-    plain = to_plain(replace(recipe, output="", pairs="", preview_prompts=(), trackers=None))
-    for stage in plain["stages"]:
-        for name in FREE:
-            del stage["trainer"][name]
-    return plain
-
-
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = dict.fromkeys([*before, *now])
-        parts = ((f"{where}.{k}" if where else k, before.get(k), now.get(k)) for k in keys)
-    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
-        pairs = enumerate(zip(before, now, strict=True))
-        parts = ((f"{where}.{i}", one, other) for i, (one, other) in pairs)
-    else:
-        return [] if before == now else [f"{where} was {before!r}, now {now!r}"]
-    return [line for name, one, other in parts for line in _differences(one, other, name)]
-
-
-def _claim_folder(output: Path, recipe: Recipe, accelerator: Accelerator) -> None:
-    """Makes the folder and notes the recipe and the environment in it."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        for left in output.iterdir():
-            if _TEMPORARY.fullmatch(left.name):
-                left.unlink()
-        save_recipe(recipe, output / RECIPE)
-        note_environment(output / ENVIRONMENT, accelerator)
-    except OSError as error:
-        raise type(error)(
-            f"cannot write the run to {str(output)!r}: {error.strerror or error}; choose a folder that "
-            "can be written."
-        ) from error
+        on_main(accelerator, own)
+        for number in range(len(recipe.stages)):
+            if number > 0:
+                del prepared  # its networks go before the next are made
+                accelerator.free_memory()
+                prepared = runner.prepare(number)
+            for state in prepared.states(output):
+                yield state
+                if state.stopped:
+                    return

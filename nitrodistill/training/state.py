@@ -23,11 +23,13 @@ class State:
         active: the roles that were updated.
         skipped: why the step was skipped, else empty.
         parts: "role/term" -> mean over the step's samples in this process, a scalar on the device;
-            "role/total" and "role/grad_norm" (before clipping) are among them.
+            "role/total" and "role/grad_norm" (before clipping) are among them, and in steps that are logged
+            "role/changed", the share of its weights that the update changed at all.
         learning_rates: role -> its learning rate in this step.
         num_samples: samples in this step, over all processes.
         seconds: duration of the step.
         data_seconds: of which was waited for data.
+        last_totals: role -> its loss, at the last step at which it was active.
         evaluation: what an evaluation found after this step, empty if there was none.
         stopped: the signal that ended the run after this step, else empty; all is saved then.
     """
@@ -42,6 +44,7 @@ class State:
     num_samples: int
     seconds: float
     data_seconds: float
+    last_totals: Mapping[str, Tensor] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
     stopped: str = ""
 
@@ -50,6 +53,5 @@ class State:
         return fetch(self.parts)
 
     def totals(self) -> dict[str, float]:
-        """Each active role's loss as a number; waits for the device."""
-        totals = {r: self.parts[f"{r}/total"] for r in self.active if f"{r}/total" in self.parts}
-        return fetch(totals)
+        """Each role's last loss as a number; waits for the device."""
+        return fetch(self.last_totals)

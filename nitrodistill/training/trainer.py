@@ -10,7 +10,7 @@ One step, in spirit:
             batch = stream(step * accumulation + micro)
             for role, terms in method.losses(batch, active, Draws(seed, step, batch.index)):
                 backward(terms.total)
-    for role in active: clip; optimizer step; average if it is the student
+    for role in active: clip; optimizer step; move its average and what follows it
 
 Data, draws and learning rates are functions of the step, so a checkpoint holds weights, averages,
 optimizer states and the step, and on a CPU a run that was killed and resumed ends bit for bit like one that
@@ -26,15 +26,17 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.settings import differences, nearest, to_plain
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
     Checkpoint,
@@ -44,12 +46,7 @@ from nitrodistill.training.checkpoint import (
     newest_checkpoint,
     prune,
 )
-from nitrodistill.training.config import (
-    TrainerConfig,
-    check_optimizers,
-    learning_rate_factor,
-    to_plain,
-)
+from nitrodistill.training.config import TrainerConfig, check_optimizers, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, make_accelerator
 from nitrodistill.training.parallel import (
@@ -62,14 +59,13 @@ from nitrodistill.training.parallel import (
 from nitrodistill.training.records import Record, causes, mean_parts, non_finite
 from nitrodistill.training.roles import TrainedRole, kept
 from nitrodistill.training.state import State
+from nitrodistill.training.watch import Watch, check_disjoint
 from nitrodistill.types import Batch, Terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 __all__ = ["State", "Trainer"]
-
-STUDENT = "student"
 
 
 class Trainer:
@@ -86,6 +82,7 @@ class Trainer:
             "never" refuses a folder that has any.
         stage: number of the stage in a recipe.
         record: what else a checkpoint's `state.json` keeps, for example the recipe.
+        fixed: what must not change when a run is resumed, kept there too: the method's settings, the data.
         stop: asked after every step; the name of a reason, such as a signal's, saves and ends the run. See
             `StopSignals`.
         evaluate: called in every process after each `config.evaluate_every` steps and after the last, with the
@@ -94,13 +91,13 @@ class Trainer:
 
     Attributes:
         step: optimizer steps done.
-        ema: the moving average of the role "student".
+        averages: role -> the moving average of its weights, of those whose `ema_decay` is above 0.
         accelerator: in use.
         best: the best evaluation so far.
 
     Raises:
-        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train, the processes
-            cannot share a batch, or a checkpoint is damaged or of other settings.
+        ValueError: if the roles and `config.optimizers` differ, a role has nothing to train or shares a weight
+            with another one, the processes cannot share a batch, or a checkpoint is damaged or of other settings.
         FileExistsError: if `resume` is "never" and there is a checkpoint.
     """
 
@@ -114,6 +111,7 @@ class Trainer:
         resume: Literal["auto", "never"] = "auto",
         stage: int = 0,
         record: Mapping[str, object] | None = None,
+        fixed: Mapping[str, object] | None = None,
         stop: Callable[[], str] | None = None,
         evaluate: Callable[[State], Mapping[str, float]] | None = None,
         accelerator: Accelerator | None = None,
@@ -125,6 +123,7 @@ class Trainer:
         self.stage = stage
         self.step: int = 0
         self.record: dict[str, object] = dict(record or {})
+        self.fixed: dict[str, object] = dict(fixed or {})
         self.best: Best | None = None
         self._stop = stop
         self._evaluate = evaluate
@@ -135,15 +134,24 @@ class Trainer:
         )
         check_launch(self.accelerator, config.batch_size)
         checkpoint = self._find_checkpoint(resume)
+        roles = method.trainable()
+        check_disjoint({n: _learning(role.module) for n, role in roles.items()})
         self._trained = {
             name: TrainedRole.prepare(name, role, config, self.accelerator)
-            for name, role in method.trainable().items()
+            for name, role in roles.items()
         }
-        self.ema: EMA | None = None
-        if STUDENT in self._trained:
-            self.ema = EMA(self._trained[STUDENT].module, config.ema_decay)
+        self._weights = {n: tuple(t.weights.values()) for n, t in self._trained.items()}
+        self.averages: dict[str, EMA] = {
+            name: EMA(trained.module, trained.config.ema_decay)
+            for name, trained in self._trained.items()
+            if trained.config.ema_decay > 0
+        }
+        self._followers = self._make_followers()
+        self._totals: dict[str, Tensor] = {}
         if checkpoint is not None:
             self._load(checkpoint)
+        self._updates = self._count_updates(self.step)
+        self._all_updates = self._count_updates(config.steps)
 
     def fit(self) -> Iterator[State]:
         """Trains to `config.steps`, writing logs and checkpoints on the way.
@@ -152,8 +160,9 @@ class Trainer:
             the State after each step; stop iterating to stop training (and call `save` to keep it).
 
         Raises:
-            FloatingPointError: after `config.max_skips` non-finite steps in a row, or if weights are
-                not finite when a checkpoint is due.
+            FloatingPointError: after `config.max_skips` non-finite steps in a row, if the last step is one, or if
+                weights are not finite when a checkpoint is due. Nothing is saved in such a row of steps.
+            ValueError: if the method's losses are not those of its active roles, each of its own weights alone.
         """
         if self.step >= self.config.steps:
             return
@@ -169,12 +178,13 @@ class Trainer:
                 if state.skipped and self.accelerator.is_main_process:
                     warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
                 best_before = self.best
-                state = self._evaluated(state, log)
-                due = self._is_due(self.config.checkpoint_every)
-                if due or state.stopped or self.best != best_before:
-                    self.save()
                 skips = skips + 1 if state.skipped else 0
-                if skips >= self.config.max_skips:
+                if not skips:
+                    state = self._evaluated(state, log)
+                    due = self._is_due(self.config.checkpoint_every)
+                    if due or state.stopped or self.best != best_before:
+                        self.save()
+                elif skips >= self.config.max_skips or self.step == self.config.steps:
                     raise FloatingPointError(
                         f"stopped after {skips} non-finite steps in a row ({state.skipped}); "
                         f"{self._last_good()}."
@@ -225,9 +235,14 @@ class Trainer:
         for name, trained in self._trained.items():
             contents[name] = lambda trained=trained: trained.tensors(frozen, main)
             contents[f"{name}.optimizer"] = lambda trained=trained: trained.optimizer_tensors(main)
-        if (ema := self.ema) is not None:
-            contents[f"{STUDENT}.ema"] = lambda: kept(ema.state_dict(), main)
+        for name, average in self._kept_averages().items():
+            contents[name] = lambda average=average: kept(average.state_dict(), main)
         return contents
+
+    def _kept_averages(self) -> dict[str, EMA]:
+        """File name -> the averages in it."""
+        followers = {name: follower for name, (_, follower) in self._followers.items()}
+        return {f"{n}.ema": average for n, average in self.averages.items()} | followers
 
     def _state(self) -> dict[str, object]:
         return {
@@ -236,15 +251,19 @@ class Trainer:
             "trainer": to_plain(self.config),
             "best": None if self.best is None else self.best.to_plain(),
             **self.record,
+            "fixed": self.fixed,
         }
 
     def _check_weights(self) -> None:
-        for name, trained in self._trained.items():
-            (broken,) = any_process(self.accelerator, [~trained.is_finite()])
+        holders = {f"weights of {n!r}": t for n, t in self._trained.items()}
+        averages = {f"averages in {n!r}": a for n, a in self._kept_averages().items()}
+        for name, holder in {**holders, **averages}.items():
+            (broken,) = any_process(self.accelerator, [~holder.is_finite()])
             if broken:
                 raise FloatingPointError(
-                    f"weights of {name!r} are not finite after step {self.step}; {self._last_good()}."
+                    f"the {name} are not finite after step {self.step}; {self._last_good()}."
                 )
+        for name, trained in self._trained.items():
             if self.config.parallel == "ddp" and (apart := trained.disagreements(self.accelerator)):
                 raise RuntimeError(
                     f"the processes' copies of {name!r} have come apart after step {self.step} ({apart[0]}): its "
@@ -266,14 +285,16 @@ class Trainer:
             data_seconds += time.perf_counter() - asked
             num_samples += len(batch) * self.accelerator.num_processes
             records += self._backward(batch, active)
-        norms = {name: self._trained[name].clip(self.config.max_grad_norm) for name in active}
+        norms = {name: self._trained[name].clip() for name in active}
         skipped, stopped = self._verdict(records, norms)
-        rates = self._update(active, bool(skipped))
         parts = mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
+        rates, changed = self._update(active, bool(skipped))
+        parts |= {f"{name}/changed": share for name, share in changed.items()}
+        self._totals |= {name: parts[f"{name}/total"] for name in active}
         seconds = time.perf_counter() - started
         return State(
             self.stage, self.step + 1, self.config.steps, active, skipped, parts, rates,
-            num_samples, seconds, data_seconds, stopped=stopped,
+            num_samples, seconds, data_seconds, dict(self._totals), stopped=stopped,
         )  # fmt: skip
 
     def _verdict(self, records: list[Record], norms: Mapping[str, Tensor]) -> tuple[str, str]:
@@ -304,9 +325,10 @@ class Trainer:
             self.best = Best.after(self.best, metric, best_is, self.step, found)
         return replace(state, evaluation=found)
 
-    def _is_due(self, every: int) -> bool:
+    def _is_due(self, every: int, step: int | None = None) -> bool:
         """What happens every so many steps, and after the last; 0 is after the last only."""
-        return self.step == self.config.steps or bool(every and self.step % every == 0)
+        step = self.step if step is None else step
+        return step == self.config.steps or bool(every and step % every == 0)
 
     def _batch(self, stream: Callable[[int], Batch], number: int) -> Batch:
         batch = stream(number)
@@ -331,38 +353,91 @@ class Trainer:
 
     def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[Record]:
         records = []
+        watch = Watch(type(self.method).__name__, self._weights, active)
         with self.accelerator.accumulate(*(t.role.module for t in self._trained.values())):
-            draws = Draws(self.config.seed, self.step, batch.index, self._gather)
+            draws = Draws(self.config.seed, self.step, batch.index, self._gather, self.stage)
             for role, terms in self.method.losses(batch, active, draws):
+                watch.before(role)
                 self.accelerator.backward(terms.total)
+                watch.after(role)
                 records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch))
+        watch.end()
         return records
 
     def _gather(self, value: Tensor) -> Tensor:
         return gather_rows(self.accelerator, value)
 
-    def _update(self, active: tuple[str, ...], skip: bool) -> dict[str, float]:
-        factor = learning_rate_factor(self.config, self.step)
-        rates = {}
+    def _update(
+        self, active: tuple[str, ...], skip: bool
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Updates the active roles; their learning rates, and now and then the share of weights that changed."""
+        rates, changed = {}, {}
+        shown = self._is_due(self.config.log_every, self.step + 1)
         for name in active:
-            trained = self._trained[name]
+            trained, update = self._trained[name], self._updates[name]
+            factor = learning_rate_factor(trained.config, update, self._all_updates[name])
             rates[name] = trained.config.learning_rate * factor
-            if not skip:
-                trained.update(rates[name])
-        if self.ema is not None and STUDENT in active and not skip:
-            self.ema.update()
+            self._updates[name] += 1
+            if skip:
+                continue
+            before = trained.sample() if shown else None
+            trained.update(rates[name])
+            if before is not None:
+                changed[name] = trained.changed_since(before)
+            if name in self.averages:
+                self.averages[name].update()
+            for followed, follower in self._followers.values():
+                if followed == name:
+                    follower.update()
         for trained in self._trained.values():
             trained.optimizer.zero_grad()
-        return rates
+        return rates, changed
+
+    def _count_updates(self, steps: int) -> dict[str, int]:
+        """How often each role is active in so many steps."""
+        counts = dict.fromkeys(self._trained, 0)
+        for step in range(steps):
+            for name in self.method.active(step):
+                counts[name] = counts.get(name, 0) + 1
+        return counts
+
+    def _make_followers(self) -> dict[str, tuple[str, EMA]]:
+        """Name of a frozen network that follows a role -> (the role, the average that it is)."""
+        found = {}
+        for name, entry in self.method.frozen().items():
+            if not entry.follows:
+                continue
+            if entry.follows not in self._trained:
+                raise ValueError(
+                    f"{name!r} follows {entry.follows!r}, which is not trained; "
+                    f"{nearest(entry.follows, self._trained)}"
+                )
+            average = EMA(self._trained[entry.follows].module, entry.decay, into=entry.module)
+            average.restart()
+            found[name] = (entry.follows, average)
+        return found
+
+    @contextmanager
+    def averaged(self, role: str) -> Iterator[None]:
+        """Puts the moving average of a role's weights in their place, where there is one, for a `with` block."""
+        with self.averages[role].applied() if role in self.averages else nullcontext():
+            yield
 
     def _load(self, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
         self.config.check_resumes(state.get("trainer"), checkpoint.path)
+        before, now = state.get("fixed"), json.loads(json.dumps(self.fixed))
+        changed = differences(before, now)
+        if changed:
+            raise ValueError(
+                f"checkpoint {checkpoint.path} was made with other settings ({'; '.join(changed[:3])}); resume "
+                "with the same, or choose another output."
+            )
         for name, trained in self._trained.items():
             trained.load(checkpoint.tensors(name))
             trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
-        if self.ema is not None:
-            self.ema.load_state_dict(checkpoint.tensors(f"{STUDENT}.ema"))
+        for name, average in self._kept_averages().items():
+            average.load_state_dict(checkpoint.tensors(name))
         self.step = checkpoint.step
         self.best = Best.from_plain(state.get("best"), self.config.best_metric)
 
@@ -393,3 +468,7 @@ class Trainer:
     def _last_good(self) -> str:
         saved = find_checkpoints(self.output, self.stage) if self.output is not None else []
         return f"the last good checkpoint is {saved[0].path}" if saved else "there is no checkpoint"
+
+
+def _learning(module: nn.Module) -> Sequence[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]

@@ -9,8 +9,8 @@ import torch
 
 from nitrodistill.cli.compare import _names
 from nitrodistill.cli.main import main
-from nitrodistill.cli.reporting import PICTURES
 from nitrodistill.evaluation import Evaluation, Metric, Pictures
+from nitrodistill.evaluation.results import PICTURES
 
 SETTINGS = {"num_samples": 4, "seed": 0, "teacher_fingerprint": "abc"}
 

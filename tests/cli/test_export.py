@@ -12,9 +12,9 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from nitrodistill.cli.main import main
-from nitrodistill.cli.teachers import load_teacher
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import sample
+from nitrodistill.teachers import load_teacher
 from nitrodistill.toy.manifest import WEIGHTS
 from nitrodistill.training import find_checkpoints, load_recipe, load_student
 

@@ -10,9 +10,9 @@ import sys
 import pytest
 import torch
 
-from nitrodistill.cli.launched import Place, place
 from nitrodistill.cli.main import main
 from nitrodistill.data import PairStore
+from nitrodistill.processes import Place, place
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
@@ -98,7 +98,7 @@ def test_two_processes_of_torchrun_write_the_bytes_of_one(place, command):
     command[-1] = str(place.root / "two")
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     ran = subprocess.run(
-        [*launch, "-m", "nitrodistill.cli.main", *command],
+        [*launch, "-m", "nitrodistill", *command],
         env=environment, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

@@ -68,7 +68,7 @@ def test_stats_for_people_and_for_programs(place, capsys):
     assert "teacher tiny, steps 2, guidance 2.0, seed 0" in printed
     assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    noise = PairStore.open(place.pairs).batch(range(4), torch.arange(4)).noise
+    noise = PairStore.open(place.pairs).read(range(4)).noise
     assert found["values"]["noise"]["std"] == pytest.approx(
         float(noise.std(correction=0)), rel=1e-5
     )
@@ -96,7 +96,7 @@ def test_a_merge_that_cannot_be(place, capsys):
 def test_import_of_nitro_s_folders_trains(place, capsys):
     folder = place.root / "nitro"
     pairs = PairStore.open(place.pairs)
-    batch = pairs.batch(range(4), torch.arange(4), dtype=None)
+    batch = pairs.read(range(4), dtype=None)
     for name, value in (("latents", batch.x0), ("noises", batch.noise)):
         (folder / name).mkdir(parents=True)
         for i in range(4):
@@ -112,7 +112,7 @@ def test_import_of_nitro_s_folders_trains(place, capsys):
     assert main([*asked, "--prompts", str(lines), "--quiet"]) == 0
     assert "4 samples of 2 prompts" in capsys.readouterr().out
     store = PairStore.open(out)
-    assert torch.equal(store.batch(range(4), torch.arange(4), dtype=None).x0, batch.x0)
+    assert torch.equal(store.read(range(4), dtype=None).x0, batch.x0)
     command = ["train", "--config", str(place.recipe), "--pairs", str(out), "--quiet"]
     assert main([*command, "--steps", "1"]) == 0
 
@@ -135,11 +135,11 @@ def test_push_hands_over_the_store(place, monkeypatch, capsys):
 
     seen = {}
 
-    def push(store, repo, *, private):
+    def push_store(store, repo, *, private):
         seen.update(path=store.path, repo=repo, private=private)
         return "address"
 
-    monkeypatch.setattr(sys.modules[push_module], "push", push)
+    monkeypatch.setattr(sys.modules[push_module], "push_store", push_store)
     assert main(["pairs", "push", str(place.pairs), "me/pairs", "--public"]) == 0
     assert capsys.readouterr().out == "address\n"
     assert seen == {"path": place.pairs, "repo": "me/pairs", "private": False}

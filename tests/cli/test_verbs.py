@@ -18,9 +18,9 @@ import nitrodistill.export  # noqa: F401  (the module; the package's attribute i
 from nitrodistill import toy
 from nitrodistill.cli import runs
 from nitrodistill.cli.main import main
-from nitrodistill.cli.reporting import check_output
 from nitrodistill.evaluation import Evaluation, Metric
 from nitrodistill.evaluation.report import model_card_table
+from nitrodistill.evaluation.results import check_output
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.training import find_checkpoints, load_student

@@ -67,7 +67,7 @@ def test_datasets_reads_the_files(made: PairStore) -> None:
     shard = datasets.Dataset.from_file(str(made.path / "shards/000001.arrow"))
     assert shard["index"][:] == [4, 5, 6, 7]
     noise = torch.frombuffer(bytearray(shard[2]["noise"]), dtype=torch.float16)
-    assert torch.equal(noise.reshape(2, 4, 4), made.batch([6], torch.tensor([6]), None).noise[0])
+    assert torch.equal(noise.reshape(2, 4, 4), made.read([6], None).noise[0])
     prompts = datasets.Dataset.from_file(str(made.path / "prompts/000000.arrow"))
     assert prompts["text"][:] == ["a red cat", "two dogs", "blue", "sun"]
 
@@ -75,9 +75,9 @@ def test_datasets_reads_the_files(made: PairStore) -> None:
 def test_open_shards_hold_no_descriptors(made: PairStore) -> None:
     before = len(os.listdir("/dev/fd"))
     store = PairStore.open(made.path)
-    batch = store.batch(range(11), torch.arange(11))
+    batch = store.read(range(11))
     assert len(os.listdir("/dev/fd")) == before
-    assert torch.equal(batch.x0, made.batch(range(11), torch.arange(11)).x0)
+    assert torch.equal(batch.x0, made.read(range(11)).x0)
 
 
 def test_a_table_finds_rows_across_files_of_any_length(made: PairStore) -> None:

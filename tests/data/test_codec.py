@@ -62,7 +62,9 @@ def test_drawn_noise_is_the_draw_of_its_seed(dtype: str) -> None:
     column = Column(dtype, (2, 4, 4), "draws")
     seeds, indices = [3, 3, 7], [5, 0, 5]
     rows = [
-        Draws(seed, 0, torch.tensor([i])).normal("noise", (2, 4, 4))[0].to(column.torch_dtype)
+        Draws(seed, 0, torch.tensor([i]), purpose="pairs")
+        .normal("noise", (2, 4, 4))[0]
+        .to(column.torch_dtype)
         for seed, i in zip(seeds, indices, strict=True)
     ]
     probes = [to_bytes(row, column, "noise") for row in rows]
@@ -72,7 +74,7 @@ def test_drawn_noise_is_the_draw_of_its_seed(dtype: str) -> None:
 
 def test_a_generator_that_draws_otherwise_is_recognised_and_a_rounding_is_not() -> None:
     column = Column("float16", (2, 4, 4), "draws")
-    noise = Draws(3, 0, torch.tensor([5])).normal("noise", (2, 4, 4))[0].half()
+    noise = Draws(3, 0, torch.tensor([5]), purpose="pairs").normal("noise", (2, 4, 4))[0].half()
     near = noise + noise * 2**-10  # one unit in the last place
     assert torch.equal(drawn([to_bytes(near, column, "n")], column, [3], [5])[0], noise)
     with pytest.raises(ValueError, match=r"differs by .* from what the teacher saw"):
@@ -90,5 +92,5 @@ def test_probe_error_is_relative_to_large_values() -> None:
 
 def test_numpy_draws_what_it_drew_when_stores_were_made() -> None:
     """A store that holds seeds depends on it; two values of the stream, as written here in 2026."""
-    draws = Draws(0, 0, torch.tensor([0])).normal("noise", (2,))[0].tolist()
+    draws = Draws(0, 0, torch.tensor([0]), purpose="pairs").normal("noise", (2,))[0].tolist()
     assert draws == pytest.approx([-0.003945234697312117, -0.6381266713142395], rel=1e-5)

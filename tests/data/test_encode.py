@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nitrodistill.data import Captioned, EncodeConfig, PairStore, PairStream, encode, open_images
+from nitrodistill.data import BatchStream, Captioned, EncodeConfig, PairStore, encode, open_images
 from nitrodistill.data.images import fitted
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
@@ -39,7 +39,7 @@ def encoded(
 def test_latents_are_the_vae_s_and_text_the_encoder_s(
     encoded: PairStore, pipeline: Pipeline, images: Captioned
 ) -> None:
-    batch = encoded.batch(range(5), torch.arange(5))
+    batch = encoded.read(range(5))
     assert encoded.prompts == ("one dog", "a cat")
     assert batch.condition.prompt_ids is not None
     assert batch.condition.prompt_ids.tolist() == [0, 1, 0, 1, 0]
@@ -55,9 +55,11 @@ def test_latents_are_the_vae_s_and_text_the_encoder_s(
 
 def test_noise_is_drawn_and_the_store_says_that_it_is_no_pair(encoded: PairStore) -> None:
     encoded.verify()
-    batch = PairStream(encoded, seed=0, batch_size=5)(0)
-    order = [PairStream(encoded, 0, 5).row(n) for n in range(5)]
-    noise = Draws(3, 0, torch.tensor(order)).normal("noise", (2, 4, 4)).half().float()
+    batch = BatchStream(encoded, seed=0, batch_size=5)(0)
+    order = [BatchStream(encoded, 0, 5).row(n) for n in range(5)]
+    noise = (
+        Draws(3, 0, torch.tensor(order), purpose="pairs").normal("noise", (2, 4, 4)).half().float()
+    )
     assert torch.equal(batch.noise, noise)
     assert not encoded.paired
     with pytest.raises(ValueError, match="holds encoded images, which no teacher made"):

@@ -68,7 +68,7 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def read(store: PairStore) -> Rows:
     """Everything in a store."""
-    batch = store.batch(range(len(store)), torch.arange(len(store)), dtype=None)
+    batch = store.read(range(len(store)), dtype=None)
     return (
         store.prompts,
         [store.pair_bytes(i) for i in range(len(store))],

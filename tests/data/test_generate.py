@@ -99,7 +99,7 @@ def test_a_rerun_repairs(
     torn = copied / "shards/000001.arrow"
     torn.write_bytes(torn.read_bytes()[:-100])
     data = bytearray((copied / "shards/000002.arrow").read_bytes())
-    latents = made.batch([9], torch.tensor([9]), dtype=None).x0[0].numpy().tobytes()
+    latents = made.read([9], dtype=None).x0[0].numpy().tobytes()
     data[data.index(latents) + 5] ^= 8
     (copied / "shards/000002.arrow").write_bytes(data)
     (copied / "prompts/000001.arrow").write_bytes(b"")

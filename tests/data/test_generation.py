@@ -43,21 +43,21 @@ def test_the_manifest_says_how(
 
 def test_noise_is_the_draw_rounded(made: PairStore) -> None:
     index = torch.arange(11)
-    draws = Draws(5, 0, index).normal("noise", (2, 4, 4))
-    assert torch.equal(made.batch(range(11), index, dtype=None).noise, draws.half())
+    draws = Draws(5, 0, index, purpose="pairs").normal("noise", (2, 4, 4))
+    assert torch.equal(made.read(range(11), dtype=None).noise, draws.half())
 
 
 def test_stored_noise_and_text_give_the_stored_latent(made: PairStore, pipeline: Pipeline) -> None:
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
     for rows in ([0, 1, 2], [3], [8, 9, 10]):  # the batches that the teacher saw
-        batch = made.batch(rows, torch.tensor(rows))
+        batch = made.read(rows)
         with torch.no_grad():
             x0 = sample(pipeline.guided(3.0), plan, batch.noise, batch.condition)
         assert torch.equal(x0.half().float(), batch.x0)
 
 
 def test_the_latents_are_diffusers_own(made: PairStore, pipeline: Pipeline) -> None:
-    batch = made.batch(range(11), torch.arange(11))
+    batch = made.read(range(11))
     text = batch.condition["encoder_hidden_states"]
     null = pipeline.null_condition()["encoder_hidden_states"].expand_as(text)
     pipeline.diffusers.set_progress_bar_config(disable=True)
@@ -78,8 +78,8 @@ def test_what_is_stored_is_exact_in_every_dtype(
 ) -> None:
     config = GenerateConfig(num_pairs=2, steps=2, batch_size=2, dtype=dtype)  # type: ignore[arg-type]
     store = generate(pipeline, prompts, tmp_path, config, teacher_name="t", progress=False)
-    batch = store.batch([0, 1], torch.arange(2))
-    assert store.batch([0], torch.tensor([0]), dtype=None).x0.dtype == getattr(torch, dtype)
+    batch = store.read([0, 1])
+    assert store.read([0], dtype=None).x0.dtype == getattr(torch, dtype)
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
     with torch.no_grad():
         x0 = sample(pipeline.guided(3.0), plan, batch.noise, batch.condition)
@@ -95,7 +95,7 @@ def test_with_the_options_the_teacher_saw_what_is_stored(
     assert store.manifest.columns["noise"].encoding == "draws"
     assert store.manifest.conditions["encoder_hidden_states"].encoding == "int8"
     for rows in ([0, 1, 2], [3], [8, 9, 10]):
-        batch, exact = (s.batch(rows, torch.tensor(rows)) for s in (store, made))
+        batch, exact = (s.read(rows) for s in (store, made))
         assert torch.equal(batch.noise, exact.noise)
         text, full = (b.condition["encoder_hidden_states"] for b in (batch, exact))
         assert 0 < (text - full).norm() / full.norm() < 0.01
@@ -111,18 +111,18 @@ def test_a_teacher_may_compute_in_bfloat16(
     lower = replace(config, compute="bfloat16")
     store = generate(pipeline, prompts, tmp_path, lower, teacher_name="t", progress=False)
     store.check_teacher(made.manifest.generated[0].fingerprint)
-    low, full = (s.batch(range(11), torch.arange(11)) for s in (store, made))
+    low, full = (s.read(range(11)) for s in (store, made))
     assert torch.equal(low.noise, full.noise)
     assert 0 < (low.x0 - full.x0).norm() / full.x0.norm() < 0.05
 
 
-def test_an_estimate_is_near_what_is_made_and_writes_nothing(
+def test_a_dry_run_is_near_what_is_made_and_writes_nothing(
     made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, tmp_path: Path
 ) -> None:
-    estimate = Generation(pipeline, prompts, tmp_path / "p", config, "tiny").estimate()
+    found = Generation(pipeline, prompts, tmp_path / "p", config, "tiny").dry_run()
     assert not (tmp_path / "p").exists()
-    assert (estimate.pairs, estimate.missing, estimate.prompts) == (11, 11, 6)
-    assert estimate.seconds > 0
+    assert (found.pairs, found.missing, found.prompts) == (11, 11, 6)
+    assert found.seconds > 0
     sizes = {}
     for kind in ("shards", "prompts"):  # what the rows hold, without Arrow's headers
         files = [ArrowFile(f, Layout(made.manifest, kind)) for f in (made.path / kind).iterdir()]
@@ -132,8 +132,8 @@ def test_an_estimate_is_near_what_is_made_and_writes_nothing(
             for row in range(len(file))
         )
     known = sum(sizes.values()) + sum(len(p) for p in made.prompts) + 20 * 11
-    assert estimate.size_bytes == pytest.approx(known, rel=1e-6)
-    done = Generation(pipeline, prompts, made.path, config, "tiny").estimate()
+    assert found.size_bytes == pytest.approx(known, rel=1e-6)
+    done = Generation(pipeline, prompts, made.path, config, "tiny").dry_run()
     assert (done.missing, done.seconds) == (0, 0)
 
 

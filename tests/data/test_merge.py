@@ -38,8 +38,8 @@ def test_a_merged_store_holds_the_rows_of_all(drawn: list[PairStore], tmp_path: 
     assert [source.seed for source in store.manifest.generated] == [5, 6]
     for start, part in ((0, drawn[0]), (5, drawn[1])):
         for i in range(5):
-            here = store.batch([start + i], torch.tensor([0]), dtype=None)
-            there = part.batch([i], torch.tensor([0]), dtype=None)
+            here = store.read([start + i], dtype=None)
+            there = part.read([i], dtype=None)
             assert torch.equal(here.x0, there.x0)
             assert torch.equal(here.noise, there.noise)  # drawn from its own source's seed
             name = "encoder_hidden_states"
@@ -50,9 +50,7 @@ def test_a_merged_store_holds_the_rows_of_all(drawn: list[PairStore], tmp_path: 
             assert text == part.prompts[int(there.condition.prompt_ids)]
     merge(drawn, tmp_path / "p", progress=False)  # again: nothing to do
     third = merge([store], tmp_path / "q", progress=False)  # a merged store is a store
-    assert torch.equal(
-        third.batch([7], torch.tensor([0])).noise, store.batch([7], torch.tensor([0])).noise
-    )
+    assert torch.equal(third.read([7]).noise, store.read([7]).noise)
 
 
 def test_what_does_not_go_together_is_refused(
@@ -95,7 +93,7 @@ def test_merge_verifies_what_it_reads(
         assert not (tmp_path / kind / kind / "000000.arrow").exists()
         (tmp_path / "saved").replace(copied / kind / "000000.arrow")
     merged = merge(drawn, tmp_path / "q", progress=False)  # indices 0 to 4, twice
-    assert merged.batch([9], torch.tensor([0])).x0.shape == (1, 2, 4, 4)
+    assert merged.read([9]).x0.shape == (1, 2, 4, 4)
     shutil.copy(tmp_path / "q/shards/000000.arrow", tmp_path / "q/shards/000001.arrow")
     with pytest.raises(ValueError, match=r"000001.arrow does not hold the rows"):
         merge([PairStore(merged.path, merged.manifest)], tmp_path / "r", progress=False)
@@ -122,7 +120,7 @@ def test_a_number_that_is_none_stays_none(copied: Path, rewritten: Rewrite) -> N
 
 def test_statistics_are_those_of_the_tensors(made: PairStore, drawn: list[PairStore]) -> None:
     found = statistics(made)
-    batch = made.batch(range(11), torch.arange(11))
+    batch = made.read(range(11))
     for name, value in (("x0", batch.x0), ("noise", batch.noise)):
         values = found.values[name]
         assert values.mean == pytest.approx(float(value.double().mean()), rel=1e-9)

@@ -56,14 +56,14 @@ def test_samples_come_over_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     store = load(folder, tmp_path / "p", LINES)
     store.verify()
     assert store.prompts == ("a cat", "two dogs", "ten")
-    batch = store.batch(range(4), torch.arange(4), dtype=None)
+    batch = store.read(range(4), dtype=None)
     for row, n in enumerate(NUMBERS):
         for name, value in (("latents", batch.x0), ("noises", batch.noise)):
             assert torch.equal(value[row], torch.load(folder / name / f"{n}.pth"))
     for row, n in ((0, 0), (1, 2), (3, 10)):
         there = torch.load(folder / "txt_embs" / f"{n}.pth")
         words = int(there["encoder_attention_mask"].sum())
-        one = store.batch([row], torch.tensor([0]), dtype=None).condition
+        one = store.read([row], dtype=None).condition
         assert torch.equal(one["encoder_hidden_states"][0], there["encoder_hidden_states"][:words])
         assert one["encoder_attention_mask"].tolist() == [[1] * words]
         assert torch.equal(one["text_embeds"][0], there["added_cond_kwargs"]["text_embeds"])

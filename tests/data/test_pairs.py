@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from nitrodistill.data import PairStore, PairStream
+from nitrodistill.data import BatchStream, PairStore
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 
@@ -19,31 +19,31 @@ Rewrite = Callable[[PairStore, str, Callable[[dict[str, list[Any]]], None]], Non
 
 def test_a_batch_is_its_rows(made: PairStore) -> None:
     order = [10, 0, 4, 4, 3]
-    batch = made.batch(order, torch.tensor([7, 6, 5, 4, 3]))
+    batch = made.read(order)
     assert batch.index.tolist() == [7, 6, 5, 4, 3]
     assert batch.x0.dtype == batch.noise.dtype == torch.float32
     assert batch.x0.shape == batch.noise.shape == (5, 2, 4, 4)
     for k, row in enumerate(order):
-        one = made.batch([row], torch.tensor([0]))
+        one = made.read([row])
         assert torch.equal(batch.x0[k], one.x0[0])
         assert torch.equal(batch.noise[k], one.noise[0])
         assert torch.equal(
             batch.condition["encoder_hidden_states"][k], one.condition["encoder_hidden_states"][0]
         )
-    stored = made.batch(order, torch.zeros(5), dtype=None)
+    stored = made.read(order, dtype=None)
     assert stored.x0.dtype == stored.condition["encoder_hidden_states"].dtype == torch.float16
     assert torch.equal(stored.x0.float(), batch.x0)
 
 
 def test_an_open_store_goes_to_another_process(made: PairStore) -> None:
-    made.batch([0], torch.tensor([0]))  # its files are open
-    there = pickle.loads(pickle.dumps(PairStream(made, seed=1, batch_size=3)))
+    made.read([0])  # its files are open
+    there = pickle.loads(pickle.dumps(BatchStream(made, seed=1, batch_size=3)))
     assert len(pickle.dumps(made)) < 10_000  # they do not travel
-    assert torch.equal(there(2).x0, PairStream(made, seed=1, batch_size=3)(2).x0)
+    assert torch.equal(there(2).x0, BatchStream(made, seed=1, batch_size=3)(2).x0)
 
 
 def test_sample_i_has_prompt_i(made: PairStore, prompts: list[str]) -> None:
-    ids = made.batch(range(11), torch.arange(11)).condition.prompt_ids
+    ids = made.read(range(11)).condition.prompt_ids
     assert ids is not None
     assert [made.prompts[i] for i in ids] == [prompts[i % 7] for i in range(11)]
     assert len(made.prompts) == len(set(made.prompts)) == 6
@@ -59,15 +59,15 @@ def test_conditions_are_the_text_encoder_s_rounded(made: PairStore, pipeline: Pi
 
 def test_bad_rows(made: PairStore) -> None:
     with pytest.raises(IndexError, match="row 11 of 11"):
-        made.batch([11], torch.tensor([0]))
+        made.read([11])
     with pytest.raises(IndexError, match="row -1 of 11"):
-        made.batch([-1], torch.tensor([0]))
+        made.read([-1])
     with pytest.raises(IndexError, match="row 6 of 6"):
         made.condition([6])
     with pytest.raises(ValueError, match="0 rows"):
-        made.batch([], torch.tensor([]))
+        made.read([])
     with pytest.raises(ValueError, match="one index each"):
-        made.batch([1, 2], torch.tensor([0]))
+        made.read([1, 2])
     with pytest.raises(ValueError, match="no prompt ids"):
         made.condition([])
 
@@ -131,12 +131,12 @@ def _flip(path: Path, content: bytes) -> None:
 
 def test_a_flipped_bit_is_an_error_where_it_is_read(made: PairStore, copied: Path) -> None:
     made.verify()
-    latents = made.batch([5], torch.tensor([5]), dtype=None).x0[0].numpy().tobytes()
+    latents = made.read([5], dtype=None).x0[0].numpy().tobytes()
     _flip(copied / "shards/000001.arrow", latents)
     store = PairStore.open(copied)
-    store.batch([4, 6], torch.tensor([0, 1]))  # its neighbours are whole
+    store.read([4, 6])  # its neighbours are whole
     with pytest.raises(ValueError, match=r"000001.arrow is damaged at row 1"):
-        store.batch([4, 5], torch.tensor([0, 1]))
+        store.read([4, 5])
     with pytest.raises(ValueError, match=r"000001.arrow is damaged: its hash"):
         store.verify()
 
@@ -161,7 +161,7 @@ def test_a_shard_copied_over_another_is_an_error(copied: Path) -> None:
     store = PairStore.open(copied)  # before the copy
     shutil.copy(copied / "shards/000000.arrow", copied / "shards/000001.arrow")
     with pytest.raises(ValueError, match=r"000001.arrow does not hold the rows 4 to 7; run"):
-        store.batch([4], torch.tensor([0]))
+        store.read([4])
     with pytest.raises(
         ValueError, match=r"000001.arrow begins with row \[0\] and not 4: it is another"
     ):
@@ -198,6 +198,6 @@ def test_one_row_at_another_s_place_is_an_error(copied: Path, rewritten: Rewrite
     rewritten(PairStore.open(copied), "shards", change)
     store = PairStore.open(copied)
     with pytest.raises(ValueError, match="does not hold the rows 0 to 3"):
-        store.batch([0], torch.tensor([0]))
+        store.read([0])
     with pytest.raises(ValueError, match="does not hold the rows 0 to 3"):
         store.verify()

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from nitrodistill.data import PairStore, PairStream, Prefetch
+from nitrodistill.data import BatchStream, PairStore, Prefetch
 from nitrodistill.types import Batch, Condition
 
 
@@ -74,8 +74,8 @@ def test_what_the_stream_raises_is_raised_where_it_is_asked_for(threads: int) ->
 
 
 def test_threads_get_from_a_store_what_one_gets(made: PairStore) -> None:
-    alone = PairStream(made, seed=2, batch_size=5)
-    stream = PairStream(PairStore.open(made.path), seed=2, batch_size=5)  # no file is open yet
+    alone = BatchStream(made, seed=2, batch_size=5)
+    stream = BatchStream(PairStore.open(made.path), seed=2, batch_size=5)  # no file is open yet
     with Prefetch(stream, end=40, threads=4) as ahead:
         for n in range(40):
             expected, batch = alone(n), ahead(n)

@@ -15,7 +15,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from nitrodistill.data import PairStore
-from nitrodistill.data.push import card, push
+from nitrodistill.data.push import card, push_store
 
 
 class Hub:
@@ -57,7 +57,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
 
 
 def test_the_store_arrives_whole_with_the_manifest_last(made: PairStore, hub: Hub) -> None:
-    assert push(made, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
+    assert push_store(made, "me/pairs") == "https://huggingface.co/datasets/me/pairs"
     assert hub.private
     assert hub.sent[0] == "README.md"
     assert hub.sent[-1] == "manifest.json"
@@ -65,7 +65,7 @@ def test_the_store_arrives_whole_with_the_manifest_last(made: PairStore, hub: Hu
 
 
 def test_datasets_reads_what_was_pushed(made: PairStore, hub: Hub, tmp_path: Path) -> None:
-    push(made, "me/pairs", private=False)
+    push_store(made, "me/pairs", private=False)
     for streaming in (False, True):
         rows = datasets.load_dataset(
             str(hub.root),
@@ -80,7 +80,7 @@ def test_datasets_reads_what_was_pushed(made: PairStore, hub: Hub, tmp_path: Pat
 def test_nothing_damaged_is_pushed(copied: Path, hub: Hub, flip: Any, made: PairStore) -> None:
     flip(copied / "shards/000000.arrow", made.pair_bytes(0)["x0"])
     with pytest.raises(ValueError, match=r"000000.arrow is damaged"):
-        push(PairStore.open(copied), "me/pairs")
+        push_store(PairStore.open(copied), "me/pairs")
     assert hub.sent == []
 
 
@@ -88,14 +88,14 @@ def test_what_the_hub_refuses_is_told(
     made: PairStore, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match="'not a name' is no name on the Hub"):
-        push(made, "not a name")
+        push_store(made, "not a name")
 
     def unknown(*_: object, **__: object) -> str:
         raise LocalTokenNotFoundError("no token")
 
     monkeypatch.setattr(hub, "create_repo", unknown)
     with pytest.raises(PermissionError, match="hf auth login"):
-        push(made, "me/pairs")
+        push_store(made, "me/pairs")
 
     class HTTPError(Exception):
         """As in httpx, whose errors are no OSErrors."""
@@ -105,14 +105,14 @@ def test_what_the_hub_refuses_is_told(
 
     monkeypatch.setattr(hub, "create_repo", away)
     with pytest.raises(ConnectionError, match=r"the Hub cannot be reached .*check the network"):
-        push(made, "me/pairs")
+        push_store(made, "me/pairs")
 
     def wrong(*_: object, **__: object) -> str:
         raise AttributeError("a mistake of ours")
 
     monkeypatch.setattr(hub, "create_repo", wrong)
     with pytest.raises(AttributeError):
-        push(made, "me/pairs")
+        push_store(made, "me/pairs")
 
 
 def test_the_card_tells_no_path_and_holds_no_markup(made: PairStore) -> None:

@@ -7,8 +7,8 @@ import fsspec
 import pytest
 import torch
 
-from nitrodistill.data import PairStore, PairStream, Prefetch
-from nitrodistill.data.push import push
+from nitrodistill.data import BatchStream, PairStore, Prefetch
+from nitrodistill.data.push import push_store
 from nitrodistill.data.remote import is_address
 
 
@@ -32,7 +32,7 @@ def test_a_store_elsewhere_gives_the_same_batches(
 ) -> None:
     there = PairStore.open(address, cache=tmp_path)
     assert arrows(tmp_path) == 0  # nothing is fetched before it is needed
-    here, far = PairStream(made, seed=1, batch_size=4), PairStream(there, seed=1, batch_size=4)
+    here, far = BatchStream(made, seed=1, batch_size=4), BatchStream(there, seed=1, batch_size=4)
     for i in range(4):
         one, two = here(i), far(i)
         assert torch.equal(one.x0, two.x0)
@@ -44,14 +44,12 @@ def test_a_store_elsewhere_gives_the_same_batches(
     assert arrows(tmp_path) == 5
     fsspec.filesystem("memory").rm("/pairs/shards", recursive=True)
     again = PairStore.open(address, cache=tmp_path)  # kept from before
-    assert torch.equal(
-        again.batch([7], torch.tensor([0])).x0, made.batch([7], torch.tensor([0])).x0
-    )
+    assert torch.equal(again.read([7]).x0, made.read([7]).x0)
 
 
 def test_a_window_needs_few_files_at_a_time(made: PairStore, address: str, tmp_path: Path) -> None:
     there = PairStore.open(address, cache=tmp_path, max_files=2)
-    stream = PairStream(there, seed=3, batch_size=1, window=1)
+    stream = BatchStream(there, seed=3, batch_size=1, window=1)
     rows = []
     for i in range(11):
         rows.append(stream.row(i))
@@ -69,8 +67,8 @@ def test_threads_do_not_take_files_from_each_other(
     made: PairStore, address: str, tmp_path: Path
 ) -> None:
     """Prompts and pairs are both fetched, and only one file is kept: every read evicts another's."""
-    stream = PairStream(PairStore.open(address, cache=tmp_path, max_files=1), seed=3, batch_size=3)
-    local = PairStream(made, seed=3, batch_size=3)
+    stream = BatchStream(PairStore.open(address, cache=tmp_path, max_files=1), seed=3, batch_size=3)
+    local = BatchStream(made, seed=3, batch_size=3)
     with Prefetch(stream, end=30, threads=4) as ahead:
         for n in range(30):
             assert torch.equal(ahead(n).x0, local(n).x0)
@@ -78,17 +76,17 @@ def test_threads_do_not_take_files_from_each_other(
 
 def test_windows_mix_within_and_over_epochs(made: PairStore) -> None:
     def order(window: int | None, epoch: int) -> list[int]:
-        stream = PairStream(made, seed=0, batch_size=1, window=window)
+        stream = BatchStream(made, seed=0, batch_size=1, window=window)
         return [stream.row(11 * epoch + n) for n in range(11)]
 
     assert sorted(order(2, 0)) == sorted(order(2, 1)) == list(range(11))
     assert order(2, 0) != order(2, 1)
     assert order(2, 0) == order(2, 0)
-    assert order(None, 0) == [PairStream(made, 0, 1).row(n) for n in range(11)]
+    assert order(None, 0) == [BatchStream(made, 0, 1).row(n) for n in range(11)]
     with pytest.raises(ValueError, match="window is 0"):
-        PairStream(made, 0, 1, window=0)
+        BatchStream(made, 0, 1, window=0)
     with pytest.raises(ValueError, match="its source a PairStore"):
-        PairStream([{"x0": torch.zeros(1), "noise": torch.zeros(1)}], 0, 1, window=1)
+        BatchStream([{"x0": torch.zeros(1), "noise": torch.zeros(1)}], 0, 1, window=1)
 
 
 def test_what_is_wrong_elsewhere_is_an_error(
@@ -100,13 +98,13 @@ def test_what_is_wrong_elsewhere_is_an_error(
     data[len(data) // 2] ^= 1
     memory.pipe("/pairs/shards/000000.arrow", bytes(data))
     with pytest.raises(ValueError, match=r"000000.arrow in 'memory://pairs' is not the file"):
-        store.batch([0], torch.tensor([0]))
+        store.read([0])
     memory.rm("/pairs/shards/000001.arrow")
     with pytest.raises(FileNotFoundError, match=r"000001.arrow is missing in 'memory://pairs'"):
-        store.batch([4], torch.tensor([0]))
+        store.read([4])
     assert arrows(tmp_path) == 0
     with pytest.raises(ValueError, match="cannot be pushed"):
-        push(store, "me/pairs")
+        push_store(store, "me/pairs")
     with pytest.raises(FileNotFoundError, match="no pair store at 'memory://nowhere'"):
         PairStore.open("memory://nowhere", cache=tmp_path)
     with pytest.raises(ValueError, match="'xyz://pairs' cannot be opened"):
@@ -124,7 +122,7 @@ def test_a_manifest_from_elsewhere_chooses_no_path(
     memory.pipe("/pairs/manifest.json", text.replace(digest, "../../../evil").encode())
     store = PairStore.open(address, cache=tmp_path / "cache")
     with pytest.raises(ValueError, match="must be 32 hexadecimal digits"):
-        store.batch([0], torch.tensor([0]))
+        store.read([0])
     assert [p.name for p in tmp_path.rglob("*.arrow")] == []
 
 

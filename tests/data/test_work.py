@@ -212,7 +212,7 @@ def test_finish_checks_what_others_made(
 ) -> None:
     theirs, mine = work(), work()
     assert theirs.run(progress=False)
-    latent = made.batch([5], torch.tensor([5]), dtype=None).x0[0].numpy().tobytes()
+    latent = made.read([5], dtype=None).x0[0].numpy().tobytes()
     flip(tmp_path / "p/shards/000001.arrow", latent)
     assert mine.run(
         rank=0, world_size=2, progress=False

@@ -83,7 +83,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Evaluation]:
             StepPlan.from_schedule(teacher.denoiser.schedule),
             PROMPTS,
             Extractor("oracle", oracle.features),
-            alignment=lambda images, prompts: oracle.alignment(images, prompts).by_attribute,
+            alignment=oracle.alignment,
             training_latents=training,
             config=CONFIG,
             cache=cache,

@@ -28,7 +28,7 @@ def test_streams_of_noise_are_apart() -> None:
         noise_draws(0, NOISE, rows, (2,)),
         noise_draws(0, OTHER_NOISE, rows, (2,)),
         noise_draws(1, NOISE, rows, (2,)),
-        Draws(0, 0, rows).normal("noise", (2,)),
+        Draws(0, 0, rows, purpose="pairs").normal("noise", (2,)),
     ]
     for i, a in enumerate(found):
         for b in found[:i]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nitrodistill.evaluation.networks import ClipScore, _Prepare, clip, dino, inception
 from nitrodistill.models.pipeline import without_broken_torchvision
-from nitrodistill.toy.text import MAX_TOKENS, make_tokenizer
+from tools.toy.text import MAX_TOKENS, make_tokenizer
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROMPTS = ["a red ring", "a large blue circle on a gray background"]

@@ -1,9 +1,7 @@
-"""Pictures: the right cell in the right place, and curves of what was logged."""
+"""Pictures: the right cell in the right place."""
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nitrodistill.evaluation import Pictures, draw_curves, draw_grid
+from nitrodistill.evaluation import Pictures, draw_grid
 
 COLOURS = {"teacher": (-1.0, 1.0, -1.0), "naive": (1.0, -1.0, -1.0), "student": (-1.0, -1.0, 1.0)}
 
@@ -45,52 +43,12 @@ def test_an_empty_grid_is_refused(tmp_path: Path) -> None:
         draw_grid(Pictures((), {}), tmp_path / "grid.png")
 
 
-def test_curves_show_every_logged_name(tmp_path: Path) -> None:
-    logs = [{"step": i, "loss": 1 / (i + 1)} for i in range(5)] + [{"step": 5.0, "fd": 3.0}]
-    path = draw_curves(logs, tmp_path / "curves.png")
-    assert np.asarray(Image.open(path).convert("L")).std() > 5
-    with pytest.raises(ValueError, match="nothing to plot"):
-        draw_curves([{"step": 1.0, "stage": 0}], tmp_path / "none.png")
-
-
-def test_stage_and_reasons_for_skipping_are_no_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from matplotlib.axes import Axes
-
-    titles = []
-    monkeypatch.setattr(Axes, "set_title", lambda self, title, **style: titles.append(title))
-    logs = [{"stage": 0, "step": 1, "loss": 2.0}, {"stage": 0, "step": 2, "skipped": "not finite"}]
-    draw_curves(logs, tmp_path / "curves.png")
-    assert titles == ["loss"]
-
-
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda path: draw_grid(pictures(32, ("a ring",)), path),
-        lambda path: draw_curves([{"step": 1.0, "loss": 2.0}], path),
-    ],
-)
-def test_a_picture_is_whole_or_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Path], Path]
-) -> None:
-    from matplotlib.figure import Figure
-
+def test_a_picture_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: object, target: Path, **options: object) -> None:
         Path(target).write_bytes(b"half a pict")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    monkeypatch.setattr(Figure, "savefig", fail)
     with pytest.raises(OSError, match="No space"):
-        draw(tmp_path / "picture.png")
+        draw_grid(pictures(32, ("a ring",)), tmp_path / "picture.png")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_matplotlib_the_way_out_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"nitrodistill\[plots\]"):
-        draw_curves([{"step": 1.0, "loss": 2.0}], tmp_path / "curves.png")

@@ -28,6 +28,9 @@ LOSSES: dict[str, Callable[..., nl.Loss]] = {
     "laplacian_kornia": lambda **k: nl.LaplacianPyramidLoss(
         3, convention="kornia", lowpass=False, **k
     ),
+    "weighted_sum": lambda **k: nl.WeightedSum(
+        {"l1": (1.0, nl.L1Loss()), "structure": (0.5, nl.LatentSSIMLoss(8.0, window_size=5))}, **k
+    ),
     "multi_scale": lambda **k: nl.MultiScaleLoss(nl.L1Loss(), (1.0, 0.5), **k),
 }
 

@@ -22,10 +22,10 @@ def relu(x):
 
 
 FORMULAS = {
-    nl.NonSaturatingLoss: (lambda r, f: softplus(-r) + softplus(f), lambda r, f: softplus(-f)),
-    nl.HingeLoss: (lambda r, f: relu(1 - r) + relu(1 + f), lambda r, f: -f),
-    nl.LeastSquaresLoss: (lambda r, f: ((r - 1) ** 2 + f**2) / 2, lambda r, f: (f - 1) ** 2 / 2),
-    nl.RelativisticLoss: (lambda r, f: softplus(f - r), lambda r, f: softplus(r - f)),
+    nl.NonSaturatingGANLoss: (lambda r, f: softplus(-r) + softplus(f), lambda r, f: softplus(-f)),
+    nl.HingeGANLoss: (lambda r, f: relu(1 - r) + relu(1 + f), lambda r, f: -f),
+    nl.LeastSquaresGANLoss: (lambda r, f: ((r - 1) ** 2 + f**2) / 2, lambda r, f: (f - 1) ** 2 / 2),
+    nl.RelativisticGANLoss: (lambda r, f: softplus(f - r), lambda r, f: softplus(r - f)),
 }
 
 
@@ -58,7 +58,7 @@ def test_gradients_pull_the_logits_apart(kind):
     real, fake = (t.clone().requires_grad_() for t in (REAL, FAKE))
     of_real, of_fake = torch.autograd.grad(kind().discriminator(real, fake).sum(), (real, fake))
     assert (of_real.sum(), of_fake.sum()) != (0, 0)
-    if kind is not nl.LeastSquaresLoss:
+    if kind is not nl.LeastSquaresGANLoss:
         assert (of_real <= 0).all()
         assert (of_fake >= 0).all()
         (of_fake,) = torch.autograd.grad(kind().generator(fake, REAL).sum(), fake)
@@ -84,9 +84,10 @@ def test_relativistic_generator_needs_real_logits(kind):
 
 
 def test_functions_are_the_methods():
-    torch.testing.assert_close(nf.hinge_generator(FAKE), nl.HingeLoss().generator(FAKE))
+    torch.testing.assert_close(nf.hinge_generator(FAKE), nl.HingeGANLoss().generator(FAKE))
     torch.testing.assert_close(
-        nf.relativistic_discriminator(REAL, FAKE), nl.RelativisticLoss().discriminator(REAL, FAKE)
+        nf.relativistic_discriminator(REAL, FAKE),
+        nl.RelativisticGANLoss().discriminator(REAL, FAKE),
     )
 
 

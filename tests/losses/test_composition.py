@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 
 from nitrodistill import losses as nl
-from nitrodistill.types import Terms
 
 
 def test_multi_scale_is_the_sum_over_pooled_images(make_pair):
@@ -32,22 +31,32 @@ def test_multi_scale_covers_odd_sizes_and_pools_masks(make_pair):
     torch.testing.assert_close(loss(x, y, mask=mask), corner)
 
 
-def test_weighted_sum_returns_terms(make_pair):
+def test_weighted_sum_is_the_sum_of_its_parts(make_pair):
     x, y = make_pair(2, 3, 16, 16)
     x.requires_grad_()
     parts = {"l1": nl.L1Loss(), "ssim": nl.SSIMLoss(1.0), "laplacian": nl.LaplacianPyramidLoss(3)}
     weights = {"l1": 1.0, "ssim": 0.5, "laplacian": 2.0}
     loss = nl.WeightedSum({name: (weights[name], part) for name, part in parts.items()})
     for options in ({}, {"weight": torch.tensor([0.0, 2.0]), "mask": torch.ones(2, 1, 16, 1)}):
-        terms = loss(x, y, **options)
-        assert isinstance(terms, Terms)
-        values = {name: part(x, y, **options) for name, part in parts.items()}
-        torch.testing.assert_close(terms.total, sum(weights[n] * v for n, v in values.items()))
-        for name, value in values.items():
-            assert not terms.parts[name].requires_grad
-            torch.testing.assert_close(terms.parts[name], value.detach())
-    terms.total.backward()
-    assert x.grad is not None
+        expected = sum(weights[name] * part(x, y, **options) for name, part in parts.items())
+        torch.testing.assert_close(loss(x, y, **options), expected)
+    values = loss.parts(x, y)
+    for name, part in parts.items():
+        torch.testing.assert_close(values[name], part.per_sample(x, y), rtol=0, atol=0)
+    torch.testing.assert_close(loss.weigh(values), loss.per_sample(x, y), rtol=0, atol=0)
+    (whole,) = torch.autograd.grad(loss(x, y), x)
+    (weighed,) = torch.autograd.grad(loss.weigh(values).mean(), x)
+    torch.testing.assert_close(weighed, whole)
+
+
+def test_a_sum_goes_wherever_a_loss_goes(make_pair):
+    x, y = make_pair(2, 3, 16, 16)
+    inner = nl.WeightedSum({"l1": (2.0, nl.L1Loss()), "l2": (0.5, nl.L2Loss())})
+    outer = nl.WeightedSum({"inner": (3.0, inner)}, reduction="none")
+    torch.testing.assert_close(outer(x, y), 3 * inner.per_sample(x, y))
+    scales = nl.MultiScaleLoss(inner, (1.0, 1.0))
+    separate = [nl.MultiScaleLoss(part, (1.0, 1.0))(x, y) for part in (nl.L1Loss(), nl.L2Loss())]
+    torch.testing.assert_close(scales(x, y), 2 * separate[0] + 0.5 * separate[1])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +65,8 @@ def test_weighted_sum_returns_terms(make_pair):
         (lambda: nl.WeightedSum({}), "got no losses"),
         (lambda: nl.WeightedSum({"a": (-1.0, nl.L1Loss())}), "the weight of 'a' is -1.0"),
         (lambda: nl.WeightedSum({"a": (1.0, nl.L1Loss(reduction="none"))}), "reduction 'none'"),
+        (lambda: nl.WeightedSum({"a": (1.0, nl.L1Loss(reduction="sum"))}), "would not be used"),
+        (lambda: nl.MultiScaleLoss(nl.L1Loss(reduction="sum")), "would not be used"),
         (lambda: nl.MultiScaleLoss(nl.L1Loss(), ()), "weights is empty"),
         (
             lambda: nl.MultiScaleLoss(nl.L1Loss(), (1.0,) * 4)(*torch.rand(2, 1, 1, 7, 9)),

@@ -227,7 +227,7 @@ def test_bad_input(alex, make_pair):
         with pytest.raises(error, match=sentence):
             loss(*bad)
     for make, sentence in (
-        (lambda: nl.LPIPSLoss("vgg19"), "net is 'vgg19'"),
+        (lambda: nl.LPIPSLoss("vgg19"), "network is 'vgg19'"),
         (lambda: nl.LPIPSLoss(Tiny(), weights={}), "load them into it"),
         (lambda: nl.LPIPSLoss(Tiny(), value_range=(1.0, 1.0)), "low < high"),
         (lambda: nl.LPIPSLoss(Tiny(), chunk_size=0), "chunk_size is 0"),

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
-from nitrodistill.losses import NonSaturatingLoss, RelativisticLoss
+from nitrodistill.losses import NonSaturatingGANLoss, RelativisticGANLoss
 from nitrodistill.method import DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.prediction import to_x0
@@ -192,10 +192,10 @@ def test_a_relativistic_generator_sees_the_real_side(tiny_denoiser):
     plan = StepPlan.from_schedule(tiny_denoiser.schedule)
     discriminator = LatentDiscriminator(tiny_denoiser, TAPS, width=8)
     values = {}
-    for loss in (NonSaturatingLoss(), RelativisticLoss()):
+    for loss in (NonSaturatingGANLoss(), RelativisticGANLoss()):
         method = LADD(tiny_denoiser.copy(), discriminator, plan, adversarial=loss)
         values[type(loss)] = run(method, make_batch(0, 3))["student"][0]
-    assert values[NonSaturatingLoss] != values[RelativisticLoss]
+    assert values[NonSaturatingGANLoss] != values[RelativisticGANLoss]
 
 
 def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nitrodistill.toy.manifest import WEIGHTS, digest, verify, write_manifest
+from nitrodistill.toy.manifest import WEIGHTS, digest, verify
+from tools.toy.train import write_manifest
 
 
 def folder(root: Path) -> Path:

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
 from nitrodistill.toy.oracle import Oracle, load_oracle
-from nitrodistill.toy.train_vae import random_scenes
+from tools.toy.loop import seeded
+from tools.toy.train_vae import random_scenes
 
 
 def test_shipped_oracle_reads_fresh_renders():
@@ -28,9 +28,9 @@ def test_alignment_sees_each_attribute():
             "a small red circle on a white background",
         ],
     )
-    assert found.joint.tolist() == [True, False, False, False, False]
-    for i, name in enumerate(scenes.ATTRIBUTE_NAMES):
-        assert found.by_attribute[name].tolist() == [j != i + 1 for j in range(5)]
+    assert list(found) == ["size", "colour", "shape", "background"]
+    for i, right in enumerate(found.values()):
+        assert right.tolist() == [j != i + 1 for j in range(5)]
 
 
 def test_features_feed_the_heads():

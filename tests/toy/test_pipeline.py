@@ -7,11 +7,11 @@ import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.loop import seeded
-from nitrodistill.toy.measure import decode, joint_alignment, psnr, random_captions, sample
 from nitrodistill.toy.oracle import load_oracle
 from nitrodistill.toy.pipeline import load_pipeline, save_pipeline
-from nitrodistill.toy.train_vae import encode
+from tools.toy.loop import seeded
+from tools.toy.measure import decode, draw_images, joint_alignment, psnr, random_captions
+from tools.toy.train_vae import encode
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def pipeline() -> StableDiffusionPipeline:
 
 def test_teacher_draws_what_its_prompts_say(pipeline: StableDiffusionPipeline):
     prompts = random_captions(64, seeded("prompts"))
-    images = sample(pipeline, prompts, seeded("noise"))
+    images = draw_images(pipeline, prompts, seeded("noise"))
     assert joint_alignment(load_oracle(), images, prompts)["joint"] >= 0.9
 
 

@@ -50,16 +50,15 @@ def cluster(tmp_path):
             "while [[ $1 == --* ]]; do shift; done\n"
             'SLURM_PROCID=1 SLURM_LOCALID=1 SLURM_NTASKS=2 exec "$@"'
         ),
-        "nitrodistill": f'exec {sys.executable} nitrodistill/cli/main.py "$@"',
+        "nitrodistill": f'exec {sys.executable} -m nitrodistill "$@"',
     }
     (tmp_path / "bin").mkdir()
     for name, text in scripts.items():
         (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
         (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "nitrodistill" / "cli").mkdir(parents=True)
+    (tmp_path / "nitrodistill").mkdir()
     (tmp_path / "nitrodistill" / "__init__.py").touch()  # before the real one
-    (tmp_path / "nitrodistill" / "cli" / "__init__.py").touch()
-    (tmp_path / "nitrodistill" / "cli" / "main.py").write_text(TRAIN)
+    (tmp_path / "nitrodistill" / "__main__.py").write_text(TRAIN)
     (tmp_path / "examples").symlink_to(SBATCH.parent)
     return tmp_path
 
@@ -131,7 +130,7 @@ def test_two_real_processes_under_torchrun_save_and_go_on(tmp_path):
     stage = {"method": {}, "trainer": {"steps": 400, "batch_size": 2, "optimizers": roles}}
     data = {"teacher": "toy", "pairs": str(tmp_path / "pairs"), "output": str(tmp_path / "run")}
     save_recipe(parse_recipe({**data, "stages": [stage]}), tmp_path / "recipe.yaml")
-    train = ["-m", "nitrodistill.cli.main", "train", "--config", str(tmp_path / "recipe.yaml")]
+    train = ["-m", "nitrodistill", "train", "--config", str(tmp_path / "recipe.yaml")]
     command = ["bash", str(SBATCH.parent / "torchrun.sh"), "--standalone", "--nproc_per_node", "2"]
     names = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 

@@ -1,0 +1,152 @@
+"""How a student is measured beside its teacher: with the oracle on the toy, else with networks at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from nitrodistill.evaluation import (
+    EvaluateConfig,
+    Evaluation,
+    Extractor,
+    ImageFolder,
+    TextureFeatures,
+    evaluate,
+)
+from nitrodistill.method import Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.sampling import StepPlan
+from nitrodistill.teachers import EMBEDDED
+from nitrodistill.types import Denoiser
+
+__all__ = ["MetricNetworks", "measure_student"]
+
+
+@dataclass(frozen=True)
+class MetricNetworks:
+    """Real pictures and networks that metrics need, from this machine; nothing is downloaded.
+
+    Attributes:
+        real: folder of real pictures, brought to the teacher's size; null takes none (the embedded
+            teacher's are drawn).
+        inception: file of torch-fidelity's Inception weights, or auto for torch's hub cache: FID and KID.
+        clip: folder of a saved CLIP, or its name in the cache: Frechet distance, CMMD and CLIP score.
+        dino: folder of a saved DINOv2, or its name in the cache: Frechet distance and KID.
+        lpips: trunk of the paired perceptual distance; its weights are in torch's hub cache.
+    """
+
+    real: str | None = None
+    inception: str | None = None
+    clip: str | None = None
+    dino: str | None = None
+    lpips: Literal["vgg", "alex", "squeeze"] | None = None
+
+    def extractors(self, device: torch.device) -> list[Extractor]:
+        """The networks' features.
+
+        Raises:
+            FileNotFoundError: if weights are not on this machine.
+        """
+        from nitrodistill.evaluation.networks import clip, dino, inception
+
+        found = []
+        if self.inception is not None:
+            file = None if self.inception == "auto" else self.inception
+            found.append(inception(file, device))
+        if self.clip is not None:
+            found.append(clip(self.clip, device))
+        if self.dino is not None:
+            found.append(dino(self.dino, device))
+        return found
+
+    def settings(self, teacher: Pipeline) -> dict[str, Any]:
+        """Arguments of `evaluate`: real pictures, text score, perceptual distance."""
+        found: dict[str, Any] = {}
+        if self.real is not None:
+            found["real_images"] = ImageFolder(self.real, min(teacher.resolution))
+        if self.clip is not None:
+            from nitrodistill.evaluation.networks import ClipScore
+
+            found["text_score"] = ClipScore(self.clip, teacher.device)
+        if self.lpips is not None:
+            from nitrodistill.losses.lpips import LPIPSLoss
+
+            found["perceptual"] = LPIPSLoss(self.lpips, reduction="none").to(teacher.device)
+        return found
+
+
+def measure_student(
+    teacher_name: str,
+    teacher: Pipeline,
+    student: Denoiser,
+    plan: StepPlan,
+    prompts: Sequence[str],
+    config: EvaluateConfig,
+    *,
+    networks: MetricNetworks | None = None,
+    training_latents: Tensor | None = None,
+    cache: str | Path | None = None,
+    keep_student: bool = True,
+    progress: bool = True,
+) -> Evaluation:
+    """Measures a student. On the toy: the oracle's features, its alignment, and freshly drawn scenes as
+    real pictures; on another teacher the networks' features, or texture features without any.
+
+    Args:
+        teacher_name: one of `EMBEDDED` for an embedded one.
+        teacher: its pipeline.
+        student: the student's denoiser.
+        plan: how it samples.
+        prompts: what may be drawn.
+        config: how much is drawn.
+        networks: real pictures and networks; by default none.
+        training_latents: x0 of the pairs that the student was trained on, for memorisation.
+        cache: folder for latents and for what was measured of real pictures.
+        keep_student: keep the student's latents there too.
+        progress: show a bar.
+    """
+    networks = networks or MetricNetworks()
+    extractors = networks.extractors(teacher.device)
+    settings = networks.settings(teacher)
+    if teacher_name in EMBEDDED:
+        oracle, more = _toy(config.seed)
+        extractors, settings = [oracle, *extractors], {**more, **settings}
+    return evaluate(
+        teacher,
+        student,
+        plan,
+        prompts,
+        extractors or [Extractor("texture", TextureFeatures(), fingerprint="texture 1")],
+        training_latents=training_latents,
+        config=config,
+        cache=cache,
+        keep_student=keep_student,
+        progress=progress,
+        **settings,
+    )
+
+
+def _toy(seed: int) -> tuple[Extractor, dict[str, Any]]:
+    from nitrodistill import toy
+
+    oracle = toy.load_oracle()
+
+    def aligned(images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
+        return oracle.alignment(images.cpu(), texts)
+
+    def real(texts: Sequence[str], index: Tensor) -> Tensor:
+        uniforms = Draws(seed, 0, index, purpose="evaluation").uniform(
+            "scene", (toy.scenes.NUM_UNIFORMS,)
+        )
+        return toy.scenes.draw(toy.scenes.attribute_indices(texts), uniforms)
+
+    features = Extractor(
+        "oracle", lambda images: oracle.features(images.cpu()), fingerprint=fingerprint(oracle)
+    )
+    return features, {"alignment": aligned, "real_images": real}

@@ -1,0 +1,186 @@
+"""Losses by name and weight, as recipes say them.
+
+    {smooth_l1: 1.0, latent_ssim: {weight: 0.2, data_range: 8}, lpips: {weight: 1, network: vgg, decode: true}}
+
+A number is a weight; a mapping holds `weight` (1 where it is left out), `decode: true` for a loss on the
+pictures that the latents decode to, and the arguments of the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from nitrodistill.losses.adversarial import (
+    AdversarialLoss,
+    HingeGANLoss,
+    LeastSquaresGANLoss,
+    NonSaturatingGANLoss,
+    RelativisticGANLoss,
+)
+from nitrodistill.losses.base import Loss
+from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
+from nitrodistill.losses.decoded import DecodedLoss
+from nitrodistill.losses.laplacian import LaplacianPyramidLoss
+from nitrodistill.losses.lpips import LPIPSLoss
+from nitrodistill.losses.ms_ssim import MSSSIMLoss
+from nitrodistill.losses.reconstruction import (
+    CharbonnierLoss,
+    HuberLoss,
+    L1Loss,
+    L2Loss,
+    PseudoHuberLoss,
+    SmoothL1Loss,
+)
+from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
+from nitrodistill.named import build, check_settings, one_name, pick_class, snake_case
+
+__all__ = ["LossSpec", "check_losses", "named_adversarial", "named_loss"]
+
+LossSpec = str | Mapping[str, Any]
+"""A loss's name, or name -> weight or settings."""
+
+_LOSSES: tuple[type[Loss], ...] = (
+    L1Loss,
+    L2Loss,
+    SmoothL1Loss,
+    HuberLoss,
+    PseudoHuberLoss,
+    CharbonnierLoss,
+    SSIMLoss,
+    LatentSSIMLoss,
+    MSSSIMLoss,
+    LaplacianPyramidLoss,
+    LPIPSLoss,
+    MultiScaleLoss,
+)
+_ADVERSARIAL: tuple[type[AdversarialLoss], ...] = (
+    NonSaturatingGANLoss,
+    HingeGANLoss,
+    LeastSquaresGANLoss,
+    RelativisticGANLoss,
+)
+
+
+def named_loss(
+    spec: LossSpec, *, decode: Callable[[Tensor], Tensor] | None = None, chunk: int | None = 1
+) -> WeightedSum:
+    """The losses that a recipe names.
+
+    Example:
+        >>> loss = named_loss({"smooth_l1": 1.0, "latent_ssim": {"weight": 0.2, "data_range": 8}})
+        >>> loss.weights
+        {'smooth_l1': 1.0, 'latent_ssim': 0.2}
+
+    Args:
+        spec: `smooth_l1`, or name -> weight, or name -> {weight, decode, arguments of the loss}; a name is
+            a class of this package in snake case without "Loss", or `package.module:Class`.
+        decode: latents -> pictures, for the losses with `decode: true`.
+        chunk: see `DecodedLoss`.
+
+    Raises:
+        ValueError: for what `check_losses` refuses, a value out of its range, or `decode: true` without
+            `decode`.
+        FileNotFoundError: if the weights of a network are not on this machine.
+    """
+    return _parse(spec).build(decode, chunk)
+
+
+def check_losses(spec: LossSpec) -> None:
+    """Checks what `named_loss` gets; no network is built and no weights are read.
+
+    Raises:
+        ValueError: for an unknown name or argument (shows the nearest), a wrong type, a negative weight, or
+            a value out of its range (the last not of networks and of classes from outside).
+    """
+    _parse(spec).check()
+
+
+def named_adversarial(spec: LossSpec) -> AdversarialLoss:
+    """The adversarial loss that a recipe names: `hinge`, `non_saturating`, `package.module:Class`, ...
+
+    Args:
+        spec: a name, or one name with its settings.
+
+    Raises:
+        ValueError: for an unknown name or setting (shows the nearest), or a wrong value.
+    """
+    name, settings = one_name(spec, "adversarial loss")
+    what = "adversarial loss"
+    kind = pick_class(name, _ADVERSARIAL, AdversarialLoss, what, "GANLoss")
+    return build(kind, check_settings(kind, settings, name), name)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One loss of a recipe, read but not built: an argument that is a loss is a `_Sum`."""
+
+    kind: type[Loss]
+    weight: float
+    decode: bool
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """What a recipe says of all losses."""
+
+    parts: dict[str, _Part]
+
+    def build(self, decode: Callable[[Tensor], Tensor] | None, chunk: int | None) -> WeightedSum:
+        losses: dict[str, tuple[float, Loss]] = {}
+        for name, part in self.parts.items():
+            arguments = {
+                key: value.build(decode, chunk) if isinstance(value, _Sum) else value
+                for key, value in part.arguments.items()
+            }
+            loss = build(part.kind, arguments, name)
+            if part.decode:
+                if decode is None:
+                    raise ValueError(f"{name} has decode: true, but nothing here decodes latents.")
+                loss = DecodedLoss(loss, decode, chunk)
+            losses[name] = (part.weight, loss)
+        return WeightedSum(losses)
+
+    def check(self) -> None:
+        for name, part in self.parts.items():
+            inner = {key: v for key, v in part.arguments.items() if isinstance(v, _Sum)}
+            for value in inner.values():
+                value.check()
+            if part.kind in _LOSSES and part.kind is not LPIPSLoss:
+                build(part.kind, part.arguments | dict.fromkeys(inner, L1Loss()), name)
+
+
+def _parse(spec: LossSpec) -> _Sum:
+    """A class from outside goes by its own name, in snake case."""
+    if isinstance(spec, str):
+        spec = {spec: 1.0}
+    if not isinstance(spec, Mapping) or not spec:
+        raise ValueError(
+            f"the losses are {spec!r}; give a name, or names with their weights: "
+            "{smooth_l1: 1.0, latent_ssim: {weight: 0.2, data_range: 8}}."
+        )
+    parts: dict[str, _Part] = {}
+    for key, value in spec.items():
+        kind = pick_class(key, _LOSSES, Loss, "loss", "Loss")
+        name = snake_case(kind, "Loss")
+        if name in parts:
+            raise ValueError(f"there are two losses {name!r}; a sum needs a name for each.")
+        parts[name] = _part(name, kind, value)
+    return _Sum(parts)
+
+
+def _part(name: str, kind: type[Loss], value: Any) -> _Part:
+    settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
+    weight, decode = settings.pop("weight", 1.0), settings.pop("decode", False)
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not 0 <= weight < math.inf:
+        raise ValueError(f"the weight of {name} is {weight!r}; it must be a finite number >= 0.")
+    if not isinstance(decode, bool):
+        raise ValueError(f"decode of {name} is {decode!r}; it must be true or false.")
+    arguments = check_settings(kind, settings, name, nested={Loss: _parse}, without=("reduction",))
+    return _Part(kind, float(weight), decode, arguments)

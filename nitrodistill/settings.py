@@ -1,0 +1,255 @@
+"""Settings: frozen dataclasses from plain mappings, lists and numbers (YAML), and back.
+
+Unknown names are errors that show the nearest one; a value of a wrong type is an error that says where it stands,
+what it is and what it must be. YAML is read without surprises: no name twice, no aliases that expand without end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+__all__ = ["build", "differences", "nearest", "parse_yaml", "read_yaml", "shown", "to_plain"]
+
+_T = TypeVar("_T")
+
+_MOST_NODES = 100_000
+"""Of a YAML file, its aliases written out."""
+
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    type(None): "null",
+}
+
+
+def build(kind: type[_T], data: object, where: str = "") -> _T:
+    """Makes a dataclass of what a YAML file holds.
+
+    Args:
+        kind: the dataclass. Its fields may be numbers, text, true or false, `Literal`, `Any`, dataclasses, unions,
+            and lists, tuples and dicts of those.
+        data: names and values.
+        where: dotted path so far, for the message.
+
+    Raises:
+        ValueError: if a name is unknown or missing, or a value is of a wrong type or refused by its dataclass.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where or 'this'} is {shown(data)}; it must hold names and values.")
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
+    values = {}
+    for key, value in data.items():
+        path = _joined(where, key)
+        if key not in known:
+            raise ValueError(f"unknown key {shown(path)}; {nearest(str(key), known)}")
+        values[key] = _value(hints[key], value, path)
+    missing = [
+        name
+        for name, field in known.items()
+        if name not in values and field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing:
+        raise ValueError(f"{_joined(where, missing[0])} is missing; give it a value.")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _value(hint: Any, value: object, where: str) -> Any:
+    """A value as its field wants it."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _one_of(inner, value, where)
+    if isinstance(hint, type) and is_dataclass(hint):
+        return value if isinstance(value, hint) else build(hint, value, where)
+    if origin is Literal and value in inner and type(value) in map(type, inner):
+        return value
+    if origin is dict and isinstance(value, Mapping):
+        return {_key(k, where): _value(inner[1], v, _joined(where, k)) for k, v in value.items()}
+    if origin in (list, tuple) and isinstance(value, (list, tuple)):
+        each = inner[:1] * len(value) if origin is list or inner[-1] is ... else inner
+        if len(each) == len(value):
+            places = enumerate(zip(each, value, strict=True))
+            made = [_value(one, part, _joined(where, i)) for i, (one, part) in places]
+            return made if origin is list else tuple(made)
+    if hint in (int, str, bool, type(None)) and type(value) is hint:
+        return value
+    if hint is float and (number := _number(value)) is not None:
+        return number
+    hint_quoted = " (YAML reads yes, no, on and off as true and false: quote it)"
+    quoted = hint_quoted if isinstance(value, bool) and hint is str else ""
+    raise ValueError(f"{where} is {shown(value)}; it must be {_wanted(hint)}{quoted}.")
+
+
+def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
+    """A value of a union: the member that it already is, else the first that takes it."""
+    if value is None and type(None) in hints:
+        return None
+    others = [hint for hint in hints if hint is not type(None)]
+    for hint in others:
+        if hint in (int, float, str, bool) and type(value) is hint:
+            return value
+    if len(others) == 1 and not _is_plain(others[0]):
+        return _value(others[0], value, where)  # its message says more
+    for hint in others:
+        try:
+            return _value(hint, value, where)
+        except ValueError:
+            continue
+    wanted = " or ".join(
+        _wanted(hint) for hint in (*others, *(h for h in hints if h is type(None)))
+    )
+    raise ValueError(f"{where} is {shown(value)}; it must be {wanted}.")
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in _WORDS or get_origin(hint) is Literal
+
+
+def _number(value: object) -> float | None:
+    """A float, also of 1e-4, which YAML 1.1 takes for text."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, str) and any(c.isdigit() for c in value):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _key(key: object, where: str) -> str:
+    if not isinstance(key, str):
+        raise ValueError(f"{where} has the name {shown(key)}; names are text.")
+    return key
+
+
+def _wanted(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint in _WORDS:
+        return _WORDS[hint]
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is dict or (isinstance(hint, type) and is_dataclass(hint)):
+        return "names and values"
+    if origin in (Union, types.UnionType):
+        return " or ".join(_wanted(one) for one in inner)
+    if origin is list or (origin is tuple and inner[-1] is ...):
+        return f"a list, each {_wanted(inner[0])}"
+    return f"a list of {len(inner)}: {', '.join(_wanted(one) for one in inner)}"
+
+
+def _joined(where: str, name: object) -> str:
+    return f"{where}.{name}" if where else f"{name}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "did you mean 'x'?", or the names that there are."""
+    names = [str(one) for one in known]
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
+
+
+def shown(value: object) -> str:
+    """A value in a message: at most 60 characters, nothing that a terminal would act on."""
+    text = repr(value) if not isinstance(value, (list, tuple, dict)) else _start(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _start(value: object, depth: int = 3) -> str:
+    """The beginning of a nested value, without writing all of it."""
+    if isinstance(value, Mapping) and depth:
+        parts = [f"{k!r:.30}: {_start(v, depth - 1)}" for k, v in list(value.items())[:4]]
+        return "{" + ", ".join(parts) + "}"
+    if isinstance(value, (list, tuple)) and depth:
+        return "[" + ", ".join(_start(v, depth - 1) for v in value[:4]) + "]"
+    return "..." if isinstance(value, (list, tuple, dict)) else f"{value!r:.60}"
+
+
+def to_plain(value: object) -> Any:
+    """Dataclasses -> dicts and tuples -> lists, down to the leaves: what JSON and YAML can hold."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_plain(inner) for inner in value]
+    return value
+
+
+def differences(before: object, now: object, where: str = "") -> list[str]:
+    """What differs between two plain values, a phrase each: "stages.0.trainer.seed was 1, now 2"."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        parts = [
+            (_joined(where, k), before.get(k), now.get(k)) for k in dict.fromkeys([*before, *now])
+        ]
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        parts = [(_joined(where, i), *two) for i, two in enumerate(zip(before, now, strict=True))]
+    else:
+        return [] if before == now else [f"{where} was {shown(before)}, now {shown(now)}"]
+    return [line for name, one, other in parts for line in differences(one, other, name)]
+
+
+def read_yaml(path: str | Path) -> object:
+    """What a YAML file holds.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is not YAML, names something twice, or its aliases expand to too much.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"no recipe at {str(path)!r}; give a YAML file.")
+    try:
+        return parse_yaml(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"this is not YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> object:
+    """What YAML text holds; see `read_yaml`."""
+    import yaml
+
+    try:
+        node = yaml.compose(text, yaml.SafeLoader)
+        if node is not None:
+            _check_node(node, {}, set())
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"this is not YAML: {' '.join(str(error).split())[:200]}") from error
+
+
+def _check_node(node: Any, sizes: dict[int, int], above: set[int]) -> int:
+    """How many nodes there are below, aliases written out; repeated names and endless aliases are refused."""
+    if id(node) in above:
+        raise ValueError("an alias (*) stands inside of what it names; write it out.")
+    if id(node) in sizes:
+        return sizes[id(node)]
+    parts = node.value if isinstance(node.value, list) else []
+    if parts and isinstance(parts[0], tuple):
+        names = [key.value for key, _ in parts if isinstance(key.value, str)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            line = node.start_mark.line + 1
+            raise ValueError(
+                f"{shown(twice)} stands twice in the names from line {line} on; keep one."
+            )
+        parts = [part for pair in parts for part in pair]
+    above.add(id(node))
+    size = 1 + sum(_check_node(part, sizes, above) for part in parts)
+    above.discard(id(node))
+    if size > _MOST_NODES:
+        raise ValueError(f"it holds more than {_MOST_NODES} values, its aliases (*) written out.")
+    sizes[id(node)] = size
+    return size

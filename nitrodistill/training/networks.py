@@ -1,0 +1,218 @@
+"""The networks of a stage: the cast that its method is built from, and where each of them is placed.
+
+teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
+           process holds a part, which then stands in the pipeline too, so that no device holds the whole
+student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
+others     what the method asks its cast for: as the student
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from nitrodistill.method import Cast, DistillationMethod
+from nitrodistill.methods import find_method
+from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.lora import add_lora, base_copy
+from nitrodistill.models.wrappers import role_in
+from nitrodistill.training.checkpoint import newest_checkpoint
+from nitrodistill.training.parallel import prepare_frozen
+from nitrodistill.training.recipe import Stage
+from nitrodistill.training.record import free_name, load_denoiser, load_weights
+from nitrodistill.training.roles import checkpoint_gradients
+from nitrodistill.types import Condition, Denoiser
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = ["STUDENT", "TEACHER", "StageNetworks", "check_cast", "place_frozen", "stage_cast"]
+
+STUDENT, TEACHER = "student", "teacher"
+
+
+class StageNetworks:
+    """The networks of a run's stages, one stage at a time.
+
+    Args:
+        pipeline: whose network is the recipe's teacher.
+        accelerator: whose device and processes.
+        output: folder of the run, where students of earlier stages are.
+
+    Attributes:
+        own: the pipeline's own network, whole; students are copies of it.
+    """
+
+    def __init__(self, pipeline: Pipeline, accelerator: Accelerator, output: Path) -> None:
+        self.own: DiffusersDenoiser = pipeline.denoiser
+        self._pipeline = pipeline
+        self._accelerator = accelerator
+        self._output = output
+
+    def build(self, number: int, stage: Stage) -> tuple[DistillationMethod, Cast]:
+        """The stage's method on its networks, placed; and what it took of them.
+
+        Raises:
+            ValueError: if its settings do not fit the networks, or it leaves one of them out.
+        """
+        self.restore()
+        self._place_pipeline(stage)
+        cast = self._cast(number, stage)
+        method = find_method(stage.method).build(stage.settings, cast)
+        check_cast(method, cast)
+        place_frozen(method, self._accelerator, stage)
+        if stage.trainer.parallel == "fsdp":
+            self._put(self._shared_out(cast, stage))
+        return method, cast
+
+    def restore(self) -> None:
+        """Gives the pipeline its own network again."""
+        if self._pipeline.denoiser is not self.own:
+            self._put(self.own)
+
+    def _cast(self, number: int, stage: Stage) -> Cast:
+        """Float32 students, and a teacher of its own where that one is cast, or shared out by the processes."""
+        before = newest_checkpoint(self._output, number - 1) if number else None
+        bf16 = stage.trainer.mixed_precision == "bf16"
+        copied = bf16 or stage.trainer.parallel == "fsdp"
+        whole = self.own
+        if stage.teacher == "previous" and stage.lora is None:
+            assert before is not None, "the stage before has ended, and so written a checkpoint"
+            whole = load_denoiser(before, whole)
+
+        def teacher() -> DiffusersDenoiser:
+            made = base_copy(whole) if copied else whole
+            if bf16:
+                _cast_base(made.network, torch.bfloat16)
+            if stage.teacher == "previous" and stage.lora is not None:
+                assert before is not None
+                made = load_denoiser(before, made)
+            return made
+
+        def start(student: DiffusersDenoiser) -> None:
+            assert before is not None
+            load_weights(student, before, STUDENT, average=True)
+
+        return stage_cast(
+            stage,
+            teacher,
+            whole,
+            self._pipeline.null_condition(),
+            self._pipeline.decode,
+            start if stage.student == "previous" else None,
+        )
+
+    def _place_pipeline(self, stage: Stage) -> None:
+        diffusers, device = self._pipeline.diffusers, self._accelerator.device
+        if stage.trainer.parallel == "ddp":
+            diffusers.to(device)
+            return
+        for name, part in diffusers.components.items():
+            if isinstance(part, nn.Module) and name != self._pipeline.adapter.network:
+                part.to(device)
+
+    def _shared_out(self, cast: Cast, stage: Stage) -> DiffusersDenoiser:
+        """The recipe's teacher as previews and evaluations run it: the method's, if that is it, else a copy."""
+        teacher = cast.taken.get(TEACHER)
+        is_recipes = stage.teacher == "recipe" and stage.trainer.mixed_precision == "no"
+        if is_recipes and isinstance(teacher, DiffusersDenoiser):
+            return teacher
+        copied = base_copy(self.own)
+        prepare_frozen(frozen(copied.module), self._accelerator, "fsdp")
+        return copied
+
+    def _put(self, denoiser: DiffusersDenoiser) -> None:
+        self._pipeline.denoiser = denoiser
+        setattr(self._pipeline.diffusers, self._pipeline.adapter.network, denoiser.module)
+
+
+def stage_cast(
+    stage: Stage,
+    teacher: Callable[[], DiffusersDenoiser],
+    whole: DiffusersDenoiser,
+    empty: Condition | None,
+    decode: Callable[[torch.Tensor], torch.Tensor] | None,
+    start: Callable[[DiffusersDenoiser], None] | None = None,
+) -> Cast:
+    """The cast of a stage.
+
+    Args:
+        stage: whose `lora` decides.
+        teacher: makes the teacher.
+        whole: the float32 network that copies are made of.
+        empty: see `Cast`.
+        decode: see `Cast`.
+        start: puts the weights into the student that it starts with; None leaves the teacher's.
+    """
+    made: list[DiffusersDenoiser] = []
+
+    def taught() -> DiffusersDenoiser:
+        if not made:
+            made.append(teacher())
+            frozen(made[0].module)
+        return made[0]
+
+    def make(name: str) -> Denoiser:
+        if name == TEACHER:
+            return taught()
+        if stage.lora is not None:
+            network = add_lora(taught(), free_name(taught(), name), stage.lora)
+            if role_in(taught().module) is not None:  # the student of a stage before
+                network.module.load_state_dict(taught().module.state_dict())
+        else:
+            network = base_copy(whole)
+            network.module.float().requires_grad_(True)
+        if name == STUDENT and start is not None:
+            start(network)
+        return network
+
+    return Cast(make, empty, decode)
+
+
+def check_cast(method: DistillationMethod, cast: Cast) -> None:
+    """Checks that a method trains or freezes all that it took, and says how its student samples.
+
+    Raises:
+        ValueError: naming what it left out.
+    """
+    kind = type(method).__name__
+    named = [role.module for role in method.trainable().values()]
+    named += [entry.module for entry in method.frozen().values()]
+    for name, denoiser in cast.taken.items():
+        if not any(denoiser.module is module for module in named):
+            raise ValueError(
+                f"{kind} took {name!r} from its cast, but neither trains nor freezes it; name its module in "
+                "trainable() or in frozen()."
+            )
+    both = method.trainable().keys() & method.frozen().keys()
+    if both:
+        raise ValueError(f"{kind} names {min(both)!r} in trainable() and in frozen(); choose one.")
+    if not hasattr(method, "plan"):
+        raise ValueError(f"{kind} has no plan; a StepPlan says how its student samples.")
+
+
+def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: Stage) -> None:
+    """Places what a method uses and does not train: device, precision, share; all in place."""
+    trainer = stage.trainer
+    for entry in method.frozen().values():
+        if entry.as_it_is:
+            frozen(entry.module).to(accelerator.device)
+            continue
+        frozen(entry.module)
+        if trainer.mixed_precision == "bf16" and not entry.follows:
+            _cast_base(entry.module, torch.bfloat16)
+        if trainer.gradient_checkpointing:  # the student's gradient goes through the frozen ones
+            checkpoint_gradients(entry.module)
+        prepare_frozen(entry.module, accelerator, trainer.parallel, entry.taps)
+
+
+def _cast_base(module: nn.Module, dtype: torch.dtype) -> None:
+    """Casts a network's weights, but for those of LoRA roles on it."""
+    for name, value in (*module.named_parameters(), *module.named_buffers()):
+        if value.is_floating_point() and ".lora_" not in name:
+            value.data = value.data.to(dtype)

@@ -1,0 +1,163 @@
+"""What a checkpoint says of its networks, so that a student is loaded without its method.
+
+    "student": {"plan": {"transition": "ode", "steps": [...]}, "prediction_type": "v_prediction"}
+    "networks": {"student": {"class": "UNet2DConditionModel", "config": {...}, "lora": null}, ...}
+
+Scales are float64 and timesteps whole or real numbers; JSON keeps both exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy
+from nitrodistill.models.wrappers import ROLES, role_in, unwrapped
+from nitrodistill.sampling import Step, StepPlan
+from nitrodistill.settings import build, to_plain
+from nitrodistill.training.checkpoint import Checkpoint
+from nitrodistill.types import Denoiser, Scales
+
+__all__ = ["load_denoiser", "network_record", "plan_of", "student_record"]
+
+
+def student_record(denoiser: Denoiser, plan: StepPlan) -> dict[str, object]:
+    """How a student samples."""
+    steps = [
+        {"t": step.t.item(), "input": _numbers(step.input), "output": _numbers(step.output)}
+        for step in plan.steps
+    ]
+    return {
+        "plan": {"transition": plan.transition, "steps": steps},
+        "prediction_type": denoiser.prediction_type,
+    }
+
+
+def network_record(module: nn.Module, lora: LoRAConfig | None) -> dict[str, object] | None:
+    """Class, config and LoRA of a diffusers network, prepared or not; None for a network of another kind."""
+    network = unwrapped(module)
+    from diffusers import ConfigMixin
+
+    if not isinstance(network, ConfigMixin):
+        return None
+    plain = {k: v for k, v in json.loads(network.to_json_string()).items() if k[:1] != "_"}
+    is_role = role_in(module) is not None
+    return {
+        "class": type(network).__name__,
+        "config": plain,
+        "lora": to_plain(lora) if is_role else None,
+    }
+
+
+def plan_of(checkpoint: Checkpoint) -> StepPlan:
+    """The plan of a checkpoint's student.
+
+    Raises:
+        ValueError: if it has none: it was written by a version before records, or by a method without a student.
+    """
+    record = checkpoint.state().get("student")
+    if not isinstance(record, Mapping):
+        raise ValueError(
+            f"checkpoint {checkpoint.path} does not say how its student samples: an older version wrote it, or "
+            "its method has no student. Train it again with this version."
+        )
+    steps = [
+        Step(_timestep(step["t"]), _scales(step["input"]), _scales(step["output"]))
+        for step in record["plan"]["steps"]
+    ]
+    return StepPlan(tuple(steps), record["plan"]["transition"])
+
+
+def load_denoiser(
+    checkpoint: Checkpoint,
+    base: DiffusersDenoiser,
+    role: str = "student",
+    *,
+    average: bool = True,
+) -> DiffusersDenoiser:
+    """The network of any role of a checkpoint, with the weights that it had; frozen nowhere, in eval mode.
+
+    Args:
+        checkpoint: of a run.
+        base: the network that the role started as: the recipe's teacher. A LoRA role becomes a new role on it.
+        role: its name.
+        average: the moving average of the weights, where there is one, else the weights themselves.
+
+    Raises:
+        ValueError: if the checkpoint has no such role, or it is another network than the base.
+    """
+    networks = checkpoint.state().get("networks")
+    record = networks.get(role) if isinstance(networks, Mapping) else None
+    if not isinstance(record, Mapping):
+        known = ", ".join(networks) if isinstance(networks, Mapping) else "none"
+        raise ValueError(
+            f"checkpoint {checkpoint.path} has no network of the role {role!r}; it has {known}."
+        )
+    if record["lora"] is not None:
+        denoiser = add_lora(base, free_name(base, role), build(LoRAConfig, record["lora"]))
+    elif network_record(base.module, None) == dict(record):
+        denoiser = base_copy(base)
+    else:
+        denoiser = base.with_module(_built(record))
+    load_weights(denoiser, checkpoint, role, average)
+    denoiser.module.eval()
+    return denoiser
+
+
+def load_weights(
+    denoiser: DiffusersDenoiser, checkpoint: Checkpoint, role: str, average: bool
+) -> None:
+    """Puts a role's weights into a network; what the checkpoint does not hold stays as it is.
+
+    Raises:
+        ValueError: if they are another network's.
+    """
+    tensors = checkpoint.tensors(role)
+    if average and checkpoint.has(f"{role}.ema"):
+        tensors |= checkpoint.tensors(f"{role}.ema")
+    here = {n: v.shape for n, v in denoiser.module.state_dict().items()}
+    settings = checkpoint.state().get("trainer")
+    whole = not isinstance(settings, Mapping) or settings.get("save_frozen", True)
+    strange = [n for n, v in tensors.items() if here.get(n) != v.shape]
+    if strange or (whole and here.keys() != tensors.keys()):
+        raise ValueError(
+            f"checkpoint {checkpoint.path} is of another network than this teacher's; give the teacher "
+            "of its recipe."
+        )
+    denoiser.module.load_state_dict(tensors, strict=False)
+
+
+def free_name(base: DiffusersDenoiser, role: str) -> str:
+    """A name for a LoRA role that no role on the base's network has: other runs' may be there."""
+    taken: list[str] = getattr(base.network, ROLES, [])
+    names = (role if number == 0 else f"{role}_{number}" for number in range(len(taken) + 1))
+    return next(name for name in names if name not in taken)
+
+
+def _built(record: Mapping[str, Any]) -> nn.Module:
+    import diffusers
+
+    kind: Any = getattr(diffusers, record["class"], None)
+    if kind is None:
+        raise ValueError(
+            f"the student's network is a {record['class']}, which the installed diffusers does not have."
+        )
+    return kind.from_config(record["config"])
+
+
+def _numbers(scales: Scales) -> list[float]:
+    return [scale.item() for scale in scales]
+
+
+def _scales(numbers: list[float]) -> Scales:
+    alpha, sigma = (torch.tensor(number, dtype=torch.float64) for number in numbers)
+    return Scales(alpha, sigma)
+
+
+def _timestep(t: float) -> Tensor:
+    return torch.tensor(t, dtype=torch.int64 if isinstance(t, int) else torch.float64)

@@ -1,0 +1,254 @@
+"""The folder of a run: whose it is, and what a finished or stopped run left in it.
+
+recipe.yaml         the recipe with every default written out
+environment.json    versions, git state, device: of the start, and of each resumption that differs
+log.jsonl, logs/    numbers, also for tensorboard
+previews/           teacher, student and its moving average, side by side
+evaluation/         what the teacher drew for evaluations while training
+checkpoints/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from nitrodistill.data import PairStore
+from nitrodistill.data.claims import Claims
+from nitrodistill.files import is_temporary, remove_stale
+from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.settings import differences, to_plain
+from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
+from nitrodistill.training.config import FREE
+from nitrodistill.training.environment import note_environment
+from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
+from nitrodistill.training.record import load_denoiser, plan_of
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+__all__ = [
+    "Resume",
+    "TrainedStudent",
+    "Which",
+    "check_folder",
+    "find_student",
+    "load_run_recipe",
+    "load_student",
+    "owned",
+    "training_latents",
+]
+
+Resume = Literal["auto", "never"]
+Which = Literal["newest", "best"]
+
+ENVIRONMENT, LOCK = "environment.json", ".lock"
+_MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """A student as a run left it.
+
+    Attributes:
+        denoiser: the network.
+        plan: how it samples.
+        checkpoint: where its weights are from.
+        recipe: how it was trained.
+    """
+
+    denoiser: DiffusersDenoiser
+    plan: StepPlan
+    checkpoint: Checkpoint
+    recipe: Recipe
+
+
+def load_run_recipe(run: str | Path) -> Recipe:
+    """The recipe of a run.
+
+    Raises:
+        FileNotFoundError: if `run` is not the folder of one.
+        ValueError: if the recipe cannot be read.
+    """
+    file = Path(run) / RECIPE
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
+        )
+    return load_recipe(file)
+
+
+def find_student(run: str | Path, which: Which = "newest") -> Checkpoint:
+    """The checkpoint of a run's last stage.
+
+    Args:
+        run: folder of the run.
+        which: the newest one, or the best by the recipe's `best_metric`.
+
+    Raises:
+        FileNotFoundError: if there is no checkpoint yet, or none was evaluated.
+        ValueError: if its checkpoints are damaged.
+    """
+    found = newest_checkpoint(Path(run))
+    if found is None:
+        raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
+    if which == "best":
+        found = best_checkpoint(Path(run), found.stage)
+        if found is None:
+            raise FileNotFoundError(
+                f"the run {str(run)!r} has compared no checkpoints; set evaluate_every and best_metric in its "
+                "recipe's trainer, or take the newest."
+            )
+    return found
+
+
+def load_student(
+    run: str | Path,
+    pipeline: Pipeline,
+    *,
+    average: bool = True,
+    checkpoint: Which = "newest",
+) -> TrainedStudent:
+    """Loads the student of a run's last stage.
+
+    A LoRA student is a new role on the pipeline's network, which stays the teacher between its calls.
+
+    Args:
+        run: folder of the run.
+        pipeline: its teacher.
+        average: the moving average of the weights, where there is one, else the weights themselves.
+        checkpoint: the newest one, or the best by the recipe's `best_metric`.
+
+    Raises:
+        FileNotFoundError: if it is no run, there is no checkpoint in it yet, or none was evaluated.
+        ValueError: if its checkpoints are damaged or do not fit the teacher.
+    """
+    recipe, found = load_run_recipe(run), find_student(run, checkpoint)
+    plan = plan_of(found)
+    denoiser = load_denoiser(found, pipeline.denoiser, average=average)
+    denoiser.module.requires_grad_(False)
+    return TrainedStudent(denoiser, plan, found, recipe)
+
+
+def check_folder(output: Path, recipe: Recipe, resume: Resume, data: dict[str, str]) -> None:
+    """Checks that a run may be written to, or gone on with in, a folder.
+
+    Args:
+        output: the folder; it need not exist.
+        recipe: the run's.
+        resume: "auto" goes on with what is there of the same recipe; "never" wants a new or empty folder.
+        data: part of the batches -> identity of its store.
+
+    Raises:
+        FileExistsError: if it holds something else, or a run that must not be resumed.
+        ValueError: if it holds a run of another recipe or of other data.
+    """
+    if not output.exists():
+        return
+    if not output.is_dir():
+        raise FileExistsError(f"{str(output)!r} is a file; choose a folder for the run.")
+    names = sorted(p.name for p in output.iterdir() if p.name != LOCK and not is_temporary(p.name))
+    if not names:
+        return
+    if RECIPE not in names:
+        raise FileExistsError(
+            f"{str(output)!r} exists and holds something else ({names[0]}); choose another folder."
+        )
+    if resume == "never":
+        raise FileExistsError(
+            f"{str(output)!r} holds a run already; resume it, or choose another folder."
+        )
+    changed = differences(_fixed(load_recipe(output / RECIPE)), _fixed(recipe))
+    if changed:
+        raise ValueError(
+            f"{str(output)!r} holds a run of another recipe ({'; '.join(changed[:3])}); use that "
+            "recipe to resume it, or choose another folder."
+        )
+    _check_same_data(output, data)
+
+
+def _check_same_data(output: Path, data: dict[str, str]) -> None:
+    """Data may have moved since a run was stopped, but it must be the same."""
+    checkpoint = newest_checkpoint(output)
+    before = None if checkpoint is None else checkpoint.state().get("fixed")
+    known: Any = before.get("data", {}) if isinstance(before, dict) else {}
+    for part, identity in known.items():
+        if part in data and data[part] != identity:
+            raise ValueError(
+                f"the run in {str(output)!r} was trained on other {part} than the recipe names now; use the "
+                "same to resume it, or choose another folder."
+            )
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """What must not change while a run is resumed."""
+    free = {"output": "", "pairs": None, "real": None, "prompts": None}
+    plain = to_plain(replace(recipe, **free, preview_prompts=(), trackers=None))
+    for stage in plain["stages"]:
+        for name in FREE:
+            del stage["trainer"][name]
+    return plain
+
+
+@contextmanager
+def owned(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
+    """Makes the folder, locks it for the length of a `with` block, and notes recipe and environment in it.
+
+    For the main process.
+
+    Raises:
+        OSError: if it cannot be written.
+        RuntimeError: if another process trains in it.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        claims = Claims(output / LOCK)
+        claims.open()
+    except OSError as error:
+        raise _told(error, output) from error
+    try:
+        with claims.claimed(0) as granted:
+            if not granted:
+                raise RuntimeError(
+                    f"another process trains in {str(output)!r}; wait until it has ended, or choose another "
+                    "folder."
+                )
+            try:
+                remove_stale(output)
+                save_recipe(recipe, output / RECIPE)
+                note_environment(output / ENVIRONMENT, accelerator)
+            except OSError as error:
+                raise _told(error, output) from error
+            yield
+    finally:
+        claims.close()
+
+
+def _told(error: OSError, output: Path) -> OSError:
+    return type(error)(
+        f"cannot write the run to {str(output)!r}: {error.strerror or error}; choose a folder that "
+        "can be written."
+    )
+
+
+def training_latents(recipe: Recipe) -> Tensor:
+    """The latents that a run trained on, `(M, C, H, W)`: all, or as many as fit into 256 MB, evenly spread.
+
+    Raises:
+        FileNotFoundError: if there are none, or their store is gone.
+    """
+    path = recipe.pairs or recipe.real
+    if path is None:
+        raise FileNotFoundError("the run trained on no latents, only on prompts.")
+    store = PairStore.open(path)
+    size = store.read_latents([0]).x0.numel()
+    count = min(len(store), max(1, _MOST_NUMBERS // size))
+    rows = torch.linspace(0, len(store) - 1, count).long()
+    return torch.cat([store.read_latents(part.tolist()).x0 for part in rows.split(256)])

@@ -1,0 +1,150 @@
+"""The data of a recipe: its stores, opened and checked against the teacher."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from nitrodistill.data import GenerateConfig, LatentStore, PairStore, Prompts, read_prompts
+from nitrodistill.data.loader import Source
+from nitrodistill.data.sources import Encoded
+from nitrodistill.models import Pipeline
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.sampling import StepPlan
+from nitrodistill.training.recipe import Recipe
+from nitrodistill.types import Part
+
+__all__ = ["Sources", "recipe_prompts"]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a recipe's methods may read.
+
+    Attributes:
+        recipe: whose data it is.
+        pairs: what the teacher made.
+        real: real latents.
+        texts: prompts alone.
+    """
+
+    recipe: Recipe
+    pairs: PairStore | None
+    real: LatentStore | None
+    texts: Prompts | None
+
+    @classmethod
+    def open(cls, recipe: Recipe, pipeline: Pipeline) -> Sources:
+        """Opens the stores that a recipe names.
+
+        Raises:
+            FileNotFoundError: if there is no store, or no file of prompts.
+            ValueError: if the pairs are of another teacher or scheduler, the real latents of another VAE, or a
+                prompt is unknown to the teacher.
+        """
+        pairs = None if recipe.pairs is None else PairStore.open(recipe.pairs)
+        if pairs is not None:
+            _check_teacher(pairs, pipeline)
+        real = None if recipe.real is None else LatentStore.open(recipe.real)
+        if real is not None:
+            _check_latents(real.store, pipeline)
+        return cls(recipe, pairs, real, _prompts(recipe.prompts, pipeline))
+
+    def of(self, reads: Collection[Part]) -> list[Source]:
+        """The sources of these parts."""
+        named: dict[Part, Source | None] = {
+            "pairs": self.pairs,
+            "real": self.real,
+            "prompts": self.texts,
+        }
+        return [s for part, s in named.items() if part in reads and s is not None]
+
+    def identities(self) -> dict[str, str]:
+        """Part -> digest of what it holds."""
+        found = {}
+        if self.pairs is not None:
+            found["pairs"] = self.pairs.manifest.identity()
+        for source in (self.real, self.texts):
+            if source is not None:
+                found[source.part] = source.identity()
+        return found
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the data, for previews and evaluations."""
+        source = next((s for s in (self.pairs, self.real, self.texts) if s is not None), None)
+        return () if source is None else source.prompts
+
+    def teacher_draws(self) -> tuple[int, float]:
+        """(steps, guidance scale) of the teacher in previews and evaluations."""
+        made = GenerateConfig() if self.pairs is None else self.pairs.manifest.teachers[0]
+        steps, guidance = self.recipe.num_inference_steps, self.recipe.guidance
+        return steps or made.steps, made.guidance if guidance is None else guidance
+
+
+def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
+    """The prompts of a recipe's data; no teacher is needed.
+
+    Raises:
+        FileNotFoundError: if the data is gone.
+    """
+    path = recipe.pairs or recipe.real or recipe.prompts
+    if path is None or Path(path).is_file():
+        return () if path is None else tuple(read_prompts(path))
+    return PairStore.open(path).prompts
+
+
+def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:
+    if path is None:
+        return None
+    if Path(path).is_dir():
+        return Prompts.of(PairStore.open(path))
+    texts = read_prompts(path)
+    for text in texts:
+        pipeline.check_prompt(text)
+    return Prompts.encoded_by(pipeline.encode_prompt, texts)
+
+
+def _check_latents(store: PairStore, pipeline: Pipeline) -> None:
+    """Real latents must be of the teacher's size, and encoded by its VAE."""
+    shape = store.manifest.columns["x0"].shape
+    if tuple(shape) != tuple(pipeline.latent_shape):
+        raise ValueError(
+            f"the latents in {str(store.path)!r} have the shape {tuple(shape)}, and this teacher's "
+            f"{tuple(pipeline.latent_shape)}; encode the images with this teacher."
+        )
+    made = {source.vae for source in store.manifest.sources if isinstance(source, Encoded)}
+    if made and made != {fingerprint(pipeline.diffusers.vae)}:
+        raise ValueError(
+            f"the latents in {str(store.path)!r} were encoded by another VAE than this teacher's; encode the "
+            "images with this teacher."
+        )
+
+
+def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
+    """The teacher must have the weights, the prediction type and the noise levels that made the pairs."""
+    denoiser = pipeline.denoiser
+    store.check_teacher(fingerprint(denoiser.module))
+    for source in store.manifest.generated:
+        made = f"the pairs in {str(store.path)!r} were made by teacher {source.teacher!r} with"
+        way_out = "use that teacher's scheduler, or generate pairs with this one."
+        if source.prediction_type != denoiser.prediction_type:
+            raise ValueError(
+                f"{made} prediction type {source.prediction_type!r}, and this teacher's is "
+                f"{denoiser.prediction_type!r}; {way_out}"
+            )
+        steps = StepPlan.from_schedule(denoiser.schedule, source.steps).steps
+        here = [(s.t.item(), s.output.alpha.item(), s.output.sigma.item()) for s in steps]
+        there = zip(source.grid.t, source.grid.alpha, source.grid.sigma, strict=True)
+        for (t, *scales), (told, *known) in zip(here, there, strict=True):
+            if t != told or not all(map(_close, scales, known)):
+                raise ValueError(
+                    f"{made} signal and noise scales {known} at timestep {told}, and this teacher's are "
+                    f"{scales} at {t}; {way_out}"
+                )
+
+
+def _close(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-5, abs_tol=1e-6)

@@ -1,0 +1,185 @@
+"""Losses, adversarial losses and laws as recipes name them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nitrodistill import losses as nl
+from nitrodistill.losses import named as module
+from nitrodistill.losses.functional import l1_loss
+
+
+class HalfLoss(nl.Loss):
+    """A loss from outside."""
+
+    def __init__(self, share: float = 0.5, *, reduction: nl.Reduction = "mean") -> None:
+        super().__init__(reduction=reduction)
+        self.share = share
+
+    def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.share * l1_loss(pred, target, mask=mask)
+
+
+HALF = f"{__name__}:HalfLoss"
+
+EVERY = {
+    "l1": 1,
+    "l2": 0.5,
+    "smooth_l1": {"weight": 2, "beta": 0.1},
+    "huber": {"delta": 2},
+    "pseudo_huber": {"dim": "sample", "c": None},
+    "charbonnier": 0,
+    "ssim": {"data_range": 2, "window_size": 3, "mode": "shift"},
+    "latent_ssim": {"weight": 0.2, "std": [1, 1, 1, 2]},
+    "ms_ssim": {"data_range": 2, "weights": [0.5, 0.5], "window_size": 3},
+    "laplacian_pyramid": {"levels": 2, "weights": [1, 2]},
+    "multi_scale": {"loss": {"l1": 1, "l2": {"weight": 0.5}}, "weights": [1, 0.5]},
+    HALF: {"weight": 3, "share": 0.25},
+}
+
+
+def test_every_loss_but_that_of_a_network_by_its_name(make_pair):
+    x, y = make_pair(2, 4, 16, 16)
+    nl.check_losses(EVERY)
+    loss = nl.named_loss(EVERY)
+    by_hand = {
+        "l1": (1, nl.L1Loss()),
+        "l2": (0.5, nl.L2Loss()),
+        "smooth_l1": (2, nl.SmoothL1Loss(0.1)),
+        "huber": (1, nl.HuberLoss(2)),
+        "pseudo_huber": (1, nl.PseudoHuberLoss(dim="sample")),
+        "charbonnier": (0, nl.CharbonnierLoss()),
+        "ssim": (1, nl.SSIMLoss(2, window_size=3, mode="shift")),
+        "latent_ssim": (0.2, nl.LatentSSIMLoss(std=(1, 1, 1, 2))),
+        "ms_ssim": (1, nl.MSSSIMLoss(2, weights=(0.5, 0.5), window_size=3)),
+        "laplacian_pyramid": (1, nl.LaplacianPyramidLoss(2, (1, 2))),
+        "multi_scale": (
+            1,
+            nl.MultiScaleLoss(
+                nl.WeightedSum({"l1": (1, nl.L1Loss()), "l2": (0.5, nl.L2Loss())}), (1, 0.5)
+            ),
+        ),
+        "half": (3, HalfLoss(0.25)),
+    }
+    assert loss.weights == {name: weight for name, (weight, _) in by_hand.items()}
+    torch.testing.assert_close(loss(x, y), nl.WeightedSum(by_hand)(x, y), rtol=0, atol=0)
+    for name, value in loss.parts(x, y).items():
+        torch.testing.assert_close(value, by_hand[name][1].per_sample(x, y), rtol=0, atol=0)
+
+
+def test_no_loss_of_the_package_is_without_a_name():
+    public = {kind for kind in vars(nl).values() if isinstance(kind, type)}
+    losses = {kind for kind in public if issubclass(kind, nl.Loss)}
+    containers = {nl.Loss, nl.WeightedSum, nl.DecodedLoss}
+    assert losses - containers == set(module._LOSSES)
+    games = {kind for kind in public if issubclass(kind, nl.AdversarialLoss)}
+    assert games - {nl.AdversarialLoss} == set(module._ADVERSARIAL)
+
+
+def test_a_plain_name_is_that_loss_with_weight_one(make_pair):
+    x, y = make_pair(2, 3, 4, 4)
+    torch.testing.assert_close(nl.named_loss("smooth_l1")(x, y), nl.SmoothL1Loss()(x, y))
+    torch.testing.assert_close(nl.named_loss(HALF)(x, y), HalfLoss()(x, y))
+
+
+def test_a_loss_on_pictures_decodes(make_pair):
+    def decode(z):
+        return z[:, :3].repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+    z, w = make_pair(3, 4, 8, 8)
+    spec = {"l1": 1.0, "ssim": {"weight": 0.5, "data_range": 1, "decode": True}}
+    nl.check_losses(spec)
+    loss = nl.named_loss(spec, decode=decode, chunk=2)
+    expected = nl.L1Loss()(z, w) + 0.5 * nl.SSIMLoss(1.0)(decode(z), decode(w))
+    torch.testing.assert_close(loss(z, w), expected)
+    with pytest.raises(ValueError, match="ssim has decode: true, but nothing here decodes"):
+        nl.named_loss(spec)
+
+
+def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr("nitrodistill.losses.lpips.load_trunk", never)
+    nl.check_losses({"lpips": {"weight": 1, "network": "vgg", "decode": True}})
+    nl.check_losses({"multi_scale": {"loss": {"lpips": {"network": "alex"}}}})
+    with pytest.raises(AssertionError, match="a network was built"):
+        nl.named_loss("lpips")
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"smoth_l1": 1.0}, "the loss 'smoth_l1' is unknown. Did you mean 'smooth_l1'"),
+        ({"SmoothL1Loss": 1.0}, "is unknown"),
+        ({"smooth_l1": {"bata": 1}}, "setting of smooth_l1 'bata' is unknown. Did you mean 'beta'"),
+        ({"smooth_l1": {"beta": "a"}}, "beta of smooth_l1 is 'a'; it must be a number"),
+        ({"smooth_l1": {"beta": -1}}, "smooth_l1: beta is -1.0; it must be finite and >= 0"),
+        ({"smooth_l1": {"beta": float("nan")}}, "smooth_l1: beta is nan"),
+        ({"smooth_l1": {"reduction": "sum"}}, "'reduction' is unknown"),
+        ({"smooth_l1": -1}, "the weight of smooth_l1 is -1; it must be a finite number >= 0"),
+        ({"smooth_l1": float("nan")}, "the weight of smooth_l1 is nan"),
+        ({"smooth_l1": float("inf")}, "the weight of smooth_l1 is inf"),
+        ({"smooth_l1": True}, "the weight of smooth_l1 is True"),
+        ({"smooth_l1": None}, "the weight of smooth_l1 is None"),
+        ({"smooth_l1": {"weight": "1"}}, "the weight of smooth_l1 is '1'"),
+        ({"smooth_l1": {"decode": 1}}, "decode of smooth_l1 is 1; it must be true or false"),
+        ({"ssim": 1.0}, "ssim needs data_range"),
+        ({"latent_ssim": 1.0}, "latent_ssim: data_range is None and std None"),
+        (
+            {"lpips": {"network": "vgg19"}},
+            "network of lpips is 'vgg19'; it must be 'vgg' or 'alex'",
+        ),
+        ({"multi_scale": {"loss": {"l1": 1, "l3": 1}}}, "the loss 'l3' is unknown"),
+        ({"multi_scale": {"loss": {"l1": -1}}}, "the weight of l1 is -1"),
+        ({"multi_scale": {"loss": {"huber": {"delta": 0}}}}, "huber: delta is 0.0"),
+        ({HALF: 1, "tests.none:Half": 1}, "cannot be imported"),
+        ({HALF: {"shale": 1}}, "Did you mean 'share'"),
+        ({"fractions:Fraction": 1}, "is no Loss that can be built"),
+        ({}, "the losses are {}; give a name"),
+        (3, "the losses are 3; give a name"),
+        (None, "the losses are None; give a name"),
+    ],
+)
+def test_both_doors_refuse_alike(spec, sentence):
+    for door in (nl.check_losses, nl.named_loss):
+        with pytest.raises(ValueError, match=sentence):
+            door(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("non_saturating", nl.NonSaturatingGANLoss),
+        ("hinge", nl.HingeGANLoss),
+        ("least_squares", nl.LeastSquaresGANLoss),
+        ("relativistic", nl.RelativisticGANLoss),
+        ("nitrodistill.losses:HingeGANLoss", nl.HingeGANLoss),
+    ],
+)
+def test_adversarial_losses(name, kind):
+    assert nl.named_adversarial(name) == kind()
+    assert nl.named_adversarial({name: None}) == kind()
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("hing", "the adversarial loss 'hing' is unknown. Did you mean 'hinge'"),
+        ({"hinge": {"margin": 1}}, "the setting of hinge 'margin' is unknown"),
+        ({"hinge": 1}, "the settings of hinge are 1"),
+        ({"hinge": {}, "relativistic": {}}, "give a name, or one name"),
+        ("nitrodistill.losses:L1Loss", "is no AdversarialLoss"),
+    ],
+)
+def test_adversarial_losses_that_there_are_not(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        nl.named_adversarial(spec)
+
+
+def test_a_decoder_is_no_part_of_the_loss():
+    decoder = nn.Conv2d(4, 3, 1).eval().requires_grad_(False)
+    loss = nl.named_loss({"l1": {"decode": True}}, decode=decoder)
+    assert not list(loss.parameters())
