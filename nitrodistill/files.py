@@ -56,8 +56,9 @@ def atomic(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that becomes `path` when the block ends well, and else vanishes.
 
     It may be overwritten or replaced in the block; its permissions are those of any new file all the same
-    (safetensors gives its files to their owner alone).
+    (safetensors gives its files to their owner alone). What killed writers of `path` left is removed before.
     """
+    remove_stale(path.parent, path.name)
     temporary = temporary_of(path)
     try:
         temporary.touch()

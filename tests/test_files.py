@@ -233,6 +233,14 @@ def test_only_what_the_dead_left_is_stale(tmp_path: Path, gone: int) -> None:
     ]  # fmt: skip
 
 
+def test_who_writes_again_removes_what_the_dead_left(tmp_path: Path, gone: int) -> None:
+    left = [_left_by(gone, tmp_path / name) for name in ("a", "b")]
+    for place in left:
+        place.touch()
+    write_text(tmp_path / "a", "text")
+    assert set(tmp_path.iterdir()) == {tmp_path / "a", left[1]}
+
+
 def test_another_users_process_is_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbid(process: int, number: int) -> None:
         raise PermissionError(errno.EPERM, "not yours")

@@ -104,19 +104,7 @@ class ArrowFile:
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path: Path = path
         self.layout: Layout = layout
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; {REPAIR}")
-        try:
-            # Closing the file leaves the mapping: a store of many shards holds no descriptors.
-            with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-                table = reader.read_all()
-            table.validate(full=True)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is torn or not Arrow; {REPAIR}") from error
-        if not table.schema.equals(layout.schema, check_metadata=True):
-            raise ValueError(f"{path} belongs to another store; {REPAIR}")
-        if any(column.null_count for column in table.columns):
-            raise ValueError(f"{path} has empty fields; {REPAIR}")
+        table = _read(path, layout, lambda reader: reader.read_all())
         columns = dict(zip(table.column_names, table.columns, strict=True))
         self._texts = columns.get("text")
         self._numbers = {n: columns[n].to_numpy() for n in (*layout.numbers, "crc32")}
@@ -149,16 +137,24 @@ class ArrowFile:
             raise ValueError(f"{self.path} is damaged at row {row}; {REPAIR}")
         return buffers
 
+    def check_keys(self, keys: Sequence[int] | np.ndarray) -> None:
+        """Compares the first numbers of the rows.
+
+        Raises:
+            ValueError: if the file holds other rows.
+        """
+        if not np.array_equal(self._numbers[self.layout.numbers[0]], np.asarray(keys)):
+            raise ValueError(
+                f"{self.path} does not hold the rows {min(keys)} to {max(keys)}; {REPAIR}"
+            )
+
     def check(self, keys: Sequence[int] | np.ndarray) -> None:
         """Reads everything: the first numbers of the rows, and every checksum.
 
         Raises:
             ValueError: if a row is missing or damaged.
         """
-        if not np.array_equal(self._numbers[self.layout.numbers[0]], np.asarray(keys)):
-            raise ValueError(
-                f"{self.path} does not hold the rows {min(keys)} to {max(keys)}; {REPAIR}"
-            )
+        self.check_keys(keys)
         for row in range(len(self)):
             self.tensors(row)
 
@@ -173,6 +169,7 @@ class Table:
         path_of: where the file of that name is; may fetch it first.
         layout: the columns.
         files: name and number of rows of each file, in order.
+        keys: the first numbers of rows, `(N,)`; by default those of the rows themselves.
         max_open: how many files stay open.
         lock: held while a file is fetched and opened; tables that share what `path_of` fetches into share it.
 
@@ -185,12 +182,14 @@ class Table:
         path_of: Callable[[str], Path],
         layout: Layout,
         files: Sequence[tuple[str, int]],
+        keys: Callable[[np.ndarray], np.ndarray] = lambda rows: rows,
         max_open: int = 512,
         lock: threading.Lock | None = None,
     ) -> None:
         self._path_of = path_of
         self._layout = layout
         self._files = tuple(files)
+        self._keys = keys
         self.bounds: tuple[int, ...] = tuple(accumulate((rows for _, rows in files), initial=0))
         self._max_open = max_open
         self._open: OrderedDict[int, ArrowFile] = OrderedDict()
@@ -227,6 +226,25 @@ class Table:
         with self._lock:
             self._open.clear()
 
+    def check_order(self) -> None:
+        """Reads the first number in each file, which is quick: is each the file that belongs to its place?
+
+        Raises:
+            ValueError: if one is not, or cannot be read.
+        """
+        for k, (name, _) in enumerate(self._files):
+            path = self._path_of(name)
+            first = _read(path, self._layout, _first_batch).column(self._layout.numbers[0])
+            found, expected = first[:1].to_pylist(), int(self._keys_of(k)[0])
+            if found != [expected]:
+                raise ValueError(
+                    f"{path} begins with row {found} and not {expected}: it is another file's copy, or the "
+                    f"manifest lists it at another's place; {REPAIR}"
+                )
+
+    def _keys_of(self, k: int) -> np.ndarray:
+        return self._keys(np.arange(self.bounds[k], self.bounds[k + 1]))
+
     def _file(self, k: int) -> ArrowFile:
         with self._lock:
             if k in self._open:
@@ -236,10 +254,33 @@ class Table:
             file = ArrowFile(self._path_of(name), self._layout)
             if len(file) != rows:
                 raise ValueError(f"{file.path} has {len(file)} rows and not {rows}; {REPAIR}")
+            file.check_keys(self._keys_of(k))
             self._open[k] = file
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
             return file
+
+
+def _read(path: Path, layout: Layout, read: Callable[[Any], Any]) -> Any:
+    """An Arrow table of a file, or of a part of it: valid, and with the columns of the layout."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {REPAIR}")
+    try:
+        # Closing the file leaves the mapping: a store of many shards holds no descriptors.
+        with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+            table = read(reader)
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, StopIteration) as error:
+        raise ValueError(f"{path} is torn or not Arrow; {REPAIR}") from error
+    if not table.schema.equals(layout.schema, check_metadata=True):
+        raise ValueError(f"{path} belongs to another store; {REPAIR}")
+    if any(column.null_count for column in table.columns):
+        raise ValueError(f"{path} has empty fields; {REPAIR}")
+    return table
+
+
+def _first_batch(reader: Any) -> Any:
+    return pa.Table.from_batches([reader.read_next_batch()])
 
 
 def write_rows(path: Path, layout: Layout, batches: Iterator[Rows]) -> None:

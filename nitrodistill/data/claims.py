@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from nitrodistill.files import blake2
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -26,6 +28,8 @@ __all__ = ["Claims", "own_first"]
 _log = logging.getLogger(__name__)
 _PRESENCE = 0
 """The byte that every worker shares while it works; the claims of files come behind it."""
+_KINDS = 1 << 40
+"""Behind the claims: a byte for each kind of worker, shared by those of that kind."""
 
 
 def own_first(count: int, rank: int, world_size: int) -> list[int]:
@@ -38,18 +42,21 @@ class Claims:
 
     Args:
         path: of the lock file; its folder must exist when `open` is called.
+        kind: any text; see `nobody`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: str = "") -> None:
         self._path = path
+        self._kind = kind
         self._descriptor: int | None = None
-        self._warned = False
+        self._locks = fcntl is not None
 
     def open(self) -> None:
         """Begins to work here: `alone` is false for the others until `close`."""
         if self._descriptor is None and fcntl is not None:
             self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
             self._try(_PRESENCE, shared=True)
+            self._try(_byte_of(self._kind), shared=True)
 
     def close(self) -> None:
         """Ends the work: every claim is free again."""
@@ -58,8 +65,14 @@ class Claims:
             self._descriptor = None
 
     def alone(self) -> bool:
-        """Whether no other worker is here (or nobody can know)."""
-        return self._try(_PRESENCE) and self._try(_PRESENCE, shared=True)
+        """Whether no other worker is here; False before `open`, and where there are no locks to know by."""
+        return self._free(_PRESENCE) and self._try(_PRESENCE, shared=True)
+
+    def nobody(self, kind: str) -> bool:
+        """Whether no worker of another kind than this one's is here; False where nobody can know."""
+        free = self._free(_byte_of(kind))
+        self._release(_byte_of(kind))
+        return free
 
     @contextlib.contextmanager
     def claimed(self, number: int, wait: bool = False) -> Iterator[bool]:
@@ -78,9 +91,16 @@ class Claims:
         try:
             yield granted
         finally:
-            if granted and self._descriptor is not None and fcntl is not None:
-                with contextlib.suppress(OSError):  # a file system without locks
-                    fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, 1 + number)
+            if granted:
+                self._release(1 + number)
+
+    def _free(self, byte: int) -> bool:
+        return self._descriptor is not None and self._locks and self._try(byte) and self._locks
+
+    def _release(self, byte: int) -> None:
+        if self._descriptor is not None and fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, byte)
 
     def _try(self, byte: int, shared: bool = False) -> bool:
         if self._descriptor is None or fcntl is None:
@@ -91,10 +111,14 @@ class Claims:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 return False
-            if not self._warned:
+            if self._locks:
                 _log.warning(
                     "%s cannot be locked (%s): workers beside this one may do the same work twice.",
                     self._path, error.strerror,
                 )  # fmt: skip
-                self._warned = True
+                self._locks = False
         return True
+
+
+def _byte_of(kind: str) -> int:
+    return _KINDS + int.from_bytes(blake2(kind, 4), "little")

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from nitrodistill.data.arrow import Rows
+from nitrodistill.data.columns import REPAIR
 from nitrodistill.data.conditioning import batches
 from nitrodistill.data.generate import complete
-from nitrodistill.data.manifest import Manifest
+from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import Work
@@ -47,9 +48,15 @@ class Merge(Work):
                     )
                 renumbered[row] = number[text]
             for file in store.pair_files():
-                ids.append(renumbered[file.numbers("prompt_id")])
+                named = file.numbers("prompt_id")
+                if named.min() < 0 or named.max() >= len(renumbered):
+                    raise ValueError(
+                        f"{file.path} is damaged: it names a prompt that is not in its store; {REPAIR}"
+                    )
+                ids.append(renumbered[named])
                 indices.append(file.numbers("index"))
         self._texts = list(number)
+        self._verified: set[tuple[int, File]] = set()
         self._bounds = np.cumsum([0, *map(len, stores)])
         manifest = Manifest(
             shard_size=stores[0].manifest.shard_size,
@@ -64,7 +71,10 @@ class Merge(Work):
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
         for part in batches(rows, _BATCH):
-            found = [self._stores[s].prompt_bytes(row) for s, row in (self._first[i] for i in part)]
+            found = []
+            for s, row in (self._first[i] for i in part):
+                self._verify(s, "prompts", row)
+                found.append(self._stores[s].prompt_bytes(row))
             yield {
                 "prompt_id": list(part),
                 "text": [self._texts[i] for i in part],
@@ -76,13 +86,22 @@ class Merge(Work):
             found = []
             for i in part:
                 s = int(np.searchsorted(self._bounds, i, side="right")) - 1
-                found.append(self._stores[s].pair_bytes(i - int(self._bounds[s])))
+                row = i - int(self._bounds[s])
+                self._verify(s, "shards", row)
+                found.append(self._stores[s].pair_bytes(row))
             yield {
                 "index": self._indices[part.start : part.stop].tolist(),
                 "prompt_id": self._prompt_ids[part.start : part.stop].tolist(),
                 **{name: [row[name] for row in found] for name in found[0]},
             }
             advance(len(part))
+
+    def _verify(self, s: int, kind: str, row: int) -> None:
+        """Compares the file that holds a row of a store with its hash, at the first row that is copied of it."""
+        entry = self._stores[s].file_of(kind, row)
+        if (s, entry) not in self._verified:
+            self._stores[s].verify_file(entry)
+            self._verified.add((s, entry))
 
 
 def merge(stores: Sequence[PairStore], output: str | Path, *, progress: bool = True) -> PairStore:
@@ -98,7 +117,7 @@ def merge(stores: Sequence[PairStore], output: str | Path, *, progress: bool = T
 
     Raises:
         ValueError: if the stores differ in shapes, dtypes, encodings or text encoder, or one is named twice,
-            or a row is damaged.
+            or a file is damaged.
         FileExistsError: if the output holds something else.
     """
     return complete(Merge(stores, output), progress=progress)

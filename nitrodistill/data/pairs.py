@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,11 +30,11 @@ from tqdm import tqdm
 from nitrodistill.data.arrow import ArrowFile, Layout, Table
 from nitrodistill.data.codec import drawn, from_buffers
 from nitrodistill.data.columns import REPAIR
-from nitrodistill.data.files import digest_of
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.remote import Remote, default_cache, is_address
 from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
+from nitrodistill.files import hash_file
 from nitrodistill.types import Condition, Latents, Pairs, Part
 
 __all__ = ["MANIFEST", "PairStore", "read_condition"]
@@ -66,7 +67,7 @@ class PairStore:
     def open(
         cls, path: str | Path, cache: str | Path | None = None, max_files: int | None = None
     ) -> PairStore:
-        """Opens a store. The size of every file is checked here, rows when they are read.
+        """Opens a store. Size and first row of every file are checked here, rows when they are read.
 
         Of a store elsewhere only the manifest is read here; its files are fetched, and compared with their hashes,
         when a row of them is first needed. Give its `BatchStream` a `window`, so that it needs few at a time.
@@ -79,7 +80,7 @@ class PairStore:
         Raises:
             FileNotFoundError: if there is no store, or a file of it is missing.
             ValueError: if the manifest is of another format or version or broken, or a file has
-                another size than it says.
+                another size than it says, or is at another's place.
         """
         remote = None
         if is_address(path):
@@ -229,7 +230,7 @@ class PairStore:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if a file or a row is damaged; the message names it.
+            ValueError: if a file or a row is damaged, or a tensor is not finite; the message names it.
         """
         self._check_files()
         entries = (*self.manifest.prompts, *self.manifest.shards)
@@ -237,24 +238,45 @@ class PairStore:
         drawn_noise = self.manifest.columns["noise"].encoding == "draws"
         with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
             for entry in entries:
-                path = self._path_of(entry.name)
-                found = digest_of(path, path.parent.parent, entry.rows)
-                if (found.bytes, found.blake2b) != (entry.bytes, entry.blake2b):
-                    raise ValueError(f"{path} is damaged: its hash is not the manifest's; {REPAIR}")
+                self.verify_file(entry)
                 bar.update(entry.bytes)
         for file in self._prompts.files():
             for row in range(len(file)):
-                file.tensors(row)
+                _check_finite(file, row)
         first = 0
         for file in self._pairs.files():
             for row in range(len(file)):
+                _check_finite(file, row)
                 if drawn_noise:
                     self.read([first + row])
-                else:
-                    file.tensors(row)
                 self._prompts.file_of(file.number("prompt_id", row))  # there is such a prompt
             first += len(file)
         len(self.prompts)
+
+    def file_of(self, kind: str, row: int) -> File:
+        """What the manifest says of the file that holds a row.
+
+        Args:
+            kind: "shards" or "prompts".
+            row: of the pairs, or of the prompt table.
+        """
+        table, entries = (
+            (self._pairs, self.manifest.shards)
+            if kind == "shards"
+            else (self._prompts, self.manifest.prompts)
+        )
+        return entries[table.file_of(row)]
+
+    def verify_file(self, entry: File) -> None:
+        """Compares a file with the hash that the manifest has of it.
+
+        Raises:
+            FileNotFoundError: if it is missing.
+            ValueError: if it differs.
+        """
+        path = self._path_of(entry.name)
+        if hash_file(path) != entry.blake2b:
+            raise ValueError(f"{path} is damaged: its hash is not the manifest's; {REPAIR}")
 
     def _noise(
         self,
@@ -282,20 +304,27 @@ class PairStore:
     def _source_ends(self) -> tuple[int, ...]:
         return tuple(accumulate(source.num_samples for source in self.manifest.sources))
 
+    def _indices(self, rows: np.ndarray) -> np.ndarray:
+        """The number that each row had when it was made: sources count from 0, and lie one after another."""
+        ends = np.array(self._source_ends)
+        starts = np.concatenate([[0], ends[:-1]])
+        return rows - starts[np.searchsorted(ends, rows, side="right")]
+
     @cached_property
     def _pairs(self) -> Table:
-        return self._table("shards", self.manifest.shards)
+        return self._table("shards", self.manifest.shards, self._indices)
 
     @cached_property
     def _prompts(self) -> Table:
-        return self._table("prompts", self.manifest.prompts)
+        return self._table("prompts", self.manifest.prompts, lambda rows: rows)
 
-    def _table(self, kind: str, files: Iterable[File]) -> Table:
+    def _table(
+        self, kind: str, files: Iterable[File], keys: Callable[[np.ndarray], np.ndarray]
+    ) -> Table:
         layout = Layout(self.manifest, kind)
         rows = [(file.name, file.rows) for file in files]
-        if self.remote is not None and self.remote.max_files is not None:
-            return Table(self._path_of, layout, rows, self.remote.max_files, self._lock)
-        return Table(self._path_of, layout, rows, lock=self._lock)
+        most = None if self.remote is None else self.remote.max_files
+        return Table(self._path_of, layout, rows, keys, most or 512, self._lock)
 
     def _path_of(self, name: str) -> Path:
         return self.path / name if self.remote is None else self.remote.fetch(self._by_name[name])
@@ -320,6 +349,8 @@ class PairStore:
                 raise FileNotFoundError(f"{path} is missing; {REPAIR}")
             if size != entry.bytes:
                 raise ValueError(f"{path} is torn: {size} bytes and not {entry.bytes}; {REPAIR}")
+        for table in (self._prompts, self._pairs):
+            table.check_order()
 
 
 def read_condition(
@@ -331,11 +362,20 @@ def read_condition(
     rows = []
     for prompt_id in prompt_ids:
         file, row = table.locate(int(prompt_id))
-        if file.number("prompt_id", row) != prompt_id:
-            raise ValueError(f"{file.path} does not hold prompt {prompt_id} where it should.")
         rows.append(file.tensors(row))
     tensors: dict[str, Tensor] = {}
     for name, column in manifest.conditions.items():
         key = f"condition.{name}"
         tensors[name] = from_buffers([row[key] for row in rows], column, name, dtype)
     return Condition(tensors, torch.tensor(prompt_ids))
+
+
+def _check_finite(file: ArrowFile, row: int) -> None:
+    """Raises ValueError if a tensor of a row is not finite, or the row is damaged."""
+    for name, buffer in file.tensors(row).items():
+        value = from_buffers([buffer], file.layout.tensors[name], name)
+        if not value.isfinite().all():
+            raise ValueError(
+                f"{file.path} holds {name} that is not finite at row {row}; make the store again with another "
+                "dtype (bfloat16 or float32), or without that sample."
+            )

@@ -11,15 +11,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from nitrodistill.data.files import explained
 from nitrodistill.data.manifest import File
 from nitrodistill.files import atomic, hash_file
 
 __all__ = ["Remote", "default_cache", "is_address", "reaching"]
-
-_BLOCK = 1 << 20
 
 
 @contextmanager
@@ -109,15 +106,9 @@ class Remote:
         return path
 
     def _download(self, entry: File, target: Path) -> None:
-        where: Any = f"{self._root}/{entry.name}"
         try:
-            with (
-                reaching(self._address),
-                self._files.open(where, "rb") as source,
-                target.open("wb") as sink,
-            ):
-                while block := source.read(_BLOCK):
-                    sink.write(block)
+            with reaching(self._address):
+                self._files.get_file(f"{self._root}/{entry.name}", str(target))
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{entry.name} is missing in {self._address!r}; push the store again."

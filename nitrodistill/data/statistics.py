@@ -116,16 +116,20 @@ class _Sums:
     def __init__(self) -> None:
         self._count = 0
         self._sum = self._squares = 0.0
-        self._low, self._high = float("inf"), float("-inf")
+        self._low, self._high = torch.tensor(float("inf")), torch.tensor(float("-inf"))
 
     def add(self, tensor: torch.Tensor) -> None:
         x = tensor.double()
         self._count += x.numel()
         self._sum += float(x.sum())
         self._squares += float(x.square().sum())
-        self._low, self._high = min(self._low, float(x.min())), max(self._high, float(x.max()))
+        # unlike min and max of floats, these keep a NaN
+        self._low, self._high = (
+            torch.minimum(self._low, x.min()),
+            torch.maximum(self._high, x.max()),
+        )
 
     def values(self) -> Values:
         mean = self._sum / self._count
         variance = max(self._squares / self._count - mean**2, 0.0)
-        return Values(mean, variance**0.5, self._low, self._high)
+        return Values(mean, variance**0.5, float(self._low), float(self._high))

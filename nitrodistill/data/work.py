@@ -83,11 +83,11 @@ class Work(ABC):
         self._indices = np.arange(len(self._prompt_ids)) if indices is None else np.asarray(indices)
         check_folder(self.root, (MANIFEST, DRAFT))
         self._made_root = not self.root.exists()
-        self._claims = Claims(self.root / _LOCK)
+        self._claims = Claims(self.root / _LOCK, manifest.identity())
         self._checked: set[tuple[str, int]] = set()
         self.wrote: dict[str, int] = dict.fromkeys(_KINDS, 0)
         self._was_finished = (self.root / MANIFEST).exists()
-        self._check_settings()
+        self._check_settings(new=True)
 
     @abstractmethod
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
@@ -118,22 +118,22 @@ class Work(ABC):
     def prepare(self) -> None:
         """Makes the folder and notes the settings in it; harmless when repeated.
 
+        What a run with other settings began there goes, if that has ended and made no pair.
+
         Raises:
             PermissionError: if it cannot be written.
             FileExistsError: if somebody else began a store with other settings there meanwhile.
         """
         with explained(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-            # The settings come first: other workers, and a rerun, must know the folder as a store's.
-            if not (self.root / MANIFEST).exists():
-                try:
+            self._claims.open()
+            with self._claims.claimed(_FINISH, wait=True):
+                self._clear_abandoned()
+                # The settings come first: other workers, and a rerun, must know the folder as a store's.
+                if not (self.root / MANIFEST).exists():
                     write_new_text(self.root / DRAFT, self.manifest.to_json())
-                except FileNotFoundError:  # others finished meanwhile, and tidied up
-                    if not (self.root / MANIFEST).exists():
-                        raise
             for kind in _KINDS:
                 (self.root / kind).mkdir(exist_ok=True)
-            self._claims.open()
         self._check_settings()
 
     def run(
@@ -210,13 +210,14 @@ class Work(ABC):
 
     def discard(self) -> None:
         """Ends the work; removes the folder's beginnings if no file was finished and nobody else works here."""
-        alone = self._claims.alone()
-        if alone:
-            with contextlib.suppress(OSError):  # no permission: then it is not there
-                (self.root / _LOCK).unlink(missing_ok=True)
+        if self._claims.alone():
+            self._remove_beginnings()
         self._claims.close()
-        begun = any(self.root.glob("*/*.arrow")) or (self.root / MANIFEST).exists()
-        if begun or not alone:
+
+    def _remove_beginnings(self) -> None:
+        with contextlib.suppress(OSError):  # no permission: then it is not there
+            (self.root / _LOCK).unlink(missing_ok=True)
+        if any(self.root.glob("*/*.arrow")) or (self.root / MANIFEST).exists():
             return
         with contextlib.suppress(OSError):  # no permission: then it is not ours
             (self.root / DRAFT).unlink(missing_ok=True)
@@ -243,25 +244,46 @@ class Work(ABC):
         files = [(self._name("prompts", k), len(self.prompts(k))) for k in self.prompt_files]
         return Table(self.root.__truediv__, Layout(self.manifest, "prompts"), files)
 
-    def _check_settings(self) -> None:
-        """Takes over the records of a store that was begun here with equal settings."""
-        path = next((p for n in (MANIFEST, DRAFT) if (p := self.root / n).is_file()), None)
-        if path is None:
+    def _check_settings(self, new: bool = False) -> None:
+        """Takes over the records of a store that was begun here with equal settings.
+
+        Args:
+            new: do not refuse what `prepare` may clear away.
+        """
+        there = self._there()
+        if there is None:
             return
-        try:
-            there = Manifest.from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(
-                f"{path} cannot be read: {error} Remove the folder or choose another."
-            ) from error
         different = there.differences(self.manifest)
-        if different:
+        if different and not (new and self._has_no_pair()):
             more = f" (and {len(different) - 3} more)" if len(different) > 3 else ""
             raise FileExistsError(
                 f"{str(self.root)!r} holds pairs made with other settings: "
                 f"{'; '.join(different[:3])}{more}. Use those settings, or another folder."
             )
-        self.manifest = replace(there, prompts=(), shards=())
+        if not different:
+            self.manifest = replace(there, prompts=(), shards=())
+
+    def _there(self) -> Manifest | None:
+        """What stands in the folder about the store that is there, or was begun."""
+        path = next((p for n in (MANIFEST, DRAFT) if (p := self.root / n).is_file()), None)
+        try:
+            return path and Manifest.from_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(
+                f"{path} cannot be read: {error} Remove the folder or choose another."
+            ) from error
+
+    def _has_no_pair(self) -> bool:
+        return not (self.root / MANIFEST).exists() and not any(self.root.glob("shards/*.arrow"))
+
+    def _clear_abandoned(self) -> None:
+        """Removes settings and prompts of a run with other settings that ended before its first pair."""
+        there = self._there()
+        if there is None or not self._has_no_pair() or not there.differences(self.manifest):
+            return
+        if self._claims.nobody(there.identity()):
+            for file in (*self.root.glob("prompts/*.arrow"), self.root / DRAFT):
+                file.unlink(missing_ok=True)
 
     def _rows(self, kind: str, k: int) -> range:
         total = self._num_prompts if kind == "prompts" else len(self._prompt_ids)

@@ -11,20 +11,32 @@ from pathlib import Path
 from typing import Any
 
 from nitrodistill.export.self_test import SelfTest
-from nitrodistill.files import atomic_folder
+from nitrodistill.files import atomic_folder, damage, record_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
-__all__ = ["RECORD", "check_target", "folder_for", "plan_record", "write_record"]
+__all__ = [
+    "CARD",
+    "RECORD",
+    "check_export",
+    "check_target",
+    "folder_for",
+    "plan_record",
+    "visible",
+    "write_record",
+]
 
-RECORD = "nitrodistill.json"  # in every export: plan, versions, self-test
+RECORD = (
+    "nitrodistill.json"  # in every export: plan, versions, self-test, hashes of the other files
+)
+CARD = "README.md"  # its owner may edit it, so it has no hash
 
 
 def check_target(output: str | Path) -> Path:
     """Refuses a place that cannot be exported to; returns it as an absolute path.
 
     Raises:
-        FileExistsError: if it exists and holds something that is no export.
+        FileExistsError: if it exists and holds something that is no export, or something else beside one.
         PermissionError: if it cannot be written.
     """
     target = Path(output).resolve()
@@ -33,6 +45,12 @@ def check_target(output: str | Path) -> Path:
             raise FileExistsError(
                 f"{str(target)!r} exists and holds something that is not an earlier export; choose another "
                 "folder, or empty it."
+            )
+        strangers = _strangers(target)
+        if strangers:
+            raise FileExistsError(
+                f"{str(target)!r} holds an earlier export and also {strangers[0]}, which would be lost; move it "
+                "away, or choose another folder."
             )
     elif target.exists():
         raise FileExistsError(f"{str(target)!r} is a file; give a folder to export to.")
@@ -62,6 +80,54 @@ def folder_for(target: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
+def check_export(folder: str | Path) -> None:
+    """Compares every file of an export, but its card, with the record in it.
+
+    Raises:
+        FileNotFoundError: if `folder` holds no export.
+        ValueError: if a file is missing, damaged or not of the export.
+    """
+    path = Path(folder)
+    if not (path / RECORD).is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no export (it has no {RECORD}); export to it first."
+        )
+    files = _recorded(path)
+    if files is None:
+        raise ValueError(f"{path / RECORD} names no files; export again.")
+    found = damage(path, files)
+    if found is not None:
+        raise ValueError(f"the export in {str(folder)!r} is damaged: {found}; export again.")
+    strangers = _strangers(path)
+    if strangers:
+        raise ValueError(
+            f"{str(folder)!r} holds {strangers[0]}, which export did not write; move it away."
+        )
+
+
+def _recorded(folder: Path) -> dict[str, object] | None:
+    """What the record of an export says of its files; None if it cannot be read."""
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return files if isinstance(files, dict) and files else None
+
+
+def _strangers(folder: Path) -> list[str]:
+    """The files in an export that it did not write, apart from hidden ones."""
+    known = _recorded(folder)
+    there = visible(folder)
+    return [] if known is None else [name for name in there if name not in known]
+
+
+def visible(folder: Path) -> list[str]:
+    """The files of a folder but its record and card, by name relative to it, without hidden ones."""
+    names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    shown = [name.as_posix() for name in names if not any(part[0] == "." for part in name.parts)]
+    return [name for name in shown if name not in (RECORD, CARD)]
+
+
 def write_record(
     folder: Path,
     prediction_type: PredictionType,
@@ -70,7 +136,7 @@ def write_record(
     test: SelfTest,
     fingerprint: str,
 ) -> None:
-    """Writes down what a folder holds: plan, call, fingerprint, self-test, versions."""
+    """Writes down what a folder holds: plan, call, fingerprint, self-test, versions, and its files' hashes."""
     record = {
         "format": 1,
         "base_model": base_model,
@@ -79,6 +145,7 @@ def write_record(
         "call": dict(test.call),
         "fingerprint": fingerprint,
         "self_test": {**test.errors, "tolerance": test.tolerance},
+        "files": {name: record_of(folder / name) for name in visible(folder)},
         "versions": {name: version(name) for name in ("nitrodistill", "torch", "diffusers")},
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nitrodistill.export.folder import RECORD
+from nitrodistill.export.folder import CARD, RECORD, check_export, visible
 
 __all__ = ["check_hub", "push"]
 
@@ -42,7 +42,9 @@ def check_hub(repo_id: str, api: Any = None) -> Any:
 
 
 def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = None) -> str:
-    """Uploads an export in one commit, with the repository's name in its card; returns the address.
+    """Uploads a whole export in one commit, with the repository's name in its card; returns the address.
+
+    Every file but the card is compared with the export's record before; hidden files stay here.
 
     Args:
         folder: what `export` or `export_lora` wrote.
@@ -52,7 +54,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = 
 
     Raises:
         FileNotFoundError: if `folder` holds no export.
-        ValueError: if `repo_id` is no Hub name.
+        ValueError: if `repo_id` is no Hub name, or a file is not what the export's record says.
         PermissionError: if nobody is logged in.
         ConnectionError: if the Hub refuses the upload; the folder stays as it is.
     """
@@ -60,19 +62,12 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = 
     from huggingface_hub.errors import HfHubHTTPError
 
     path = Path(folder)
-    if not (path / RECORD).is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} holds no export (it has no {RECORD}); export to it first."
-        )
+    check_export(path)
     api = check_hub(repo_id, api)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    card = _renamed((path / "README.md").read_text(encoding="utf-8"), repo_id)
+    card = _renamed((path / CARD).read_text(encoding="utf-8"), repo_id)
     operations = [
-        CommitOperationAdd(
-            path_in_repo=file.relative_to(path).as_posix(),
-            path_or_fileobj=card.encode() if file == path / "README.md" else file,
-        )
-        for file in files
+        CommitOperationAdd(name, card.encode() if name == CARD else path / name)
+        for name in (CARD, RECORD, *visible(path))
     ]
     try:
         address = api.create_repo(repo_id, private=private, exist_ok=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nitrodistill.export.card import Card, is_hub_name
 from nitrodistill.export.comfyui import workflow_for
-from nitrodistill.export.folder import check_target, folder_for, plan_record, write_record
+from nitrodistill.export.folder import CARD, check_target, folder_for, plan_record, write_record
 from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
@@ -101,15 +101,15 @@ def export_lora(
             test = self_test(
                 base, pipeline, student, plan, prompts, partial, told_guidance(pipeline)
             )
-        digest = hash_file(partial / WEIGHTS)
-        write_record(partial, student.prediction_type, plan, base_model, test, digest)
         file = KOHYA if (partial / KOHYA).exists() else WEIGHTS
         flow = workflow_for(
             pipeline, plan, student.prediction_type, target.name, prompts[0], lora=file
         )
         comfyui = "" if flow is None else flow.write(partial)
         card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
-        (partial / "README.md").write_text(card.lora(type(ready).__name__), encoding="utf-8")
+        (partial / CARD).write_text(card.lora(type(ready).__name__), encoding="utf-8")
+        digest = hash_file(partial / WEIGHTS)
+        write_record(partial, student.prediction_type, plan, base_model, test, digest)
     return Path(output)
 
 

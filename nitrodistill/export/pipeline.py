@@ -19,7 +19,7 @@ from torch import nn
 
 from nitrodistill.export.card import Card
 from nitrodistill.export.comfyui import workflow_for
-from nitrodistill.export.folder import check_target, folder_for, write_record
+from nitrodistill.export.folder import CARD, check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
@@ -77,11 +77,11 @@ def export(
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
-        write_record(partial, kind, plan, base_model, test, fingerprint(network))
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
         card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
-        (partial / "README.md").write_text(card.pipeline(), encoding="utf-8")
+        (partial / CARD).write_text(card.pipeline(), encoding="utf-8")
+        write_record(partial, kind, plan, base_model, test, fingerprint(network))
     return Path(output)
 
 

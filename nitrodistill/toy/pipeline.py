@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nitrodistill.files import complete_folder
 from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
 from nitrodistill.toy.manifest import DIT_WEIGHTS, WEIGHTS, verify
 
@@ -110,4 +111,5 @@ def save_pipeline(path: str | Path) -> Path:
             f"{target} exists and is not an empty folder; choose another place for the pipeline"
         )
     load_pipeline().save_pretrained(target, safe_serialization=True)
+    complete_folder(target)
     return target

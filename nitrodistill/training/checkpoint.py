@@ -62,16 +62,19 @@ class Checkpoint:
     step: int
 
     def verify(self) -> None:
-        """Compares every file with the manifest.
+        """Compares every file with the manifest, and the folder's name with the state.
 
         Raises:
-            ValueError: if a file is missing, of another size or damaged.
+            ValueError: if a file is missing, of another size or damaged, or this is a copy of another checkpoint.
         """
         records = self._json("manifest.json")
         found = damage(self.path, records)
         for file in self.path.glob("*.safetensors"):
             if found is None and file.name not in records:
                 found = f"{file.name} is not in its manifest"
+        state = {} if found is not None else self.state()
+        if found is None and (state.get("stage"), state.get("step")) != (self.stage, self.step):
+            found = f"it holds stage {state.get('stage')}, step {state.get('step')}"
         if found is not None:
             raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
 
@@ -135,7 +138,8 @@ class CheckpointWriter:
         """Writes what is not a tensor, and gives the checkpoint its name."""
         aside = self._aside
         with self._whole_or_gone():
-            _write_json(aside / "state.json", state)
+            of = {"stage": self.checkpoint.stage, "step": self.checkpoint.step}
+            _write_json(aside / "state.json", {**state, **of})
             _write_json(
                 aside / "manifest.json", {f.name: record_of(f) for f in sorted(aside.iterdir())}
             )

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
 import string
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from nitrodistill.data import GenerateConfig, PairStore, generate
+from nitrodistill.data.arrow import ArrowFile, Layout, write_rows
+from nitrodistill.data.files import digest_of
+from nitrodistill.files import temporary_of
 from nitrodistill.models import Pipeline
 
 
@@ -40,6 +47,43 @@ def flip() -> Callable[[Path, bytes], None]:
         path.write_bytes(data)
 
     return change
+
+
+@pytest.fixture
+def left_by_the_dead() -> Callable[[Path], Path]:
+    """The temporary name beside a path that a process had which has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+
+    def name(path: Path) -> Path:
+        mine = temporary_of(path).name
+        return path.with_name(mine.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+
+    return name
+
+
+@pytest.fixture(scope="session")
+def rewritten() -> Callable[[PairStore, str, Callable[[dict[str, list[Any]]], None]], None]:
+    """Changes rows of the first file of a kind; checksums and the manifest's hash are right."""
+
+    def change_rows(
+        store: PairStore, kind: str, change: Callable[[dict[str, list[Any]]], None]
+    ) -> None:
+        layout, entry = Layout(store.manifest, kind), getattr(store.manifest, kind)[0]
+        path = store.path / entry.name
+        file = ArrowFile(path, layout)
+        rows: dict[str, list[Any]] = {name: file.numbers(name).tolist() for name in layout.numbers}
+        if kind == "prompts":
+            rows["text"] = file.texts()
+        for name in layout.tensors:
+            rows[name] = [bytes(file.tensors(row)[name]) for row in range(len(file))]
+        change(rows)
+        write_rows(path, layout, iter([rows]))
+        files = (digest_of(path, store.path, entry.rows), *getattr(store.manifest, kind)[1:])
+        manifest = replace(store.manifest, **{kind: files})
+        (store.path / "manifest.json").write_text(manifest.to_json())
+
+    return change_rows
 
 
 @pytest.fixture

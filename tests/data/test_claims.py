@@ -50,6 +50,31 @@ def test_a_claim_is_held_by_one_process_until_it_dies(tmp_path: Path, holder: Ba
     assert claims.alone()
 
 
+def test_who_is_here_is_known_by_kind(tmp_path: Path, in_child: InChild) -> None:
+    claims = Claims(tmp_path / "lock", "mine")
+    assert not claims.alone()  # not open: it cannot know
+    claims.open()
+    assert claims.alone()
+
+    def stay() -> None:
+        other = Claims(tmp_path / "lock", "theirs")
+        other.open()
+        assert not other.nobody("mine")
+        assert other.nobody("third")
+        (tmp_path / "here").touch()
+        time.sleep(60)
+
+    process = in_child(stay)
+    while not (tmp_path / "here").exists() and process.is_alive():
+        time.sleep(0.01)
+    assert not claims.alone()
+    assert not claims.nobody("theirs")
+    process.kill()
+    process.join()
+    assert claims.nobody("theirs")
+    assert claims.alone()
+
+
 def test_a_claim_is_free_after_its_block(tmp_path: Path, in_child: InChild) -> None:
     claims = Claims(tmp_path / "lock")
     claims.open()
@@ -81,6 +106,8 @@ def test_a_file_system_without_locks_grants_everything_and_says_so_once(
         with claims.claimed(0) as granted, claims.claimed(1) as too:
             assert granted
             assert too
+        assert not claims.alone()  # who can know?
+        assert not claims.nobody("other")
     assert [record.message.count("may do the same work twice") for record in caplog.records] == [1]
     claims.close()
 

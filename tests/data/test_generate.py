@@ -6,7 +6,7 @@ import os
 import resource
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +93,7 @@ def test_a_rerun_repairs(
     prompts: list[str],
     config: GenerateConfig,
     caplog: pytest.LogCaptureFixture,
+    left_by_the_dead: Callable[[Path], Path],
 ) -> None:
     (copied / "shards/000000.arrow").unlink()
     torn = copied / "shards/000001.arrow"
@@ -102,8 +103,8 @@ def test_a_rerun_repairs(
     data[data.index(latents) + 5] ^= 8
     (copied / "shards/000002.arrow").write_bytes(data)
     (copied / "prompts/000001.arrow").write_bytes(b"")
-    for name in (".settings.json.1-abcd.tmp", "shards/.000001.arrow.1-abcd.tmp"):
-        (copied / name).write_bytes(b"of a worker that was killed")
+    for name in ("settings.json", "shards/000001.arrow"):
+        left_by_the_dead(copied / name).write_bytes(b"of a worker that was killed")
     with caplog.at_level(logging.WARNING):
         generate(pipeline, prompts, copied, config, teacher_name="tiny", progress=False)
     assert [record.message.count("made again") for record in caplog.records] == [1, 1, 1]

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nitrodistill.data import GenerateConfig, PairStore, generate, merge, statistics
 from nitrodistill.models import Pipeline
+
+Rewrite = Callable[[PairStore, str, Callable[[dict[str, list[Any]]], None]], None]
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +78,44 @@ def test_what_does_not_go_together_is_refused(
     with pytest.raises(ValueError, match=r"another conditioning for the prompt 'sun'"):
         merge([made, other], tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+def test_merge_verifies_what_it_reads(
+    copied: Path, drawn: list[PairStore], rewritten: Rewrite, tmp_path: Path
+) -> None:
+    store, manifest = PairStore.open(copied), (copied / "manifest.json").read_text()
+    for kind in ("shards", "prompts"):  # rows that are whole, in a file that is not the manifest's
+        shutil.copy(copied / kind / "000000.arrow", tmp_path / "saved")
+        rewritten(store, kind, lambda rows: None)
+        (copied / "manifest.json").write_text(manifest)
+        with pytest.raises(ValueError, match=rf"{kind}.000000.arrow is damaged: its hash is not"):
+            merge([store], tmp_path / kind, progress=False)
+        assert not (tmp_path / kind / kind / "000000.arrow").exists()
+        (tmp_path / "saved").replace(copied / kind / "000000.arrow")
+    merged = merge(drawn, tmp_path / "q", progress=False)  # indices 0 to 4, twice
+    assert merged.read([9]).x0.shape == (1, 2, 4, 4)
+    shutil.copy(tmp_path / "q/shards/000000.arrow", tmp_path / "q/shards/000001.arrow")
+    with pytest.raises(ValueError, match=r"000001.arrow does not hold the rows"):
+        merge([PairStore(merged.path, merged.manifest)], tmp_path / "r", progress=False)
+
+
+def test_a_prompt_that_there_is_not_is_told(
+    copied: Path, rewritten: Rewrite, tmp_path: Path
+) -> None:
+    rewritten(PairStore.open(copied), "shards", lambda rows: rows.update(prompt_id=[0, 1, 2, 9]))
+    with pytest.raises(ValueError, match=r"000000.arrow is damaged: it names a prompt that is not"):
+        merge([PairStore.open(copied)], tmp_path / "p", progress=False)
+
+
+def test_a_number_that_is_none_stays_none(copied: Path, rewritten: Rewrite) -> None:
+    def change(rows: dict[str, list[Any]]) -> None:
+        nan = torch.tensor(float("nan"), dtype=torch.float16).numpy().tobytes()
+        rows["x0"][0] = nan + rows["x0"][0][2:]
+
+    rewritten(PairStore.open(copied), "shards", change)
+    values = statistics(PairStore.open(copied)).values
+    assert all(math.isnan(value) for value in dataclasses.astuple(values["x0"]))
+    assert not any(math.isnan(value) for value in dataclasses.astuple(values["noise"]))
 
 
 def test_statistics_are_those_of_the_tensors(made: PairStore, drawn: list[PairStore]) -> None:

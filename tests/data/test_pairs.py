@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ import torch
 from nitrodistill.data import BatchStream, PairStore
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
+
+Rewrite = Callable[[PairStore, str, Callable[[dict[str, list[Any]]], None]], None]
 
 
 def test_a_batch_is_its_rows(made: PairStore) -> None:
@@ -108,8 +113,13 @@ def test_a_manifest_that_counts_wrong_is_refused(copied: Path) -> None:
         PairStore.open(copied)
     data["shards"][1]["rows"] = 3
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="has 4 rows and not 5"):
-        PairStore.open(copied).read([0])
+    with pytest.raises(ValueError, match=r"000001.arrow begins with row \[4\] and not 5"):
+        PairStore.open(copied)
+    data["shards"][0]["rows"], data["shards"][1]["rows"] = 4, 4
+    data["prompts"][1]["rows"] = 1
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match="has 2 rows and not 1"):
+        PairStore.open(copied).condition([4])
 
 
 def _flip(path: Path, content: bytes) -> None:
@@ -137,10 +147,57 @@ def test_a_changed_prompt_is_an_error(copied: Path) -> None:
         _ = PairStore.open(copied).prompts
 
 
-def test_exchanged_files_are_an_error(made: PairStore, copied: Path) -> None:
+@pytest.mark.parametrize("kind", ["prompts", "shards"])
+def test_files_listed_in_another_order_are_an_error(copied: Path, kind: str) -> None:
     path = copied / "manifest.json"
     data = json.loads(path.read_text())
-    data["prompts"].reverse()
+    data[kind][0], data[kind][1] = data[kind][1], data[kind][0]
     path.write_text(json.dumps(data))
-    with pytest.raises(ValueError, match="does not hold prompt 0 where it should"):
-        PairStore.open(copied).condition([0])
+    with pytest.raises(ValueError, match="begins with row"):
+        PairStore.open(copied)
+
+
+def test_a_shard_copied_over_another_is_an_error(copied: Path) -> None:
+    store = PairStore.open(copied)  # before the copy
+    shutil.copy(copied / "shards/000000.arrow", copied / "shards/000001.arrow")
+    with pytest.raises(ValueError, match=r"000001.arrow does not hold the rows 4 to 7; run"):
+        store.read([4])
+    with pytest.raises(
+        ValueError, match=r"000001.arrow begins with row \[0\] and not 4: it is another"
+    ):
+        store.verify()
+    with pytest.raises(ValueError, match=r"000001.arrow begins with row \[0\]"):
+        PairStore.open(copied)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("shards", "x0"), ("shards", "noise"), ("prompts", "condition.encoder_hidden_states")],
+)
+def test_what_is_not_finite_is_not_whole(
+    copied: Path, rewritten: Rewrite, kind: str, name: str, value: float
+) -> None:
+    def change(rows: dict[str, list[Any]]) -> None:
+        rows[name][2] = (
+            rows[name][2][:-2] + torch.tensor(value, dtype=torch.float16).numpy().tobytes()
+        )
+
+    rewritten(PairStore.open(copied), kind, change)
+    with pytest.raises(ValueError, match=rf"000000.arrow holds {name} that is not finite at row 2"):
+        PairStore.open(copied).verify()
+
+
+def test_one_row_at_another_s_place_is_an_error(copied: Path, rewritten: Rewrite) -> None:
+    """The file's first row is right, and all checksums and hashes are."""
+
+    def change(rows: dict[str, list[Any]]) -> None:
+        for values in rows.values():
+            values[1], values[2] = values[2], values[1]
+
+    rewritten(PairStore.open(copied), "shards", change)
+    store = PairStore.open(copied)
+    with pytest.raises(ValueError, match="does not hold the rows 0 to 3"):
+        store.read([0])
+    with pytest.raises(ValueError, match="does not hold the rows 0 to 3"):
+        store.verify()

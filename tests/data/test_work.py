@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from nitrodistill.data import GenerateConfig, Generation, PairStore, complete
 from nitrodistill.models import Pipeline
@@ -64,13 +68,90 @@ def test_a_worker_that_starts_while_another_tidies_up_goes_on(
 
 
 def test_a_generator_with_other_settings_is_refused_even_if_both_began_at_once(
-    work: Make, made: PairStore, tmp_path: Path, contents: Contents
+    work: Make, made: PairStore, tmp_path: Path, in_child: InChild, contents: Contents
 ) -> None:
-    first, second = work(), work(guidance=2.0)  # both saw an empty folder
-    first.prepare()
+    second = work(guidance=2.0)  # both saw an empty folder
+
+    def run() -> None:
+        first = work()
+        first.prepare()
+        (tmp_path / "begun").touch()
+        while not (tmp_path / "refused").exists():
+            time.sleep(0.01)
+        complete(first, progress=False)
+
+    process = in_child(run)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.01)
     with pytest.raises(FileExistsError, match=r"guidance is 3.0 there and 2.0 here"):
         complete(second, progress=False)
-    complete(first, progress=False)
+    (tmp_path / "refused").touch()
+    process.join(60)
+    assert process.exitcode == 0
+    assert contents(tmp_path / "p") == contents(made.path)
+
+
+def test_what_was_refused_can_be_corrected(
+    made: PairStore, pipeline: Pipeline, work: Make, tmp_path: Path, contents: Contents
+) -> None:
+    """The first run writes the prompt table and then meets a NaN; its message asks for another dtype."""
+    refused = work(dtype="bfloat16", guidance=2.0)
+    hook = pipeline.denoiser.module.register_forward_hook(
+        lambda *_: (torch.full((6, 2, 4, 4), torch.nan),)
+    )
+    try:
+        with pytest.raises(ValueError, match="is not finite in bfloat16; try dtype"):
+            complete(refused, progress=False)
+    finally:
+        hook.remove()
+    left = {"settings.json", "prompts/000000.arrow", "prompts/000001.arrow"}
+    assert set(contents(tmp_path / "p")) == left  # the same command would go on with it
+    complete(work(), progress=False)
+    assert contents(tmp_path / "p") == contents(made.path)
+
+
+def test_pairs_are_not_cleared_away_for_other_settings(work: Make, tmp_path: Path) -> None:
+    begun = work()
+    begun.run(limit=1, progress=False)
+    begun.discard()
+    with pytest.raises(FileExistsError, match=r"guidance is 3.0 there and 2.0 here"):
+        work(guidance=2.0)
+    assert (tmp_path / "p/shards/000000.arrow").exists()
+
+
+def test_without_locks_a_worker_that_finishes_disturbs_no_other(
+    made: PairStore,
+    work: Make,
+    tmp_path: Path,
+    in_child: InChild,
+    contents: Contents,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+
+    def run() -> None:
+        slow = work()
+        rows = slow._pair_rows
+
+        def wait(*arguments: Any) -> Iterator[Any]:
+            for batch in rows(*arguments):
+                yield batch
+                (tmp_path / "at work").touch()
+                while not (tmp_path / "p/manifest.json").exists():  # the other one has finished
+                    time.sleep(0.01)
+
+        monkeypatch.setattr(slow, "_pair_rows", wait)
+        complete(slow, progress=False)
+
+    process = in_child(run)
+    while not (tmp_path / "at work").exists() and process.is_alive():
+        time.sleep(0.01)
+    complete(work(), progress=False)
+    process.join(60)
+    assert process.exitcode == 0
     assert contents(tmp_path / "p") == contents(made.path)
 
 

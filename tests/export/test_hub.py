@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 from nitrodistill.export import push
 from nitrodistill.export.folder import RECORD
 from nitrodistill.export.hub import check_hub
+from nitrodistill.files import record_of
 
 
 class FakeHub:
@@ -46,12 +48,14 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "student"
     (folder / "unet").mkdir(parents=True)
     (folder / "unet" / "weights.safetensors").write_bytes(b"123")
-    (folder / RECORD).write_text("{}")
+    files = {"unet/weights.safetensors": record_of(folder / "unet/weights.safetensors")}
+    (folder / RECORD).write_text(json.dumps({"files": files}))
     (folder / "README.md").write_text('pipe = DiffusionPipeline.from_pretrained("runs/student")\n')
     return folder
 
 
 def test_all_files_go_in_one_commit_and_the_card_names_the_repository(folder: Path) -> None:
+    (folder / ".DS_Store").touch()
     hub = FakeHub()
     assert push(folder, "me/student", private=True, api=hub) == "https://huggingface.co/me/student"
     assert hub.repos == [("me/student", True)]
@@ -75,6 +79,31 @@ def test_the_card_of_lora_weights_keeps_its_base_model(folder: Path) -> None:
         'pipe.scheduler = DDIMScheduler.from_pretrained("me/lora", subfolder="scheduler")\n'
         'pipe.load_lora_weights("me/lora")\n'
     )
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_flipped_bit_is_not_uploaded(folder: Path, place: int) -> None:
+    data = bytearray(b"123")
+    data[place] ^= 1
+    (folder / "unet" / "weights.safetensors").write_bytes(data)
+    hub = FakeHub()
+    with pytest.raises(
+        ValueError, match=r"damaged: unet/weights.safetensors is not what was written; export"
+    ):
+        push(folder, "me/student", api=hub)
+    assert (hub.repos, hub.commits) == ([], 0)
+
+
+def test_what_export_did_not_write_is_not_uploaded(folder: Path) -> None:
+    (folder / "unet" / "pytorch_model.bin").touch()
+    with pytest.raises(
+        ValueError, match=r"holds unet/pytorch_model.bin, which export did not write"
+    ):
+        push(folder, "me/student", api=FakeHub())
+    (folder / "unet" / "pytorch_model.bin").unlink()
+    (folder / RECORD).write_text("{}")
+    with pytest.raises(ValueError, match="names no files; export again"):
+        push(folder, "me/student", api=FakeHub())
 
 
 def test_what_cannot_be_pushed_is_a_sentence(folder: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from safetensors.torch import load_file
 from torch import nn
 
-from nitrodistill.export import export
+from nitrodistill.export import check_export, export
 from nitrodistill.export.folder import RECORD
 from nitrodistill.method import Draws
 from nitrodistill.models import Adapter, DiffusersDenoiser, Entry, Pipeline
@@ -204,6 +204,11 @@ def test_an_early_timestep_replaces_an_export_and_can_be_read_back(
     export(pipeline, student.module, plan, output, base_model="a teacher")
     assert record_of(output)["self_test"]["latents"] <= 1e-5
 
+    check_export(output)
+    config = output / pipeline.adapter.network / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(ValueError, match=r"damaged: unet/config.json is not what was written"):
+        check_export(output)
     reloaded = Pipeline.load(output)
     assert reloaded.scheduler.config.num_train_timesteps == 401
     (step,) = StepPlan.from_schedule(reloaded.denoiser.schedule).steps

@@ -45,6 +45,8 @@ def test_parts_are_float32_and_the_tokenizer_pads(pipeline: StableDiffusionPipel
 
 def test_saved_pipeline_is_the_same_one(pipeline: StableDiffusionPipeline, tmp_path: Path):
     path = save_pipeline(tmp_path / "teacher")
+    modes = {file.stat().st_mode & 0o666 for file in path.rglob("*") if file.is_file()}
+    assert modes == {tmp_path.joinpath("teacher").stat().st_mode & 0o666}, "colleagues can read it"
     again = DiffusionPipeline.from_pretrained(path, local_files_only=True)
     prompts = ["a small red ring on a gray background"]
     first, second = (

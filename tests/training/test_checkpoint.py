@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ from nitrodistill.training import find_checkpoints, newest_checkpoint
 from nitrodistill.training.checkpoint import Checkpoint, CheckpointWriter, prune
 from nitrodistill.training.roles import kept
 
-STATE = {"stage": 0, "note": "x"}
+STATE = {"note": "x"}
 
 
 def _write(output, step=1, stage=0):
@@ -31,7 +32,7 @@ def test_what_is_written_is_read(tmp_path):
     checkpoint = _write(tmp_path)
     checkpoint.verify()
     assert newest_checkpoint(tmp_path) == checkpoint
-    assert checkpoint.state() == STATE
+    assert checkpoint.state() == {**STATE, "stage": 0, "step": 1}
     assert torch.equal(checkpoint.tensors("student")["a"], torch.arange(6.0).reshape(2, 3).t() + 1)
     assert checkpoint.tensors("student.optimizer")["step"].shape == ()
 
@@ -58,6 +59,16 @@ def test_damage_is_named_and_an_older_checkpoint_is_taken(tmp_path, damage, name
     with pytest.raises(ValueError, match=f"is damaged: {name}"):
         new.verify()
     with pytest.warns(RuntimeWarning, match="step-00000002 is damaged"):
+        assert newest_checkpoint(tmp_path) == old
+
+
+def test_a_checkpoint_copied_over_another_is_damage(tmp_path):
+    old, new = _write(tmp_path, 1), _write(tmp_path, 2)
+    shutil.rmtree(new.path)
+    shutil.copytree(old.path, new.path)
+    with pytest.raises(ValueError, match="step-00000002 is damaged: it holds stage 0, step 1"):
+        new.verify()
+    with pytest.warns(RuntimeWarning):
         assert newest_checkpoint(tmp_path) == old
 
 
