@@ -70,9 +70,20 @@ def main(argv: Sequence[str]) -> int:
     )
     add_device(parser)
     parser.add_class_arguments(MetricNetworks)
-    parser.add_class_arguments(EvaluateConfig)
+    parser.add_class_arguments(EvaluateConfig, skip={"teacher_steps", "guidance"})
+    parser.add_argument(
+        "--teacher_steps",
+        type=int | None,
+        default=None,
+        help="sampling steps of the teacher; null takes those that it made the pairs in",
+    )
+    parser.add_argument(
+        "--guidance",
+        type=float | None,
+        default=None,
+        help="the teacher's guidance scale, 1 is none; null takes what it made the pairs with",
+    )
     given = parse(parser, argv)
-    config = EvaluateConfig(**{f.name: given[f.name] for f in fields(EvaluateConfig)})
     networks = MetricNetworks(**{f.name: given[f.name] for f in fields(MetricNetworks)})
     here = place()
     if here.world_size > 1 and given.cache is None:
@@ -83,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.evaluation.results import check_output, write_results
     from nitrodistill.evaluation.student import measure_student
     from nitrodistill.training.run import training_latents
+    from nitrodistill.training.sources import teacher_draws
 
     output = Path(given.output or given.run)
     check_output(output)
@@ -91,6 +103,11 @@ def main(argv: Sequence[str]) -> int:
     run.pipeline.diffusers.to(device)
     run.student.denoiser.module.to(device)
     prompts = prompts_of(run, given.prompts)
+    steps, guidance = teacher_draws(run.student.recipe)
+    settings = {f.name: given[f.name] for f in fields(EvaluateConfig)}
+    settings["teacher_steps"] = given.teacher_steps or steps
+    settings["guidance"] = guidance if given.guidance is None else given.guidance
+    config = EvaluateConfig(**settings)
     if here.world_size > 1:
         help_draw(
             run.pipeline,

@@ -28,8 +28,8 @@ ABOUT = """
 Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
 trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the
 file. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
-bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0. The folder holds the resolved
-recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
+bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130. The folder
+holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
 
 Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
 nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
             last = state
     if place().rank == 0:
         print(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
-    return 0
+    return 130 if last is not None and last.stopped == "SIGINT" else 0
 
 
 def _check(recipe: Recipe) -> None:

@@ -12,7 +12,7 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import nearest
 from nitrodistill.training.recipe import Recipe
-from nitrodistill.training.sources import Sources
+from nitrodistill.training.sources import Sources, teacher_draws
 from nitrodistill.types import Denoiser
 
 __all__ = ["student_scores"]
@@ -40,7 +40,7 @@ def student_scores(
     for trainer in stages:
         _check_metric(trainer.best_metric)
     sharded = any(stage.trainer.parallel == "fsdp" for stage in recipe.stages)
-    steps, guidance = sources.teacher_draws()
+    steps, guidance = teacher_draws(recipe)
     config = EvaluateConfig(
         num_samples=recipe.evaluate_samples,
         teacher_steps=steps,

@@ -52,6 +52,7 @@ def make_accelerator(
     launched = place().world_size > 1
     if launched and has_gpu and not cpu and cpu_offload and not torch.distributed.is_initialized():
         torch.distributed.init_process_group(None)  # NCCL for the GPU and gloo for the CPU
+    _forget_precision(mixed_precision)
     if trackers is None:
         trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     return Accelerator(
@@ -63,6 +64,15 @@ def make_accelerator(
         # no collective operation in a forward pass, of which there may be several before a backward one
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+
+
+def _forget_precision(mixed_precision: str) -> None:
+    """Lets a process that has trained in one precision train in another one: Accelerate remembers the first."""
+    from accelerate.state import AcceleratorState
+
+    known = AcceleratorState._shared_state.get("_mixed_precision")
+    if known is not None and known != mixed_precision and place().world_size == 1:
+        AcceleratorState._reset_state()  # it has no public way
 
 
 def _known_trackers(names: Sequence[str]) -> list[Any]:

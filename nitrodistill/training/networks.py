@@ -21,7 +21,7 @@ from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.lora import add_lora, base_copy
 from nitrodistill.models.wrappers import role_in
-from nitrodistill.training.checkpoint import newest_checkpoint
+from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
 from nitrodistill.training.parallel import prepare_frozen
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.record import free_name, load_denoiser, load_weights
@@ -77,12 +77,12 @@ class StageNetworks:
 
     def _cast(self, number: int, stage: Stage) -> Cast:
         """Float32 students, and a teacher of its own where that one is cast, or shared out by the processes."""
-        before = newest_checkpoint(self._output, number - 1) if number else None
+        before = self._before(number) if "previous" in (stage.teacher, stage.student) else None
         bf16 = stage.trainer.mixed_precision == "bf16"
         copied = bf16 or stage.trainer.parallel == "fsdp"
         whole = self.own
         if stage.teacher == "previous" and stage.lora is None:
-            assert before is not None, "the stage before has ended, and so written a checkpoint"
+            assert before is not None
             whole = load_denoiser(before, whole)
 
         def teacher() -> DiffusersDenoiser:
@@ -106,6 +106,16 @@ class StageNetworks:
             self._pipeline.decode,
             start if stage.student == "previous" else None,
         )
+
+    def _before(self, number: int) -> Checkpoint:
+        """The checkpoint that the stage before ended with."""
+        found = newest_checkpoint(self._output, number - 1)
+        if found is None:
+            raise ValueError(
+                f"stage {number} goes on with the student of stage {number - 1}, of which {str(self._output)!r} "
+                "has no checkpoint any more; bring it back, or choose another output."
+            )
+        return found
 
     def _place_pipeline(self, stage: Stage) -> None:
         diffusers, device = self._pipeline.diffusers, self._accelerator.device

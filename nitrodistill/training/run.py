@@ -25,7 +25,12 @@ from nitrodistill.files import is_temporary, remove_stale
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import differences, to_plain
-from nitrodistill.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint
+from nitrodistill.training.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    find_checkpoints,
+    newest_checkpoint,
+)
 from nitrodistill.training.config import FREE
 from nitrodistill.training.environment import note_environment
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
@@ -42,6 +47,7 @@ __all__ = [
     "find_student",
     "load_run_recipe",
     "load_student",
+    "newest_stage",
     "owned",
     "training_latents",
 ]
@@ -135,6 +141,12 @@ def load_student(
     denoiser = load_denoiser(found, pipeline.denoiser, average=average)
     denoiser.module.requires_grad_(False)
     return TrainedStudent(denoiser, plan, found, recipe)
+
+
+def newest_stage(output: Path) -> int:
+    """The number of the newest stage that has a checkpoint; 0 if none has."""
+    found = find_checkpoints(output)
+    return found[0].stage if found else 0
 
 
 def check_folder(output: Path, recipe: Recipe, resume: Resume, data: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 ask a run to save and leave: what clusters send before they take the machine away."""
+"""Signals that ask a run to save and leave: Ctrl-C, and what clusters send before they take the machine away."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ __all__ = ["StopSignals"]
 
 
 class StopSignals:
-    """Notes the signals that arrive inside of a `with` block; pass it to a trainer as `stop`.
+    """Notes SIGINT, SIGTERM and SIGUSR1 that arrive inside of a `with` block; pass it to a trainer as `stop`.
+
+    A second Ctrl-C interrupts at once.
 
     The handlers that were there come back after the block. Python allows handlers in the main thread only.
 
@@ -29,7 +31,7 @@ class StopSignals:
         return self._received
 
     def __enter__(self) -> StopSignals:
-        names = ("SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
+        names = ("SIGINT", "SIGTERM", "SIGUSR1")  # Windows has no SIGUSR1
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             self._before[number] = signal.signal(number, self._note)
         return self
@@ -45,4 +47,6 @@ class StopSignals:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._received:
+            raise KeyboardInterrupt
         self._received = self._received or signal.Signals(number).name

@@ -16,7 +16,7 @@ from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.types import Part
 
-__all__ = ["Sources", "recipe_prompts"]
+__all__ = ["Sources", "recipe_prompts", "teacher_draws"]
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,19 @@ class Sources:
         source = next((s for s in (self.pairs, self.real, self.texts) if s is not None), None)
         return () if source is None else source.prompts
 
-    def teacher_draws(self) -> tuple[int, float]:
-        """(steps, guidance scale) of the teacher in previews and evaluations."""
-        made = GenerateConfig() if self.pairs is None else self.pairs.manifest.teachers[0]
-        steps, guidance = self.recipe.num_inference_steps, self.recipe.guidance
-        return steps or made.steps, made.guidance if guidance is None else guidance
+
+def teacher_draws(recipe: Recipe) -> tuple[int, float]:
+    """(steps, guidance scale) of the teacher in previews and evaluations: the recipe's, or what made the pairs.
+
+    Raises:
+        FileNotFoundError: if the pairs are gone and the recipe does not say.
+    """
+    steps, guidance = recipe.num_inference_steps, recipe.guidance
+    if steps is not None and guidance is not None:
+        return steps, guidance
+    pairs = recipe.pairs
+    made = GenerateConfig() if pairs is None else PairStore.open(pairs).manifest.teachers[0]
+    return steps or made.steps, made.guidance if guidance is None else guidance
 
 
 def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:

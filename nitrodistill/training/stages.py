@@ -26,8 +26,8 @@ from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.record import network_record, student_record
-from nitrodistill.training.run import Resume, check_folder, owned
-from nitrodistill.training.sources import Sources
+from nitrodistill.training.run import Resume, check_folder, newest_stage, owned
+from nitrodistill.training.sources import Sources, teacher_draws
 from nitrodistill.training.state import State
 from nitrodistill.training.trainer import Trainer
 from nitrodistill.types import Batch
@@ -152,12 +152,27 @@ class _Prepared:
     previewer: Previewer
 
     def states(self, output: Path) -> Iterator[State]:
-        every = self.trainer.config.preview_every
-        for state in self.trainer.fit():
-            if every and (state.step % every == 0 or state.step == state.steps):
-                name = f"stage-{state.stage}-step-{state.step:08d}.png"
-                self.previewer.write(self.trainer, self.student, output / "previews" / name)
+        trainer = self.trainer
+        if trainer.step and self._is_due(trainer.step) and not self._is_there(output):
+            self._write(output)  # the run was killed between a checkpoint and its preview
+        for state in trainer.fit():
+            if self._is_due(state.step):
+                self._write(output)
             yield state
+
+    def _is_due(self, step: int) -> bool:
+        every = self.trainer.config.preview_every
+        return bool(every) and (step % every == 0 or step == self.trainer.config.steps)
+
+    def _is_there(self, output: Path) -> bool:
+        return bool(on_main(self.trainer.accelerator, self._file(output).is_file))
+
+    def _write(self, output: Path) -> None:
+        self.previewer.write(self.trainer, self.student, self._file(output))
+
+    def _file(self, output: Path) -> Path:
+        trainer = self.trainer
+        return output / "previews" / f"stage-{trainer.stage}-step-{trainer.step:08d}.png"
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ class _Runner:
             evaluate=None if self.evaluate is None else scores,
             accelerator=self.accelerator,
         )
-        steps, guidance = self.sources.teacher_draws()
+        steps, guidance = teacher_draws(recipe)
         prompts = recipe.preview_prompts or self.sources.prompts[:8]
         previewer = Previewer(self.pipeline, prompts, method.plan, steps, guidance)
         return _Prepared(trainer, student, previewer)
@@ -225,7 +240,10 @@ def _states(runner: _Runner) -> Iterator[State]:
     output = Path(recipe.output)
     with ExitStack() as stack:
         stack.callback(runner.networks.restore)
-        prepared = runner.prepare(0)
+        # what stands in a later stage needs no earlier one again, whatever is left of that
+        first = on_main(accelerator, lambda: newest_stage(output))
+        assert isinstance(first, int)
+        prepared = runner.prepare(first)
         stack.callback(accelerator.end_training)
         accelerator.wait_for_everyone()  # all have checked the folder before one of them writes
 
@@ -233,8 +251,8 @@ def _states(runner: _Runner) -> Iterator[State]:
             stack.enter_context(owned(output, recipe, accelerator))
 
         on_main(accelerator, own)
-        for number in range(len(recipe.stages)):
-            if number > 0:
+        for number in range(first, len(recipe.stages)):
+            if number > first:
                 del prepared  # its networks go before the next are made
                 accelerator.free_memory()
                 prepared = runner.prepare(number)
