@@ -39,6 +39,9 @@ class DiscreteSchedule:
     def from_scheduler(cls, scheduler: object) -> DiscreteSchedule:
         """Reads the schedule of any diffusers scheduler that has `alphas_cumprod`.
 
+        Where its last beta is 1 the last value is 0, as the product says: classes that divide by it (Euler, DPM++,
+        UniPC) store 2^-24 there, which would make of zero SNR an x0 amplified 4096 times.
+
         Raises:
             TypeError: if it has none (flow-matching and EDM schedulers).
         """
@@ -49,6 +52,9 @@ class DiscreteSchedule:
                 "variance-preserving scheduler; use RectifiedFlow for flow matching (SD3, Flux, "
                 "Sana) or KarrasSchedule for EDM."
             )
+        betas = getattr(scheduler, "betas", None)
+        if isinstance(betas, Tensor) and betas[-1] == 1:
+            table = torch.cat([table[:-1], torch.zeros_like(table[-1:])])
         return cls(table)
 
     @property

@@ -10,9 +10,11 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from nitrodistill.export import scheduler_for_plan
@@ -69,6 +71,15 @@ def test_the_zero_snr_flag_follows_the_plan(teacher_class: Any) -> None:
         assert scheduler.config.timestep_spacing == "trailing"
         assert scheduler.config.clip_sample is False
         assert scheduler.config.set_alpha_to_one is True
+    noise, v = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one_step(scheduler, v, noise), -v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("teacher_class", [EulerDiscreteScheduler, UniPCMultistepScheduler])
+def test_a_teacher_that_stores_zero_snr_as_almost_zero(teacher_class: Any) -> None:
+    teacher = teacher_class(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    plan = StepPlan.from_schedule(DiscreteSchedule.from_scheduler(teacher))
+    scheduler = scheduler_for_plan(plan, teacher, "v_prediction")
     noise, v = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one_step(scheduler, v, noise), -v, rtol=0, atol=0)
 

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import inspect
+
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-from nitrodistill.schedules import DiscreteSchedule
+from nitrodistill.prediction import check_convertible
+from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
 from nitrodistill.types import NoiseSchedule
 
 
@@ -31,6 +35,38 @@ def test_known_values_of_stable_diffusion(schedule):
     expected = torch.tensor([0.8218, 0.6528, 0.5269, 0.2380, 0.06826], dtype=torch.float64)
     torch.testing.assert_close(alpha, expected, rtol=0, atol=5e-5)
     assert torch.allclose(alpha**2 + sigma**2, torch.ones(5, dtype=torch.float64))
+
+
+RESCALES = [
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler")
+    and "rescale_betas_zero_snr" in inspect.signature(getattr(diffusers, name).__init__).parameters
+]
+
+
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("name", RESCALES)
+def test_zero_snr_is_exactly_zero_however_it_is_stored(name, betas):
+    """Euler, Euler ancestral, DPM++ and UniPC store 2^-24, which over linear betas even rises at the end."""
+    scheduler = getattr(diffusers, name)(beta_schedule=betas, rescale_betas_zero_snr=True)
+    schedule = DiscreteSchedule.from_scheduler(scheduler)
+    table = schedule.alphas_cumprod
+    assert table[-1] == 0
+    assert torch.equal(table[:-1], scheduler.alphas_cumprod[:-1].double())
+    if not name.startswith("CogVideoX"):  # which rescales behind its betas
+        assert torch.equal(table, (1 - scheduler.betas).cumprod(0).double())
+    assert torch.equal(ZeroTerminalSNR()(schedule).alphas_cumprod, table)
+    with pytest.raises(ValueError, match="zero terminal SNR"):
+        check_convertible(schedule(torch.tensor(999)), "epsilon")
+
+
+def test_a_flag_that_its_class_does_not_take_rescales_nothing():
+    """diffusers keeps other classes' options in the config."""
+    rescaled = DDIMScheduler(rescale_betas_zero_snr=True)
+    scheduler = diffusers.PNDMScheduler.from_config(rescaled.config)
+    assert scheduler.config.rescale_betas_zero_snr
+    assert DiscreteSchedule.from_scheduler(scheduler).alphas_cumprod[-1] > 0
 
 
 @pytest.mark.parametrize("num_steps", [1, 4, 7, 25, 50, 999, 1000])
