@@ -86,22 +86,31 @@ class DiscreteSchedule:
         return Scales(alpha[t], sigma[t])
 
     def timestep(self, u: Tensor) -> Tensor:
-        """The nearest integer timestep to fraction `u`: `round(u (T - 1))`, int64."""
-        return (u.to(double(u.device)) * (self.num_timesteps - 1)).round().long()
+        """The timestep in whose cell of width 1 / T the fraction `u` in [0, 1] lies: `floor(u T)`, int64.
+
+        At u = 1 it is T - 1. A uniform law then draws every timestep as often as any other, as `randint` does; the
+        nearest timestep, `round(u (T - 1))`, would be the first and the last one half as often.
+        """
+        t = (u.to(double(u.device)) * self.num_timesteps).floor().long()
+        return t.clamp(max=self.num_timesteps - 1)
 
     def fraction(self, t: Tensor) -> Tensor:
-        """`t / (T - 1)`."""
+        """`t / (T - 1)`: 0 at the first timestep and 1 at the last; `timestep` takes it back to `t`."""
         return t.to(double(t.device)) / (self.num_timesteps - 1)
 
     def timesteps(self, num_steps: int) -> Tensor:
-        """The "trailing" grid of diffusers: `round(T - i T / N) - 1`, int64, noisiest first."""
+        """The "trailing" grid: `round(T (N - i) / N) - 1`, int64, noisiest first, halves rounded to even.
+
+        N steps, always. diffusers adds up T / N in floating point: for T = 1000 its grid is another for 111 of the
+        1000 step counts, by one where a half is rounded (48), or one step longer (61).
+        """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(
                 f"num_steps is {num_steps}; a schedule of {self.num_timesteps} timesteps can be "
                 f"sampled in 1 to {self.num_timesteps} steps."
             )
-        i = torch.arange(num_steps, dtype=torch.float64)
-        return (self.num_timesteps - i * (self.num_timesteps / num_steps)).round().long() - 1
+        left = torch.arange(num_steps, 0, -1, dtype=torch.float64)
+        return (left * self.num_timesteps / num_steps).round().long() - 1
 
 
 def check_alphas_cumprod(table: Tensor) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import inspect
+from fractions import Fraction
+from typing import Any
 
 import diffusers
 import pytest
@@ -9,6 +11,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from nitrodistill.prediction import check_convertible
 from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
+from nitrodistill.timesteps import Uniform
 from nitrodistill.types import NoiseSchedule
 
 
@@ -76,10 +79,40 @@ def test_the_trailing_grid_is_diffusers(scheduler, schedule, num_steps):
     assert torch.equal(schedule.timesteps(num_steps), trailing.timesteps)
 
 
-def test_timestep_and_fraction_are_inverse(schedule):
-    t = torch.arange(1000)
+def test_the_trailing_grid_is_exact_where_diffusers_adds_up(scheduler, schedule):
+    """Against whole fractions, for every step count; and how often diffusers' own grid is another."""
+    trailing: Any = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
+    longer, others = [], []
+    for n in range(1, 1001):
+        exact = [round(Fraction(1000 * i, n)) - 1 for i in range(n, 0, -1)]
+        assert schedule.timesteps(n).tolist() == exact
+        trailing.set_timesteps(n)
+        theirs = trailing.timesteps.tolist()
+        if len(theirs) != n:
+            longer.append(n)
+        elif theirs != exact:
+            others.append(n)
+            assert max(abs(a - b) for a, b in zip(theirs, exact, strict=True)) == 1
+    assert (longer[0], others[0]) == (61, 48)
+    assert (len(longer), len(others)) == (62, 49)
+
+
+@pytest.mark.parametrize("num_timesteps", [2, 3, 10, 999, 1000, 1500])
+def test_timestep_and_fraction_are_inverse(num_timesteps):
+    schedule = DiscreteSchedule(torch.linspace(0.9, 0, num_timesteps))
+    t = torch.arange(num_timesteps)
     assert torch.equal(schedule.timestep(schedule.fraction(t)), t)
+    assert torch.equal(schedule.timestep(schedule.fraction(t).float()), t)
     assert isinstance(schedule, NoiseSchedule)
+
+
+def test_a_uniform_fraction_is_a_uniform_timestep(schedule):
+    """As randint: every timestep as often as any other, the ends too."""
+    r = (torch.arange(30_000, dtype=torch.float64) + 0.5) / 30_000
+    assert torch.equal(schedule.timestep(Uniform()(r)).bincount(), torch.full((1000,), 30))
+    part = schedule.timestep(Uniform(((0.0, 0.75),))(r))  # the published 0 ... 749
+    assert torch.equal(part.bincount(), torch.full((750,), 40))
+    assert schedule.timestep(torch.tensor([0.0, 1.0, 1 - 2**-24])).tolist() == [0, 999, 999]
 
 
 def test_the_table_is_a_copy(schedule):
