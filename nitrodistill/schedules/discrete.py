@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -43,13 +46,15 @@ class DiscreteSchedule:
         UniPC) store 2^-24 there, which would make of zero SNR an x0 amplified 4096 times.
 
         Raises:
-            TypeError: if it has none (flow-matching and EDM schedulers).
+            TypeError: if it has none (flow-matching and EDM schedulers), or does not use it (`use_flow_sigmas`).
         """
-        table = getattr(scheduler, "alphas_cumprod", None)
-        if not isinstance(table, Tensor):
+        table: Any = getattr(scheduler, "alphas_cumprod", None)
+        takes = inspect.signature(type(scheduler).__init__).parameters
+        flow = "use_flow_sigmas" in takes and scheduler.config.use_flow_sigmas  # type: ignore[attr-defined]
+        if flow or not isinstance(table, Tensor):
             raise TypeError(
-                f"{type(scheduler).__name__} has no alphas_cumprod, so it is not a discrete "
-                "variance-preserving scheduler; use RectifiedFlow for flow matching (SD3, Flux, "
+                f"{type(scheduler).__name__} has no alphas_cumprod{' in use' if flow else ''}, so it is not a "
+                "discrete variance-preserving scheduler; use RectifiedFlow for flow matching (SD3, Flux, "
                 "Sana) or KarrasSchedule for EDM."
             )
         betas = getattr(scheduler, "betas", None)
