@@ -19,12 +19,60 @@ so that `x0` and `eps` are one 2x2 solve away, with determinant `D = alpha d - s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
 import torch
 from torch import Tensor
 
 from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
 
-__all__ = ["check_convertible", "convert_prediction", "prediction_target", "to_eps", "to_x0"]
+__all__ = [
+    "Clamp",
+    "Clamped",
+    "check_convertible",
+    "convert_prediction",
+    "prediction_target",
+    "to_eps",
+    "to_x0",
+]
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """What a sampler does to x0 on its way: clips it, or thresholds it dynamically.
+
+    Dynamic thresholding (Saharia et al. 2022, section 2.3): with s the quantile of |x0| of each sample, held
+    in [1, limit], x0 is clipped to +-s and divided by s.
+
+    Args:
+        limit: x0 is clipped to +-limit; for dynamic thresholding the largest s.
+        quantile: in (0, 1], of dynamic thresholding; None clips.
+        rederives_eps: whether the noise that goes on is what the clamped x0 leaves of x_t,
+            `(x_t - alpha x0) / sigma`, as in DDPM and DPM++; else it is the network's own, as in DDIM.
+    """
+
+    limit: float = 1.0
+    quantile: float | None = None
+    rederives_eps: bool = False
+
+    def __call__(self, x0: Tensor) -> Tensor:
+        """Clamps x0 `(B, *)`; NaN stays NaN."""
+        if self.quantile is None:
+            return x0.clamp(-self.limit, self.limit)
+        s = x0.flatten(1).abs().quantile(self.quantile, dim=1).clamp(min=1.0, max=self.limit)
+        s = expand(s, x0)
+        return x0.clamp(-s, s) / s
+
+
+@runtime_checkable
+class Clamped(Protocol):
+    """A denoiser whose own sampler clamps x0."""
+
+    @property
+    def clamp(self) -> Clamp | None:
+        """How; None: it does not."""
+        ...
 
 
 def convert_prediction(

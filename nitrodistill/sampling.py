@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nitrodistill.prediction import check_convertible, to_eps, to_x0
+from nitrodistill.prediction import Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
 __all__ = ["Step", "StepPlan", "Transition", "predict_x0", "sample"]
@@ -173,6 +173,9 @@ def sample(
 ) -> Tensor:
     """Follows a plan from noise to x0.
 
+    If the denoiser says how its scheduler clamps x0 (`DiffusersDenoiser.clamp`: `clip_sample` or `thresholding`
+    of a teacher's pipeline), so does every step here.
+
     Args:
         denoiser: the network, guided or not.
         plan: what to evaluate; `plan.check(denoiser.prediction_type)` is called.
@@ -195,13 +198,18 @@ def sample(
         )
     x_t = plan.steps[0].input.sigma.to(noise.dtype) * noise
     x0 = x_t
+    clamp = denoiser.clamp if isinstance(denoiser, Clamped) else None
     for i in progress(range(len(plan))):
         step = plan.steps[i]
         prediction = denoiser(x_t, step.t.to(x_t.device), condition)
         x0 = _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
+        if clamp is not None:
+            x0 = clamp(x0)
         if i + 1 == len(plan):
             break
-        if plan.transition == "ode":
+        if plan.transition == "ode" and clamp is not None and clamp.rederives_eps:
+            eps = to_eps(x0, x_t, step.output, "sample")
+        elif plan.transition == "ode":
             eps = to_eps(prediction, x_t, step.output, denoiser.prediction_type)
         else:
             assert renoise is not None

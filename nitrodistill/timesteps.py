@@ -2,6 +2,9 @@
 
 A law is a function from a uniform draw to `u` (the inverse of its cumulative distribution), so that it
 holds no randomness of its own: `u = law(draws.uniform("t"))`, then `t = schedule.timestep(u)`.
+
+On a discrete schedule of T timesteps, `t = floor(u T)`: `Uniform()` draws each of them equally often, as `randint`
+does, and `Uniform(((0, 0.75),))` each of 0 to 0.75 T - 1.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.prediction import Clamped
 from nitrodistill.sampling import StepPlan
 
 __all__ = ["Drawing", "depends_on", "draw_teacher", "noise_draws"]
@@ -50,6 +51,7 @@ def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
         "denoiser": fingerprint(teacher.denoiser.module),
         "text_encoders": text_encoders(teacher),
         "prediction_type": teacher.denoiser.prediction_type,
+        "clamp": str(teacher.denoiser.clamp),
         "plan": [[step.t.item(), *(x.item() for x in step.output)] for step in plan.steps],
         "guidance": config.guidance,
         "latent_shape": teacher.latent_shape,
@@ -192,6 +194,7 @@ class Drawing:
             "denoiser": fingerprint(arm.denoiser.module),
             "text_encoders": text_encoders(arm.pipeline),
             "prediction_type": arm.denoiser.prediction_type,
+            "clamp": str(arm.denoiser.clamp if isinstance(arm.denoiser, Clamped) else None),
             "plan": plan,
             "transition": arm.plan.transition,
         }

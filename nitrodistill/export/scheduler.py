@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nitrodistill.export.tables import beta_tables, flow_tables
 from nitrodistill.method import Draws
 from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 __all__ = ["scheduler_for_plan"]
@@ -46,10 +47,28 @@ def scheduler_for_plan(
     Raises:
         ValueError: if no table makes such a class follow the plan to 1e-5; it says how each came off.
     """
-    import diffusers
-
     plan.check(prediction_type)
     kinds = _exact_kinds(plan, prediction_type) if kind is None else (kind,)
+    found, reasons = _search(plan, teacher_scheduler, prediction_type, kinds, call_sigmas)
+    if found is not None:
+        return found
+    raise ValueError(
+        f"{' and '.join(kinds)} cannot express this plan of {len(plan)} {plan.transition} step(s) at "
+        f"t={_brief(plan.timesteps())} with {prediction_type!r} ({'; '.join(dict.fromkeys(reasons))}); "
+        f"{_way_out(plan, teacher_scheduler, prediction_type, kind)}"
+    )
+
+
+def _search(
+    plan: StepPlan,
+    teacher_scheduler: Any,
+    prediction_type: PredictionType,
+    kinds: Sequence[str],
+    call_sigmas: Sequence[float] | None,
+) -> tuple[Any, list[str]]:
+    """The first scheduler that follows the plan, or None, and why those before it do not."""
+    import diffusers
+
     if prediction_type == "flow_prediction":
         tables = list(flow_tables(plan, teacher_scheduler, call_sigmas))
     else:
@@ -67,16 +86,57 @@ def scheduler_for_plan(
                 candidate = _build(scheduler_class, table, prediction_type, len(plan))
                 reason = _disagreement(candidate, plan, prediction_type, call_sigmas)
                 if reason is None:
-                    return candidate
+                    return candidate, reasons
             except Exception as error:  # diffusers' classes fail in many ways where they do not fit
                 reason = f"it fails: {' '.join(str(error).split()) or type(error).__name__}"
             reasons.append(reason)
-    raise ValueError(
-        f"{' and '.join(kinds)} cannot express this plan of {len(plan)} {plan.transition} step(s) at "
-        f"t={plan.timesteps().tolist()} with {prediction_type!r} ({'; '.join(dict.fromkeys(reasons))}); "
+    return None, reasons
+
+
+def _way_out(
+    plan: StepPlan, teacher_scheduler: Any, prediction_type: PredictionType, kind: str | None
+) -> str:
+    """What to do instead; for a trailing grid that diffusers lays otherwise a step count near it that works."""
+    schedule = _trailing_schedule(plan, teacher_scheduler)
+    if schedule is not None:
+        for steps in _neighbours(len(plan), schedule.num_timesteps):
+            other = StepPlan.from_schedule(schedule, steps, plan.transition)
+            kinds = _exact_kinds(other, prediction_type) if kind is None else (kind,)
+            if _search(other, teacher_scheduler, prediction_type, kinds, None)[0] is not None:
+                return (
+                    f"train with {steps} steps, which can be exported: a saved scheduler holds no "
+                    "timesteps."
+                )
+    return (
         "one step is exact in DDIMScheduler or DDPMScheduler (flows: FlowMatchEulerDiscreteScheduler) if the "
         "plan reads its prediction at the scales of its own timestep."
     )
+
+
+def _trailing_schedule(plan: StepPlan, teacher_scheduler: Any) -> DiscreteSchedule | None:
+    """The teacher's schedule, rescaled or not, whose trailing grid of several steps the plan is; None: neither."""
+    if len(plan) == 1 or not isinstance(plan.steps[0].t.tolist(), int):
+        return None
+    plain = DiscreteSchedule.from_scheduler(teacher_scheduler)
+    for schedule in (plain, ZeroTerminalSNR()(plain)):
+        trailing = StepPlan.from_schedule(schedule, len(plan), plan.transition)
+        found, alphas = (
+            torch.stack([step.output.alpha for step in each.steps]) for each in (plan, trailing)
+        )
+        if torch.allclose(found, alphas, atol=1e-6) and torch.equal(
+            plan.timesteps(), trailing.timesteps()
+        ):
+            return schedule
+    return None
+
+
+def _neighbours(num_steps: int, total: int) -> list[int]:
+    """Step counts beside `num_steps`, the nearest first: one and two away, and those that divide the timesteps."""
+    divisors = [n for n in range(2, total + 1) if total % n == 0]
+    beside = {num_steps + shift for shift in (-2, -1, 1, 2)}
+    beside |= set([n for n in divisors if n < num_steps][-1:])
+    beside |= set([n for n in divisors if n > num_steps][:1])
+    return sorted((n for n in beside if 1 < n <= total), key=lambda n: (abs(n - num_steps), n))
 
 
 def _exact_kinds(plan: StepPlan, prediction_type: PredictionType) -> tuple[str, ...]:
@@ -115,15 +175,19 @@ def _disagreement(
     call_sigmas: Sequence[float] | None,
 ) -> str | None:
     """Runs scheduler and plan side by side as a pipeline would; None if they agree to 1e-5."""
-    noise = Draws(0, 0, torch.arange(2), purpose="export").normal("noise", (4, 8, 8))
-    probe = _Probe(prediction_type)
-    expected = sample(probe, plan, noise, Condition(), _renoise(noise))
     if call_sigmas is None:
         scheduler.set_timesteps(len(plan))
     else:
         scheduler.set_timesteps(sigmas=list(call_sigmas))
     if not _same_timesteps(scheduler, plan, prediction_type):
-        return f"its timesteps would be {[round(t, 4) for t in scheduler.timesteps.tolist()]}"
+        found, told = scheduler.timesteps.tolist(), plan.timesteps().tolist()
+        if len(found) != len(told):
+            return f"it would take {len(found)} steps"
+        other = next(i for i, (a, b) in enumerate(zip(found, told, strict=True)) if a != b)
+        return f"its timesteps would be {_brief(scheduler.timesteps)}, step {other + 1} at {found[other]:g}"
+    noise = Draws(0, 0, torch.arange(2), purpose="export").normal("noise", (4, 8, 8))
+    probe = _Probe(prediction_type)
+    expected = sample(probe, plan, noise, Condition(), _renoise(noise))
     x_t, draws = noise * getattr(scheduler, "init_noise_sigma", 1.0), _own_draws(scheduler)
     scale_input = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flows have none
     for t in scheduler.timesteps:
@@ -158,6 +222,12 @@ def _renoise(noise: Tensor) -> Any:
 def _own_draws(scheduler: Any) -> dict[str, torch.Generator]:
     takes = "generator" in inspect.signature(scheduler.step).parameters
     return {"generator": torch.Generator().manual_seed(0)} if takes else {}
+
+
+def _brief(timesteps: Tensor) -> str:
+    """At most eight of them."""
+    told = [str(round(t, 4)) for t in timesteps.tolist()]
+    return f"[{', '.join(told if len(told) <= 8 else [*told[:6], '...', told[-1]])}]"
 
 
 class _Probe:

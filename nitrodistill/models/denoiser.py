@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.models.wrappers import checkpointed, has_roles, unwrapped
+from nitrodistill.prediction import Clamp
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
 __all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen"]
@@ -33,6 +34,8 @@ class DiffusersDenoiser:
         prediction_type: what it predicts.
         adapter: how it is called, for a network of no known family; by default its family's.
         preconditioning: EDM's, around a raw network; then `t` is sigma and it predicts "sample".
+        clamp: how the scheduler of its pipeline clamps x0 while sampling, which `sample` does too; None: it does
+            not. Copies, and others made from this one, have none: a student is trained and exported without.
 
     Raises:
         TypeError: if the network's class is not one of the families and there is no adapter.
@@ -50,6 +53,7 @@ class DiffusersDenoiser:
         *,
         adapter: Adapter | None = None,
         preconditioning: EDMPreconditioning | None = None,
+        clamp: Clamp | None = None,
     ) -> None:
         if preconditioning is not None and prediction_type != "sample":
             raise ValueError(
@@ -57,6 +61,7 @@ class DiffusersDenoiser:
                 "x0: say 'sample'."
             )
         self.preconditioning: EDMPreconditioning | None = preconditioning
+        self.clamp: Clamp | None = clamp
         self.adapter: Adapter = adapter_for(unwrapped(module)) if adapter is None else adapter
         self.module = module
         self._schedule: NoiseSchedule = schedule

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
 
 __all__ = ["EmbeddedGuidance", "Guided"]
@@ -31,6 +32,11 @@ class _Around:
     def prediction_type(self) -> PredictionType:
         """What the network predicts, and so what this does."""
         return self.denoiser.prediction_type
+
+    @property
+    def clamp(self) -> Clamp | None:
+        """How the network's sampler clamps x0, which is after guidance."""
+        return self.denoiser.clamp if isinstance(self.denoiser, Clamped) else None
 
 
 class Guided(_Around):

@@ -23,7 +23,7 @@ from nitrodistill.models.adapters import (
 from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
-from nitrodistill.models.noise import noise_of
+from nitrodistill.models.noise import clamp_of, noise_of
 from nitrodistill.models.wrappers import role_in
 from nitrodistill.types import Condition, Denoiser
 
@@ -88,7 +88,8 @@ class Pipeline:
 
         Raises:
             TypeError: if its class is not one of the families.
-            ValueError: if the resolution is not divisible by what the VAE and the network need.
+            ValueError: if the resolution is not divisible by what the VAE and the network need, or its scheduler's
+                options are not understood (`noise_of`).
         """
         adapter = pipeline_adapter_for(pipe)
         network = getattr(pipe, adapter.network)
@@ -108,6 +109,7 @@ class Pipeline:
             prediction_type,
             adapter=of_network,
             preconditioning=preconditioning,
+            clamp=clamp_of(pipe.scheduler),
         )
         return cls(pipe, denoiser, check_prompt, adapter=adapter, resolution=resolution)
 

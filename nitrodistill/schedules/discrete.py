@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import inspect
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,16 +42,24 @@ class DiscreteSchedule:
     def from_scheduler(cls, scheduler: object) -> DiscreteSchedule:
         """Reads the schedule of any diffusers scheduler that has `alphas_cumprod`.
 
+        Where its last beta is 1 the last value is 0, as the product says: classes that divide by it (Euler, DPM++,
+        UniPC) store 2^-24 there, which would make of zero SNR an x0 amplified 4096 times.
+
         Raises:
-            TypeError: if it has none (flow-matching and EDM schedulers).
+            TypeError: if it has none (flow-matching and EDM schedulers), or does not use it (`use_flow_sigmas`).
         """
-        table = getattr(scheduler, "alphas_cumprod", None)
-        if not isinstance(table, Tensor):
+        table: Any = getattr(scheduler, "alphas_cumprod", None)
+        takes = inspect.signature(type(scheduler).__init__).parameters
+        flow = "use_flow_sigmas" in takes and scheduler.config.use_flow_sigmas  # type: ignore[attr-defined]
+        if flow or not isinstance(table, Tensor):
             raise TypeError(
-                f"{type(scheduler).__name__} has no alphas_cumprod, so it is not a discrete "
-                "variance-preserving scheduler; use RectifiedFlow for flow matching (SD3, Flux, "
+                f"{type(scheduler).__name__} has no alphas_cumprod{' in use' if flow else ''}, so it is not a "
+                "discrete variance-preserving scheduler; use RectifiedFlow for flow matching (SD3, Flux, "
                 "Sana) or KarrasSchedule for EDM."
             )
+        betas = getattr(scheduler, "betas", None)
+        if isinstance(betas, Tensor) and betas[-1] == 1:
+            table = torch.cat([table[:-1], torch.zeros_like(table[-1:])])
         return cls(table)
 
     @property
@@ -80,22 +91,31 @@ class DiscreteSchedule:
         return Scales(alpha[t], sigma[t])
 
     def timestep(self, u: Tensor) -> Tensor:
-        """The nearest integer timestep to fraction `u`: `round(u (T - 1))`, int64."""
-        return (u.to(double(u.device)) * (self.num_timesteps - 1)).round().long()
+        """The timestep in whose cell of width 1 / T the fraction `u` in [0, 1] lies: `floor(u T)`, int64.
+
+        At u = 1 it is T - 1. A uniform law then draws every timestep as often as any other, as `randint` does; the
+        nearest timestep, `round(u (T - 1))`, would be the first and the last one half as often.
+        """
+        t = (u.to(double(u.device)) * self.num_timesteps).floor().long()
+        return t.clamp(max=self.num_timesteps - 1)
 
     def fraction(self, t: Tensor) -> Tensor:
-        """`t / (T - 1)`."""
+        """`t / (T - 1)`: 0 at the first timestep and 1 at the last; `timestep` takes it back to `t`."""
         return t.to(double(t.device)) / (self.num_timesteps - 1)
 
     def timesteps(self, num_steps: int) -> Tensor:
-        """The "trailing" grid of diffusers: `round(T - i T / N) - 1`, int64, noisiest first."""
+        """The "trailing" grid: `round(T (N - i) / N) - 1`, int64, noisiest first, halves rounded to even.
+
+        N steps, always. diffusers adds up T / N in floating point: for T = 1000 its grid is another for 111 of the
+        1000 step counts, by one where a half is rounded (48), or one step longer (61).
+        """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ValueError(
                 f"num_steps is {num_steps}; a schedule of {self.num_timesteps} timesteps can be "
                 f"sampled in 1 to {self.num_timesteps} steps."
             )
-        i = torch.arange(num_steps, dtype=torch.float64)
-        return (self.num_timesteps - i * (self.num_timesteps / num_steps)).round().long() - 1
+        left = torch.arange(num_steps, 0, -1, dtype=torch.float64)
+        return (left * self.num_timesteps / num_steps).round().long() - 1
 
 
 def check_alphas_cumprod(table: Tensor) -> None:

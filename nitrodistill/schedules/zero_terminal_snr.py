@@ -15,6 +15,8 @@ refused unless asked for by name.
 
 from __future__ import annotations
 
+import inspect
+import math
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,7 +29,30 @@ __all__ = ["ZeroTerminalSNR"]
 
 Schedule = TypeVar("Schedule")
 
-_SUPPORTED = "DDIM, DDPM, LCM, DPM++ Multistep, UniPC, Euler, Euler ancestral and TCD"
+_SUPPORTED = "DDIM, DDPM, LCM, DPM++ Multistep, UniPC, Euler and Euler ancestral"
+
+_TOLERANCE = 1e-3
+"""Of x0, for noise of +-1: what stores zero SNR as abar = 2^-24 keeps 2.4e-4 of its noise."""
+
+_CHANGES: dict[str, Any] = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "final_sigmas_type": "zero",
+    "clip_sample": False,
+    "thresholding": False,
+    "lambda_min_clipped": -math.inf,
+    "timestep_type": "discrete",
+    "interpolation_type": "linear",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_dynamic_shifting": False,
+}
+"""Options with which one step visits the last timestep, is x0 there, and all of it."""
+
+_HARMLESS = ("beta_start", "beta_end", "beta_schedule", "prediction_type")
 
 
 @dataclass(frozen=True)
@@ -94,14 +119,16 @@ class ZeroTerminalSNR:
     def __call__(self, scheduler: Schedule) -> Schedule:
         """Returns a new schedule or scheduler of the same class with zero terminal SNR.
 
-        A diffusers scheduler is rebuilt by `from_config` with `rescale_betas_zero_snr=True`,
-        `timestep_spacing="trailing"` (any other spacing never visits the last timestep in one
-        step), and, where it has them, `set_alpha_to_one=True` and `clip_sample=False` (else the last
-        step is not x0, and latents are cut at +-1).
+        A diffusers scheduler is rebuilt by `from_config` with `rescale_betas_zero_snr=True` and, where it has
+        them: `timestep_spacing="trailing"`, `timestep_type="discrete"` and sigmas from the betas (no Karras,
+        exponential, beta, Lu or log-linear grid, no dynamic shift, no `lambda_min_clipped`), else one step
+        does not visit the last timestep; `set_alpha_to_one=True` and `final_sigmas_type="zero"`, else it
+        is not x0; `clip_sample=False` and `thresholding=False`, else x0 is cut at +-1. One step of the result
+        is then run, and whatever else keeps it from being x0 is refused: inverse schedulers, TCD, options.
 
         Raises:
             TypeError: if it is neither a DiscreteSchedule nor a diffusers scheduler.
-            ValueError: if its class cannot be rescaled, or it predicts `epsilon` and `allow_epsilon`
+            ValueError: if its class or options cannot do that, or it predicts `epsilon` and `allow_epsilon`
                 is False.
         """
         if isinstance(scheduler, DiscreteSchedule):
@@ -116,12 +143,17 @@ class ZeroTerminalSNR:
                 f"{name} cannot be rescaled: it is neither a DiscreteSchedule nor a diffusers "
                 "scheduler. Rectified-flow and EDM schedules have no terminal signal to remove."
             )
-        if name.startswith("FlowMatch") or config.get("prediction_type") == "flow_prediction":
+        takes = inspect.signature(type(scheduler).__init__).parameters
+        if (
+            name.startswith("FlowMatch")
+            or config.get("prediction_type") == "flow_prediction"
+            or ("use_flow_sigmas" in takes and config.use_flow_sigmas)
+        ):
             raise ValueError(
                 f"{name} is a flow-matching scheduler: its last timestep is pure noise already, so "
                 "leave it as it is."
             )
-        if "rescale_betas_zero_snr" not in config:
+        if "rescale_betas_zero_snr" not in takes:  # the config also keeps other classes' options
             raise ValueError(
                 f"{name} cannot sample at zero terminal SNR (it has no rescale_betas_zero_snr, and its "
                 f"noise levels would become infinite); replace it by one that can: {_SUPPORTED}, for "
@@ -133,7 +165,43 @@ class ZeroTerminalSNR:
                 "SNR; train the model to 'v_prediction' or 'sample', or pass "
                 "ZeroTerminalSNR(allow_epsilon=True) if you never convert at the last timestep."
             )
-        changes: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        safe = {"set_alpha_to_one": True, "clip_sample": False}
-        changes.update({key: value for key, value in safe.items() if key in config})
+        changes = {key: value for key, value in _CHANGES.items() if key in takes}
+        others = [
+            key
+            for key, option in takes.items()
+            if key in config and key not in {*changes, *_HARMLESS} and config[key] != option.default
+        ]
+        try:
+            reason = _not_x0(type(scheduler).from_config(config, **changes, **_convertible(config)))
+        except Exception as error:  # diffusers' classes fail in many ways where they do not fit
+            reason = f"fails: {' '.join(str(error).split()) or type(error).__name__}"
+        if reason is not None:
+            raise ValueError(
+                f"{name} cannot sample at zero terminal SNR: its one step {reason}. If that is due to one of its "
+                f"options ({', '.join(others) or 'all at their defaults'}), leave it out; else replace it by "
+                f"one that can: {_SUPPORTED}."
+            )
         return type(scheduler).from_config(config, **changes)
+
+
+def _convertible(config: Any) -> dict[str, str]:
+    """What a probe predicts instead of epsilon, which has no x0 at zero SNR."""
+    return {"prediction_type": "v_prediction"} if config.prediction_type == "epsilon" else {}
+
+
+def _not_x0(scheduler: Any) -> str | None:
+    """Runs one step as a pipeline would; None if it visits the last timestep and is x0."""
+    scheduler.set_timesteps(1)
+    last = len(scheduler.alphas_cumprod) - 1
+    if scheduler.timesteps.tolist() != [last]:
+        return f"visits t={scheduler.timesteps.tolist()}, not {last}"
+    i = torch.arange(48.0).reshape(1, 3, 4, 4)
+    noise, prediction = i.cos(), 3 * i.sin()
+    x0 = -prediction if scheduler.config.prediction_type == "v_prediction" else prediction
+    t, x_t = scheduler.timesteps[0], noise * scheduler.init_noise_sigma
+    scheduler.scale_model_input(x_t, t)
+    takes_draws = "generator" in inspect.signature(scheduler.step).parameters
+    draws = {"generator": torch.Generator().manual_seed(0)} if takes_draws else {}
+    found = scheduler.step(prediction, t, x_t, return_dict=False, **draws)[0]
+    error = float((found - x0).abs().max())
+    return None if error <= _TOLERANCE else f"is off x0 by {error:.2g}"

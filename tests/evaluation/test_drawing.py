@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 
 from nitrodistill.evaluation import EvaluateConfig, help_draw
 from nitrodistill.evaluation.arms import make_arms
 from nitrodistill.evaluation.config import Sheet
-from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, noise_draws
+from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, depends_on, noise_draws
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
@@ -33,6 +34,19 @@ def test_streams_of_noise_are_apart() -> None:
     for i, a in enumerate(found):
         for b in found[:i]:
             assert not (a == b).any()
+
+
+def test_a_teacher_that_clamps_x0_is_another(tiny_diffusers: Callable[..., Any]) -> None:
+    """Its latents are, though its weights are not."""
+    sheet, keys = Sheet.of(PROMPTS, CONFIG), []
+    for clips in (False, True):
+        scheduler: Any = DDIMScheduler(prediction_type="v_prediction", thresholding=clips)
+        teacher = Pipeline.from_diffusers(tiny_diffusers(scheduler))
+        arms = make_arms(teacher, teacher.denoiser, None, CONFIG)
+        drawing = Drawing(arms, sheet, None, False)
+        keys.append((depends_on(teacher, sheet), drawing._of("naive")))
+    for plain, clipped in zip(*keys, strict=True):
+        assert {key for key in plain if plain[key] != clipped[key]} >= {"clamp"}
 
 
 def test_the_cache_holds_what_would_be_drawn(

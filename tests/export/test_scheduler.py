@@ -10,9 +10,11 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 
 from nitrodistill.export import scheduler_for_plan
@@ -69,6 +71,15 @@ def test_the_zero_snr_flag_follows_the_plan(teacher_class: Any) -> None:
         assert scheduler.config.timestep_spacing == "trailing"
         assert scheduler.config.clip_sample is False
         assert scheduler.config.set_alpha_to_one is True
+    noise, v = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(one_step(scheduler, v, noise), -v, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("teacher_class", [EulerDiscreteScheduler, UniPCMultistepScheduler])
+def test_a_teacher_that_stores_zero_snr_as_almost_zero(teacher_class: Any) -> None:
+    teacher = teacher_class(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    plan = StepPlan.from_schedule(DiscreteSchedule.from_scheduler(teacher))
+    scheduler = scheduler_for_plan(plan, teacher, "v_prediction")
     noise, v = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(one_step(scheduler, v, noise), -v, rtol=0, atol=0)
 
@@ -167,6 +178,35 @@ def test_flows_that_no_scheduler_expresses_are_refused() -> None:
     plan = StepPlan.from_schedule(flow)
     with pytest.raises(ValueError, match="DPMSolverMultistepScheduler cannot express"):
         scheduler_for_plan(plan, teacher, "flow_prediction", "DPMSolverMultistepScheduler")
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "zero_snr", "transition", "reason", "instead"),
+    [
+        (
+            48,
+            False,
+            "ode",
+            "step 4 at 936",
+            47,
+        ),  # 936.5 is 937 rounded to even, less 1; diffusers makes 936.49
+        (61, False, "ode", "it would take 62 steps", 60),
+        (3, True, "ode", "off by", 2),  # DPM++ clamps zero SNR, DDIM steps by T // 3
+        (37, True, "ode", "off by", 40),
+        (48, False, "renoise", "step 1 at 959", 50),
+    ],
+)
+def test_a_grid_that_diffusers_lays_otherwise_is_refused_with_a_neighbour(
+    num_steps: int, zero_snr: bool, transition: Transition, reason: str, instead: int
+) -> None:
+    teacher = DDIMScheduler(**SCALED_LINEAR, prediction_type="v_prediction")
+    schedule = DiscreteSchedule.from_scheduler(teacher)
+    schedule = ZeroTerminalSNR()(schedule) if zero_snr else schedule
+    plan = StepPlan.from_schedule(schedule, num_steps, transition)
+    with pytest.raises(ValueError, match=f"{reason}.*train with {instead} steps"):
+        scheduler_for_plan(plan, teacher, "v_prediction")
+    plan = StepPlan.from_schedule(schedule, instead, transition)
+    assert len(scheduler_for_plan(plan, teacher, "v_prediction").timesteps) == instead
 
 
 def test_plans_that_no_scheduler_expresses_are_refused() -> None:

@@ -1,14 +1,22 @@
 from __future__ import annotations
 
+import inspect
+from dataclasses import dataclass, field
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor, nn
 
-from nitrodistill.models.noise import noise_of
+from nitrodistill.models.guidance import Guided
+from nitrodistill.models.noise import clamp_of, noise_of
 from nitrodistill.models.preconditioning import EDMPreconditioning
+from nitrodistill.prediction import Clamp
+from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow
+from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 
 def test_discrete_schedulers_give_their_table():
@@ -73,3 +81,171 @@ def test_others_are_refused():
         EDMPreconditioning(0.0)
     with pytest.raises(ValueError, match="network_type is 'sample'"):
         EDMPreconditioning(0.5, "sample")  # type: ignore[arg-type]
+
+
+FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
+    # the network is told log(sigma) / 4: 1.638 where the schedule's table says 999
+    ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"},
+     "timestep_type='continuous'"),
+    ("DPMSolverMultistepScheduler", {"use_flow_sigmas": True}, "others must not have them"),
+    ("UniPCMultistepScheduler", {"use_flow_sigmas": True, "prediction_type": "v_prediction"}, "others must not"),
+    ("DPMSolverMultistepScheduler", {"prediction_type": "flow_prediction"}, "needs flow sigmas"),
+    ("DDIMScheduler", {"prediction_type": "flow_prediction"}, "needs flow sigmas"),
+    ("EDMEulerScheduler", {"sigma_schedule": "exponential"}, "sigma_schedule='exponential'"),
+    ("EDMDPMSolverMultistepScheduler", {"sigma_schedule": "exponential"}, "sigma_schedule='karras'"),
+    ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas=True"),
+    ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, "shift_terminal=0.1"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas=True"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_exponential_sigmas": True}, "use_exponential_sigmas"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas=False"),
+    ("FlowMatchLCMScheduler", {"scale_factors": [0.5, 1.0]}, "scale_factors=None"),
+    ("UniPCMultistepScheduler", {**FLOW, "shift_terminal": 0.1}, "shift_terminal=0.1"),
+    ("DPMSolverMultistepScheduler", {**FLOW, "use_karras_sigmas": True}, "use_karras_sigmas=True"),
+    ("DPMSolverMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
+    ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting=False"),
+    ("HeliosScheduler", {}, "is a flow-matching scheduler that is not read"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED)
+def test_options_that_give_noise_levels_another_meaning_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        noise_of(getattr(diffusers, name)(**options))
+
+
+def test_options_that_a_class_does_not_take_say_nothing():
+    """diffusers keeps them in the config: here the first class's shift, which the second does not apply."""
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_karras_sigmas=True)
+    scheduler: Any = diffusers.DPMSolverMultistepScheduler.from_config(flow.config, **FLOW)
+    assert scheduler.config.shift == 3.0
+    assert noise_of(flow.from_config(flow.config, use_karras_sigmas=False))[0] == RectifiedFlow(
+        1000.0, 3.0
+    )
+    with pytest.raises(ValueError, match="use_karras_sigmas"):
+        noise_of(scheduler)  # this one it takes
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+        flow.config, **FLOW, use_karras_sigmas=False
+    )
+    assert noise_of(scheduler)[0] == RectifiedFlow(1000.0, 1.0)
+    scheduler.set_timesteps(2)
+    torch.testing.assert_close(
+        scheduler.sigmas, torch.tensor([0.999, 0.4995, 0.0]), rtol=1e-5, atol=0
+    )
+    continuous = diffusers.EulerDiscreteScheduler(
+        timestep_type="continuous", prediction_type="epsilon"
+    )
+    assert isinstance(noise_of(continuous)[0], DiscreteSchedule), "diffusers applies it to v alone"
+    euler = diffusers.EulerDiscreteScheduler(prediction_type="v_prediction")
+    ddim: Any = diffusers.DDIMScheduler.from_config(euler.config, timestep_type="continuous")
+    assert isinstance(noise_of(ddim)[0], DiscreteSchedule)
+
+
+@dataclass
+class Loud:
+    """A denoiser whose x0 leaves [-1, 1]: a random network's."""
+
+    schedule: NoiseSchedule
+    prediction_type: PredictionType
+    clamp: Clamp | None
+    module: nn.Module = field(default_factory=nn.Identity)
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return 2 * torch.sin(3 * x_t + 1)
+
+
+CLAMPING = {
+    name
+    for name in dir(diffusers)
+    if name.endswith("Scheduler")
+    and issubclass(getattr(diffusers, name), SchedulerMixin)
+    and {"clip_sample", "thresholding"}
+    & set(inspect.signature(getattr(diffusers, name).__init__).parameters)
+}
+# What cannot be run beside our sampler: inverse, without a plain `step`, or not at x0 after one step.
+OTHERS = {
+    "DEISMultistepScheduler", "SASolverScheduler",
+    "CogVideoXDPMScheduler", "DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler",
+    "EDMDPMSolverMultistepScheduler", "HeliosScheduler", "RePaintScheduler", "UnCLIPScheduler",
+}  # fmt: skip
+OPTIONS: tuple[dict[str, Any], ...] = (
+    {"clip_sample": True},
+    {"clip_sample": True, "clip_sample_range": 0.3},
+    {"thresholding": True},
+    {"thresholding": True, "sample_max_value": 1.7, "dynamic_thresholding_ratio": 0.8, "clip_sample": True},
+    {"thresholding": False, "clip_sample": False},
+)  # fmt: skip
+EXACT = {  # one step ends at x0
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "solver_order": 1,
+    "final_sigmas_type": "zero",
+    "timestep_scaling": 1e4,
+    "prediction_type": "v_prediction",
+}
+SEVERAL = {"DDIMScheduler", "DDIMParallelScheduler", "DPMSolverMultistepScheduler"}
+
+
+def drawn(scheduler: Any, noise: Tensor) -> Tensor:
+    generator, x_t = torch.Generator().manual_seed(0), noise
+    draws = (
+        {"generator": generator}
+        if "generator" in inspect.signature(scheduler.step).parameters
+        else {}
+    )
+    if isinstance(scheduler, diffusers.HeunDiscreteScheduler):  # in the sigmas of Karras et al.
+        x_t = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        shown = scheduler.scale_model_input(x_t, t)
+        prediction = 2 * torch.sin(3 * shown + 1)
+        x_t = scheduler.step(prediction, t, x_t, return_dict=False, **draws)[0]
+    return x_t
+
+
+@pytest.mark.parametrize("name", sorted(CLAMPING - OTHERS - {"TCDScheduler"}))
+def test_x0_is_clamped_as_the_scheduler_does(name, generator):
+    kind = getattr(diffusers, name)
+    takes = inspect.signature(kind.__init__).parameters
+    noise = torch.randn(2, 3, 8, 8, generator=generator)
+    for options in OPTIONS:
+        known = {key: value for key, value in {**EXACT, **options}.items() if key in takes}
+        scheduler = kind(**known)
+        schedule, prediction_type, _ = noise_of(scheduler)
+        denoiser = Loud(schedule, prediction_type, clamp_of(scheduler))
+        for num_steps in (1, 4) if name in SEVERAL else (1,):
+            scheduler.set_timesteps(num_steps)
+            plan = StepPlan.from_schedule(schedule, num_steps)
+            if name == "HeunDiscreteScheduler":  # starts from other noise than a pipeline of betas
+                start = scheduler.init_noise_sigma / (1 + scheduler.init_noise_sigma**2) ** 0.5
+                found = sample(denoiser, plan, noise * start, Condition())
+            else:
+                found = sample(denoiser, plan, noise, Condition())
+            torch.testing.assert_close(
+                found, drawn(scheduler, noise), rtol=2e-3, atol=2e-3, msg=f"{options} {num_steps}"
+            )
+
+
+def test_every_class_that_takes_a_clamp_is_known():
+    assert len(CLAMPING) >= 15
+    expected = {"TCDScheduler", "CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"}
+    for name in sorted(CLAMPING - {"HeliosScheduler"}):  # noise_of refuses it
+        kind = getattr(diffusers, name)
+        takes = inspect.signature(kind.__init__).parameters
+        wanted = {key: True for key in ("clip_sample", "thresholding") if key in takes}
+        assert (clamp_of(kind(**wanted)) is None) == (name in expected), name
+    ddim: Any = diffusers.DDIMScheduler()
+    assert clamp_of(diffusers.PNDMScheduler.from_config(ddim.config)) is None
+    assert clamp_of(diffusers.UniPCMultistepScheduler(thresholding=True, predict_x0=False)) is None
+
+
+def test_guidance_comes_before_the_clamp_and_nan_stays():
+    clamp = Clamp(1.0)
+    denoiser = Loud(RectifiedFlow(), "flow_prediction", clamp)
+    guided = Guided(denoiser, 2.0, Condition({"c": torch.zeros(1, 1)}))
+    assert guided.clamp is clamp
+    x0 = torch.tensor([[float("nan"), 3.0, -0.5]])
+    for each in (clamp, Clamp(2.0, 0.9)):
+        assert each(x0)[0, 0].isnan()
+    x0 = torch.tensor([[4.0, -1.0, 0.5, 0.0], [0.5, 0.2, 0.1, 0.0]])
+    expected = torch.tensor([[1.0, -0.5, 0.25, 0.0], [0.5, 0.2, 0.1, 0.0]])
+    torch.testing.assert_close(Clamp(2.0, 1.0)(x0), expected)

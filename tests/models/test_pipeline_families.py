@@ -12,6 +12,7 @@ import torch
 from nitrodistill.models import Pipeline
 from nitrodistill.models.guidance import EmbeddedGuidance
 from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.types import Condition
 from tests.pipelines import FAMILIES, make_pipeline, tiny_pipeline
 
 PROMPTS = ["a red circle", "a blue ring"]
@@ -205,3 +206,24 @@ def test_pixel_pipelines_have_no_vae():
         pipeline.encode_prompt(["dog"])
     with pytest.raises(ValueError, match="no class that stands for none"):
         pipeline.guided(3.0)
+
+
+@torch.no_grad()
+def test_a_teachers_clip_is_its_samplers_and_not_a_students(generator):
+    """DDPM's default clips: a random network in pixel space draws as in diffusers; it was off by 1 in the mean."""
+    unet: Any = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    scheduler: Any = diffusers.DDIMScheduler(timestep_spacing="trailing")
+    pipeline = _classes(diffusers.DDPMPipeline(unet, scheduler))
+    noise = x_t = torch.randn(2, 3, 8, 8, generator=generator)
+    scheduler.set_timesteps(5)
+    for t in scheduler.timesteps:
+        x_t = scheduler.step(unet(x_t, t).sample, t, x_t).prev_sample
+    plan, condition = StepPlan.from_schedule(pipeline.denoiser.schedule, 5), Condition()
+    found = sample(pipeline.denoiser, plan, noise, condition)
+    torch.testing.assert_close(found, x_t, rtol=1e-4, atol=1e-4)
+    student = pipeline.denoiser.copy()
+    assert student.clamp is None
+    assert (sample(student, plan, noise, condition) - found).abs().mean() > 1
