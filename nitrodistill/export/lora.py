@@ -28,7 +28,7 @@ from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.wrappers import LoRARole
+from nitrodistill.models.wrappers import LoRARole, role_in
 from nitrodistill.sampling import StepPlan
 
 __all__ = ["export_lora"]
@@ -114,12 +114,12 @@ def export_lora(
 
 
 def _role(student: DiffusersDenoiser) -> LoRARole:
-    module: Any = student.module
-    if isinstance(module, LoRARole):
-        return module
+    role = role_in(student.module)
+    if role is not None:
+        return role
     raise TypeError(
-        f"the student's module is {type(module).__name__}, which is no LoRA role; export_lora takes what add_lora "
-        "returned (unwrap what a trainer prepared), and export takes whole networks."
+        f"the student's module is {type(student.module).__name__}, which is no LoRA role; export_lora takes what "
+        "add_lora returned, and export takes whole networks."
     )
 
 

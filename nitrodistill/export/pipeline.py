@@ -23,8 +23,14 @@ from nitrodistill.export.folder import check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
-from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.models.wrappers import LoRARole
+from nitrodistill.models.lora import fused
+from nitrodistill.models.weights import (
+    acting_adapters,
+    acting_weights,
+    adapter_layers,
+    fingerprint,
+)
+from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import StepPlan
 
 __all__ = ["assembled", "export", "told_guidance", "without_lora"]
@@ -47,7 +53,7 @@ def export(
     Args:
         pipeline: the teacher's pipeline; its VAE, text encoders and tokenizers go with the student.
         student: what was trained: a denoiser (a LoRA role is merged into its network), or its bare network
-            (then it predicts as the teacher does). Not guided and not wrapped by a trainer.
+            (then it predicts as the teacher does). Compiled or prepared by a trainer (DDP) or not; not guided.
         plan: how the student samples.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
@@ -62,7 +68,7 @@ def export(
     Raises:
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
-        TypeError: if the student is guided, wrapped, or not the network that the pipeline takes.
+        TypeError: if the student is guided, or not the network that the pipeline takes.
         ValueError: if no such scheduler expresses the plan, or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
@@ -87,26 +93,24 @@ def export(
 
 def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
     wanted = type(pipeline.denoiser.network)
-    network = student.module if isinstance(student, DiffusersDenoiser) else student
-    if isinstance(student, DiffusersDenoiser) and isinstance(network, LoRARole):
-        return student
-    if type(network) is not wanted or not isinstance(network, nn.Module):
+    given = student.module if isinstance(student, DiffusersDenoiser) else student
+    network = unwrapped(given) if isinstance(given, nn.Module) else given
+    if not isinstance(given, nn.Module) or type(network) is not wanted:
         raise TypeError(
             f"the student is a {type(student).__name__} around {type(network).__name__}; export takes a "
-            f"bare {wanted.__name__} or the DiffusersDenoiser around it: unwrap what a trainer prepared, and "
-            "take the guidance off."
+            f"{wanted.__name__} or the DiffusersDenoiser around it: unwrap it, and take the guidance off."
         )
     if isinstance(student, DiffusersDenoiser):
         return student
     teacher = pipeline.denoiser
-    return DiffusersDenoiser(network, teacher.schedule, teacher.prediction_type)
+    return DiffusersDenoiser(given, teacher.schedule, teacher.prediction_type)
 
 
 def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Module:
     """The network as it draws with `guidance_scale=0`: LoRA and embedded guidance (Flux-dev) merged into it."""
-    if isinstance(denoiser.module, LoRARole):
+    if role_in(denoiser.module) is not None:
         denoiser = merged(denoiser)
-    network = without_lora(denoiser.module)
+    network = without_lora(denoiser.network)
     return denoiser.adapter.with_guidance_baked(network, told_guidance(pipeline))
 
 
@@ -129,14 +133,14 @@ def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
 
 
 def without_lora(network: nn.Module) -> nn.Module:
-    """The network without the LoRA roles that others play on it: the same weights, for saving alone."""
-    state = network.state_dict()
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in state.items()
-        if ".lora_" not in name
-    }
-    if weights.keys() == state.keys():
+    """The plain network, for saving alone: LoRA that acts is merged into a copy; else the same weights.
+
+    Without the LoRA roles that others play on it, and the wrappers around parts of it.
+    """
+    if any(acting_adapters(layer) for layer in adapter_layers(network).values()):
+        network = fused(network)
+    weights = acting_weights(network)
+    if weights.keys() == network.state_dict().keys():
         return network
     kind: Any = type(network)
     with torch.device("meta"):

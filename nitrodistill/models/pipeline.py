@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import sys
@@ -24,7 +23,8 @@ from nitrodistill.models.autoencoder import decode_latents, encode_images, pixel
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import noise_of
-from nitrodistill.models.wrappers import role_in
+from nitrodistill.models.weights import fingerprint
+from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["Pipeline", "check_kind", "check_local", "fingerprint", "without_broken_torchvision"]
@@ -91,8 +91,8 @@ class Pipeline:
             ValueError: if the resolution is not divisible by what the VAE and the network need.
         """
         adapter = pipeline_adapter_for(pipe)
-        network = getattr(pipe, adapter.network)
-        of_network = adapter_for(network)
+        network = getattr(pipe, adapter.network)  # compiled perhaps: that is what is called
+        of_network = adapter_for(unwrapped(network))
         _, height, width = _latent_shape(pipe, of_network, resolution)
         schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
@@ -317,29 +317,3 @@ def without_broken_torchvision() -> None:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         sys.modules["torchvision"] = None  # type: ignore[assignment]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store.
-
-    LoRA roles on the module (`add_lora`) do not count: the base is what it was without them. That of a role is
-    made of the base's weights, its own, and its scale. Weights that processes share out (FSDP2) count whole; all
-    of them must call it then.
-    """
-    digest, role = hashlib.blake2b(digest_size=16), role_in(module)
-    whole = module if role is None else role.network
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in whole.state_dict().items()
-        if ".lora_" not in name
-    }
-    if role is not None:
-        weights |= role.state_dict()
-        digest.update(f"LoRA, scale {role.scale};".encode())
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
-        if type(value).__name__ == "DTensor":  # whose import takes seconds
-            value = value.full_tensor()
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
