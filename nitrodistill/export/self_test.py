@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from nitrodistill.export.scheduler import TOLERANCE, relative_error
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.denoiser import evaluating
+from nitrodistill.models.denoiser import dtype_of, evaluating
 from nitrodistill.sampling import StepPlan, sample
 
 __all__ = ["SelfTest", "self_test"]
@@ -74,7 +74,7 @@ def self_test(
         "pipeline": str(folder.resolve()) if isinstance(folder, Path) else folder,
         "lora": None if lora is None else str(lora.resolve()),
         "scheduler": None if lora is None else _scheduler_class(lora),
-        "dtype": str(next(denoiser.network.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype_of(denoiser.network)).removeprefix("torch."),
         "device": str(pipeline.device),
         "steps": len(plan),
         "guidance": guidance,
@@ -97,7 +97,7 @@ def self_test(
         "images": relative_error(found["image"], seen["image"]),
     }
     parts = [part for part in pipeline.diffusers.components.values() if isinstance(part, nn.Module)]
-    rounding = max(torch.finfo(next(p.parameters()).dtype).eps for p in (denoiser.network, *parts))
+    rounding = max(torch.finfo(dtype_of(part)).eps for part in (denoiser.network, *parts))
     tolerance = max(TOLERANCE, 8 * rounding)
     if not max(errors.values()) <= tolerance:
         raise RuntimeError(

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nitrodistill.models.denoiser import DiffusersDenoiser
+from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
 
@@ -132,6 +132,7 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
 
     Raises:
         TypeError: if it is not a role.
+        ValueError: if the network's weights are stored in eight bits or fewer.
     """
     module = role_in(denoiser.module)
     if module is None:
@@ -139,6 +140,7 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
             f"this denoiser's module is {type(denoiser.module).__name__}, which is no LoRA role; only what "
             "add_lora returns can be merged."
         )
+    check_wide(module.network, "cannot take the role in: write it apart, with export_lora")
     switch = module._switch
     assert isinstance(switch, _Switch)
     network = copy.deepcopy(switch.network)
