@@ -41,7 +41,7 @@ from nitrodistill.data.sources import Generated, Grid, code_version
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
-from nitrodistill.models.pipeline import Pipeline, fingerprint
+from nitrodistill.models.pipeline import Pipeline, as_texts, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
@@ -143,8 +143,7 @@ class Generation(Work):
         config: GenerateConfig,
         teacher_name: str,
     ) -> None:
-        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
+        prompts = as_texts(prompts)
         self.pipeline = pipeline
         self.config = config
         texts = list(dict.fromkeys(prompts[: config.num_pairs]))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,13 +21,25 @@ from nitrodistill.models.adapters import (
 )
 from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
+from nitrodistill.models.folders import (
+    UnsupportedPipeline,
+    absent_parts,
+    check_kind,
+    check_local,
+    only_variant,
+)
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import noise_of
 from nitrodistill.models.weights import fingerprint
 from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Pipeline", "check_kind", "check_local", "fingerprint", "without_broken_torchvision"]
+__all__ = [
+    "Pipeline",
+    "as_texts",
+    "fingerprint",
+    "without_broken_torchvision",
+]
 
 
 class Pipeline:
@@ -88,9 +100,11 @@ class Pipeline:
 
         Raises:
             TypeError: if its class is not one of the families.
-            ValueError: if the resolution is not divisible by what the VAE and the network need.
+            ValueError: if the resolution is not divisible by what the VAE and the network need, network or VAE
+                is missing, or a part is offloaded.
         """
         adapter = pipeline_adapter_for(pipe)
+        _check_parts(pipe, adapter)
         network = getattr(pipe, adapter.network)  # compiled perhaps: that is what is called
         of_network = adapter_for(unwrapped(network))
         _, height, width = _latent_shape(pipe, of_network, resolution)
@@ -130,8 +144,8 @@ class Pipeline:
 
         Raises:
             FileNotFoundError: if a directory is not there.
-            ValueError: if it is a pipeline of no known family, is damaged, or the resolution is not divisible
-                by what its VAE and network need.
+            ValueError: if it is a pipeline of no known family, lacks a part, is damaged, has its weights in
+                several variants only, or the resolution is not divisible by what its VAE and network need.
         """
         from safetensors import SafetensorError
 
@@ -147,9 +161,11 @@ class Pipeline:
                 str(path),
                 torch_dtype=dtype,
                 use_safetensors=True,
+                variant=only_variant(Path(path) / PIPELINES[kind].network) if local else None,
+                **absent_parts(path, index),
                 **PIPELINES[kind].load_arguments,
             )
-        except _Unsupported:
+        except UnsupportedPipeline:
             raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
@@ -160,7 +176,8 @@ class Pipeline:
                 ) from error
             raise FileNotFoundError(
                 f"no teacher {str(path)!r}: there is no such directory here, and no pipeline of that name "
-                f"can be downloaded ({reason})."
+                f"can be downloaded ({reason}). If it has its weights in a variant such as fp16 only, download "
+                "its folder and give that."
             ) from error
         return cls.from_diffusers(pipe.to(device), resolution=resolution)
 
@@ -185,11 +202,12 @@ class Pipeline:
         """Encodes prompts; sample i of the Condition is prompt i.
 
         Raises:
-            ValueError: if a prompt holds words that the text encoder does not know.
+            ValueError: if they are no texts, or one holds words that the text encoder does not know.
         """
-        for prompt in prompts:
-            self.check_prompt(prompt)
-        return self.adapter.encode(self.diffusers, list(prompts), self.resolution)
+        texts = as_texts(prompts)
+        for text in texts:
+            self.check_prompt(text)
+        return self.adapter.encode(self.diffusers, texts, self.resolution)
 
     @torch.no_grad()
     def null_condition(self, negative_prompt: str | None = None) -> Condition:
@@ -238,8 +256,41 @@ class Pipeline:
         return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
 
 
-class _Unsupported(ValueError):
-    """A pipeline of no known family."""
+def as_texts(prompts: Sequence[str]) -> list[str]:
+    """Prompts as a list, from a list, an array, or the column of a table.
+
+    Raises:
+        ValueError: if it is one text or none, or holds anything else.
+    """
+    values = np.asarray(prompts, dtype=object)
+    if values.ndim != 1 or not len(values) or not all(isinstance(p, str) for p in values):
+        raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
+    return values.tolist()
+
+
+def _check_parts(pipe: Any, adapter: PipelineAdapter) -> None:
+    """Refuses a pipeline without network or VAE, and one that keeps its weights elsewhere."""
+    for name, part in pipe.components.items():
+        if part is None and name in (adapter.network, "vae"):
+            raise ValueError(
+                f"this {type(pipe).__name__} has no {name}, and distillation needs it; load it with the pipeline."
+            )
+        if isinstance(part, nn.Module) and any(map(_is_offloaded, part.modules())):
+            raise ValueError(
+                f"the {name} of this {type(pipe).__name__} is offloaded, so its weights are not where they are "
+                "used; load the pipeline without offloading, and move it with pipe.to(device)."
+            )
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether hooks of Accelerate or diffusers bring a module's weights when it is called."""
+    known = vars(module)
+    hook, registry = known.get("_hf_hook"), known.get("_diffusers_hook")
+    return (
+        type(hook).__name__ == "CpuOffload"
+        or bool(getattr(hook, "offload", False))
+        or (registry is not None and registry.get_hook("group_offloading") is not None)
+    )
 
 
 def _vae(pipe: Any) -> Any:
@@ -263,44 +314,6 @@ def _latent_shape(
             f"(the VAE's {pixels} times the network's {adapter.multiple})."
         )
     return adapter.channels(), resolution[0] // pixels, resolution[1] // pixels
-
-
-def check_kind(path: str | Path, kind: object) -> None:
-    """Refuses the class of a pipeline, as its model_index.json names it, that is of no known family."""
-    if kind not in PIPELINES:
-        raise _Unsupported(
-            f"{str(path)!r} is not a pipeline that can be distilled yet: its model_index.json says "
-            f"{kind!r}, and {', '.join(PIPELINES)} are supported."
-        )
-
-
-def check_local(path: str | Path) -> bool:
-    """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
-    folder, text = Path(path), str(path)
-    if not folder.exists():
-        if (
-            folder.is_absolute()
-            or text.startswith(".")
-            or text.count("/") != 1
-            or folder.parent.is_dir()
-        ):
-            raise FileNotFoundError(
-                f"no teacher at {text!r}; give the directory of a diffusers pipeline (with a "
-                "model_index.json), or its name on the Hub (user/model)."
-            )
-        return False
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{text!r} is not a diffusers pipeline: it has no model_index.json. Save one there with "
-            "pipe.save_pretrained(path)."
-        )
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    check_kind(path, found.get("_class_name") if isinstance(found, dict) else None)
-    return True
 
 
 def without_broken_torchvision() -> None:

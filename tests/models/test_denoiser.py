@@ -80,6 +80,21 @@ def test_unknown_families_are_told_what_an_adapter_must_say(tiny_denoiser):
         DiffusersDenoiser(kandinsky, RectifiedFlow(), "epsilon")
 
 
+@pytest.mark.parametrize(("given", "predicted"), [(8, 4), (9, 4), (4, 3)])
+def test_networks_with_channels_beside_the_latents_are_refused(given, predicted):
+    editing = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=given,
+        out_channels=predicted,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=16,
+    )
+    with pytest.raises(ValueError, match=f"takes {given} channels and predicts {predicted}: the"):
+        DiffusersDenoiser(editing, RectifiedFlow(), "epsilon")
+
+
 def test_first_tensor():
     x = torch.zeros(1)
     assert first_tensor((x, (x,))) is x

@@ -158,6 +158,17 @@ def test_every_family_loads_by_its_index(tmp_path):
     assert pipeline.encode_prompt(["a ring"])["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]]
 
 
+def test_sd3_loads_without_t5(tmp_path):
+    pipe = make_pipeline("sd3")
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipe.save_pretrained(tmp_path)
+    pipeline = Pipeline.load(tmp_path, resolution=(32, 32))
+    text, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
+    found = pipeline.encode_prompt(PROMPTS)
+    assert torch.equal(found["encoder_hidden_states"], text)
+    assert torch.equal(found["pooled_projections"], pooled)
+
+
 def _classes(pipe: Any) -> Pipeline:
     pipe.set_progress_bar_config(disable=True)
     return Pipeline.from_diffusers(pipe)

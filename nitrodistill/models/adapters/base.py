@@ -51,6 +51,9 @@ class Adapter(ABC):
     Args:
         network: the bare network; only its config is kept.
 
+    Raises:
+        ValueError: if it takes channels beside the latents: those of a mask, or of a picture to be edited.
+
     Attributes:
         config: the network's config.
         patch: latent pixels a token is wide (1 for networks of maps).
@@ -70,6 +73,18 @@ class Adapter(ABC):
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
+        known = dict(network.config)  # type: ignore[call-overload]
+        given, predicted = known.get("in_channels"), known.get("out_channels")
+        if given is not None and predicted not in (
+            None,
+            given,
+            2 * given,
+        ):  # twice: a learned sigma
+            raise ValueError(
+                f"this {type(network).__name__} takes {given} channels and predicts {predicted}: the others hold "
+                "a mask, or a picture to be edited or followed, which its adapter does not pass. Distil from the "
+                "text-to-image network of its family, or write an adapter of your own (docs/extending.md)."
+            )
 
     @abstractmethod
     def entries(self) -> Mapping[str, Entry]:
@@ -198,10 +213,12 @@ class PipelineAdapter(ABC):
     Attributes:
         network: the pipeline's attribute that holds the denoising network.
         load_arguments: further arguments of `from_pretrained`.
+        optional: parts that a saved pipeline may lack (`null` in its model_index.json).
     """
 
     network: str = "transformer"
     load_arguments: Mapping[str, Any] = {}
+    optional: tuple[str, ...] = ("safety_checker", "feature_extractor", "image_encoder")
 
     @abstractmethod
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
