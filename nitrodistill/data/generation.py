@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +42,7 @@ from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
 from nitrodistill.models.pipeline import Pipeline, as_texts, fingerprint
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.types import Condition
 
 __all__ = ["Estimate", "FloatType", "GenerateConfig", "Generation"]
 
@@ -124,14 +123,15 @@ class Generation(Work):
 
     Args:
         pipeline: the teacher.
-        prompts: what it draws; duplicates are encoded once and weigh as often as they occur.
+        prompts: what it draws; duplicates are encoded once and weigh as often as they occur. Numbers or names of
+            classes for class-conditional teachers, `[""]` for unconditional ones.
         output: folder of the store; missing, empty, or begun with these settings.
         config: how.
         teacher_name: recorded in the manifest, for people.
 
     Raises:
-        ValueError: if there are no prompts, one is unknown to the text encoder, or the teacher cannot be
-            sampled in that many steps.
+        ValueError: if there are no prompts, one is unknown to the text encoder, or the teacher cannot be guided,
+            or not be sampled in that many steps.
         FileExistsError: if the folder holds something else, or a store with other settings.
     """
 
@@ -155,6 +155,7 @@ class Generation(Work):
         check_folder(Path(output), (MANIFEST, DRAFT))
         self._plan = StepPlan.from_schedule(pipeline.denoiser.schedule, config.steps)
         self._plan.check(pipeline.denoiser.prediction_type)
+        self._guided = pipeline.guided(config.guidance)
         manifest = self._draft(prompts, teacher_name)
         super().__init__(output, manifest, len(texts), np.resize(ids, config.num_pairs))
 
@@ -238,10 +239,6 @@ class Generation(Work):
             texts_hash=hash_texts(self._texts),
             sources=(source,),
         )
-
-    @cached_property
-    def _guided(self) -> Denoiser:
-        return self.pipeline.guided(self.config.guidance)
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
         config = self.config

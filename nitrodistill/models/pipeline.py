@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ class Pipeline:
         denoiser: its network, with the schedule and prediction type of its scheduler.
         adapter: how it encodes prompts; by default its family's.
         resolution: (height, width) of its pictures in pixels; by default what the network was made for.
-        check_prompt: raises ValueError for a prompt that the text encoder does not know.
+        check_prompt: raises ValueError for a prompt that the text encoder does not know; by default for what
+            is no class of a class-conditional network.
 
     Attributes:
         diffusers: the diffusers pipeline itself.
@@ -78,7 +80,9 @@ class Pipeline:
         self.diffusers: Any = diffusers
         self.denoiser: DiffusersDenoiser = denoiser
         self.adapter: PipelineAdapter = adapter or pipeline_adapter_for(diffusers)
-        self.check_prompt: Callable[[str], None] = check_prompt or (lambda prompt: None)
+        self.check_prompt: Callable[[str], None] = check_prompt or partial(
+            self.adapter.check, diffusers
+        )
         self.latent_shape: tuple[int, int, int] = _latent_shape(
             diffusers, denoiser.adapter, resolution
         )
@@ -101,13 +105,18 @@ class Pipeline:
         Raises:
             TypeError: if its class is not one of the families.
             ValueError: if the resolution is not divisible by what the VAE and the network need, network or VAE
-                is missing, or a part is offloaded.
+                is missing, a part is offloaded, or its pictures are neither grey nor RGB.
         """
         adapter = pipeline_adapter_for(pipe)
         _check_parts(pipe, adapter)
         network = getattr(pipe, adapter.network)  # compiled perhaps: that is what is called
         of_network = adapter_for(unwrapped(network))
         _, height, width = _latent_shape(pipe, of_network, resolution)
+        channels = _image_channels(pipe, of_network)
+        if channels not in (1, 3):
+            raise ValueError(
+                f"this {type(pipe).__name__} draws {channels} channels; pictures are grey (1) or RGB (3)."
+            )
         schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
             of_network.timestep_scale,
@@ -242,15 +251,23 @@ class Pipeline:
         """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor; pixels, without one).
 
         Returns:
-            float32, clamped to [-1, 1]. Gradients flow where autograd is on.
+            float32, clamped to [-1, 1]; grey ones have three equal channels. Gradients flow where autograd is on.
         """
         if _vae(self.diffusers) is None:
-            return latents.float().clamp(-1, 1)
-        return decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
+            images = latents.float().clamp(-1, 1)
+        else:
+            images = decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
+        return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean)."""
+        """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean).
+
+        Pipelines that draw grey are given the luma (ITU-R BT.601).
+        """
+        if _image_channels(self.diffusers, self.denoiser.adapter) == 1:
+            luma = images.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+            images = (images * luma).sum(1, keepdim=True)
         if _vae(self.diffusers) is None:
             return images.float()
         return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
@@ -295,6 +312,10 @@ def _is_offloaded(module: nn.Module) -> bool:
 
 def _vae(pipe: Any) -> Any:
     return pipe.components.get("vae")
+
+
+def _image_channels(pipe: Any, adapter: Adapter) -> int:
+    return adapter.channels() if _vae(pipe) is None else pipe.vae.config.in_channels
 
 
 def _pixels(pipe: Any) -> int:
