@@ -21,11 +21,16 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nitrodistill.export.card import Card, is_hub_name
+from nitrodistill.export.card import is_hub_name
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import check_target, folder_for, plan_record, write_record
-from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
-from nitrodistill.export.scheduler import scheduler_for_plan
+from nitrodistill.export.pipeline import (
+    assembled,
+    card_of,
+    check_export,
+    told_guidance,
+    without_lora,
+)
 from nitrodistill.export.self_test import self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.wrappers import LoRARole, role_in
@@ -85,10 +90,7 @@ def export_lora(
             f"{kind.__name__} cannot load LoRA weights, so there is nothing to write for it; use export, which "
             "merges them into a whole pipeline."
         )
-    sigmas = pipeline.adapter.call_sigmas(len(plan))
-    ready = scheduler_for_plan(
-        plan, pipeline.scheduler, student.prediction_type, scheduler, call_sigmas=sigmas
-    )
+    ready = check_export(pipeline, plan, student.prediction_type, scheduler)
     with folder_for(target) as partial:
         weights = {name: value.detach().cpu() for name, value in role.state_dict().items()}
         config = _config(role)
@@ -108,7 +110,9 @@ def export_lora(
             pipeline, plan, student.prediction_type, target.name, prompts[0], lora=file
         )
         comfyui = "" if flow is None else flow.write(partial)
-        card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
+        card = card_of(
+            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+        )
         (partial / "README.md").write_text(card.lora(type(ready).__name__), encoding="utf-8")
     return Path(output)
 

@@ -21,7 +21,7 @@ from nitrodistill.export.card import Card
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
-from nitrodistill.export.self_test import self_test
+from nitrodistill.export.self_test import SelfTest, absent_parts, self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
 from nitrodistill.models.lora import fused
 from nitrodistill.models.weights import (
@@ -32,8 +32,9 @@ from nitrodistill.models.weights import (
 )
 from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import StepPlan
+from nitrodistill.types import PredictionType
 
-__all__ = ["assembled", "export", "told_guidance", "without_lora"]
+__all__ = ["assembled", "card_of", "check_export", "export", "told_guidance", "without_lora"]
 
 
 def export(
@@ -69,7 +70,7 @@ def export(
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
         TypeError: if the student is guided, or not the network that the pipeline takes.
-        ValueError: if no such scheduler expresses the plan, or there is no prompt.
+        ValueError: what `check_export` refuses; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
     target = check_target(output)
@@ -77,8 +78,7 @@ def export(
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
-    sigmas = pipeline.adapter.call_sigmas(len(plan))
-    ready = scheduler_for_plan(plan, pipeline.scheduler, kind, scheduler, call_sigmas=sigmas)
+    ready = check_export(pipeline, plan, kind, scheduler)
     network = _called_plainly(pipeline, denoiser)
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
@@ -86,9 +86,68 @@ def export(
         write_record(partial, kind, plan, base_model, test, fingerprint(network))
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
-        card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
+        card = card_of(
+            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+        )
         (partial / "README.md").write_text(card.pipeline(), encoding="utf-8")
     return Path(output)
+
+
+def check_export(
+    pipeline: Pipeline,
+    plan: StepPlan,
+    prediction_type: PredictionType,
+    scheduler: str | None = None,
+) -> Any:
+    """Refuses a student that could not be exported; cheap, to be asked before it is trained.
+
+    Args:
+        pipeline: the teacher's pipeline.
+        plan: how the student will sample.
+        prediction_type: what it will predict.
+        scheduler: the diffusers scheduler class to save; by default one that is exact for the plan.
+
+    Returns:
+        the scheduler that will be saved.
+
+    Raises:
+        ValueError: if the pipeline's call cannot draw what the student draws, a text encoder carries LoRA that is
+            not merged, or no such scheduler expresses the plan.
+    """
+    pipe, adapter = pipeline.diffusers, pipeline.adapter
+    name = type(pipe).__name__
+    adapter.call(pipe, [])
+    if "height" not in inspect.signature(type(pipe).__call__).parameters:
+        own = pipeline.denoiser.latent_shape()
+        if pipeline.latent_shape != own:
+            raise ValueError(
+                f"{name} draws latents of shape {own} alone, and this student's are {pipeline.latent_shape}; "
+                "train it at the resolution that the network was made for."
+            )
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module) and part != adapter.network and adapter_layers(module):
+            raise ValueError(
+                f"the {part} of this {name} carries LoRA, which is not saved with it; merge it first: "
+                "pipe.fuse_lora() and pipe.unload_lora_weights()."
+            )
+    only = adapter.scheduler
+    if only is not None and scheduler not in (None, only):
+        raise ValueError(
+            f"scheduler is {scheduler!r}, but {name} runs with {only} alone; leave it out."
+        )
+    sigmas = adapter.call_sigmas(len(plan))
+    return scheduler_for_plan(
+        plan, pipeline.scheduler, prediction_type, scheduler or only, call_sigmas=sigmas
+    )
+
+
+def card_of(
+    pipeline: Pipeline, output: str | Path, plan: StepPlan, test: SelfTest, prompt: str, *more: Any
+) -> Card:
+    """The card of an export of this pipeline; `more` are `Card`'s further arguments from `base_model` on."""
+    pipe = pipeline.diffusers
+    asked = pipeline.adapter.call(pipe, [prompt])
+    return Card(str(output), plan, test.call, asked, *more, absent=absent_parts(pipe))
 
 
 def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
@@ -129,7 +188,10 @@ def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
     parts = {**settings, **pipe.components, pipeline.adapter.network: network}
     if "requires_safety_checker" in known:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    return type(pipe)(**{**parts, "scheduler": scheduler})
+    parts = {name: unwrapped(p) if isinstance(p, nn.Module) else p for name, p in parts.items()}
+    made = type(pipe)(**{**parts, "scheduler": scheduler})
+    made.register_to_config(**pipeline.adapter.saved_settings(pipe))
+    return made
 
 
 def without_lora(network: nn.Module) -> nn.Module:

@@ -113,6 +113,30 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
         _same(ours[key], theirs[key], key)
 
 
+@pytest.mark.parametrize("name", ["pixart-sigma", "sana"])
+def test_prompts_are_cleaned_in_training_as_in_the_call_of_the_card(name, monkeypatch):
+    """Whether bs4 and ftfy are installed changes nothing: neither asks for it."""
+    pipeline, asked = loaded(name), []
+    pipe, prepared = pipeline.diffusers, type(pipeline.diffusers)._text_preprocessing
+
+    def preparing(self: Any, text: Any, clean_caption: bool) -> Any:
+        asked.append(clean_caption)
+        return prepared(self, text, clean_caption=clean_caption)
+
+    monkeypatch.setattr(type(pipe), "_text_preprocessing", preparing)
+    pipeline.encode_prompt(PROMPTS)
+    pipeline.null_condition()
+    ours, settings = set(asked), pipeline.adapter.call_settings
+    asked.clear()
+    height, width = pipeline.resolution
+    size = {"height": height, "width": width, "use_resolution_binning": False}
+    _told(
+        pipeline.denoiser.network,
+        lambda: pipe(PROMPTS, num_inference_steps=1, guidance_scale=3, **size, **settings),
+    )
+    assert ours == set(asked) == {False}
+
+
 def _check_trimmed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Cuts what the mask hides, in place: diffusers pads to 300 tokens, we to the longest prompt."""
     length = ours["encoder_attention_mask"].shape[1]
