@@ -73,8 +73,9 @@ class Adapter(ABC):
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
-        known: dict[str, Any] = {**self.config}
-        given, predicted = known.get("in_channels"), known.get("out_channels")
+        given, predicted = (
+            getattr(self.config, f"{side}_channels", None) for side in ("in", "out")
+        )
         if given is not None and predicted not in (
             None,
             given,
