@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import diffusers
@@ -42,7 +42,7 @@ def make_pipeline(family: str) -> Any:
     """A new pipeline of a family, in eval mode; the same weights each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        pipe = FAMILIES[family]()
+        pipe = (FAMILIES | WITHOUT_TEXT)[family]()
     for part in pipe.components.values():
         if isinstance(part, torch.nn.Module):
             part.eval()
@@ -273,6 +273,53 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux-schnell": flux_schnell,
     "sana": sana,
 }
+
+
+def ddpm(channels: int = 1, **settings: Any) -> Any:
+    """A pixel-space UNet, by default unconditional and grey."""
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+        **settings,
+    )
+    return diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler(clip_sample=False))
+
+
+def ddim() -> Any:
+    """The same network, colours, and DDIM."""
+    unet = ddpm(channels=3).unet
+    return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(clip_sample=False))
+
+
+def dit() -> Any:
+    """DiT: classes, learned sigma."""
+    transformer = diffusers.DiTTransformer2DModel(
+        num_attention_heads=1,
+        attention_head_dim=8,
+        num_layers=1,
+        sample_size=8,
+        out_channels=8,
+        num_embeds_ada_norm=3,
+    )
+    names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"}
+    scheduler: Any = diffusers.DDIMScheduler(clip_sample=False)
+    return diffusers.DiTPipeline(transformer, _vae(4, 0.18215), scheduler, id2label=names)
+
+
+WITHOUT_TEXT: dict[str, Callable[[], Any]] = {
+    "ddpm": ddpm,
+    "ddpm-rgb": partial(ddpm, 3),
+    "ddpm-classes": partial(ddpm, num_class_embeds=4),
+    "ddim": ddim,
+    "dit": dit,
+}
+"""Unconditional and class-conditional pipelines."""
 
 
 def _unet(**settings: Any) -> Any:

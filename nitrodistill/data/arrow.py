@@ -68,8 +68,9 @@ class Layout:
         values = dict(rows)
         for name, column in self.tensors.items():
             values[name] = [to_bytes(tensor, column, name) for tensor in rows[name]]
-        numbers = zip(*(values[name] for name in self.numbers), strict=True)
-        tensors = zip(*(values[name] for name in self.tensors), strict=True)
+        numbers = list(zip(*(values[name] for name in self.numbers), strict=True))
+        columns = [values[name] for name in self.tensors]  # none where there are no conditions
+        tensors = zip(*columns, strict=True) if columns else [()] * len(numbers)
         values["crc32"] = [self.crc32(n, t) for n, t in zip(numbers, tensors, strict=True)]
         return pa.record_batch([values[name] for name in self.schema.names], schema=self.schema)
 

@@ -96,13 +96,13 @@ class Encoding(Work):
             pipeline.check_prompt(text)
         number = {text: i for i, text in enumerate(self._texts)}
         shape = pipeline.latent_shape
-        factor = int(pipeline.diffusers.vae_scale_factor)
-        self._size = (shape[1] * factor, shape[2] * factor)
+        vae = pipeline.diffusers.components.get("vae")
+        self._size = pipeline.resolution
         named = [part for pair in zip(images.names, images.captions, strict=True) for part in pair]
         source = Encoded(
             num_samples=len(images),
             teacher=teacher_name,
-            vae=fingerprint(pipeline.diffusers.vae),
+            vae="" if vae is None else fingerprint(vae),
             image_size=self._size,
             seed=config.seed,
             batch_size=config.batch_size,

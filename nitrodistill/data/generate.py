@@ -33,7 +33,8 @@ def generate(
     Args:
         pipeline: the teacher.
         prompts: what it draws; sample i has prompt `i % len(prompts)`, so shuffle a sorted list that
-            is longer than `num_pairs`.
+            is longer than `num_pairs`. Numbers or names of classes for class-conditional teachers, `[""]` for
+            unconditional ones.
         output: folder of the store; missing, empty, or begun with these settings.
         config: how.
         teacher_name: recorded in the manifest, for people.

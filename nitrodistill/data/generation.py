@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -42,9 +41,9 @@ from nitrodistill.data.sources import Generated, Grid, code_version
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
-from nitrodistill.models.pipeline import Pipeline, fingerprint
+from nitrodistill.models.pipeline import Pipeline, as_texts, fingerprint
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.types import Condition
 
 __all__ = ["DryRun", "FloatType", "GenerateConfig", "Generation"]
 
@@ -125,14 +124,15 @@ class Generation(Work):
 
     Args:
         pipeline: the teacher.
-        prompts: what it draws; duplicates are encoded once and weigh as often as they occur.
+        prompts: what it draws; duplicates are encoded once and weigh as often as they occur. Numbers or names of
+            classes for class-conditional teachers, `[""]` for unconditional ones.
         output: folder of the store; missing, empty, or begun with these settings.
         config: how.
         teacher_name: recorded in the manifest, for people.
 
     Raises:
-        ValueError: if there are no prompts, one is unknown to the text encoder, or the teacher cannot be
-            sampled in that many steps.
+        ValueError: if there are no prompts, one is unknown to the text encoder, or the teacher cannot be guided,
+            or not be sampled in that many steps.
         FileExistsError: if the folder holds something else, or a store with other settings.
     """
 
@@ -144,8 +144,7 @@ class Generation(Work):
         config: GenerateConfig,
         teacher_name: str,
     ) -> None:
-        if isinstance(prompts, str) or not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
+        prompts = as_texts(prompts)
         self.pipeline = pipeline
         self.config = config
         texts = list(dict.fromkeys(prompts[: config.num_pairs]))
@@ -157,6 +156,7 @@ class Generation(Work):
         check_folder(Path(output), (MANIFEST, DRAFT))
         self._plan = StepPlan.from_schedule(pipeline.denoiser.schedule, config.steps)
         self._plan.check(pipeline.denoiser.prediction_type)
+        self._guided = pipeline.guided(config.guidance)
         manifest = self._draft(prompts, teacher_name)
         super().__init__(output, manifest, len(texts), np.resize(ids, config.num_pairs))
 
@@ -240,10 +240,6 @@ class Generation(Work):
             texts_hash=hash_texts(self._texts),
             sources=(source,),
         )
-
-    @cached_property
-    def _guided(self) -> Denoiser:
-        return self.pipeline.guided(self.config.guidance)
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
         config = self.config

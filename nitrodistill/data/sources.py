@@ -100,7 +100,7 @@ class Encoded:
     Attributes:
         num_samples: how many.
         teacher: name of the pipeline whose VAE and text encoder were used, for people.
-        vae: fingerprint of the VAE's weights.
+        vae: fingerprint of the VAE; empty for pipelines that draw pixels.
         image_size: height and width in pixels, after scaling the shorter side and cutting the middle.
         seed: of the noise, as in `Generated`.
         batch_size: how many images the VAE saw at once.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from nitrodistill.export.folder import RECORD
 from nitrodistill.sampling import StepPlan
 
 __all__ = ["Card", "is_hub_name"]
+
+_TASKS = {"prompt": "text-to-image", "batch_size": "unconditional-image-generation"}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,8 @@ class Card:
         folder: the path or Hub name that the example loads; its last part is the title.
         plan: how the student samples.
         call: the keyword arguments of the call that the self-test made.
-        prompt: the example's prompt.
+        asked: those that ask for the example's picture: its prompt, its class, or how many.
+        absent: parts that the pipeline lacks, which diffusers wants to be told.
         base_model: the teacher's name; it goes into the YAML too if it can be a Hub name.
         metrics: a Markdown table of what was measured.
         licence: the licence's short name.
@@ -33,11 +36,12 @@ class Card:
     folder: str
     plan: StepPlan
     call: Mapping[str, Any]
-    prompt: str
+    asked: Mapping[str, Any]
     base_model: str
     metrics: str | None = None
     licence: str | None = None
     comfyui: str = ""
+    absent: Sequence[str] = ()
 
     def pipeline(self) -> str:
         """The card of a whole pipeline, as Markdown."""
@@ -62,11 +66,18 @@ class Card:
 
     def _page(self, tags: list[str], imports: list[str], more: list[str], loaded: str) -> str:
         steps = f"{len(self.plan)} step" + ("s" if len(self.plan) > 1 else "")
-        scale = self.call["guidance_scale"]
-        guidance = f"told a guidance of {scale:g}" if scale else "without guidance"
-        load = f"pipe = DiffusionPipeline.from_pretrained({json.dumps(loaded)})"
-        arguments = ", ".join(f"{key}={value!r}" for key, value in self.call.items())
-        call = f"image = pipe({json.dumps(self.prompt)}, {arguments}).images[0]"
+        scale = self.call.get("guidance_scale")
+        guidance = f", told a guidance of {scale:g}" if scale else ", without guidance"
+        said = "Both" if scale is not None else "That"
+        absent = "".join(f", {name}=None" for name in self.absent)
+        load = f"pipe = DiffusionPipeline.from_pretrained({json.dumps(loaded)}{absent})"
+        asked = [
+            json.dumps(value[0]) if key == "prompt" else f"{key}={value!r}"
+            for key, value in self.asked.items()
+            if key != "batch_size"
+        ]
+        arguments = ", ".join([*asked, *(f"{key}={value!r}" for key, value in self.call.items())])
+        call = f"image = pipe({arguments}).images[0]"
         lines = [*imports, "", load, *more, call]
         example = "\n".join(lines)
         measured = "" if self.metrics is None else f"## Measured\n\n{self.metrics}\n\n"
@@ -76,7 +87,7 @@ class Card:
 
 # {Path(self.folder).name}
 
-A student of **{self.base_model}**, distilled with nitrodistill. It draws in {steps}, {guidance}. Both
+A student of **{self.base_model}**, distilled with nitrodistill. It draws in {steps}{guidance}. {said}
 must be said in the call; the timesteps are in the saved scheduler.
 
 ```python
@@ -100,14 +111,16 @@ The folder was reloaded in a fresh process and compared with the student in memo
         )
 
     def _front_matter(self, tags: list[str]) -> str:
-        lines = ["library_name: diffusers", "pipeline_tag: text-to-image"]
+        task = _TASKS.get(next(iter(self.asked)))
+        lines = ["library_name: diffusers", *([f"pipeline_tag: {task}"] if task else [])]
         if is_hub_name(self.base_model):
             lines.append(f"base_model: {self.base_model}")
             if "lora" in tags:
                 lines.append("base_model_relation: adapter")
         if self.licence is not None:
             lines.append(f"license: {json.dumps(self.licence)}")
-        every = ["text-to-image", "diffusion-distillation", "one-step", "nitrodistill", *tags]
+        every = ["diffusion-distillation", "one-step", "nitrodistill", *tags]
+        every = [task, *every] if task else every
         lines.append(f"tags: [{', '.join(every)}]")
         return "\n".join(lines)
 

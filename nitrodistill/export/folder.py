@@ -18,10 +18,10 @@ from nitrodistill.types import PredictionType
 __all__ = [
     "CARD",
     "RECORD",
-    "check_export",
     "check_target",
     "folder_for",
     "plan_record",
+    "verify_export",
     "visible",
     "write_record",
 ]
@@ -80,7 +80,7 @@ def folder_for(target: Path) -> Iterator[Path]:
                 path.rmdir()
 
 
-def check_export(folder: str | Path) -> None:
+def verify_export(folder: str | Path) -> None:
     """Compares every file of an export, but its card, with the record in it.
 
     Raises:

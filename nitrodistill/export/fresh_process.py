@@ -22,7 +22,10 @@ def _load(settings: dict[str, Any]) -> Any:
     import torch
 
     dtype = getattr(torch, settings["dtype"])
-    pipe = diffusers.DiffusionPipeline.from_pretrained(settings["pipeline"], torch_dtype=dtype)
+    absent = dict.fromkeys(settings["absent"])  # diffusers wants to be told
+    pipe = diffusers.DiffusionPipeline.from_pretrained(
+        settings["pipeline"], torch_dtype=dtype, **absent
+    )
     if settings["lora"] is not None:
         scheduler_class = getattr(diffusers, settings["scheduler"])
         pipe.scheduler = scheduler_class.from_pretrained(settings["lora"], subfolder="scheduler")
@@ -31,11 +34,16 @@ def _load(settings: dict[str, Any]) -> Any:
     return pipe.to(settings["device"], dtype)
 
 
-def _draw(pipe: Any, prompts: list[str], shape: list[int] | None, call: dict[str, Any]) -> Any:
-    """Calls the pipeline; returns the noise it drew and what went in and out of its VAE."""
+def _draw(pipe: Any, shape: list[int] | None, call: dict[str, Any]) -> Any:
+    """Calls the pipeline; returns the noise it drew, the latents at the end (`z`) and the picture they became.
+
+    That is what went in and out of its VAE; without one, what its scheduler's last step made and its answer.
+    """
     import torch
 
-    randn, decode = torch.randn, pipe.vae.decode
+    vae, randn = getattr(pipe, "vae", None), torch.randn
+    place, name = (pipe.scheduler, "step") if vae is None else (vae, "decode")
+    function = getattr(place, name)
     draws: list[Any] = []
     seen: dict[str, Any] = {}
 
@@ -46,38 +54,45 @@ def _draw(pipe: Any, prompts: list[str], shape: list[int] | None, call: dict[str
             raise _OtherSize(f"it draws latents of shape {found}, the student's are {shape}")
         return draws[-1]
 
-    def decoding(z: Any, *args: Any, **kwargs: Any) -> Any:
-        out = decode(z, *args, **kwargs)
-        seen.update(z=z.float().cpu().contiguous(), image=out[0].float().cpu().contiguous())
+    def watching(z: Any, *args: Any, **kwargs: Any) -> Any:
+        out = function(z, *args, **kwargs)
+        seen.update({"z": out[0]} if vae is None else {"z": z, "image": out[0]})
         return out
 
-    torch.randn, pipe.vae.decode = drawing, decoding
+    torch.randn = drawing
+    setattr(place, name, watching)
+    more = {} if vae is not None else {"output_type": "np"}
     try:
-        pipe(prompts, generator=torch.Generator().manual_seed(0), **call)
+        answer = pipe(generator=torch.Generator().manual_seed(0), **more, **call)
     finally:
         torch.randn = randn
-        del pipe.vae.decode
-    noise = {f"noise.{i}": draw.cpu().contiguous() for i, draw in enumerate(draws)}
-    return {**noise, **seen}
+        delattr(place, name)
+    if vae is None:
+        seen["image"] = torch.from_numpy(answer.images).permute(0, 3, 1, 2) * 2 - 1
+    kept = {f"noise.{i}": draw for i, draw in enumerate(draws)}
+    kept |= {key: value.float() for key, value in seen.items()}
+    return {key: value.cpu().contiguous() for key, value in kept.items()}
 
 
 def _main(answer: str, settings: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 
     pipe = _load(settings)
-    call = {
-        "num_inference_steps": settings["steps"],
-        "guidance_scale": settings["guidance"],
-    }
+    known, asked = inspect.signature(pipe.__call__).parameters, settings["asked"]
+    call = {"num_inference_steps": settings["steps"], **settings["call"]}
+    if "guidance_scale" in known:
+        call["guidance_scale"] = settings["guidance"]
     size = {"height": settings["height"], "width": settings["width"]}
-    if "use_resolution_binning" in inspect.signature(pipe.__call__).parameters:
+    if "use_resolution_binning" in known:
         size["use_resolution_binning"] = False
     shape = settings["latent_shape"]
     try:
-        found = _draw(pipe, settings["prompts"], shape, call)
+        found = _draw(pipe, shape, {**asked, **call})
     except ValueError:  # or diffusers' own, of a network whose size is none of its resolution bins
+        if "height" not in known:
+            raise
         call.update(size)
-        found = _draw(pipe, settings["prompts"], shape, call)
+        found = _draw(pipe, shape, {**asked, **call})
     save_file(found, answer, metadata={"call": json.dumps(call)})
 
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from nitrodistill.export.folder import CARD, RECORD, check_export, visible
+from nitrodistill.export.folder import CARD, RECORD, verify_export, visible
 
 __all__ = ["check_hub", "push"]
 
@@ -62,7 +62,7 @@ def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = 
     from huggingface_hub.errors import HfHubHTTPError
 
     path = Path(folder)
-    check_export(path)
+    verify_export(path)
     api = check_hub(repo_id, api)
     card = _renamed((path / CARD).read_text(encoding="utf-8"), repo_id)
     operations = [

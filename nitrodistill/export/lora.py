@@ -20,15 +20,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nitrodistill.export.card import Card, is_hub_name
+from nitrodistill.export.card import is_hub_name
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import CARD, check_target, folder_for, plan_record, write_record
-from nitrodistill.export.pipeline import assembled, told_guidance, without_lora
-from nitrodistill.export.scheduler import scheduler_for_plan
+from nitrodistill.export.pipeline import (
+    assembled,
+    card_of,
+    check_export,
+    told_guidance,
+    without_lora,
+)
 from nitrodistill.export.self_test import self_test
 from nitrodistill.files import hash_file
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.wrappers import LoRARole
+from nitrodistill.models.wrappers import LoRARole, role_in
 from nitrodistill.sampling import StepPlan
 
 __all__ = ["export_lora"]
@@ -85,10 +90,7 @@ def export_lora(
             f"{kind.__name__} cannot load LoRA weights, so there is nothing to write for it; use export, which "
             "merges them into a whole pipeline."
         )
-    sigmas = pipeline.adapter.call_sigmas(len(plan))
-    ready = scheduler_for_plan(
-        plan, pipeline.scheduler, student.prediction_type, scheduler, call_sigmas=sigmas
-    )
+    ready = check_export(pipeline, plan, student.prediction_type, scheduler)
     with folder_for(target) as partial:
         weights = {name: value.detach().cpu() for name, value in role.state_dict().items()}
         config = _config(role)
@@ -106,7 +108,9 @@ def export_lora(
             pipeline, plan, student.prediction_type, target.name, prompts[0], lora=file
         )
         comfyui = "" if flow is None else flow.write(partial)
-        card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
+        card = card_of(
+            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+        )
         (partial / CARD).write_text(card.lora(type(ready).__name__), encoding="utf-8")
         digest = hash_file(partial / WEIGHTS)
         write_record(partial, student.prediction_type, plan, base_model, test, digest)
@@ -114,12 +118,12 @@ def export_lora(
 
 
 def _role(student: DiffusersDenoiser) -> LoRARole:
-    module: Any = student.module
-    if isinstance(module, LoRARole):
-        return module
+    role = role_in(student.module)
+    if role is not None:
+        return role
     raise TypeError(
-        f"the student's module is {type(module).__name__}, which is no LoRA role; export_lora takes what add_lora "
-        "returned (unwrap what a trainer prepared), and export takes whole networks."
+        f"the student's module is {type(student.module).__name__}, which is no LoRA role; export_lora takes what "
+        "add_lora returned, and export takes whole networks."
     )
 
 

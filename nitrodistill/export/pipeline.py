@@ -21,13 +21,20 @@ from nitrodistill.export.card import Card
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import CARD, check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
-from nitrodistill.export.self_test import self_test
+from nitrodistill.export.self_test import SelfTest, absent_parts, self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
-from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.models.wrappers import LoRARole
+from nitrodistill.models.lora import fused
+from nitrodistill.models.weights import (
+    acting_adapters,
+    acting_weights,
+    adapter_layers,
+    fingerprint,
+)
+from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import StepPlan
+from nitrodistill.types import PredictionType
 
-__all__ = ["assembled", "export", "told_guidance", "without_lora"]
+__all__ = ["assembled", "card_of", "check_export", "export", "told_guidance", "without_lora"]
 
 
 def export(
@@ -47,7 +54,7 @@ def export(
     Args:
         pipeline: the teacher's pipeline; its VAE, text encoders and tokenizers go with the student.
         student: what was trained: a denoiser (a LoRA role is merged into its network), or its bare network
-            (then it predicts as the teacher does). Not guided and not wrapped by a trainer.
+            (then it predicts as the teacher does). Compiled or prepared by a trainer (DDP) or not; not guided.
         plan: how the student samples.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
@@ -62,8 +69,8 @@ def export(
     Raises:
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
-        TypeError: if the student is guided, wrapped, or not the network that the pipeline takes.
-        ValueError: if no such scheduler expresses the plan, or there is no prompt.
+        TypeError: if the student is guided, or not the network that the pipeline takes.
+        ValueError: what `check_export` refuses; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
     target = check_target(output)
@@ -71,42 +78,98 @@ def export(
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
-    sigmas = pipeline.adapter.call_sigmas(len(plan))
-    ready = scheduler_for_plan(plan, pipeline.scheduler, kind, scheduler, call_sigmas=sigmas)
+    ready = check_export(pipeline, plan, kind, scheduler)
     network = _called_plainly(pipeline, denoiser)
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
-        card = Card(str(output), plan, test.call, prompts[0], base_model, metrics, licence, comfyui)
+        card = card_of(
+            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+        )
         (partial / CARD).write_text(card.pipeline(), encoding="utf-8")
         write_record(partial, kind, plan, base_model, test, fingerprint(network))
     return Path(output)
 
 
+def check_export(
+    pipeline: Pipeline,
+    plan: StepPlan,
+    prediction_type: PredictionType,
+    scheduler: str | None = None,
+) -> Any:
+    """Refuses a student that could not be exported; cheap, to be asked before it is trained.
+
+    Args:
+        pipeline: the teacher's pipeline.
+        plan: how the student will sample.
+        prediction_type: what it will predict.
+        scheduler: the diffusers scheduler class to save; by default one that is exact for the plan.
+
+    Returns:
+        the scheduler that will be saved.
+
+    Raises:
+        ValueError: if the pipeline's call cannot draw what the student draws, a text encoder carries LoRA that is
+            not merged, or no such scheduler expresses the plan.
+    """
+    pipe, adapter = pipeline.diffusers, pipeline.adapter
+    name = type(pipe).__name__
+    adapter.call(pipe, [])
+    if "height" not in inspect.signature(type(pipe).__call__).parameters:
+        own = pipeline.denoiser.latent_shape()
+        if pipeline.latent_shape != own:
+            raise ValueError(
+                f"{name} draws latents of shape {own} alone, and this student's are {pipeline.latent_shape}; "
+                "train it at the resolution that the network was made for."
+            )
+    for part, module in pipe.components.items():
+        if isinstance(module, nn.Module) and part != adapter.network and adapter_layers(module):
+            raise ValueError(
+                f"the {part} of this {name} carries LoRA, which is not saved with it; merge it first: "
+                "pipe.fuse_lora() and pipe.unload_lora_weights()."
+            )
+    only = adapter.scheduler
+    if only is not None and scheduler not in (None, only):
+        raise ValueError(
+            f"scheduler is {scheduler!r}, but {name} runs with {only} alone; leave it out."
+        )
+    sigmas = adapter.call_sigmas(len(plan))
+    return scheduler_for_plan(
+        plan, pipeline.scheduler, prediction_type, scheduler or only, call_sigmas=sigmas
+    )
+
+
+def card_of(
+    pipeline: Pipeline, output: str | Path, plan: StepPlan, test: SelfTest, prompt: str, *more: Any
+) -> Card:
+    """The card of an export of this pipeline; `more` are `Card`'s further arguments from `base_model` on."""
+    pipe = pipeline.diffusers
+    asked = pipeline.adapter.call(pipe, [prompt])
+    return Card(str(output), plan, test.call, asked, *more, absent=absent_parts(pipe))
+
+
 def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
     wanted = type(pipeline.denoiser.network)
-    network = student.module if isinstance(student, DiffusersDenoiser) else student
-    if isinstance(student, DiffusersDenoiser) and isinstance(network, LoRARole):
-        return student
-    if type(network) is not wanted or not isinstance(network, nn.Module):
+    given = student.module if isinstance(student, DiffusersDenoiser) else student
+    network = unwrapped(given) if isinstance(given, nn.Module) else given
+    if not isinstance(given, nn.Module) or type(network) is not wanted:
         raise TypeError(
             f"the student is a {type(student).__name__} around {type(network).__name__}; export takes a "
-            f"bare {wanted.__name__} or the DiffusersDenoiser around it: unwrap what a trainer prepared, and "
-            "take the guidance off."
+            f"{wanted.__name__} or the DiffusersDenoiser around it: unwrap it, and take the guidance off."
         )
     if isinstance(student, DiffusersDenoiser):
         return student
     teacher = pipeline.denoiser
-    return DiffusersDenoiser(network, teacher.schedule, teacher.prediction_type)
+    return DiffusersDenoiser(given, teacher.schedule, teacher.prediction_type)
 
 
 def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Module:
     """The network as it draws with `guidance_scale=0`: LoRA and embedded guidance (Flux-dev) merged into it."""
-    if isinstance(denoiser.module, LoRARole):
+    if role_in(denoiser.module) is not None:
         denoiser = merged(denoiser)
-    network = without_lora(denoiser.module)
+    network = without_lora(denoiser.network)
     return denoiser.adapter.with_guidance_baked(network, told_guidance(pipeline))
 
 
@@ -125,18 +188,21 @@ def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
     parts = {**settings, **pipe.components, pipeline.adapter.network: network}
     if "requires_safety_checker" in known:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    return type(pipe)(**{**parts, "scheduler": scheduler})
+    parts = {name: unwrapped(p) if isinstance(p, nn.Module) else p for name, p in parts.items()}
+    made = type(pipe)(**{**parts, "scheduler": scheduler})
+    made.register_to_config(**pipeline.adapter.saved_settings(pipe))
+    return made
 
 
 def without_lora(network: nn.Module) -> nn.Module:
-    """The network without the LoRA roles that others play on it: the same weights, for saving alone."""
-    state = network.state_dict()
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in state.items()
-        if ".lora_" not in name
-    }
-    if weights.keys() == state.keys():
+    """The plain network, for saving alone: LoRA that acts is merged into a copy; else the same weights.
+
+    Without the LoRA roles that others play on it, and the wrappers around parts of it.
+    """
+    if any(acting_adapters(layer) for layer in adapter_layers(network).values()):
+        network = fused(network)
+    weights = acting_weights(network)
+    if weights.keys() == network.state_dict().keys():
         return network
     kind: Any = type(network)
     with torch.device("meta"):

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 
 from nitrodistill.export.scheduler import TOLERANCE, relative_error
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.denoiser import evaluating
+from nitrodistill.models.denoiser import dtype_of, evaluating
 from nitrodistill.sampling import StepPlan, sample
 
-__all__ = ["SelfTest", "self_test"]
+__all__ = ["SelfTest", "absent_parts", "self_test"]
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,13 @@ def self_test(
         "pipeline": str(folder.resolve()) if isinstance(folder, Path) else folder,
         "lora": None if lora is None else str(lora.resolve()),
         "scheduler": None if lora is None else _scheduler_class(lora),
-        "dtype": str(next(denoiser.network.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(dtype_of(denoiser.network)).removeprefix("torch."),
         "device": str(pipeline.device),
         "steps": len(plan),
         "guidance": guidance,
-        "prompts": list(prompts),
+        "asked": pipeline.adapter.call(pipeline.diffusers, list(prompts)),
+        "call": dict(pipeline.adapter.call_settings),
+        "absent": absent_parts(pipeline.diffusers),
         "latent_shape": list(pipeline.latent_shape),
         "height": pipeline.resolution[0],
         "width": pipeline.resolution[1],
@@ -90,14 +92,19 @@ def self_test(
     with torch.no_grad(), evaluating(denoiser.module):
         condition = pipeline.encode_prompt(prompts)
         x0 = sample(denoiser, plan, noise[0], condition, lambda i: noise[i])
-        with _decoding_instead(pipeline.diffusers.vae, found["z"]) as seen:
-            pipeline.decode(x0, batch_size=len(x0))
+        vae = pipeline.diffusers.components.get("vae")
+        if vae is None:
+            image = pipeline.decode(found["z"])[:, : x0.shape[1]]
+            seen = {"z": x0.float().cpu(), "image": image.cpu()}
+        else:
+            with _decoding_instead(vae, found["z"]) as seen:
+                pipeline.decode(x0, batch_size=len(x0))
     errors = {
         "latents": relative_error(found["z"], seen["z"]),
         "images": relative_error(found["image"], seen["image"]),
     }
     parts = [part for part in pipeline.diffusers.components.values() if isinstance(part, nn.Module)]
-    rounding = max(torch.finfo(next(p.parameters()).dtype).eps for p in (denoiser.network, *parts))
+    rounding = max(torch.finfo(dtype_of(part)).eps for part in (denoiser.network, *parts))
     tolerance = max(TOLERANCE, 8 * rounding)
     if not max(errors.values()) <= tolerance:
         raise RuntimeError(
@@ -106,6 +113,12 @@ def self_test(
             "nothing was written. Check that plan and prediction type are those of the training."
         )
     return SelfTest(call, errors, tolerance)
+
+
+def absent_parts(pipe: Any) -> list[str]:
+    """The parts that a pipeline lacks and diffusers would miss when it is loaded, unless it is told."""
+    found = [name for name, part in pipe.components.items() if part is None]
+    return [name for name in found if name not in pipe._optional_components]
 
 
 @contextmanager

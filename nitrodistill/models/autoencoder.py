@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nitrodistill.models.denoiser import device_of, dtype_of
+
 __all__ = ["decode_latents", "encode_images", "pixels_a_latent"]
 
 
@@ -61,13 +63,12 @@ def _statistics(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]
 @contextmanager
 def _wide_enough(vae: Any) -> Iterator[tuple[torch.device, torch.dtype]]:
     """The VAE's device and dtype; float16 VAEs that overflow (`force_upcast`) are float32 meanwhile."""
-    first = next(vae.parameters())
-    dtype = first.dtype
+    device, dtype = device_of(vae), dtype_of(vae)
     upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
     if upcast:
         vae.to(torch.float32)
     try:
-        yield first.device, torch.float32 if upcast else dtype
+        yield device, torch.float32 if upcast else dtype
     finally:
         if upcast:
             vae.to(dtype)

@@ -19,7 +19,7 @@ from nitrodistill.models.wrappers import checkpointed, has_roles, unwrapped
 from nitrodistill.prediction import Clamp
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
-__all__ = ["DiffusersDenoiser", "device_of", "evaluating", "frozen"]
+__all__ = ["DiffusersDenoiser", "check_wide", "device_of", "dtype_of", "evaluating", "frozen"]
 
 
 class DiffusersDenoiser:
@@ -66,6 +66,7 @@ class DiffusersDenoiser:
         self.module = module
         self._schedule: NoiseSchedule = schedule
         self._prediction_type: PredictionType = check_prediction_type(prediction_type)
+        self._known: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -85,14 +86,14 @@ class DiffusersDenoiser:
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predicts from `x_t` `(B, C, H, W)` at `t` `(B,)` or zero-dimensional, in `x_t`'s dtype.
 
-        Inputs are cast to the network's own dtype.
+        Inputs are cast to the dtype that the network computes in.
 
         Raises:
             ValueError: if latents or condition do not fit the network, told by their shapes.
         """
         network = self.network
         self.adapter.check(type(network).__name__, x_t, condition)
-        dtype = next(network.parameters()).dtype
+        dtype = self._dtype(network)
         t = t.to(x_t.device).expand(len(x_t))
         if t.is_floating_point():
             t = t.float()
@@ -107,8 +108,22 @@ class DiffusersDenoiser:
         arguments = self.adapter.arguments(x_t.to(dtype), t, condition)
         return self.adapter.prediction(self.module(**arguments, return_dict=False)[0], x_t)
 
+    def _dtype(self, network: nn.Module) -> torch.dtype:
+        """`dtype_of`, which looks at every module; asked anew when the network or its first weight changes."""
+        key = (network, next(network.parameters()).dtype)
+        if self._known is None or self._known[0] != key:
+            self._known = (key, dtype_of(network))
+        return self._known[1]
+
     def copy(self) -> DiffusersDenoiser:
-        """A denoiser with a deep, trainable copy of the network: a student that starts as this."""
+        """A denoiser with a deep, trainable copy of the network: a student that starts as this.
+
+        Raises:
+            ValueError: if weights are stored in eight bits or fewer, which cannot be trained.
+        """
+        check_wide(
+            self.network, "cannot be trained: load the network in float32, or train LoRA on it"
+        )
         return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
 
     def with_module(self, module: nn.Module) -> DiffusersDenoiser:
@@ -142,13 +157,11 @@ class DiffusersDenoiser:
 
     def example(self) -> tuple[Tensor, Tensor, Condition]:
         """The smallest input `(x_t, t, condition)` of batch size one that runs every block."""
-        parameter = next(self.network.parameters())
+        device, dtype = device_of(self.network), dtype_of(self.network)
         side = self.adapter.example_side()
         # not new_zeros: of a weight that processes share out it would be one that they share out
-        x_t = torch.zeros(
-            1, self.adapter.channels(), side, side, dtype=parameter.dtype, device=parameter.device
-        )
-        t = self._schedule.timesteps(1).to(parameter.device)
+        x_t = torch.zeros(1, self.adapter.channels(), side, side, dtype=dtype, device=device)
+        t = self._schedule.timesteps(1).to(device)
         return x_t, t, self.adapter.example_condition(x_t)
 
 
@@ -178,3 +191,25 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter."""
     return next(module.parameters()).device
+
+
+def dtype_of(module: nn.Module) -> torch.dtype:
+    """The dtype that a module computes in, which differs from that of weights stored in eight bits.
+
+    That is what diffusers and transformers say of their modules; of others, the dtype of the first floating-point
+    parameter.
+    """
+    stated = getattr(module, "dtype", None)
+    if isinstance(stated, torch.dtype):
+        return stated
+    return next(p.dtype for p in module.parameters() if p.is_floating_point())
+
+
+def check_wide(network: nn.Module, problem: str) -> None:
+    """Raises ValueError, with the problem and the way out, if weights are stored in eight bits or fewer."""
+    for name, parameter in network.named_parameters():
+        if parameter.dtype.itemsize < 2:
+            raise ValueError(
+                f"the weights of this {type(network).__name__} are stored as {parameter.dtype} ({name}), so they "
+                f"{problem}."
+            )

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from nitrodistill.models.denoiser import DiffusersDenoiser
-from nitrodistill.models.wrappers import ROLES, LoRARole, has_roles, role_in
+from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
+from nitrodistill.models.weights import acting_adapters, adapter_layers
+from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
 
-__all__ = ["LoRAConfig", "add_lora", "base_copy", "check_lora", "merged"]
+__all__ = ["LoRAConfig", "add_lora", "base_copy", "check_lora", "fused", "merged"]
 
 
 @dataclass(frozen=True)
@@ -75,34 +76,43 @@ def add_lora(
 
     Raises:
         ModuleNotFoundError: without peft.
-        ValueError: if the network has no such layer, the role is there already, or the network carries LoRA of
-            somebody else.
+        ValueError: if the network has no such layer, peft refuses one, the role is there already or named like a
+            part of the network, or the network carries LoRA of somebody else. The network then is as before.
     """
     lora = _peft()
     config, network = config or LoRAConfig(), denoiser.network
     roles: list[str] = getattr(network, ROLES, [])
     _check_role(role, roles, network)
     targets = _targets(network, config.targets, denoiser.adapter.lora_targets)
-    trained = {name: p.requires_grad for name, p in network.named_parameters() if "lora_" in name}
     settings = lora.LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha if config.alpha is not None else config.rank,
         target_modules=targets,
     )
+    flags = {name: p.requires_grad for name, p in network.named_parameters()}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # other roles'
         torch.manual_seed(config.seed)
-        lora.inject_adapter_in_model(settings, network, role)
+        try:
+            lora.inject_adapter_in_model(settings, network, role)
+        except Exception as error:  # whatever peft refuses, it has put layers in by then
+            _remove_role(network, role)
+            for name, parameter in network.named_parameters():
+                parameter.requires_grad_(flags[name])
+            raise ValueError(
+                f"peft cannot put LoRA of rank {config.rank} on the targets {', '.join(targets)} "
+                f"({' '.join(str(error).split())[:200]}); choose other targets, or another rank."
+            ) from error
     for layer in _layers(network).values():
         layer.enable_adapters(False)
-    mark = f".{role}"
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
-        own = "lora_" in name and f"{mark}." in name
-        parameter.requires_grad_(own or trained.get(name, False))
+        own = "lora_" in name and role in name.split(".")
+        parameter.requires_grad_(own or ("lora_" in name and flags.get(name, False)))
         if own:
             parameter.data = parameter.data.float()
-            weights[name.replace(mark, "")] = parameter
+            path = (part for part in name.split(".") if part != role)
+            weights[plain_name(".".join(path))] = parameter
     setattr(network, ROLES, [*roles, role])
     if getattr(network, "is_gradient_checkpointing", False):
         denoiser.enable_gradient_checkpointing()
@@ -122,6 +132,7 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
 
     Raises:
         TypeError: if it is not a role.
+        ValueError: if the network's weights are stored in eight bits or fewer.
     """
     module = role_in(denoiser.module)
     if module is None:
@@ -129,6 +140,7 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
             f"this denoiser's module is {type(denoiser.module).__name__}, which is no LoRA role; only what "
             "add_lora returns can be merged."
         )
+    check_wide(module.network, "cannot take the role in: write it apart, with export_lora")
     switch = module._switch
     assert isinstance(switch, _Switch)
     network = copy.deepcopy(switch.network)
@@ -138,9 +150,19 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
 
 
 def base_copy(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
-    """A denoiser with a deep, trainable copy of the network, without the roles that others play on it."""
+    """A denoiser with a deep, trainable copy of the network, without the roles that others play on it.
+
+    LoRA of somebody else that acts on it is merged into the copy's weights.
+    """
     copied = denoiser.copy()
-    return copied.with_module(_without_roles(copied.module)) if has_roles(copied.module) else copied
+    if not adapter_layers(copied.network):
+        return copied
+    return copied.with_module(_merged_into(copied.network).requires_grad_(True))
+
+
+def fused(network: nn.Module) -> nn.Module:
+    """A copy of a network in which the adapters that act are merged into the weights, and the others are gone."""
+    return _merged_into(copy.deepcopy(network))
 
 
 def check_lora(denoiser: DiffusersDenoiser, config: LoRAConfig) -> None:
@@ -154,15 +176,39 @@ def check_lora(denoiser: DiffusersDenoiser, config: LoRAConfig) -> None:
     _targets(denoiser.network, config.targets, denoiser.adapter.lora_targets)
 
 
+def _merged_into(network: nn.Module) -> nn.Module:
+    for layer in adapter_layers(network).values():
+        if acting_adapters(layer):
+            layer.merge()
+    return _without_roles(network)
+
+
 def _without_roles(network: nn.Module) -> nn.Module:
-    """Takes the layers of all roles out of the network; what was merged into its weights stays."""
+    """Takes the layers of all adapters out of the network; what was merged into its weights stays."""
     for name, layer in _layers(network).items():
-        parent, _, last = name.rpartition(".")
-        setattr(network.get_submodule(parent), last, layer.get_base_layer())
-    for attribute in (ROLES, "peft_config"):
+        _replace(network, name, layer.get_base_layer())
+    for attribute in (ROLES, "peft_config", "_hf_peft_config_loaded"):
         if attribute in vars(network):
             delattr(network, attribute)
     return network
+
+
+def _remove_role(network: nn.Module, role: str) -> None:
+    """Takes the layers of one role out, however many of them were put in."""
+    for name, layer in _layers(network).items():
+        if any(key != role for key in layer.r):
+            layer.delete_adapter(role)
+        else:
+            _replace(network, name, layer.get_base_layer())
+    configs = getattr(network, "peft_config", {})
+    configs.pop(role, None)
+    if not configs and "peft_config" in vars(network):
+        delattr(network, "peft_config")
+
+
+def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(network.get_submodule(parent), last, module)
 
 
 class _Switch:
@@ -225,6 +271,11 @@ def _check_role(role: str, roles: list[str], network: nn.Module) -> None:
         raise ValueError(f"role is {role!r}; it must be a Python identifier, such as 'student'.")
     if role in roles:
         raise ValueError(f"the network plays {role!r} already; choose another name.")
+    if any(role in name.split(".") for name, _ in network.named_parameters()):
+        raise ValueError(
+            f"role is {role!r}, which is the name of a part of this {type(network).__name__}; choose another "
+            "name, such as 'student'."
+        )
     if not roles and any("lora_" in name for name, _ in network.named_parameters()):
         raise ValueError(
             "the network carries LoRA that was not added here; merge it first: pipe.fuse_lora() and "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,12 +22,25 @@ from nitrodistill.models.adapters import (
 )
 from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
+from nitrodistill.models.folders import (
+    UnsupportedPipeline,
+    absent_parts,
+    check_kind,
+    check_local,
+    only_variant,
+)
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
 from nitrodistill.models.noise import clamp_of, noise_of
-from nitrodistill.models.wrappers import role_in
+from nitrodistill.models.weights import fingerprint
+from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Pipeline", "check_kind", "check_local", "fingerprint", "without_broken_torchvision"]
+__all__ = [
+    "Pipeline",
+    "as_texts",
+    "fingerprint",
+    "without_broken_torchvision",
+]
 
 
 class Pipeline:
@@ -40,7 +53,8 @@ class Pipeline:
         denoiser: its network, with the schedule and prediction type of its scheduler.
         adapter: how it encodes prompts; by default its family's.
         resolution: (height, width) of its pictures in pixels; by default what the network was made for.
-        check_prompt: raises ValueError for a prompt that the text encoder does not know.
+        check_prompt: raises ValueError for a prompt that the text encoder does not know; by default for what
+            is no class of a class-conditional network.
 
     Attributes:
         diffusers: the diffusers pipeline itself.
@@ -66,7 +80,9 @@ class Pipeline:
         self.diffusers: Any = diffusers
         self.denoiser: DiffusersDenoiser = denoiser
         self.adapter: PipelineAdapter = adapter or pipeline_adapter_for(diffusers)
-        self.check_prompt: Callable[[str], None] = check_prompt or (lambda prompt: None)
+        self.check_prompt: Callable[[str], None] = check_prompt or partial(
+            self.adapter.check, diffusers
+        )
         self.latent_shape: tuple[int, int, int] = _latent_shape(
             diffusers, denoiser.adapter, resolution
         )
@@ -88,13 +104,20 @@ class Pipeline:
 
         Raises:
             TypeError: if its class is not one of the families.
-            ValueError: if the resolution is not divisible by what the VAE and the network need, or its scheduler's
-                options are not understood (`noise_of`).
+            ValueError: if the resolution is not divisible by what the VAE and the network need, network or VAE
+                is missing, a part is offloaded, its pictures are neither grey nor RGB, or its scheduler's options
+                are not understood (`noise_of`).
         """
         adapter = pipeline_adapter_for(pipe)
-        network = getattr(pipe, adapter.network)
-        of_network = adapter_for(network)
+        _check_parts(pipe, adapter)
+        network = getattr(pipe, adapter.network)  # compiled perhaps: that is what is called
+        of_network = adapter_for(unwrapped(network))
         _, height, width = _latent_shape(pipe, of_network, resolution)
+        channels = _image_channels(pipe, of_network)
+        if channels not in (1, 3):
+            raise ValueError(
+                f"this {type(pipe).__name__} draws {channels} channels; pictures are grey (1) or RGB (3)."
+            )
         schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
             of_network.timestep_scale,
@@ -132,8 +155,8 @@ class Pipeline:
 
         Raises:
             FileNotFoundError: if a directory is not there.
-            ValueError: if it is a pipeline of no known family, is damaged, or the resolution is not divisible
-                by what its VAE and network need.
+            ValueError: if it is a pipeline of no known family, lacks a part, is damaged, has its weights in
+                several variants only, or the resolution is not divisible by what its VAE and network need.
         """
         from safetensors import SafetensorError
 
@@ -149,9 +172,11 @@ class Pipeline:
                 str(path),
                 torch_dtype=dtype,
                 use_safetensors=True,
+                variant=only_variant(Path(path) / PIPELINES[kind].network) if local else None,
+                **absent_parts(path, index),
                 **PIPELINES[kind].load_arguments,
             )
-        except _Unsupported:
+        except UnsupportedPipeline:
             raise
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:160]
@@ -162,7 +187,8 @@ class Pipeline:
                 ) from error
             raise FileNotFoundError(
                 f"no teacher {str(path)!r}: there is no such directory here, and no pipeline of that name "
-                f"can be downloaded ({reason})."
+                f"can be downloaded ({reason}). If it has its weights in a variant such as fp16 only, download "
+                "its folder and give that."
             ) from error
         return cls.from_diffusers(pipe.to(device), resolution=resolution)
 
@@ -187,11 +213,12 @@ class Pipeline:
         """Encodes prompts; sample i of the Condition is prompt i.
 
         Raises:
-            ValueError: if a prompt holds words that the text encoder does not know.
+            ValueError: if they are no texts, or one holds words that the text encoder does not know.
         """
-        for prompt in prompts:
-            self.check_prompt(prompt)
-        return self.adapter.encode(self.diffusers, list(prompts), self.resolution)
+        texts = as_texts(prompts)
+        for text in texts:
+            self.check_prompt(text)
+        return self.adapter.encode(self.diffusers, texts, self.resolution)
 
     @torch.no_grad()
     def null_condition(self, negative_prompt: str | None = None) -> Condition:
@@ -226,26 +253,71 @@ class Pipeline:
         """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor; pixels, without one).
 
         Returns:
-            float32, clamped to [-1, 1]. Gradients flow where autograd is on.
+            float32, clamped to [-1, 1]; grey ones have three equal channels. Gradients flow where autograd is on.
         """
         if _vae(self.diffusers) is None:
-            return latents.float().clamp(-1, 1)
-        return decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
+            images = latents.float().clamp(-1, 1)
+        else:
+            images = decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
+        return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, batch_size: int = 64) -> Tensor:
-        """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean)."""
+        """Encodes images `(B, 3, H, W)` in [-1, 1] to scaled latents (the posterior's mean).
+
+        Pipelines that draw grey are given the luma (ITU-R BT.601).
+        """
+        if _image_channels(self.diffusers, self.denoiser.adapter) == 1:
+            luma = images.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
+            images = (images * luma).sum(1, keepdim=True)
         if _vae(self.diffusers) is None:
             return images.float()
         return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
 
 
-class _Unsupported(ValueError):
-    """A pipeline of no known family."""
+def as_texts(prompts: Sequence[str]) -> list[str]:
+    """Prompts as a list, from a list, an array, or the column of a table.
+
+    Raises:
+        ValueError: if it is one text or none, or holds anything else.
+    """
+    values = np.asarray(prompts, dtype=object)
+    if values.ndim != 1 or not len(values) or not all(isinstance(p, str) for p in values):
+        raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
+    return values.tolist()
+
+
+def _check_parts(pipe: Any, adapter: PipelineAdapter) -> None:
+    """Refuses a pipeline without network or VAE, and one that keeps its weights elsewhere."""
+    for name, part in pipe.components.items():
+        if part is None and name in (adapter.network, "vae"):
+            raise ValueError(
+                f"this {type(pipe).__name__} has no {name}, and distillation needs it; load it with the pipeline."
+            )
+        if isinstance(part, nn.Module) and any(map(_is_offloaded, part.modules())):
+            raise ValueError(
+                f"the {name} of this {type(pipe).__name__} is offloaded, so its weights are not where they are "
+                "used; load the pipeline without offloading, and move it with pipe.to(device)."
+            )
+
+
+def _is_offloaded(module: nn.Module) -> bool:
+    """Whether hooks of Accelerate or diffusers bring a module's weights when it is called."""
+    known = vars(module)
+    hook, registry = known.get("_hf_hook"), known.get("_diffusers_hook")
+    return (
+        type(hook).__name__ == "CpuOffload"
+        or bool(getattr(hook, "offload", False))
+        or (registry is not None and registry.get_hook("group_offloading") is not None)
+    )
 
 
 def _vae(pipe: Any) -> Any:
     return pipe.components.get("vae")
+
+
+def _image_channels(pipe: Any, adapter: Adapter) -> int:
+    return adapter.channels() if _vae(pipe) is None else pipe.vae.config.in_channels
 
 
 def _pixels(pipe: Any) -> int:
@@ -267,44 +339,6 @@ def _latent_shape(
     return adapter.channels(), resolution[0] // pixels, resolution[1] // pixels
 
 
-def check_kind(path: str | Path, kind: object) -> None:
-    """Refuses the class of a pipeline, as its model_index.json names it, that is of no known family."""
-    if kind not in PIPELINES:
-        raise _Unsupported(
-            f"{str(path)!r} is not a pipeline that can be distilled yet: its model_index.json says "
-            f"{kind!r}, and {', '.join(PIPELINES)} are supported."
-        )
-
-
-def check_local(path: str | Path) -> bool:
-    """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
-    folder, text = Path(path), str(path)
-    if not folder.exists():
-        if (
-            folder.is_absolute()
-            or text.startswith(".")
-            or text.count("/") != 1
-            or folder.parent.is_dir()
-        ):
-            raise FileNotFoundError(
-                f"no teacher at {text!r}; give the directory of a diffusers pipeline (with a "
-                "model_index.json), or its name on the Hub (user/model)."
-            )
-        return False
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ValueError(
-            f"{text!r} is not a diffusers pipeline: it has no model_index.json. Save one there with "
-            "pipe.save_pretrained(path)."
-        )
-    try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError:
-        found = None
-    check_kind(path, found.get("_class_name") if isinstance(found, dict) else None)
-    return True
-
-
 def without_broken_torchvision() -> None:
     """Hides a torchvision that cannot be imported from libraries that would fail with it.
 
@@ -319,29 +353,3 @@ def without_broken_torchvision() -> None:
         for name in [n for n in sys.modules if n.split(".")[0] == "torchvision"]:
             del sys.modules[name]
         sys.modules["torchvision"] = None  # type: ignore[assignment]
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hex hash of a module's weights (names, shapes, dtypes, bytes): which teacher made a store.
-
-    LoRA roles on the module (`add_lora`) do not count: the base is what it was without them. That of a role is
-    made of the base's weights, its own, and its scale. Weights that processes share out (FSDP2) count whole; all
-    of them must call it then.
-    """
-    digest, role = hashlib.blake2b(digest_size=16), role_in(module)
-    whole = module if role is None else role.network
-    weights = {
-        name.replace(".base_layer.", "."): value
-        for name, value in whole.state_dict().items()
-        if ".lora_" not in name
-    }
-    if role is not None:
-        weights |= role.state_dict()
-        digest.update(f"LoRA, scale {role.scale};".encode())
-    for name, value in sorted(weights.items()):
-        digest.update(f"{name}:{tuple(value.shape)}:{value.dtype};".encode())
-        if type(value).__name__ == "DTensor":  # whose import takes seconds
-            value = value.full_tensor()
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -10,12 +10,8 @@ import torch
 from torch import nn
 
 from nitrodistill.models.adapters import PIPELINES
-from nitrodistill.models.pipeline import (
-    Pipeline,
-    check_kind,
-    check_local,
-    without_broken_torchvision,
-)
+from nitrodistill.models.folders import check_kind, check_local
+from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
 
 __all__ = ["shapes_of", "skeleton"]
 

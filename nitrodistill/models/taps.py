@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters import first_tensor
 from nitrodistill.models.denoiser import DiffusersDenoiser
-from nitrodistill.models.wrappers import is_compiled, unwrapped
+from nitrodistill.models.wrappers import is_compiled, plain_name, unwrapped
 from nitrodistill.types import Condition, Denoiser
 
 __all__ = ["FeatureShape", "FeatureTaps"]
@@ -76,7 +76,8 @@ class FeatureTaps:
             raise ValueError(f"taps are {names}; give at least one, each only once.")
         self.denoiser: Denoiser = denoiser
         self.names: tuple[str, ...] = tuple(names)
-        modules = dict(unwrapped(denoiser.module).named_modules())
+        network = unwrapped(denoiser.module)
+        modules = {plain_name(name): module for name, module in network.named_modules()}
         self._modules = [_find(name, modules) for name in names]
         self._image_part = image_part
 
@@ -321,5 +322,5 @@ def _removed(module: nn.Module, path: str, reached: set[nn.Module]) -> Iterator[
         ):
             yield from _removed(child, place, reached)
         elif next(child.parameters(), None) is not None:
-            setattr(module, name, Removed(place))
-            yield place
+            setattr(module, name, Removed(plain_name(place)))
+            yield plain_name(place)

@@ -15,6 +15,7 @@ __all__ = [
     "checkpointed",
     "has_roles",
     "is_compiled",
+    "plain_name",
     "role_in",
     "unwrapped",
 ]
@@ -25,7 +26,12 @@ ROLES = "_nitrodistill_lora_roles"
 Switch = Callable[[], AbstractContextManager[None]]
 """Makes a context in which a shared network plays one role."""
 
-_WRAPPERS = {"DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
+_WRAPPERS = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+_INSIDE = frozenset({"_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"})
 
 _running: list[Switch] = []
 
@@ -113,6 +119,11 @@ def checkpointed(block: nn.Module, *args: Any) -> Any:
     return checkpoint(block.__call__, *args, use_reentrant=False, context_fn=contexts)
 
 
+def plain_name(name: str) -> str:
+    """A submodule's or weight's dotted name as it is without torch.compile's and other wrappers around parts."""
+    return ".".join(part for part in name.split(".") if part not in _INSIDE)
+
+
 def unwrapped(module: nn.Module) -> nn.Module:
     """The bare network inside of DDP's, torch.compile's and a LoRA role's wrappers."""
     inside = {**_WRAPPERS, "LoRARole": "network"}
@@ -135,6 +146,8 @@ def has_roles(module: nn.Module) -> bool:
 
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module, or any part of it, runs through torch.compile."""
-    return type(module).__name__ == "OptimizedModule" or any(
-        getattr(part, "_compiled_call_impl", None) is not None for part in module.modules()
+    return any(
+        type(part).__name__ == "OptimizedModule"
+        or getattr(part, "_compiled_call_impl", None) is not None
+        for part in module.modules()
     )

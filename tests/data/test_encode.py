@@ -13,6 +13,7 @@ from nitrodistill.data import BatchStream, Captioned, EncodeConfig, PairStore, e
 from nitrodistill.data.images import fitted
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
+from tests.pipelines import make_pipeline
 
 CONFIG = EncodeConfig(seed=3, batch_size=2, shard_size=3)
 
@@ -51,6 +52,22 @@ def test_latents_are_the_vae_s_and_text_the_encoder_s(
     text = pipeline.encode_prompt(["a cat"])["encoder_hidden_states"][0]
     stored = batch.condition["encoder_hidden_states"][3]
     torch.testing.assert_close(stored, text, rtol=2**-10, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixel_space_pipelines_take_the_pixels(
+    channels: int, images: Captioned, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline("ddpm" if channels == 1 else "ddpm-rgb"))
+    nameless = replace(images, captions=("",) * 5)
+    store = encode(pipeline, nameless, tmp_path / "p", CONFIG, teacher_name="t", progress=False)
+    batch = store.batch(range(5), torch.arange(5))
+    pixels = torch.stack([fitted(images.image(i), (8, 8)) for i in range(5)])
+    if channels == 1:
+        red, green, blue = pixels.split(1, dim=1)
+        pixels = 0.299 * red + 0.587 * green + 0.114 * blue
+    torch.testing.assert_close(batch.x0, pixels, rtol=2**-10, atol=1e-3)
+    assert store.prompts == ("",)
 
 
 def test_noise_is_drawn_and_the_store_says_that_it_is_no_pair(encoded: PairStore) -> None:

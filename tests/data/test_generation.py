@@ -12,6 +12,7 @@ from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition
+from tests.pipelines import make_pipeline
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -238,3 +239,58 @@ def test_what_cannot_be_made_is_refused_before_the_folder_is(
         with pytest.raises(ValueError, match=message):
             Generation(pipe, texts, tmp_path / "p", changed, "t")
         assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "prompts", "labels"),
+    [
+        ("ddpm", [""], None),
+        ("ddpm-classes", ["3", "0", "1"], [3, 0, 1]),
+        ("dit", ["goldfish", "2", ""], [1, 2, 3]),
+    ],
+)
+def test_teachers_without_text_make_pairs(
+    family: str, prompts: list[str], labels: list[int] | None, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline(family))
+    config = GenerateConfig(num_pairs=5, steps=2, guidance=1, batch_size=2, shard_size=3)
+    work = Generation(pipeline, prompts, tmp_path / "p", config, "t")
+    assert work.estimate().prompts == len(prompts)
+    store = generate(pipeline, prompts, tmp_path / "p", config, teacher_name="t", progress=False)
+    store.verify()
+    assert store.prompts == tuple(prompts)
+    batch = store.batch(range(5), torch.arange(5))
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
+    told = Condition()
+    if labels is not None:
+        told = Condition({"class_labels": torch.tensor([labels[i % 3] for i in range(5)])})
+        assert batch.condition["class_labels"].tolist() == told["class_labels"].tolist()
+    with torch.no_grad():
+        x0 = sample(pipeline.denoiser, plan, batch.noise, told)
+    torch.testing.assert_close(batch.x0, x0.half().float(), rtol=2**-9, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("family", "prompts", "guidance", "message"),
+    [
+        ("ddpm", ["a red cat"], 1, 'is unconditional: give the empty prompt, ""'),
+        ("ddpm", [""], 3, "is unconditional, so there is nothing to guide it by"),
+        (
+            "ddpm-classes",
+            ["1", "4"],
+            1,
+            "'4' is no class of this network; give a number from 0 to 3",
+        ),
+        ("ddpm-classes", [""], 1, "'' is no class"),
+        ("ddpm-classes", ["1"], 3, "no class that stands for none"),
+        ("dit", ["1", "goldfsh"], 1, "'goldfsh' is no class .* such as goldfish"),
+    ],
+)
+def test_what_is_no_prompt_of_theirs_is_told_before_any_work(
+    family: str, prompts: list[str], guidance: float, message: str, tmp_path: Path
+) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline(family))
+    config = GenerateConfig(num_pairs=2, steps=1, guidance=guidance)
+    with pytest.raises(ValueError, match=message):
+        generate(pipeline, prompts, tmp_path / "p", config, teacher_name="t", progress=False)
+    assert not (tmp_path / "p").exists()

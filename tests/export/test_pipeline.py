@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 
-from nitrodistill.export import check_export, export
+from nitrodistill.export import check_export, export, verify_export
 from nitrodistill.export.folder import RECORD
 from nitrodistill.method import Draws
 from nitrodistill.models import Adapter, DiffusersDenoiser, Entry, Pipeline
+from nitrodistill.models.weights import fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import ZeroTerminalSNR
 from nitrodistill.types import Condition
@@ -126,7 +128,11 @@ def test_every_familys_plain_call_draws_what_the_student_draws(
     call: dict[str, Any] = {"num_inference_steps": num_steps, "guidance_scale": 0}
     if size is not None:  # whoever trained at another resolution than the default has to say so
         call |= {"height": size[0], "width": size[1]}
+    if family == "pixart-sigma":
+        call |= {"clean_caption": False}
     assert record["call"] == call
+    example = (output / "README.md").read_text().partition("```python")[2].partition("```")[0]
+    assert all(f"{key}={value!r}" in example for key, value in call.items())
     saved = json.loads((output / "scheduler" / "scheduler_config.json").read_text())
     assert saved["_class_name"] == scheduler
     weights = {path.name for path in output.rglob("*.safetensors")}
@@ -134,6 +140,92 @@ def test_every_familys_plain_call_draws_what_the_student_draws(
     workflow = json.loads((output / "comfyui.json").read_text())
     assert "not run" in workflow["1"]["_meta"]["title"]
     assert "`comfyui.json` is a workflow" in (output / "README.md").read_text()
+
+
+# family, steps, transition, scheduler, what the card's example asks for, its task
+WITHOUT_TEXT = [
+    ("ddpm", 1, "ode", "DDIMScheduler", "pipe(num_inference_steps=1)", True),
+    ("ddpm", 2, "renoise", "LCMScheduler", "pipe(num_inference_steps=2)", True),
+    ("ddim", 2, "ode", "DDIMScheduler", "pipe(num_inference_steps=2)", True),
+    ("dit", 1, "ode", "DDIMScheduler", "pipe(class_labels=[1], num_inference_steps=1,", False),
+    ("dit", 4, "renoise", "LCMScheduler", "pipe(class_labels=[1], num_inference_steps=4,", False),
+]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("family", "num_steps", "transition", "scheduler", "example", "unconditional"), WITHOUT_TEXT
+)
+def test_students_without_text_are_drawn_by_their_pipelines(
+    family: str,
+    num_steps: int,
+    transition: Any,
+    scheduler: str,
+    example: str,
+    unconditional: bool,
+    trained: Trained,
+    tmp_path: Path,
+) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline(family))
+    student = trained(pipeline)
+    plan = StepPlan.from_schedule(student.schedule, num_steps, transition)
+    prompts = ["goldfish", "2"] if family == "dit" else [""]
+    output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=prompts)
+    record = record_of(output)
+    assert max(record["self_test"]["latents"], record["self_test"]["images"]) <= 1e-5
+    assert ("guidance_scale" in record["call"]) == (family == "dit")
+    card = (output / "README.md").read_text()
+    assert example in card
+    assert ("pipeline_tag: unconditional-image-generation" in card) == unconditional
+    assert "text-to-image" not in card
+    assert json.loads((output / "scheduler/scheduler_config.json").read_text())["_class_name"] == (
+        scheduler
+    )
+    if family == "dit":
+        loaded: Any = DiffusionPipeline.from_pretrained(output)
+        assert loaded.labels == pipeline.diffusers.labels
+
+
+@pytest.mark.parametrize(
+    ("family", "size", "settings", "message"),
+    [
+        ("ddpm-classes", None, {}, "DDPMPipeline passes no class to its network"),
+        ("dit", (32, 32), {}, r"DiTPipeline draws latents of shape \(4, 8, 8\) alone"),
+        ("ddpm", (16, 16), {}, r"DDPMPipeline draws latents of shape \(1, 8, 8\) alone"),
+        ("ddim", None, {"scheduler": "LCMScheduler"}, "DDIMPipeline runs with DDIMScheduler alone"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_training(
+    family: str, size: Any, settings: dict[str, Any], message: str
+) -> None:
+    pipeline = Pipeline.from_diffusers(make_pipeline(family), resolution=size)
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    with pytest.raises(ValueError, match=message):
+        check_export(pipeline, plan, pipeline.denoiser.prediction_type, **settings)
+
+
+def test_lora_of_a_text_encoder_is_to_be_merged_first() -> None:
+    pipe = make_pipeline("sd15")
+    pipe.text_encoder.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]))
+    pipeline = Pipeline.from_diffusers(pipe)
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    with pytest.raises(ValueError, match=r"the text_encoder of this .* carries LoRA"):
+        check_export(pipeline, plan, pipeline.denoiser.prediction_type)
+
+
+@pytest.mark.usefixtures("here")
+def test_sd3_without_t5_and_a_wrapped_student_are_exported(
+    trained: Trained, tmp_path: Path
+) -> None:
+    pipe = make_pipeline("sd3")
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipeline = Pipeline.from_diffusers(pipe)
+    student = trained(pipeline)
+    plan = StepPlan.from_schedule(student.schedule)
+    student.module = nn.DataParallel(student.module)
+    output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=PROMPTS)
+    assert "tokenizer_3=None" in (output / "README.md").read_text()
+    assert fingerprint(Pipeline.load(output).denoiser.module) == fingerprint(student.module)
 
 
 def test_embedded_guidance_is_baked_in_and_the_student_stays(trained: Trained) -> None:
@@ -204,11 +296,11 @@ def test_an_early_timestep_replaces_an_export_and_can_be_read_back(
     export(pipeline, student.module, plan, output, base_model="a teacher")
     assert record_of(output)["self_test"]["latents"] <= 1e-5
 
-    check_export(output)
+    verify_export(output)
     config = output / pipeline.adapter.network / "config.json"
     config.write_text(config.read_text() + " ")
     with pytest.raises(ValueError, match=r"damaged: unet/config.json is not what was written"):
-        check_export(output)
+        verify_export(output)
     reloaded = Pipeline.load(output)
     assert reloaded.scheduler.config.num_train_timesteps == 401
     (step,) = StepPlan.from_schedule(reloaded.denoiser.schedule).steps

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -7,8 +9,10 @@ from torch import nn
 
 from nitrodistill.models import DiffusersDenoiser, Guided
 from nitrodistill.models.adapters import first_tensor
+from nitrodistill.models.denoiser import dtype_of
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.types import Condition, Denoiser
+from tests.models.families import FAMILIES, inputs
 
 
 def test_it_equals_a_hand_written_call(tiny_denoiser, tiny_condition, generator):
@@ -76,8 +80,52 @@ def test_unknown_families_are_told_what_an_adapter_must_say(tiny_denoiser):
         DiffusersDenoiser(kandinsky, RectifiedFlow(), "epsilon")
 
 
+@pytest.mark.parametrize(("given", "predicted"), [(8, 4), (9, 4), (4, 3)])
+def test_networks_with_channels_beside_the_latents_are_refused(given, predicted):
+    editing = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=given,
+        out_channels=predicted,
+        block_out_channels=(32,),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=16,
+    )
+    with pytest.raises(ValueError, match=f"takes {given} channels and predicts {predicted}: the"):
+        DiffusersDenoiser(editing, RectifiedFlow(), "epsilon")
+
+
 def test_first_tensor():
     x = torch.zeros(1)
     assert first_tensor((x, (x,))) is x
     with pytest.raises(TypeError, match="tap a module"):
         first_tensor({"a": x})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", FAMILIES)
+def test_float8_storage_computes_in_the_networks_own_dtype(name):
+    """diffusers' layerwise casting draws what a network with the rounded weights draws."""
+    denoiser = FAMILIES[name].make()[0]
+    network: Any = denoiser.network
+    network.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    rounded = type(network).from_config(network.config).eval()
+    rounded.load_state_dict({n: v.float() for n, v in network.state_dict().items()})
+    assert torch.float8_e4m3fn in {p.dtype for p in network.parameters()}
+    x_t, t, condition = inputs(denoiser, size=FAMILIES[name].sizes[0])
+    expected = denoiser.with_module(rounded)(x_t, t, condition)
+    torch.testing.assert_close(denoiser(x_t, t, condition), expected)
+    assert denoiser.example()[0].dtype == torch.float32
+    with pytest.raises(ValueError, match=r"stored as torch.float8_e4m3fn .* cannot be trained"):
+        denoiser.copy()
+
+
+def test_the_dtype_is_no_integers():
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            packed = torch.zeros(2, dtype=torch.int8)
+            self.packed = nn.Parameter(packed, requires_grad=False)
+            self.norm = nn.LayerNorm(2).bfloat16()
+
+    assert dtype_of(Packed()) == torch.bfloat16

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nitrodistill.methods import LADD, LADDConfig
@@ -168,6 +169,40 @@ def test_somebody_elses_lora_is_refused(tiny_denoiser):
     tiny_denoiser.network.add_adapter(LoraConfig(target_modules=["to_q"]), "theirs")
     with pytest.raises(ValueError, match="not added here; merge it first"):
         add_lora(tiny_denoiser, "student")
+
+
+def test_what_peft_refuses_leaves_the_network_as_it_was(tiny_denoiser, inputs):
+    """peft has put layers in by the time it finds one that it cannot take."""
+    network, before = tiny_denoiser.network, tiny_denoiser(*inputs)
+    network.mid_block.attentions[0].norm.requires_grad_(True)
+    network.register_module("late", nn.ModuleDict({"to_q": nn.Identity()}))
+    names = {n: p.requires_grad for n, p in network.named_parameters()}
+    with pytest.raises(ValueError, match=r"peft cannot put LoRA of rank 2 on .*Identity"):
+        add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    assert {n: p.requires_grad for n, p in network.named_parameters()} == names
+    assert not hasattr(network, "peft_config")
+    del network.late
+    critic = _randomised(add_lora(tiny_denoiser, "critic", LoRAConfig(rank=2)))
+    drawn = critic(*inputs)
+    network.register_module("late", nn.ModuleDict({"to_q": nn.Identity()}))
+    with pytest.raises(ValueError, match="peft cannot put LoRA"):
+        add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    assert not any("student" in name for name, _ in network.named_parameters())
+    assert torch.equal(critic(*inputs), drawn)
+    assert torch.equal(tiny_denoiser(*inputs), before)
+    assert all(p.requires_grad for p in critic.module.parameters())
+
+
+@pytest.mark.parametrize("role", ["attn1", "to_q", "weight", "lora_A"])
+def test_a_role_named_like_a_part_of_the_network_is_refused(role, tiny_denoiser):
+    add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match=f"role is '{role}', which is the name of a part"):
+        add_lora(tiny_denoiser, role, LoRAConfig(rank=2))
+
+
+def test_a_role_named_like_the_beginning_of_a_part_owns_its_own(tiny_denoiser):
+    other = set(add_lora(tiny_denoiser, "student", LoRAConfig(rank=2)).module.state_dict())
+    assert set(add_lora(tiny_denoiser, "atten", LoRAConfig(rank=2)).module.state_dict()) == other
 
 
 def test_the_trainer_trains_a_role_and_nothing_else(tiny_denoiser, tiny_condition, generator):

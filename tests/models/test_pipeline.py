@@ -3,11 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 
+import accelerate
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch import nn
 
 from nitrodistill.models import Guided, Pipeline
+from nitrodistill.models.folders import only_variant
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import Condition
@@ -65,15 +69,6 @@ def test_load_is_the_same_pipeline(pipe, tmp_path):
     assert isinstance(pipeline.encode_prompt(PROMPTS), Condition)
 
 
-def test_a_fingerprint_sees_every_bit_and_any_dtype():
-    module = nn.Sequential(nn.Linear(3, 3).bfloat16(), nn.BatchNorm1d(3))
-    before = fingerprint(module)
-    assert before == fingerprint(module)
-    with torch.no_grad():
-        next(module.parameters())[0, 0] += 1
-    assert fingerprint(module) != before
-
-
 @pytest.mark.parametrize("name", ["/nowhere/teacher", "./nowhere", "a/b/c", "tests/teachr"])
 def test_a_wrong_path_is_told_without_a_download(name, monkeypatch):
     monkeypatch.chdir(__file__.split("/tests/")[0])
@@ -112,3 +107,60 @@ def test_a_damaged_part_is_a_sentence(damage, pipe, tmp_path):
 def test_other_pipelines_are_refused():
     with pytest.raises(TypeError, match="Linear is not a supported pipeline"):
         Pipeline.from_diffusers(nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("prompts", [np.array(PROMPTS), pa.array(PROMPTS), tuple(PROMPTS)])
+def test_prompts_may_be_a_column(prompts, pipe):
+    pipeline = Pipeline.from_diffusers(pipe)
+    expected = pipeline.encode_prompt(PROMPTS)["encoder_hidden_states"]
+    assert torch.equal(pipeline.encode_prompt(prompts)["encoder_hidden_states"], expected)
+
+
+@pytest.mark.parametrize("prompts", ["a red circle", [], [3], [["a"]], np.array([1.0])])
+def test_what_is_no_list_of_texts_is_told(prompts, pipe):
+    with pytest.raises(ValueError, match=r"prompts is .*; give a list of at least one text"):
+        Pipeline.from_diffusers(pipe).encode_prompt(prompts)
+
+
+def test_a_folder_with_one_variant_loads(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    pipeline = Pipeline.load(tmp_path)
+    assert fingerprint(pipeline.denoiser.module) == fingerprint(pipe.unet)
+    weights = tmp_path / "unet/diffusion_pytorch_model.fp16.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.ema.safetensors"))
+    with pytest.raises(ValueError, match="in the variants ema, fp16 only; keep the files of one"):
+        Pipeline.load(tmp_path)
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.safetensors"))
+    assert only_variant(tmp_path / "unet") is None
+
+
+def test_only_variant_knows_shards(tmp_path):
+    for k in (1, 2):
+        (tmp_path / f"diffusion_pytorch_model.fp16-0000{k}-of-00002.safetensors").touch()
+    assert only_variant(tmp_path) == "fp16"
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "text_encoder", "vae", "unet"])
+def test_a_part_that_is_missing_and_needed_is_named(part, pipe, tmp_path):
+    setattr(pipe, part, None)
+    pipe.register_modules(**{part: None})
+    pipe.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=rf"has no {part} \(null in its model_index.json\)"):
+        Pipeline.load(tmp_path)
+    if part in ("vae", "unet"):
+        with pytest.raises(ValueError, match=f"has no {part}, and distillation needs it"):
+            Pipeline.from_diffusers(pipe)
+
+
+@pytest.mark.parametrize("way", ["model", "sequential", "group"])
+def test_an_offloaded_pipeline_is_told(way, pipe):
+    if way == "group":
+        pipe.unet.enable_group_offload(
+            torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level"
+        )
+    elif way == "model":
+        accelerate.cpu_offload_with_hook(pipe.unet, torch.device("cpu"))
+    else:
+        accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"the unet of this \w+ is offloaded, .*pipe.to\(device\)"):
+        Pipeline.from_diffusers(pipe)

@@ -13,7 +13,7 @@ from nitrodistill.models import Pipeline
 from nitrodistill.models.guidance import EmbeddedGuidance
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition
-from tests.pipelines import FAMILIES, make_pipeline, tiny_pipeline
+from tests.pipelines import FAMILIES, ddpm, make_pipeline, tiny_pipeline
 
 PROMPTS = ["a red circle", "a blue ring"]
 SMALL = {"sd3": (32, 32), "flux-dev": (32, 32), "flux-schnell": (32, 32), "sana": (256, 512)}
@@ -114,6 +114,30 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
         _same(ours[key], theirs[key], key)
 
 
+@pytest.mark.parametrize("name", ["pixart-sigma", "sana"])
+def test_prompts_are_cleaned_in_training_as_in_the_call_of_the_card(name, monkeypatch):
+    """Whether bs4 and ftfy are installed changes nothing: neither asks for it."""
+    pipeline, asked = loaded(name), []
+    pipe, prepared = pipeline.diffusers, type(pipeline.diffusers)._text_preprocessing
+
+    def preparing(self: Any, text: Any, clean_caption: bool) -> Any:
+        asked.append(clean_caption)
+        return prepared(self, text, clean_caption=clean_caption)
+
+    monkeypatch.setattr(type(pipe), "_text_preprocessing", preparing)
+    pipeline.encode_prompt(PROMPTS)
+    pipeline.null_condition()
+    ours, settings = set(asked), pipeline.adapter.call_settings
+    asked.clear()
+    height, width = pipeline.resolution
+    size = {"height": height, "width": width, "use_resolution_binning": False}
+    _told(
+        pipeline.denoiser.network,
+        lambda: pipe(PROMPTS, num_inference_steps=1, guidance_scale=3, **size, **settings),
+    )
+    assert ours == set(asked) == {False}
+
+
 def _check_trimmed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Cuts what the mask hides, in place: diffusers pads to 300 tokens, we to the longest prompt."""
     length = ours["encoder_attention_mask"].shape[1]
@@ -159,27 +183,21 @@ def test_every_family_loads_by_its_index(tmp_path):
     assert pipeline.encode_prompt(["a ring"])["time_ids"].tolist() == [[32, 16, 0, 0, 32, 16]]
 
 
-def _classes(pipe: Any) -> Pipeline:
-    pipe.set_progress_bar_config(disable=True)
-    return Pipeline.from_diffusers(pipe)
+def test_sd3_loads_without_t5(tmp_path):
+    pipe = make_pipeline("sd3")
+    pipe.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipe.save_pretrained(tmp_path)
+    pipeline = Pipeline.load(tmp_path, resolution=(32, 32))
+    text, _, pooled, _ = pipe.encode_prompt(PROMPTS, None, None, do_classifier_free_guidance=False)
+    found = pipeline.encode_prompt(PROMPTS)
+    assert torch.equal(found["encoder_hidden_states"], text)
+    assert torch.equal(found["pooled_projections"], pooled)
 
 
 def test_dit_takes_names_and_numbers_of_classes():
-    transformer = diffusers.DiTTransformer2DModel(
-        num_attention_heads=1, attention_head_dim=8, num_layers=1, sample_size=8,
-        out_channels=8, num_embeds_ada_norm=3,
-    )  # fmt: skip
-    scheduler: Any = diffusers.DDIMScheduler()
-    pipeline = _classes(
-        diffusers.DiTPipeline(
-            transformer,
-            tiny_pipeline("sd15").vae,
-            scheduler,
-            id2label={0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"},
-        )
-    )
-    found = pipeline.encode_prompt(["goldfish", "2", "tench"])["class_labels"]
-    assert found.tolist() == [1, 2, 0]
+    pipeline = Pipeline.from_diffusers(make_pipeline("dit"))
+    found = pipeline.encode_prompt(["goldfish", "2", "tench", ""])["class_labels"]
+    assert found.tolist() == [1, 2, 0, 3]
     assert pipeline.null_condition()["class_labels"].tolist() == [3]
     assert pipeline.null_condition("goldfish")["class_labels"].tolist() == [1]
     with pytest.raises(ValueError, match=r"'goldfsh' is no class .* such as goldfish"):
@@ -189,23 +207,46 @@ def test_dit_takes_names_and_numbers_of_classes():
 
 
 def test_pixel_pipelines_have_no_vae():
-    unet = diffusers.UNet2DModel(
-        sample_size=8, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-        in_channels=3, out_channels=3, num_class_embeds=4,
-    )  # fmt: skip
-    pipeline = _classes(diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()))
+    pipeline = Pipeline.from_diffusers(make_pipeline("ddpm-rgb"))
     assert pipeline.latent_shape == (3, 8, 8)
     assert pipeline.resolution == (8, 8)
     pixels = torch.full((1, 3, 8, 8), 2.0)
     assert torch.equal(pipeline.decode(pixels), torch.ones(1, 3, 8, 8))
     assert torch.equal(pipeline.encode_image(pixels / 4), pixels / 4)
-    assert pipeline.encode_prompt(["3", "0"])["class_labels"].tolist() == [3, 0]
     assert pipeline.guided(1.0) is pipeline.denoiser
+    assert pipeline.encode_prompt(["", ""]).tensors == {}
+    with pytest.raises(ValueError, match="'dog', but this network is unconditional"):
+        pipeline.encode_prompt(["dog"])
+    with pytest.raises(ValueError, match="nothing to guide it by"):
+        pipeline.guided(3.0)
+
+
+def test_grey_pictures_have_three_equal_channels():
+    pipeline = Pipeline.from_diffusers(make_pipeline("ddpm"))
+    assert pipeline.latent_shape == (1, 8, 8)
+    grey = torch.linspace(-1, 1, 64).reshape(1, 1, 8, 8)
+    images = pipeline.decode(grey)
+    assert torch.equal(images, grey.expand(1, 3, 8, 8))
+    torch.testing.assert_close(pipeline.encode_image(images), grey)
+
+
+def test_pictures_of_other_channels_are_refused():
+    pipe: Any = diffusers.DDPMPipeline(ddpm(channels=2).unet, diffusers.DDPMScheduler())
+    with pytest.raises(ValueError, match=r"draws 2 channels; pictures are grey \(1\) or RGB \(3\)"):
+        Pipeline.from_diffusers(pipe)
+
+
+def test_classes_of_a_pixel_network():
+    pipeline = Pipeline.from_diffusers(make_pipeline("ddpm-classes"))
+    assert pipeline.encode_prompt(["3", "0"])["class_labels"].tolist() == [3, 0]
+    assert pipeline.null_condition("2")["class_labels"].tolist() == [2]
     with pytest.raises(ValueError, match="'dog' is no class"):
         pipeline.encode_prompt(["dog"])
     with pytest.raises(ValueError, match="no class that stands for none"):
         pipeline.guided(3.0)
+    embedded = ddpm(class_embed_type="identity")
+    with pytest.raises(ValueError, match="told an embedding of the class"):
+        Pipeline.from_diffusers(embedded).encode_prompt(["1"])
 
 
 @torch.no_grad()
@@ -216,7 +257,7 @@ def test_a_teachers_clip_is_its_samplers_and_not_a_students(generator):
         down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
     )  # fmt: skip
     scheduler: Any = diffusers.DDIMScheduler(timestep_spacing="trailing")
-    pipeline = _classes(diffusers.DDPMPipeline(unet, scheduler))
+    pipeline = Pipeline.from_diffusers(diffusers.DDPMPipeline(unet, scheduler))
     noise = x_t = torch.randn(2, 3, 8, 8, generator=generator)
     scheduler.set_timesteps(5)
     for t in scheduler.timesteps:

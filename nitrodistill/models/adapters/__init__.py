@@ -54,7 +54,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
 """diffusers' class of a network -> its adapter."""
 
 PIPELINES: dict[str, PipelineAdapter] = {
-    "DDIMPipeline": UNet2DPipelineAdapter(),
+    "DDIMPipeline": UNet2DPipelineAdapter(scheduler="DDIMScheduler"),
     "DDPMPipeline": UNet2DPipelineAdapter(),
     "DiTPipeline": DiTPipelineAdapter(),
     "FluxPipeline": FluxPipelineAdapter(),

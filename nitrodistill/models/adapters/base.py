@@ -51,6 +51,9 @@ class Adapter(ABC):
     Args:
         network: the bare network; only its config is kept.
 
+    Raises:
+        ValueError: if it takes channels beside the latents: those of a mask, or of a picture to be edited.
+
     Attributes:
         config: the network's config.
         patch: latent pixels a token is wide (1 for networks of maps).
@@ -70,6 +73,19 @@ class Adapter(ABC):
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
+        given, predicted = (
+            getattr(self.config, f"{side}_channels", None) for side in ("in", "out")
+        )
+        if given is not None and predicted not in (
+            None,
+            given,
+            2 * given,
+        ):  # twice: a learned sigma
+            raise ValueError(
+                f"this {type(network).__name__} takes {given} channels and predicts {predicted}: the others hold "
+                "a mask, or a picture to be edited or followed, which its adapter does not pass. Distil from the "
+                "text-to-image network of its family, or write an adapter of your own (docs/extending.md)."
+            )
 
     @abstractmethod
     def entries(self) -> Mapping[str, Entry]:
@@ -198,10 +214,16 @@ class PipelineAdapter(ABC):
     Attributes:
         network: the pipeline's attribute that holds the denoising network.
         load_arguments: further arguments of `from_pretrained`.
+        optional: parts that a saved pipeline may lack (`null` in its model_index.json).
+        call_settings: further arguments of the pipeline's call, without which it would encode prompts differently.
+        scheduler: the only scheduler class of diffusers that the pipeline runs with, if it is one.
     """
 
     network: str = "transformer"
     load_arguments: Mapping[str, Any] = {}
+    optional: tuple[str, ...] = ("safety_checker", "feature_extractor", "image_encoder")
+    call_settings: Mapping[str, Any] = {}
+    scheduler: str | None = None
 
     @abstractmethod
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
@@ -210,6 +232,26 @@ class PipelineAdapter(ABC):
     @abstractmethod
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """Guidance's unconditional side, of batch size one; None is what diffusers takes by default."""
+
+    def check(self, pipe: Any, prompt: str) -> None:
+        """Refuses what is no prompt of the pipeline, before anything is encoded; by default nothing.
+
+        Raises:
+            ValueError: naming the prompt, the rule and the way out.
+        """
+        return None
+
+    def call(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
+        """The arguments of the pipeline's own call that ask for prompts, in JSON's types.
+
+        Raises:
+            ValueError: if the pipeline cannot be asked.
+        """
+        return {"prompt": prompts}
+
+    def saved_settings(self, pipe: Any) -> dict[str, Any]:
+        """What a pipeline was made with, is not in its config, and has to be saved with it."""
+        return {}
 
     def call_sigmas(self, num_steps: int) -> list[float] | None:
         """The sigmas that the pipeline's call hands to its scheduler if its user gives none.

@@ -50,7 +50,7 @@ class DiTAdapter(Adapter):
 
 
 class DiTPipelineAdapter(PipelineAdapter):
-    """`DiTPipeline`: a prompt is the name of a class, or its number."""
+    """`DiTPipeline`: a prompt is the name of a class, or its number; "" is the class that stands for none."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """The classes' numbers.
@@ -61,16 +61,30 @@ class DiTPipelineAdapter(PipelineAdapter):
         labels = [_label(pipe, prompt) for prompt in prompts]
         return Condition({"class_labels": torch.tensor(labels, device=pipe.device)})
 
+    def check(self, pipe: Any, prompt: str) -> None:
+        """Refuses what is no class."""
+        _label(pipe, prompt)
+
+    def call(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
+        """The classes' numbers."""
+        return {"class_labels": [_label(pipe, prompt) for prompt in prompts]}
+
+    def saved_settings(self, pipe: Any) -> dict[str, Any]:
+        """The classes' names, which diffusers reads with a pipeline and does not save."""
+        names: dict[str, list[str]] = {}
+        for name, label in pipe.labels.items():
+            names.setdefault(str(label), []).append(name)
+        return {"id2label": {label: ", ".join(found) for label, found in names.items()} or None}
+
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """The class behind the last one, which stands for none; or a class not to draw."""
-        if negative_prompt:
-            return self.encode(pipe, [negative_prompt], size)
-        none = pipe.transformer.config.num_embeds_ada_norm
-        return Condition({"class_labels": torch.tensor([none], device=pipe.device)})
+        return self.encode(pipe, [negative_prompt or ""], size)
 
 
 def _label(pipe: Any, prompt: str) -> int:
     classes = pipe.transformer.config.num_embeds_ada_norm
+    if not prompt:
+        return classes
     if prompt.isdecimal() and int(prompt) < classes:
         return int(prompt)
     if prompt in pipe.labels:

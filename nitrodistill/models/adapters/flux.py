@@ -93,10 +93,10 @@ class FluxAdapter(Adapter):
         if not self.embeds_guidance:  # schnell
             return network
         embedding: Any = network.time_text_embed
-        parameter = next(network.parameters())
-        scale = torch.tensor([1000 * guidance], device=parameter.device)
+        bare: Any = network
+        scale = torch.tensor([1000 * guidance], device=bare.device)
         with torch.no_grad():
-            projected = embedding.time_proj(scale.to(parameter.dtype)).to(parameter.dtype)
+            projected = embedding.time_proj(scale.to(bare.dtype)).to(bare.dtype)
             constant = embedding.guidance_embedder(projected)[0]
         weights = {
             name: value
@@ -104,7 +104,7 @@ class FluxAdapter(Adapter):
             if not name.startswith("time_text_embed.guidance_embedder.")
         }
         bias = "time_text_embed.timestep_embedder.linear_2.bias"
-        weights[bias] = weights[bias] + constant
+        weights[bias] = (weights[bias].to(constant) + constant).to(weights[bias])
         kind: Any = type(network)
         with torch.device("meta"):
             baked = kind.from_config({**self.config, "guidance_embeds": False})

@@ -53,12 +53,18 @@ class PixArtAdapter(Adapter):
 
 
 class PixArtPipelineAdapter(PipelineAdapter):
-    """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`: T5 with a mask; captions are not cleaned."""
+    """`PixArtAlphaPipeline` and `PixArtSigmaPipeline`: T5 with a mask; captions are not cleaned.
+
+    diffusers cleans them by default where bs4 and ftfy are installed, so that the same prompt has other tokens on
+    another machine; Sana's pipeline does not by default.
+    """
+
+    call_settings: Mapping[str, Any] = {"clean_caption": False}
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """T5's tokens and mask, as long as the longest prompt: what the mask hides changes nothing."""
         text, mask, _, _ = pipe.encode_prompt(
-            prompts, do_classifier_free_guidance=False, device=pipe.device
+            prompts, do_classifier_free_guidance=False, device=pipe.device, clean_caption=False
         )
         return _condition(pipe, text, mask, size)
 
@@ -69,6 +75,7 @@ class PixArtPipelineAdapter(PipelineAdapter):
             do_classifier_free_guidance=True,
             negative_prompt=negative_prompt or "",
             device=pipe.device,
+            clean_caption=False,
         )
         return _condition(pipe, text, mask, size)
 

@@ -48,7 +48,9 @@ class SD3Adapter(Adapter):
 
 
 class SD3PipelineAdapter(PipelineAdapter):
-    """`StableDiffusion3Pipeline`: two CLIPs and T5."""
+    """`StableDiffusion3Pipeline`: two CLIPs and T5, which may be left out: diffusers then takes zeros."""
+
+    optional: tuple[str, ...] = (*PipelineAdapter.optional, "text_encoder_3", "tokenizer_3")
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """All encoders' tokens, and both CLIPs' pooled text."""

@@ -39,36 +39,80 @@ class UNet2DAdapter(Adapter):
 
 
 class UNet2DPipelineAdapter(PipelineAdapter):
-    """`DDPMPipeline` and `DDIMPipeline`: pixels, and numbers of classes as prompts where there are classes."""
+    """`DDPMPipeline` and `DDIMPipeline`: pixels. A prompt is the number of a class; "" where there are none.
+
+    Args:
+        scheduler: the only scheduler class that the pipeline runs with, if it is one.
+    """
 
     network: str = "unet"
+
+    def __init__(self, scheduler: str | None = None) -> None:
+        self.scheduler: str | None = scheduler
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """The classes' numbers; empty for an unconditional network.
 
         Raises:
-            ValueError: if a prompt is not the number of a class.
+            ValueError: if a prompt is not the number of a class, or the network is unconditional and it is not "".
         """
-        classes = pipe.unet.config.num_class_embeds
-        if classes is None:
+        labels = [_label(pipe, prompt) for prompt in prompts]
+        if not _entries(pipe):
             return Condition()
-        for prompt in prompts:
-            if not prompt.isdecimal() or int(prompt) >= classes:
-                raise ValueError(
-                    f"{prompt!r} is no class of this network; give a number from 0 to {classes - 1}."
-                )
-        labels = [int(prompt) for prompt in prompts]
         return Condition({"class_labels": torch.tensor(labels, device=pipe.device)})
+
+    def check(self, pipe: Any, prompt: str) -> None:
+        """Refuses what is no class."""
+        _label(pipe, prompt)
+
+    def call(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
+        """How many pictures.
+
+        Raises:
+            ValueError: if the network is class-conditional, which diffusers' pipelines are not.
+        """
+        if _entries(pipe):
+            raise ValueError(
+                f"{type(pipe).__name__} passes no class to its network, so a class-conditional student cannot be "
+                "drawn by it, nor exported: use the student in Python."
+            )
+        return {"batch_size": len(prompts)}
 
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """A class not to draw; diffusers' network has none that stands for none.
 
         Raises:
-            ValueError: if no class is given.
+            ValueError: if no class is given, or there are none.
         """
-        if negative_prompt is None:
+        if not _entries(pipe):
+            raise ValueError(
+                "this network is unconditional, so there is nothing to guide it by; sample with guidance 1."
+            )
+        if not negative_prompt:
             raise ValueError(
                 "this network has no class that stands for none, so there is no guidance without a negative "
                 "prompt: sample with guidance 1, or give the number of a class."
             )
         return self.encode(pipe, [negative_prompt], size)
+
+
+def _entries(pipe: Any) -> Mapping[str, Entry]:
+    return UNet2DAdapter(pipe.unet).entries()
+
+
+def _label(pipe: Any, prompt: str) -> int:
+    entries, classes = _entries(pipe), pipe.unet.config.num_class_embeds
+    if not entries:
+        if prompt:
+            raise ValueError(
+                f'the prompt is {prompt!r}, but this network is unconditional: give the empty prompt, "".'
+            )
+        return 0
+    if not entries["class_labels"].integer:
+        raise ValueError(
+            "this network is told an embedding of the class, which no prompt says; make the Condition yourself."
+        )
+    if not prompt.isdecimal() or (classes is not None and int(prompt) >= classes):
+        most = "" if classes is None else f" to {classes - 1}"
+        raise ValueError(f"{prompt!r} is no class of this network; give a number from 0{most}.")
+    return int(prompt)
