@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.losses.base import check_tensor
 
 __all__ = [
     "AdversarialLoss",

@@ -12,15 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_mask, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_part,
-    check_positive,
-)
+from nitrodistill.losses.base import Loss, Reduction, check_part
 from nitrodistill.losses.decoded import DecodedLoss, decoded_values
 
 __all__ = ["MultiScaleLoss", "WeightedSum"]

@@ -16,14 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_part,
-    refuse_trainable,
-)
+from nitrodistill.checks import check_mask, check_pair
+from nitrodistill.losses.base import Loss, Reduction, check_part, refuse_trainable
 
 __all__ = ["DecodedLoss", "decoded_values"]
 

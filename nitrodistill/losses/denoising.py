@@ -16,17 +16,10 @@ from typing import get_args
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_mask, check_pair, check_positive, check_weight
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
-from nitrodistill.losses.base import (
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_positive,
-    check_weight,
-    reduce,
-)
+from nitrodistill.losses.base import Reduction, reduce
 from nitrodistill.prediction import to_x0
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 

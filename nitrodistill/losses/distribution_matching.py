@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nitrodistill.checks import check_tensor, check_weight
 from nitrodistill.kernels.dmd import dmd
-from nitrodistill.losses.base import check_tensor, check_weight
 
 __all__ = ["distribution_matching"]
 

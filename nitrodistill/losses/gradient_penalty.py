@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_positive, check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
-from nitrodistill.losses.base import check_positive, check_tensor
 
 __all__ = ["approximate_gradient_penalty", "gradient_penalty"]
 

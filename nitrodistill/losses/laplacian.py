@@ -18,19 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_mask, check_pair, check_positive
 from nitrodistill.kernels import laplacian as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.laplacian.reference import PyramidConvention, pyramid_shapes
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_positive,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 
 __all__ = ["LaplacianPyramidLoss", "laplacian_pyramid_loss"]
 

@@ -20,6 +20,7 @@ float32 or better. On a CPU the wide convolutions are those of `nitrodistill.los
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -29,16 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_tensor,
-    reduce,
-    refuse_trainable,
-)
+from nitrodistill.checks import check_choice, check_mask, check_pair, check_tensor
+from nitrodistill.losses.base import Loss, Reduction, reduce, refuse_trainable
 from nitrodistill.losses.perceptual_head import perceptual_distance
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
 
@@ -141,8 +134,10 @@ class LPIPSLoss(Loss):
     ) -> None:
         super().__init__(reduction=reduction)
         low, high = value_range
-        if not low < high:
-            raise ValueError(f"value_range is {value_range}; it must be (low, high), low < high.")
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(
+                f"value_range is {value_range}; it must be (low, high), finite, low < high."
+            )
         if chunk_size is not None and chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}; it must be positive, or None.")
         self.value_range = (float(low), float(high))

@@ -17,18 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_mask, check_pair, check_positive
 from nitrodistill.kernels import ssim as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.ssim.reference import SSIMPadding
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_positive,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 from nitrodistill.losses.windows import (
     SignMode,
     SSIMOptions,
@@ -185,9 +178,9 @@ def _halve(x: Tensor) -> Tensor:
 
 
 def _power(value: Tensor, exponent: float) -> Tensor:
-    """value^exponent where value > 0, else 0 with zero gradient: the slope at 0 is infinite."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0) ** exponent, 0.0)
+    """value^exponent; 0 with zero gradient where value <= 0, because the slope at 0 is infinite."""
+    zero = value <= 0  # false for NaN, which stays NaN
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, value) ** exponent)
 
 
 def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:

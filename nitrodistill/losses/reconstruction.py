@@ -22,16 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_mask, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss.reference import elementwise_loss
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_positive,
-)
+from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.rooted import RootedLoss, rooted_mean
 
 __all__ = [

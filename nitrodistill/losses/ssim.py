@@ -30,17 +30,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nitrodistill.checks import check_mask, check_pair
 from nitrodistill.kernels import ssim as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.ssim.reference import SSIMPadding
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 from nitrodistill.losses.windows import (
     DataRange,
     SignMode,

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_positive
 from nitrodistill.kernels.ssim.reference import SSIMPadding, window_mean
-from nitrodistill.losses.base import check_choice, check_positive
 
 __all__ = [
     "DataRange",

@@ -79,3 +79,11 @@ def test_a_masked_half_is_that_half(make_pair):
 def test_bad_options(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_nan_is_no_similarity(make_pair):
+    x, y = make_pair(1, 1, 24, 24, dtype=torch.float32)
+    x[0, 0, 3, 4] = float("nan")
+    loss = nl.MSSSIMLoss(1.0, weights=(0.5, 0.5), window_size=3)
+    assert loss(x, y).isnan()
+    assert loss(torch.full_like(x, float("nan")), y).isnan()
