@@ -18,6 +18,7 @@ __all__ = [
     "check_choice",
     "check_finite",
     "check_floating",
+    "check_fraction",
     "check_mask",
     "check_numbers",
     "check_pair",
@@ -213,6 +214,17 @@ def check_scales(scales: object, batch_size: int | None = None) -> None:
             f"scales.alpha has shape {tuple(scales[0].shape)} and scales.sigma {tuple(scales[1].shape)}; "
             "they must be equal."
         )
+
+
+def check_fraction(name: str, value: Tensor) -> None:
+    """Refuses what is no tensor of floating-point numbers in [0, 1]; looks at them on a CPU alone.
+
+    Raises:
+        TypeError: if it is no floating-point tensor.
+        ValueError: if a value is out of that range.
+    """
+    check_floating(name, value)
+    check_within(name, value, 0, 1)
 
 
 def check_within(name: str, value: Tensor, low: float, high: float) -> None:

@@ -16,7 +16,14 @@ from typing import get_args
 import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.checks import check_choice, check_mask, check_pair, check_positive, check_weight
+from nitrodistill.checks import (
+    check_choice,
+    check_mask,
+    check_pair,
+    check_positive,
+    check_scales,
+    check_weight,
+)
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
 from nitrodistill.losses.base import Reduction, reduce
@@ -77,19 +84,14 @@ def denoising_loss(
     check_prediction_type(prediction_type)
     check_choice("loss", loss, get_args(ElementwiseLoss))
     check_choice("reduction", reduction, get_args(Reduction))
-    for name, scale in scales._asdict().items():
-        if tuple(scale.shape) not in ((), (output.shape[0],)):
-            raise ValueError(
-                f"scales.{name} has shape {tuple(scale.shape)}; it must be ({output.shape[0]},), one "
-                "number per sample, or zero-dimensional."
-            )
+    check_scales(scales, output.shape[0])
     if mask is not None:
         check_mask(mask, target)
     if weight is not None:
         check_weight(weight, output.shape[0])
     if parameter is None:
         parameter = _PARAMETERS.get(loss, 1.0)
-    check_positive("parameter", parameter, zero=loss == "smooth_l1")
+    parameter = check_positive("parameter", parameter, zero=loss == "smooth_l1")
     if output.device.type == "cpu" and loss in _TORCH:
         dtype = math_dtype(output, x_t, target)
         x0 = to_x0(output.to(dtype), x_t.to(dtype), scales, prediction_type)

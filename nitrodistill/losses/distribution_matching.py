@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nitrodistill.checks import check_tensor, check_weight
+from nitrodistill.checks import check_tensor
 from nitrodistill.kernels.dmd import dmd
 
 __all__ = ["distribution_matching"]
@@ -40,6 +40,4 @@ def distribution_matching(
     """
     for name, value in (("x0", x0), ("real", real), ("fake", fake)):
         check_tensor(name, value)
-    if weight is not None:
-        check_weight(weight, x0.shape[0])
     return dmd(x0, real, fake, weight=weight)

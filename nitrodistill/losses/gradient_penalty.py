@@ -102,6 +102,7 @@ def approximate_gradient_penalty(
         noise = torch.randn(
             samples.shape, generator=generator, device=samples.device, dtype=samples.dtype
         )
+    check_tensor("noise", noise)
     if noise.shape != samples.shape:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)} and samples {tuple(samples.shape)}; they must be "

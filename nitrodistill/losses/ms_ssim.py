@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.checks import check_mask, check_pair, check_positive
+from nitrodistill.checks import check_mask, check_numbers, check_pair, check_positive
 from nitrodistill.kernels import ssim as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.ssim.reference import SSIMPadding
@@ -89,11 +89,7 @@ def _ms_ssim(
     check_pair(pred, target)
     taps, padding = options.taps, options.padding
     (L,) = per_channel("data_range", options.data_range, 1)
-    (shift,) = (
-        (L / 2,)
-        if options.offset is None
-        else per_channel("offset", options.offset, 1, positive=False)
-    )
+    (shift,) = (L / 2,) if options.offset is None else per_channel("offset", options.offset, 1)
     x, y = to_frames(pred), to_frames(target, "target")
     check_size(x, options.window_size, padding, scales=len(exponents))
     batch, channels = x.shape[:2]
@@ -184,6 +180,7 @@ def _power(value: Tensor, exponent: float) -> Tensor:
 
 
 def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    if len(weights) == 0:
+    factors = check_numbers("weights", weights)
+    if len(factors) == 0:
         raise ValueError("weights is empty; it must hold one exponent per scale.")
-    return tuple(check_positive("a weight", weight) for weight in weights)
+    return factors

@@ -73,6 +73,7 @@ def smooth_l1_loss(
     pred: Tensor, target: Tensor, *, beta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
     """Smooth L1 of every sample: quadratic below `beta` >= 0, 0 being L1; else as `l1_loss`."""
+    beta = check_positive("beta", beta, zero=True)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.smooth_l1_loss(pred, target, reduction="none", beta=beta), mask)
 
@@ -81,6 +82,7 @@ def huber_loss(
     pred: Tensor, target: Tensor, *, delta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
     """Huber loss of every sample, `delta` > 0 times smooth L1; else as `l1_loss`."""
+    delta = check_positive("delta", delta)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.huber_loss(pred, target, reduction="none", delta=delta), mask)
 
@@ -107,6 +109,8 @@ def pseudo_huber_loss(
     Returns:
         `(B,)`.
     """
+    check_choice("dim", dim, get_args(NormDim))
+    c = None if c is None else check_positive("c", c)
     pred, target = _prepare(pred, target, mask)
     if dim == "element":
         return _rooted(pred, target, "pseudo_huber", 1e-3 if c is None else c, mask)
@@ -121,6 +125,7 @@ def charbonnier_loss(
     pred: Tensor, target: Tensor, *, eps: float = 1e-3, mask: Tensor | None = None
 ) -> Tensor:
     """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`."""
+    eps = check_positive("eps", eps)
     pred, target = _prepare(pred, target, mask)
     return _rooted(pred, target, "charbonnier", eps, mask)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fraction, check_whole, check_within
 from nitrodistill.types import Scales
 
 __all__ = ["DiscreteSchedule", "double"]
@@ -68,6 +69,7 @@ class DiscreteSchedule:
 
     def __call__(self, t: Tensor) -> Scales:
         """Scales at integer timesteps `t` (any shape), in float64, on `t`'s device."""
+        check_within("t", t, 0, self.num_timesteps - 1)
         if t.is_floating_point():
             raise TypeError(
                 f"timesteps of a DiscreteSchedule are integers 0..{self.num_timesteps - 1}, got "
@@ -77,10 +79,12 @@ class DiscreteSchedule:
             table = self._alphas_cumprod.to(t.device, double(t.device))
             self._tables[t.device] = Scales(table.sqrt(), (1 - table).sqrt())
         alpha, sigma = self._tables[t.device]
+        t = t.long()  # bytes would be a mask
         return Scales(alpha[t], sigma[t])
 
     def timestep(self, u: Tensor) -> Tensor:
         """The nearest integer timestep to fraction `u`: `round(u (T - 1))`, int64."""
+        check_fraction("u", u)
         return (u.to(double(u.device)) * (self.num_timesteps - 1)).round().long()
 
     def fraction(self, t: Tensor) -> Tensor:
@@ -89,7 +93,8 @@ class DiscreteSchedule:
 
     def timesteps(self, num_steps: int) -> Tensor:
         """The "trailing" grid of diffusers: `round(T - i T / N) - 1`, int64, noisiest first."""
-        if not 1 <= num_steps <= self.num_timesteps:
+        check_whole("num_steps", num_steps)
+        if num_steps > self.num_timesteps:
             raise ValueError(
                 f"num_steps is {num_steps}; a schedule of {self.num_timesteps} timesteps can be "
                 f"sampled in 1 to {self.num_timesteps} steps."
