@@ -15,7 +15,7 @@ calibrated weights w_l. Trunks and heads are those of the `lpips` package, and s
 
 A mask is resized to every layer by area. The frames of a video are averaged. The trunk computes in its
 parameters' dtype (float32; `.double()` for float64, autocast or `.bfloat16()` for speed), the heads in
-float32 or better. On a CPU the wide convolutions are those of `nitrodistill.losses.winograd`.
+float32 or better.
 """
 
 from __future__ import annotations
