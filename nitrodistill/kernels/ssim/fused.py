@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.kernels.ssim.window import SSIMPadding, Window, chunks, window_of
+from nitrodistill.kernels.banded import plane_chunks
+from nitrodistill.kernels.ssim.window import SSIMPadding, Window, window_of
 
 __all__ = ["Options", "SSIMMode", "loss_and_gradients"]
 
@@ -65,7 +66,7 @@ def loss_and_gradients(
     """The `(B,)` loss, and factor times each of two maps is its gradient: (loss, factor, x's, y's)."""
     batch, channels, height, width = x.shape
     dtype, device, planes = math_dtype(x, y), x.device, batch * channels
-    window = window_of(planes, height, width, options.taps, options.padding, dtype, device)
+    window = window_of(height, width, options.taps, options.padding, dtype, device)
     x, y = (image.detach().reshape(planes, height, width) for image in (x, y))
     c1, c2, offset = (
         _per_plane(value, factor, batch, dtype, device)
@@ -80,7 +81,7 @@ def loss_and_gradients(
         torch.empty(planes, height, width, dtype=dtype, device=device) if need else None
         for need in (need_x, need_y)
     )
-    parts = chunks(window, planes, height * width, device)
+    parts = plane_chunks(planes, height * width, device)
     room = x.new_empty(_ROOM * min(parts[0].stop, planes) * height * width, dtype=dtype)
     sums: list[Tensor] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

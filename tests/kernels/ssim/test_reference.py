@@ -79,36 +79,12 @@ def test_value_and_gradients(pair, mode, padding, weighted, needs, chunk, monkey
         )
 
 
-@pytest.mark.parametrize(("mode", "needs"), itertools.product(("full", "structure"), ("xy", "y")))
-@pytest.mark.parametrize("weighted", [False, True])
-def test_planes_as_channels(mode, needs, weighted, monkeypatch):
-    """float32 with enough planes is convolved; float64 never is."""
-    monkeypatch.setattr(window, "_CHUNK", 1)  # 16 and 10 planes
-    generator = torch.Generator().manual_seed(0)
-    x, y = (torch.rand(13, 2, 20, 17, generator=generator) for _ in range(2))
-    taps = (0.1, 0.3, 0.4, 0.15, 0.05)  # not symmetric
-    options = {"taps": taps, "c1": torch.tensor([1e-4, 2e-3]), "c2": 9e-4, "offset": 0.5}
-    if weighted:
-        options["weight_map"] = torch.rand(13, 1, 16, 13, generator=generator)
-    results = []
-    for dtype in (torch.float32, torch.float64):
-        form = window.window_of(26, 20, 17, taps, "valid", dtype, x.device)
-        assert isinstance(form, window.DepthwiseWindow) == (dtype == torch.float32)
-        a, b = (t.to(dtype).requires_grad_(n in needs) for t, n in zip((x, y), "xy", strict=True))
-        value = ssim_loss(a, b, mode=mode, **options)
-        inputs = [t for t in (a, b) if t.requires_grad]
-        results.append((value, *torch.autograd.grad(value.sum(), inputs)))
-    for mine, exact in zip(*results, strict=True):
-        scale = exact.abs().max().item()
-        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=2e-6 * scale)
-
-
 def test_adjoints_are_adjoint():
-    taps = (0.1, 0.3, 0.4, 0.15, 0.05)
-    for planes in (3, 16):
-        form = window.window_of(planes, 9, 12, taps, "valid", torch.float32, torch.device("cpu"))
-        assert form.size == (5, 8)
-        outer, inner = (torch.rand(2, *form.map_shape(planes, *s)) for s in ((9, 12), (5, 8)))
+    taps = (0.1, 0.3, 0.4, 0.15, 0.05)  # not symmetric
+    for padding, size in (("valid", (5, 8)), ("reflect", (9, 12))):
+        form = window.window_of(9, 12, taps, padding, torch.float32, torch.device("cpu"))
+        assert form.size == size
+        outer, inner = (torch.rand(2, *form.map_shape(3, *s)) for s in ((9, 12), size))
         here, there = (form.mean(outer) * inner).sum(), (form.adjoint(inner) * outer).sum()
         torch.testing.assert_close(here, there)
 
