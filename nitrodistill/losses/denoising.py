@@ -3,17 +3,13 @@
     x0_hat = x0(prediction, x_t)          (nitrodistill.prediction)
     loss   = reduce_b  weight_b mean rho(x0_hat - x0)
 
-in one call, and on a GPU in one kernel: what critics, regressions and any diffusion loop need. On a CPU
-the conversion is followed by torch's own elementwise loss, which is one pass where the definition has
-several.
+in one call, and on a GPU in one kernel: what critics, regressions and any diffusion loop need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import get_args
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.checks import (
@@ -24,22 +20,13 @@ from nitrodistill.checks import (
     check_scales,
     check_weight,
 )
-from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
-from nitrodistill.losses.base import Reduction, reduce
-from nitrodistill.prediction import to_x0
+from nitrodistill.losses.base import Reduction
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 
 __all__ = ["denoising_loss"]
 
 _PARAMETERS: dict[str, float] = {"pseudo_huber": 1e-3, "charbonnier": 1e-3}
-
-_TORCH: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "l1": lambda x, y, _: F.l1_loss(x, y, reduction="none"),
-    "l2": lambda x, y, _: F.mse_loss(x, y, reduction="none"),
-    "smooth_l1": lambda x, y, beta: F.smooth_l1_loss(x, y, reduction="none", beta=beta),
-    "huber": lambda x, y, delta: F.huber_loss(x, y, reduction="none", delta=delta),
-}
 
 
 def denoising_loss(
@@ -92,11 +79,6 @@ def denoising_loss(
     if parameter is None:
         parameter = _PARAMETERS.get(loss, 1.0)
     parameter = check_positive("parameter", parameter, zero=loss == "smooth_l1")
-    if output.device.type == "cpu" and loss in _TORCH:
-        dtype = math_dtype(output, x_t, target)
-        x0 = to_x0(output.to(dtype), x_t.to(dtype), scales, prediction_type)
-        values = _TORCH[loss](x0, target.to(dtype), parameter)
-        return reduce(masked_mean(values, mask), weight, reduction)
     # Where the fused kernel runs, a mean without mask comes with its gradient, in one pass.
     fused = x0_loss_mean if reduction == "mean" else x0_loss
     value = fused(

@@ -26,7 +26,6 @@ from nitrodistill.checks import check_choice, check_mask, check_pair, check_posi
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss.reference import elementwise_loss
 from nitrodistill.losses.base import Loss, Reduction
-from nitrodistill.losses.rooted import RootedLoss, rooted_mean
 
 __all__ = [
     "CharbonnierLoss",
@@ -113,7 +112,8 @@ def pseudo_huber_loss(
     c = None if c is None else check_positive("c", c)
     pred, target = _prepare(pred, target, mask)
     if dim == "element":
-        return _rooted(pred, target, "pseudo_huber", 1e-3 if c is None else c, mask)
+        c = 1e-3 if c is None else c
+        return masked_mean(elementwise_loss(pred, target, "pseudo_huber", c), mask)
     difference = pred - target
     size = difference[0].numel()
     c = 0.00054 * math.sqrt(size) if c is None else c
@@ -127,7 +127,7 @@ def charbonnier_loss(
     """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`."""
     eps = check_positive("eps", eps)
     pred, target = _prepare(pred, target, mask)
-    return _rooted(pred, target, "charbonnier", eps, mask)
+    return masked_mean(elementwise_loss(pred, target, "charbonnier", eps), mask)
 
 
 class L1Loss(Loss):
@@ -256,14 +256,6 @@ class CharbonnierLoss(Loss):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, {super().extra_repr()}"
-
-
-def _rooted(
-    pred: Tensor, target: Tensor, loss: RootedLoss, k: float, mask: Tensor | None
-) -> Tensor:
-    if mask is None:
-        return rooted_mean(pred, target, loss, k)
-    return masked_mean(elementwise_loss(pred - target, loss, k), mask)
 
 
 def _prepare(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
