@@ -6,7 +6,7 @@ A stack is `(M, *map)`, so that one call filters all M maps.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +17,9 @@ from nitrodistill.kernels.banded import (
     filter_leading,
     filter_trailing,
 )
+from nitrodistill.kernels.ssim.reference import SSIMPadding
 
-__all__ = ["SSIMPadding", "Window", "window_of"]
-
-SSIMPadding = Literal["valid", "reflect"]
+__all__ = ["Window", "window_of"]
 
 
 class _Axis(NamedTuple):
