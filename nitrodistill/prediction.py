@@ -25,6 +25,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_floating, check_scales
 from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
 
 __all__ = [
@@ -97,7 +98,10 @@ def convert_prediction(
 
     Raises:
         ValueError: on unknown types or unequal shapes.
+        TypeError: for tensors that are not floating point.
     """
+    check_floating("prediction", prediction)
+    check_floating("x_t", x_t)
     if prediction.shape != x_t.shape:
         raise ValueError(
             f"prediction has shape {tuple(prediction.shape)} and x_t {tuple(x_t.shape)}; they must "
@@ -105,6 +109,7 @@ def convert_prediction(
         )
     check_prediction_type(source)
     check_prediction_type(target)
+    check_scales(scales, x_t.shape[0] if x_t.ndim else None)
     if source == target:
         return prediction
     alpha, sigma = scales
@@ -135,6 +140,7 @@ def prediction_target(
     x0: Tensor, noise: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
     """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype."""
+    check_scales(scales)
     c, d = _coefficients(check_prediction_type(prediction_type), scales)
     return Scales(c, d).mix(x0, noise)
 

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_finite
 from nitrodistill.prediction import Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
@@ -116,7 +117,7 @@ class StepPlan:
             ValueError: if the schedule has no such timestep.
         """
         like = schedule.timesteps(1)[0]
-        told = torch.as_tensor(t).to(like.dtype)
+        told = torch.as_tensor(check_finite("t", t)).to(like.dtype)
         if told != t or not 0 <= schedule.fraction(told) <= 1:
             first = schedule.timestep(torch.zeros(())).item()
             raise ValueError(

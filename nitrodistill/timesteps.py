@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_finite, check_fraction, check_positive
 from nitrodistill.named import build, check_settings, one_name, pick_class
 
 __all__ = ["LogitNormal", "Shifted", "TimestepLaw", "Uniform", "named_law"]
@@ -45,7 +46,12 @@ class Uniform:
     ranges: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
 
     def __post_init__(self) -> None:
-        edges = [edge for pair in self.ranges for edge in pair]
+        pairs = isinstance(self.ranges, tuple | list) and all(
+            isinstance(pair, tuple | list) and len(pair) == 2 for pair in self.ranges
+        )
+        if not pairs:
+            raise ValueError(f"ranges is {self.ranges!r}; give pairs (low, high).")
+        edges = [check_finite("an edge of ranges", edge) for pair in self.ranges for edge in pair]
         if not edges or edges != sorted(edges) or edges[0] < 0 or edges[-1] > 1:
             raise ValueError(
                 f"ranges is {self.ranges}; give pairs (low, high) with 0 <= low <= high <= 1 that "
@@ -54,10 +60,11 @@ class Uniform:
 
     def __call__(self, r: Tensor) -> Tensor:
         """Walks the union of the ranges: `r` of its total length."""
+        check_fraction("r", r)
         left = r * sum(high - low for low, high in self.ranges)
         u = torch.full_like(left, self.ranges[0][0])
         for low, high in self.ranges:
-            u = torch.where(left >= 0, low + left.clamp(max=high - low), u)
+            u = torch.where(left < 0, u, low + left.clamp(max=high - low))
             left = left - (high - low)
         return u
 
@@ -78,11 +85,12 @@ class LogitNormal:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise ValueError(f"std is {self.std}; it must be positive.")
+        check_finite("mean", self.mean)
+        check_positive("std", self.std)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The quantile function at `r`."""
+        check_fraction("r", r)
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(r))
 
 
@@ -102,8 +110,7 @@ class Shifted:
     law: TimestepLaw = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
-        if not self.shift > 0:
-            raise ValueError(f"shift is {self.shift}; it must be positive.")
+        check_positive("shift", self.shift)
 
     def __call__(self, r: Tensor) -> Tensor:
         """The shifted quantile at `r`."""

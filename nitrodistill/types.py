@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkab
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_floating, check_scales
+
 __all__ = [
     "PREDICTION_TYPES",
     "Batch",
@@ -81,6 +83,13 @@ class Scales(NamedTuple):
         Computed in float32 or wider. Where alpha is exactly 0 and sigma exactly 1 the result equals
         `noise` bit for bit.
         """
+        check_floating("x0", x0)
+        check_floating("noise", noise)
+        if x0.shape != noise.shape:
+            raise ValueError(
+                f"x0 has shape {tuple(x0.shape)} and noise {tuple(noise.shape)}; they must be equal."
+            )
+        check_scales(self, noise.shape[0] if noise.ndim else None)
         dtype = torch.promote_types(noise.dtype, torch.float32)
         alpha, sigma = (expand(s, noise).to(dtype) for s in self)
         return (alpha * x0 + sigma * noise).to(noise.dtype)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_positive, check_scales
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 
 __all__ = ["min_snr_weight", "snr_plus_one_weight", "truncated_snr_weight"]
@@ -40,8 +41,8 @@ def min_snr_weight(scales: Scales, prediction_type: PredictionType, gamma: float
     Raises:
         ValueError: if gamma is not positive or the type unknown.
     """
-    if not gamma > 0:
-        raise ValueError(f"gamma is {gamma}; it must be positive.")
+    check_scales(scales)
+    check_positive("gamma", gamma)
     if check_prediction_type(prediction_type) == "epsilon":
         return (gamma * scales.sigma.square() / scales.alpha.square()).clamp(max=1)
     return scales.snr().clamp(max=gamma) * _jacobian(scales, prediction_type)
@@ -54,6 +55,7 @@ def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Ten
         ValueError: for epsilon, whose weight 1/SNR diverges at zero SNR (and whose training
             diverged in the paper's ablation).
     """
+    check_scales(scales)
     _refuse_epsilon(prediction_type, "truncated SNR")
     return scales.snr().clamp(min=1) * _jacobian(scales, prediction_type)
 
@@ -61,14 +63,15 @@ def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Ten
 def snr_plus_one_weight(scales: Scales, prediction_type: PredictionType) -> Tensor:
     """SNR + 1 weights for a squared error on the network's own target; `(B,)`, sigma > 0.
 
-    It is 1 for v_prediction.
+    It is 1 for v_prediction where alpha^2 + sigma^2 = 1.
 
     Raises:
         ValueError: for epsilon, whose weight diverges at zero SNR.
     """
+    check_scales(scales)
     _refuse_epsilon(prediction_type, "SNR + 1")
     if prediction_type == "v_prediction":
-        return torch.ones_like(scales.alpha)
+        return 1 / (scales.alpha.square() + scales.sigma.square())
     return (scales.snr() + 1) * _jacobian(scales, prediction_type)
 
 

@@ -91,7 +91,7 @@ def test_laws_by_name(spec, law):
     [
         ("unifrom", "the timestep law 'unifrom' is unknown; did you mean 'uniform'"),
         ({"logit_normal": {"mu": 1}}, "the setting of logit_normal 'mu' is unknown"),
-        ({"logit_normal": {"std": 0}}, "logit_normal: std is 0.0; it must be positive"),
+        ({"logit_normal": {"std": 0}}, "logit_normal: std is 0.0; it must be finite and > 0"),
         (
             {"uniform": {"ranges": [0, 1]}},
             "uniform.ranges.0 is 0; it must be a list of 2, each a number",

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.losses.base import check_tensor
 
 __all__ = [
     "AdversarialLoss",
@@ -59,6 +59,10 @@ def as_heads(name: str, logits: Logits) -> tuple[Tensor, ...]:
         TypeError: for anything but floating-point tensors.
         ValueError: for no heads, an empty head, or heads of different batch sizes.
     """
+    if not isinstance(logits, Sequence | Tensor):
+        raise TypeError(
+            f"{name} is a {type(logits).__name__}; it must be logits, a tensor or several."
+        )
     heads = (logits,) if isinstance(logits, Tensor) else tuple(logits)
     for head in heads:
         check_tensor(name, head)

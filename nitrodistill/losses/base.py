@@ -1,4 +1,4 @@
-"""What all losses share: the checks of their inputs, the reduction, and the `Loss` base.
+"""What all losses share: the reduction, and the `Loss` base.
 
 A loss is a pure function with one value per sample, and a module around it:
 
@@ -12,22 +12,17 @@ shape): looking at values would stall a device.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 from torch import Tensor, nn
+
+from nitrodistill.checks import check_choice, check_weight
 
 __all__ = [
     "Loss",
     "Reduction",
-    "check_choice",
-    "check_mask",
-    "check_pair",
     "check_part",
-    "check_positive",
-    "check_tensor",
-    "check_weight",
     "expand_frames",
     "reduce",
     "refuse_trainable",
@@ -36,8 +31,6 @@ __all__ = [
 
 Reduction = Literal["mean", "sum", "none"]
 """How per-sample values become the result; "none" keeps them."""
-
-_T = TypeVar("_T", bound=str)
 
 
 class Loss(nn.Module, ABC):
@@ -119,107 +112,6 @@ def reduce(per_sample: Tensor, weight: Tensor | None, reduction: Reduction) -> T
     return per_sample.sum() if reduction == "sum" else per_sample
 
 
-def check_tensor(name: str, value: Tensor) -> None:
-    """Refuses what is not a non-empty, batch-first tensor of real floating-point numbers.
-
-    Raises:
-        TypeError: for anything but a floating-point tensor.
-        ValueError: for a tensor without a batch dimension or without elements.
-    """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
-    if not value.is_floating_point():
-        raise TypeError(
-            f"{name} has dtype {value.dtype}; a loss needs floating-point values, convert it with "
-            ".float() (and scale images to their range) first."
-        )
-    if value.ndim == 0 or value.numel() == 0:
-        raise ValueError(
-            f"{name} has shape {tuple(value.shape)}; it must be batch-first and not empty."
-        )
-
-
-def check_pair(pred: Tensor, target: Tensor) -> None:
-    """Refuses two tensors that cannot be compared element by element.
-
-    Raises:
-        TypeError: for anything but floating-point tensors.
-        ValueError: for unequal shapes or devices, and for empty tensors.
-    """
-    check_tensor("pred", pred)
-    check_tensor("target", target)
-    if pred.shape != target.shape:
-        raise ValueError(
-            f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}; they must be "
-            "equal, a loss never broadcasts (expand one of them if that is what you mean)."
-        )
-    if pred.device != target.device:
-        raise ValueError(
-            f"pred is on {pred.device} and target on {target.device}; move them to one device."
-        )
-
-
-def check_mask(mask: Tensor, data: Tensor) -> None:
-    """Refuses a mask that does not broadcast to `data` dimension by dimension.
-
-    Raises:
-        TypeError: if it is no tensor of real numbers.
-        ValueError: for a wrong shape or device.
-    """
-    if not isinstance(mask, Tensor) or mask.is_complex():
-        raise TypeError(f"mask is {_describe(mask)}; it must be a tensor of real numbers or bool.")
-    fits = mask.ndim == data.ndim and all(
-        m in (1, n) for m, n in zip(mask.shape, data.shape, strict=False)
-    )
-    if not fits:
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)}, the data {tuple(data.shape)}; a mask needs the "
-            "same number of dimensions, each of the data's size or 1 (for example (B, 1, H, W))."
-        )
-    if mask.device != data.device:
-        raise ValueError(f"mask is on {mask.device} and the data on {data.device}; move one.")
-
-
-def check_weight(weight: Tensor, batch_size: int) -> None:
-    """Refuses a weight that is not one number per sample.
-
-    Raises:
-        TypeError: if it is no tensor of real numbers.
-        ValueError: for a wrong shape.
-    """
-    if not isinstance(weight, Tensor) or weight.is_complex():
-        raise TypeError(f"weight is {_describe(weight)}; it must be a tensor of real numbers.")
-    if tuple(weight.shape) != (batch_size,):
-        raise ValueError(
-            f"weight has shape {tuple(weight.shape)}; it must be one factor per sample, "
-            f"({batch_size},). A weight per element is a mask."
-        )
-
-
-def check_choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
-    """Returns `value` if it is one of `choices`.
-
-    Raises:
-        ValueError: otherwise.
-    """
-    for choice in choices:
-        if value == choice:
-            return choice
-    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
-
-
-def check_positive(name: str, value: float, *, zero: bool = False) -> float:
-    """Returns `value` as a float if it is finite and positive (or zero, if `zero`).
-
-    Raises:
-        ValueError: otherwise.
-    """
-    value = float(value)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise ValueError(f"{name} is {value}; it must be finite and {'>=' if zero else '>'} 0.")
-    return value
-
-
 def check_part(name: str, loss: Loss) -> Loss:
     """Returns `loss` if it can be a part of another one, which does the reducing.
 
@@ -277,9 +169,3 @@ def expand_frames(mask: Tensor, data: Tensor) -> Tensor:
             mask = mask.expand(data.shape)
         mask = mask.flatten(1, 2)
     return mask
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype}"
-    return f"a {type(value).__name__}"

@@ -12,15 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_mask, check_numbers, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_part,
-    check_positive,
-)
+from nitrodistill.losses.base import Loss, Reduction, check_part
 from nitrodistill.losses.decoded import DecodedLoss, decoded_values
 
 __all__ = ["MultiScaleLoss", "WeightedSum"]
@@ -54,10 +48,10 @@ class MultiScaleLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        if len(weights) == 0:
+        self.weights = check_numbers("weights", weights, zero=True)
+        if len(self.weights) == 0:
             raise ValueError("weights is empty; it must hold one factor per scale.")
         self.loss = check_part("the loss", loss)
-        self.weights = tuple(check_positive("a weight", weight, zero=True) for weight in weights)
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """See `Loss.per_sample`; `pred` is `(B, C, H, W)` or `(B, C, T, H, W)`."""

@@ -16,14 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_part,
-    refuse_trainable,
-)
+from nitrodistill.checks import check_mask, check_pair, check_whole
+from nitrodistill.losses.base import Loss, Reduction, check_part, refuse_trainable
 
 __all__ = ["DecodedLoss", "decoded_values"]
 
@@ -42,7 +36,7 @@ class DecodedLoss(Loss):
     Raises:
         ValueError: for a `chunk` below 1, a decoder that would be trained, or a loss with another reduction
             than "mean".
-        TypeError: if `decode` cannot be called.
+        TypeError: if `decode` cannot be called, or `chunk` is no whole number.
     """
 
     chunk: int | None
@@ -62,10 +56,8 @@ class DecodedLoss(Loss):
                 "`Pipeline.decode`."
             )
         refuse_trainable("decoder", decode)
-        if chunk is not None and (chunk != int(chunk) or chunk < 1):
-            raise ValueError(f"chunk is {chunk}; it must be a positive number of samples, or None.")
         self.loss: Loss = check_part("the loss", loss)
-        self.chunk = chunk
+        self.chunk = None if chunk is None else check_whole("chunk", chunk)
         self._decode = (decode,)  # in a tuple, so that it is no submodule
 
     @property

@@ -3,43 +3,30 @@
     x0_hat = x0(prediction, x_t)          (nitrodistill.prediction)
     loss   = reduce_b  weight_b mean rho(x0_hat - x0)
 
-in one call, and on a GPU in one kernel: what critics, regressions and any diffusion loop need. On a CPU
-the conversion is followed by torch's own elementwise loss, which is one pass where the definition has
-several.
+in one call, and on a GPU in one kernel: what critics, regressions and any diffusion loop need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import get_args
 
-import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
-from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
-from nitrodistill.losses.base import (
-    Reduction,
+from nitrodistill.checks import (
     check_choice,
     check_mask,
     check_pair,
     check_positive,
+    check_scales,
     check_weight,
-    reduce,
 )
-from nitrodistill.prediction import to_x0
+from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
+from nitrodistill.losses.base import Reduction
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 
 __all__ = ["denoising_loss"]
 
 _PARAMETERS: dict[str, float] = {"pseudo_huber": 1e-3, "charbonnier": 1e-3}
-
-_TORCH: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "l1": lambda x, y, _: F.l1_loss(x, y, reduction="none"),
-    "l2": lambda x, y, _: F.mse_loss(x, y, reduction="none"),
-    "smooth_l1": lambda x, y, beta: F.smooth_l1_loss(x, y, reduction="none", beta=beta),
-    "huber": lambda x, y, delta: F.huber_loss(x, y, reduction="none", delta=delta),
-}
 
 
 def denoising_loss(
@@ -84,24 +71,14 @@ def denoising_loss(
     check_prediction_type(prediction_type)
     check_choice("loss", loss, get_args(ElementwiseLoss))
     check_choice("reduction", reduction, get_args(Reduction))
-    for name, scale in scales._asdict().items():
-        if tuple(scale.shape) not in ((), (output.shape[0],)):
-            raise ValueError(
-                f"scales.{name} has shape {tuple(scale.shape)}; it must be ({output.shape[0]},), one "
-                "number per sample, or zero-dimensional."
-            )
+    check_scales(scales, output.shape[0])
     if mask is not None:
         check_mask(mask, target)
     if weight is not None:
         check_weight(weight, output.shape[0])
     if parameter is None:
         parameter = _PARAMETERS.get(loss, 1.0)
-    check_positive("parameter", parameter, zero=loss == "smooth_l1")
-    if output.device.type == "cpu" and loss in _TORCH:
-        dtype = math_dtype(output, x_t, target)
-        x0 = to_x0(output.to(dtype), x_t.to(dtype), scales, prediction_type)
-        values = _TORCH[loss](x0, target.to(dtype), parameter)
-        return reduce(masked_mean(values, mask), weight, reduction)
+    parameter = check_positive("parameter", parameter, zero=loss == "smooth_l1")
     # Where the fused kernel runs, a mean without mask comes with its gradient, in one pass.
     fused = x0_loss_mean if reduction == "mean" else x0_loss
     value = fused(

@@ -13,6 +13,7 @@ from nitrodistill.losses.adversarial import (
     relativistic_generator,
 )
 from nitrodistill.losses.denoising import denoising_loss
+from nitrodistill.losses.distribution_matching import distribution_matching
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import laplacian_pyramid_loss
 from nitrodistill.losses.lpips import lpips_distance
@@ -31,6 +32,7 @@ __all__ = [
     "approximate_gradient_penalty",
     "charbonnier_loss",
     "denoising_loss",
+    "distribution_matching",
     "gradient_penalty",
     "hinge_discriminator",
     "hinge_generator",

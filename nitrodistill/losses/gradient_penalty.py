@@ -20,9 +20,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_positive, check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
-from nitrodistill.losses.base import check_positive, check_tensor
 
 __all__ = ["approximate_gradient_penalty", "gradient_penalty"]
 
@@ -102,6 +102,7 @@ def approximate_gradient_penalty(
         noise = torch.randn(
             samples.shape, generator=generator, device=samples.device, dtype=samples.dtype
         )
+    check_tensor("noise", noise)
     if noise.shape != samples.shape:
         raise ValueError(
             f"noise has shape {tuple(noise.shape)} and samples {tuple(samples.shape)}; they must be "

@@ -18,19 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_mask, check_numbers, check_pair, check_whole
 from nitrodistill.kernels import laplacian as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.laplacian.reference import PyramidConvention, pyramid_shapes
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_positive,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 
 __all__ = ["LaplacianPyramidLoss", "laplacian_pyramid_loss"]
 
@@ -140,19 +132,19 @@ def _check_weights(
     levels: int, weights: Sequence[float] | None, lowpass: bool
 ) -> tuple[float, ...]:
     """One factor per band; 0 for a low-pass that is left out."""
-    terms = levels if lowpass else levels - 1
-    if levels != int(levels) or terms < 1:
+    terms = check_whole("levels", levels) if lowpass else check_whole("levels", levels) - 1
+    if terms < 1:
         raise ValueError(
             f"levels is {levels} with lowpass={lowpass}; at least one band must be left to compare."
         )
     if weights is None:
         weights = (1.0,) * terms
-    if len(weights) != terms:
+    factors = check_numbers("weights", weights, zero=True)
+    if len(factors) != terms:
         raise ValueError(
-            f"weights has {len(weights)} entries; {levels} levels with lowpass={lowpass} have {terms} "
+            f"weights has {len(factors)} entries; {levels} levels with lowpass={lowpass} have {terms} "
             "terms, give one factor for each."
         )
-    factors = tuple(check_positive("a weight", weight, zero=True) for weight in weights)
     return factors if lowpass else (*factors, 0.0)
 
 

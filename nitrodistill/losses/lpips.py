@@ -15,7 +15,7 @@ calibrated weights w_l. Trunks and heads are those of the `lpips` package, and s
 
 A mask is resized to every layer by area. The frames of a video are averaged. The trunk computes in its
 parameters' dtype (float32; `.double()` for float64, autocast or `.bfloat16()` for speed), the heads in
-float32 or better. On a CPU the wide convolutions are those of `nitrodistill.losses.winograd`.
+float32 or better.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
+from nitrodistill.checks import (
     check_choice,
+    check_finite,
+    check_floating,
     check_mask,
     check_pair,
     check_tensor,
-    reduce,
-    refuse_trainable,
+    check_whole,
 )
+from nitrodistill.losses.base import Loss, Reduction, reduce, refuse_trainable
 from nitrodistill.losses.perceptual_head import perceptual_distance
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
 
@@ -93,6 +93,7 @@ def lpips_distance(
     distances = []
     for fx, fy, weight in zip(features, target_features, heads, strict=True):
         check_pair(fx, fy)
+        check_floating("a head", weight)
         if fx.ndim != 4 or tuple(weight.shape) != (fx.shape[1],):
             raise ValueError(
                 f"a feature map has shape {tuple(fx.shape)} and its head {tuple(weight.shape)}; "
@@ -140,13 +141,11 @@ class LPIPSLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        low, high = value_range
+        low, high = (check_finite("an end of value_range", end) for end in value_range)
         if not low < high:
             raise ValueError(f"value_range is {value_range}; it must be (low, high), low < high.")
-        if chunk_size is not None and chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}; it must be positive, or None.")
-        self.value_range = (float(low), float(high))
-        self.chunk_size = chunk_size
+        self.value_range = (low, high)
+        self.chunk_size = None if chunk_size is None else check_whole("chunk_size", chunk_size)
         self.trunk: Trunk | None = None
         if isinstance(network, str):
             name = check_choice("network", network, get_args(TrunkName))
@@ -311,5 +310,11 @@ def _frames(data: Tensor) -> Tensor:
 
 
 def _resized(mask: Tensor, like: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise TypeError(f"mask is {mask!r:.60}; it must be a tensor of real numbers or bool.")
+    if mask.ndim != 4 or mask.shape[0] not in (1, like.shape[0]) or mask.shape[1] != 1:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}; it must be ({like.shape[0]}, 1, H, W), of any size."
+        )
     dtype = torch.promote_types(like.dtype, torch.float32)
     return F.adaptive_avg_pool2d(mask.detach().to(dtype), (like.shape[-2], like.shape[-1]))

@@ -17,18 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_mask, check_numbers, check_pair, check_positive
 from nitrodistill.kernels import ssim as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.ssim.reference import SSIMPadding
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    check_positive,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 from nitrodistill.losses.windows import (
     SignMode,
     SSIMOptions,
@@ -96,11 +89,7 @@ def _ms_ssim(
     check_pair(pred, target)
     taps, padding = options.taps, options.padding
     (L,) = per_channel("data_range", options.data_range, 1)
-    (shift,) = (
-        (L / 2,)
-        if options.offset is None
-        else per_channel("offset", options.offset, 1, positive=False)
-    )
+    (shift,) = (L / 2,) if options.offset is None else per_channel("offset", options.offset, 1)
     x, y = to_frames(pred), to_frames(target, "target")
     check_size(x, options.window_size, padding, scales=len(exponents))
     batch, channels = x.shape[:2]
@@ -185,12 +174,13 @@ def _halve(x: Tensor) -> Tensor:
 
 
 def _power(value: Tensor, exponent: float) -> Tensor:
-    """value^exponent where value > 0, else 0 with zero gradient: the slope at 0 is infinite."""
-    positive = value > 0
-    return torch.where(positive, torch.where(positive, value, 1.0) ** exponent, 0.0)
+    """value^exponent; 0 with zero gradient where value <= 0, because the slope at 0 is infinite."""
+    zero = value <= 0  # false for NaN, which stays NaN
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, value) ** exponent)
 
 
 def _check_weights(weights: Sequence[float]) -> tuple[float, ...]:
-    if len(weights) == 0:
+    factors = check_numbers("weights", weights)
+    if len(factors) == 0:
         raise ValueError("weights is empty; it must hold one exponent per scale.")
-    return tuple(check_positive("a weight", weight) for weight in weights)
+    return factors

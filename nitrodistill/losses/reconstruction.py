@@ -22,17 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nitrodistill.checks import check_choice, check_mask, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss.reference import elementwise_loss
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_choice,
-    check_mask,
-    check_pair,
-    check_positive,
-)
-from nitrodistill.losses.rooted import RootedLoss, rooted_mean
+from nitrodistill.losses.base import Loss, Reduction
 
 __all__ = [
     "CharbonnierLoss",
@@ -79,6 +72,7 @@ def smooth_l1_loss(
     pred: Tensor, target: Tensor, *, beta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
     """Smooth L1 of every sample: quadratic below `beta` >= 0, 0 being L1; else as `l1_loss`."""
+    beta = check_positive("beta", beta, zero=True)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.smooth_l1_loss(pred, target, reduction="none", beta=beta), mask)
 
@@ -87,6 +81,7 @@ def huber_loss(
     pred: Tensor, target: Tensor, *, delta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
     """Huber loss of every sample, `delta` > 0 times smooth L1; else as `l1_loss`."""
+    delta = check_positive("delta", delta)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.huber_loss(pred, target, reduction="none", delta=delta), mask)
 
@@ -113,9 +108,12 @@ def pseudo_huber_loss(
     Returns:
         `(B,)`.
     """
+    check_choice("dim", dim, get_args(NormDim))
+    c = None if c is None else check_positive("c", c)
     pred, target = _prepare(pred, target, mask)
     if dim == "element":
-        return _rooted(pred, target, "pseudo_huber", 1e-3 if c is None else c, mask)
+        c = 1e-3 if c is None else c
+        return masked_mean(elementwise_loss(pred, target, "pseudo_huber", c), mask)
     difference = pred - target
     size = difference[0].numel()
     c = 0.00054 * math.sqrt(size) if c is None else c
@@ -127,8 +125,9 @@ def charbonnier_loss(
     pred: Tensor, target: Tensor, *, eps: float = 1e-3, mask: Tensor | None = None
 ) -> Tensor:
     """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`."""
+    eps = check_positive("eps", eps)
     pred, target = _prepare(pred, target, mask)
-    return _rooted(pred, target, "charbonnier", eps, mask)
+    return masked_mean(elementwise_loss(pred, target, "charbonnier", eps), mask)
 
 
 class L1Loss(Loss):
@@ -257,14 +256,6 @@ class CharbonnierLoss(Loss):
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, {super().extra_repr()}"
-
-
-def _rooted(
-    pred: Tensor, target: Tensor, loss: RootedLoss, k: float, mask: Tensor | None
-) -> Tensor:
-    if mask is None:
-        return rooted_mean(pred, target, loss, k)
-    return masked_mean(elementwise_loss(pred - target, loss, k), mask)
 
 
 def _prepare(pred: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -30,17 +30,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nitrodistill.checks import check_mask, check_pair
 from nitrodistill.kernels import ssim as kernel
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.ssim.reference import SSIMPadding
-from nitrodistill.losses.base import (
-    Loss,
-    Reduction,
-    check_mask,
-    check_pair,
-    expand_frames,
-    to_frames,
-)
+from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 from nitrodistill.losses.windows import (
     DataRange,
     SignMode,
@@ -111,7 +105,7 @@ def _ssim(pred: Tensor, target: Tensor, options: SSIMOptions, mask: Tensor | Non
     ranges = per_channel("data_range", options.data_range, channels)
     offsets = tuple(L / 2 for L in ranges)
     if options.offset is not None:
-        offsets = per_channel("offset", options.offset, channels, positive=False)
+        offsets = per_channel("offset", options.offset, channels)
     weight_map = None
     if mask is not None:
         check_mask(mask, pred)
@@ -217,8 +211,6 @@ class LatentSSIMLoss(Loss):
         self.options: SSIMOptions = SSIMOptions(
             L, window_size, sigma, k1, k2, padding, mode, offset
         )
-        if offset is not None and mode != "shift":
-            raise ValueError(f"offset is {offset} but mode is {mode!r}; only 'shift' uses it.")
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return _ssim(pred, target, self.options, mask)

@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.losses.winograd import FrozenConv3x3
-
 __all__ = ["Trunk", "TrunkName", "load_heads", "load_trunk"]
 
 TrunkName = Literal["vgg", "alex", "squeeze"]
@@ -154,19 +152,12 @@ def _read(name: TrunkName, path: str | Path | None) -> Mapping[str, Tensor]:
     return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _conv3x3(channels: int, width: int) -> nn.Conv2d:
-    """A convolution in the form that is the faster one for so many channels."""
-    if min(channels, width) >= 128:
-        return FrozenConv3x3(channels, width)
-    return nn.Conv2d(channels, width, 3, padding=1)
-
-
 def _vgg() -> list[nn.Module]:
     layers: list[nn.Module] = []
     channels = 3
     for block in ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512)):
         for width in block:
-            layers += [_conv3x3(channels, width), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True)]
             channels = width
         layers.append(nn.MaxPool2d(2))
     return layers[:-1]
@@ -180,11 +171,11 @@ def _alex() -> list[nn.Module]:
         nn.Conv2d(64, 192, 5, padding=2),
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, stride=2),
-        _conv3x3(192, 384),
+        nn.Conv2d(192, 384, 3, padding=1),
         nn.ReLU(inplace=True),
-        _conv3x3(384, 256),
+        nn.Conv2d(384, 256, 3, padding=1),
         nn.ReLU(inplace=True),
-        _conv3x3(256, 256),
+        nn.Conv2d(256, 256, 3, padding=1),
         nn.ReLU(inplace=True),
     ]
 

@@ -12,8 +12,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import (
+    check_choice,
+    check_finite,
+    check_numbers,
+    check_positive,
+    check_whole,
+)
 from nitrodistill.kernels.ssim.reference import SSIMPadding, window_mean
-from nitrodistill.losses.base import check_choice, check_positive
 
 __all__ = [
     "DataRange",
@@ -36,14 +42,7 @@ SignMode = Literal["plain", "shift", "structure"]
 
 @lru_cache(maxsize=32)
 def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
-    """The normalised Gaussian window of `window_size` taps.
-
-    Raises:
-        ValueError: for an even or non-positive size, or a non-positive sigma.
-    """
-    if window_size != int(window_size) or window_size < 1 or window_size % 2 == 0:
-        raise ValueError(f"window_size is {window_size}; it must be odd and positive.")
-    check_positive("sigma", sigma)
+    """The normalised Gaussian window of `window_size` taps, an odd number."""
     taps = [math.exp(-((k - window_size // 2) ** 2) / (2 * sigma**2)) for k in range(window_size)]
     total = sum(taps)
     return tuple(tap / total for tap in taps)
@@ -64,7 +63,8 @@ class SSIMOptions:
         offset: what mode "shift" adds to both; None is L / 2.
 
     Raises:
-        ValueError: for an option out of its range.
+        ValueError: for an option out of its range, or an offset that the mode does not use.
+        TypeError: for an option that is no number.
     """
 
     data_range: DataRange
@@ -77,12 +77,21 @@ class SSIMOptions:
     offset: DataRange | None = None
 
     def __post_init__(self) -> None:
-        gaussian_taps(self.window_size, self.sigma)
+        if check_whole("window_size", self.window_size) % 2 == 0:
+            raise ValueError(f"window_size is {self.window_size}; it must be odd.")
+        check_positive("sigma", self.sigma)
         object.__setattr__(self, "data_range", checked_range("data_range", self.data_range))
         check_positive("k1", self.k1)
         check_positive("k2", self.k2)
         check_choice("padding", self.padding, get_args(SSIMPadding))
         check_choice("mode", self.mode, get_args(SignMode))
+        if self.offset is not None:
+            for value in self.offset if isinstance(self.offset, Sequence) else (self.offset,):
+                check_finite("offset", value)
+            if self.mode != "shift":
+                raise ValueError(
+                    f"offset is {self.offset} but mode is {self.mode!r}; only 'shift' uses it."
+                )
 
     @property
     def taps(self) -> tuple[float, ...]:
@@ -126,13 +135,11 @@ def window_weights(
 
 def checked_range(name: str, value: DataRange) -> float | tuple[float, ...]:
     if isinstance(value, Sequence):
-        return tuple(check_positive(name, v) for v in value)
+        return check_numbers(name, value)
     return check_positive(name, value)
 
 
-def per_channel(
-    name: str, value: DataRange, channels: int, *, positive: bool = True
-) -> tuple[float, ...]:
+def per_channel(name: str, value: DataRange, channels: int) -> tuple[float, ...]:
     """One number per channel, or a single one for all."""
     values = tuple(value) if isinstance(value, Sequence) else (float(value),)
     if len(values) not in (1, channels):
@@ -140,7 +147,7 @@ def per_channel(
             f"{name} has {len(values)} values but the data {channels} channels; give one number, or "
             "one per channel."
         )
-    return tuple(check_positive(name, v) if positive else float(v) for v in values)
+    return values
 
 
 def channel_constant(

@@ -6,11 +6,13 @@ EDM (Karras et al. 2022):                             x_t = x0 + sigma eps,     
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fraction, check_positive, check_whole, check_within
 from nitrodistill.schedules.discrete import double
 from nitrodistill.types import Scales
 
@@ -36,9 +38,8 @@ class RectifiedFlow:
     shift: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (("t_max", self.t_max), ("shift", self.shift)):
-            if not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive.")
+        check_positive("t_max", self.t_max)
+        check_positive("shift", self.shift)
 
     @property
     def prior_scale(self) -> float:
@@ -47,11 +48,13 @@ class RectifiedFlow:
 
     def __call__(self, t: Tensor) -> Scales:
         """Scales at timesteps `t` in [0, t_max] (any shape), in float64."""
+        check_within("t", t, 0, self.t_max)
         sigma = t.to(double(t.device)) / self.t_max
         return Scales(1 - sigma, sigma)
 
     def timestep(self, u: Tensor) -> Tensor:
         """`t_max s(u)` with the shift applied, float64."""
+        check_fraction("u", u)
         u = u.to(double(u.device))
         return self.t_max * (self.shift * u / (1 + (self.shift - 1) * u))
 
@@ -83,10 +86,12 @@ class KarrasSchedule:
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma_min < self.sigma_max or not self.rho > 0:
+        for name in ("sigma_min", "sigma_max", "rho"):
+            check_positive(name, getattr(self, name))
+        if not self.sigma_min < self.sigma_max:
             raise ValueError(
-                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}, rho={self.rho}; they must "
-                "satisfy 0 < sigma_min < sigma_max and rho > 0."
+                f"sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; they must satisfy "
+                "0 < sigma_min < sigma_max."
             )
 
     @property
@@ -96,11 +101,13 @@ class KarrasSchedule:
 
     def __call__(self, t: Tensor) -> Scales:
         """Scales at noise levels `t` = sigma (any shape), in float64."""
+        check_within("t", t, 0, math.inf)
         sigma = t.to(double(t.device))
         return Scales(torch.ones_like(sigma), sigma)
 
     def timestep(self, u: Tensor) -> Tensor:
         """`(sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho`."""
+        check_fraction("u", u)
         low, high = self._roots()
         return (low + u.to(double(u.device)) * (high - low)) ** self.rho
 
@@ -111,8 +118,7 @@ class KarrasSchedule:
 
     def timesteps(self, num_steps: int) -> Tensor:
         """EDM's grid from sigma_max down to sigma_min (for one step: sigma_max alone)."""
-        if num_steps < 1:
-            raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
+        check_whole("num_steps", num_steps)
         return self.timestep(torch.linspace(1, 0, num_steps, dtype=torch.float64))
 
     def _roots(self) -> tuple[float, float]:
@@ -120,6 +126,5 @@ class KarrasSchedule:
 
 
 def _trailing(num_steps: int) -> Tensor:
-    if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1.")
+    check_whole("num_steps", num_steps)
     return 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fraction, check_whole, check_within
 from nitrodistill.types import Scales
 
 __all__ = ["DiscreteSchedule", "double"]
@@ -79,6 +80,7 @@ class DiscreteSchedule:
 
     def __call__(self, t: Tensor) -> Scales:
         """Scales at integer timesteps `t` (any shape), in float64, on `t`'s device."""
+        check_within("t", t, 0, self.num_timesteps - 1)
         if t.is_floating_point():
             raise TypeError(
                 f"timesteps of a DiscreteSchedule are integers 0..{self.num_timesteps - 1}, got "
@@ -88,6 +90,7 @@ class DiscreteSchedule:
             table = self._alphas_cumprod.to(t.device, double(t.device))
             self._tables[t.device] = Scales(table.sqrt(), (1 - table).sqrt())
         alpha, sigma = self._tables[t.device]
+        t = t.long()  # bytes would be a mask
         return Scales(alpha[t], sigma[t])
 
     def timestep(self, u: Tensor) -> Tensor:
@@ -96,6 +99,7 @@ class DiscreteSchedule:
         At u = 1 it is T - 1. A uniform law then draws every timestep as often as any other, as `randint` does; the
         nearest timestep, `round(u (T - 1))`, would be the first and the last one half as often.
         """
+        check_fraction("u", u)
         t = (u.to(double(u.device)) * self.num_timesteps).floor().long()
         return t.clamp(max=self.num_timesteps - 1)
 
@@ -109,7 +113,8 @@ class DiscreteSchedule:
         N steps, always. diffusers adds up T / N in floating point: for T = 1000 its grid is another for 111 of the
         1000 step counts, by one where a half is rounded (48), or one step longer (61).
         """
-        if not 1 <= num_steps <= self.num_timesteps:
+        check_whole("num_steps", num_steps)
+        if num_steps > self.num_timesteps:
             raise ValueError(
                 f"num_steps is {num_steps}; a schedule of {self.num_timesteps} timesteps can be "
                 f"sampled in 1 to {self.num_timesteps} steps."

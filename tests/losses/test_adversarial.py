@@ -105,3 +105,15 @@ def test_functions_are_the_methods():
 def test_bad_input(call, error, sentence):
     with pytest.raises(error, match=sentence):
         call()
+
+
+def test_nan_stays_nan(kind):
+    bad = FAKE.clone()
+    bad[0].view(-1)[0] = float("nan")
+    game = kind()
+    for value in (
+        game.generator(bad, REAL),
+        game.discriminator(REAL, bad),
+        game.discriminator(bad, REAL),
+    ):
+        assert value.isnan().tolist() == [True] + [False] * (len(FAKE) - 1)

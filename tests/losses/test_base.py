@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -168,6 +170,21 @@ def test_gradients_are_finite_where_they_might_not_be(make_loss, make_pair, cont
     value, grads = gradients(make_loss(), x, y)
     assert value.isfinite()
     assert all(grad.isfinite().all() for grad in grads)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [(0, 1, 5, 7), (0, slice(None))], ids=["a pixel", "a picture"])
+@pytest.mark.parametrize("argument", [0, 1])
+def test_a_sample_that_is_not_finite_has_no_finite_loss(
+    make_loss, make_pair, value, place, argument
+):
+    pair = make_pair(2, 3, 14, 13, dtype=torch.float32)
+    pair[argument][place] = value
+    for mask in (None, torch.ones(2, 1, 14, 13)):
+        loss = make_loss(reduction="none")(*pair, mask=mask)
+        assert not loss[0].isfinite()
+        assert loss[1].isfinite()
+    assert not make_loss()(*pair).isfinite()
 
 
 def test_layouts_give_the_same_answer(make_loss, make_pair):

@@ -120,7 +120,7 @@ def test_losses_of_one_decoder_in_a_sum_decode_once(decoder, make_pair):
     ("make", "error", "sentence"),
     [
         (lambda d: nl.DecodedLoss(nl.L1Loss(), d, 0), ValueError, "chunk is 0"),
-        (lambda d: nl.DecodedLoss(nl.L1Loss(), d, 1.5), ValueError, "chunk is 1.5"),
+        (lambda d: nl.DecodedLoss(nl.L1Loss(), d, 1.5), TypeError, "chunk is 1.5"),
         (lambda d: nl.DecodedLoss(nl.L1Loss(), None), TypeError, "decode is a NoneType"),
         (lambda d: nl.DecodedLoss(d, d), TypeError, "the loss is a Decoder"),
         (lambda d: nl.DecodedLoss(nl.L1Loss(reduction="sum"), d), ValueError, "reduction 'sum'"),

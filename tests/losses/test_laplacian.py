@@ -99,7 +99,7 @@ def test_second_derivative(make_pair):
         (lambda: nl.LaplacianPyramidLoss(0), "levels is 0"),
         (lambda: nl.LaplacianPyramidLoss(1, lowpass=False), "at least one band"),
         (lambda: nl.LaplacianPyramidLoss(3, (1.0, 1.0)), "weights has 2 entries"),
-        (lambda: nl.LaplacianPyramidLoss(2, (1.0, -1.0)), "a weight is -1.0"),
+        (lambda: nl.LaplacianPyramidLoss(2, (1.0, -1.0)), "of weights is -1.0"),
         (lambda: nl.LaplacianPyramidLoss(2, convention="opencv"), "convention is 'opencv'"),
     ],
 )

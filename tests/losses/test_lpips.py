@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -42,6 +43,18 @@ class Tiny(nn.Module):
     def forward(self, x):
         first = torch.conv2d(x.double(), self.a, padding=1).relu()
         return first, torch.conv2d(first, self.b, stride=2).relu()
+
+
+def test_nan_stays_nan(alex, make_pair):
+    x, y = make_pair(2, 3, 40, 33, dtype=torch.float32)
+    x[0, 1, 20, 20] = math.nan
+    for loss in (
+        nl.LPIPSLoss("alex", weights=alex[1], reduction="none"),
+        nl.LPIPSLoss(Tiny(), reduction="none"),
+    ):
+        for mask in (None, torch.ones(2, 1, 40, 33)):
+            for pair in ((x, y), (y, x)):
+                assert loss(*pair, mask=mask).isnan().tolist() == [True, False]
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -230,6 +243,8 @@ def test_bad_input(alex, make_pair):
         (lambda: nl.LPIPSLoss("vgg19"), "network is 'vgg19'"),
         (lambda: nl.LPIPSLoss(Tiny(), weights={}), "load them into it"),
         (lambda: nl.LPIPSLoss(Tiny(), value_range=(1.0, 1.0)), "low < high"),
+        (lambda: nl.LPIPSLoss(Tiny(), value_range=(0.0, math.inf)), "must be finite"),
+        (lambda: nl.LPIPSLoss(Tiny(), value_range=(math.nan, 1.0)), "must be finite"),
         (lambda: nl.LPIPSLoss(Tiny(), chunk_size=0), "chunk_size is 0"),
         (lambda: nl.LPIPSLoss(nn.Conv2d(3, 4, 1)), "would train them"),
         (lambda: nf.lpips_distance([x], [x], []), "numbers must be equal"),

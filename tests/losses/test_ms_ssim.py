@@ -70,7 +70,7 @@ def test_a_masked_half_is_that_half(make_pair):
     [
         (lambda: nl.MSSSIMLoss(1.0)(*torch.rand(2, 1, 1, 160, 160)), "10 on the short side"),
         (lambda: nl.MSSSIMLoss(1.0, ()), "weights is empty"),
-        (lambda: nl.MSSSIMLoss(1.0, (0.5, -0.5)), "a weight is -0.5"),
+        (lambda: nl.MSSSIMLoss(1.0, (0.5, -0.5)), "of weights is -0.5"),
         (lambda: nl.MSSSIMLoss(-1.0), "data_range is -1.0"),
         (lambda: nl.MSSSIMLoss(1.0, mode="x"), "mode is 'x'"),
         (lambda: nl.MSSSIMLoss(1.0, padding="x"), "padding is 'x'"),
@@ -79,3 +79,11 @@ def test_a_masked_half_is_that_half(make_pair):
 def test_bad_options(make, sentence):
     with pytest.raises(ValueError, match=sentence):
         make()
+
+
+def test_nan_is_no_similarity(make_pair):
+    x, y = make_pair(1, 1, 24, 24, dtype=torch.float32)
+    x[0, 0, 3, 4] = float("nan")
+    loss = nl.MSSSIMLoss(1.0, weights=(0.5, 0.5), window_size=3)
+    assert loss(x, y).isnan()
+    assert loss(torch.full_like(x, float("nan")), y).isnan()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nitrodistill.checks import check_weight
 from nitrodistill.kernels import backend
 from nitrodistill.kernels.dmd import reference
 from nitrodistill.kernels.dmd.operation import DMD
@@ -26,7 +27,7 @@ def dmd(x0: Tensor, real: Tensor, fake: Tensor, *, weight: Tensor | None = None)
         (B,), float32, or float64 where an input is float64.
 
     Raises:
-        ValueError: for unequal shapes or several devices.
+        ValueError: for unequal shapes or several devices, or a weight that is not (B,).
         TypeError: for a tensor that is not floating, or a DTensor.
     """
     if not x0.shape == real.shape == fake.shape:
@@ -34,6 +35,8 @@ def dmd(x0: Tensor, real: Tensor, fake: Tensor, *, weight: Tensor | None = None)
             f"x0, real and fake have shapes {tuple(x0.shape)}, {tuple(real.shape)} and "
             f"{tuple(fake.shape)}; they must be equal."
         )
+    if weight is not None:
+        check_weight(weight, x0.shape[0])
     real, fake = real.detach(), fake.detach()
     if not backend.fused("dmd", (x0, real, fake), ()):
         return reference.dmd(x0, real, fake, weight=weight)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.kernels import backend
-from nitrodistill.kernels.ssim import reference
+from nitrodistill.kernels.ssim import cpu
 from nitrodistill.kernels.ssim.operation import SSIM
 from nitrodistill.kernels.ssim.reference import SSIMMode, SSIMPadding
 
@@ -50,17 +50,7 @@ def ssim_loss(
         TypeError: for a tensor that is not floating, or a DTensor.
     """
     if not backend.fused("ssim", (x, y), ()):
-        return reference.ssim_loss(
-            x,
-            y,
-            taps=taps,
-            c1=c1,
-            c2=c2,
-            offset=offset,
-            mode=mode,
-            padding=padding,
-            weight_map=weight_map,
-        )
+        return cpu.ssim_loss(x, y, cpu.Options(taps, c1, c2, offset, mode, padding, weight_map))
     constants = _constants((c1, c2, offset), x)
     numbers = (0.0, 0.0, 0.0) if constants is not None else (c1, c2, offset)
     weight = None if weight_map is None else weight_map.detach().contiguous()

@@ -6,30 +6,31 @@ With a normalised separable window w and the moments of x and y under it,
     cs   = (2 s_xy + C2) / (s_xx + s_yy + C2)
     loss = mean over positions and channels of 1 - l cs        ("structure": of 1 - cs)
 
-Three departures in how, none in what. With s = x + y and d = x - y four filtered maps suffice instead
-of five, and the two factors become
+With s = x + y and d = x - y four filtered maps suffice instead of five, and the two factors become
 
     1 - l  = 2 mu_d^2 / (mu_s^2 + mu_d^2 + 2 C1)          1 - cs = 2 v_d / (v_s + v_d + 2 C2)
 
 (v the variance under the window), which does not cancel where x is near y. The mean of y, per plane, is
 subtracted before anything is squared, and added back to mu_s: variances are invariant to it, and
-`w*x^2 - mu^2` no longer cancels on bright flat images. And `fused` takes the gradient in the forward pass.
-A second derivative, and a compiled graph, go through the plain definition.
+`w*x^2 - mu^2` no longer cancels on bright flat images.
+
+Compiled graphs and second derivatives use it; `cpu` computes the same faster, and is tested against it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.kernels.ssim.fused import Options, SSIMMode, loss_and_gradients
-from nitrodistill.kernels.ssim.window import SSIMPadding
 
 __all__ = ["SSIMMode", "SSIMPadding", "ssim_loss", "window_mean"]
+
+SSIMMode = Literal["full", "structure"]
+SSIMPadding = Literal["valid", "reflect"]
 
 
 def ssim_loss(
@@ -64,66 +65,23 @@ def ssim_loss(
     Returns:
         `(B,)`, float64 if either input is, else float32.
     """
-    options = Options(taps, c1, c2, offset, mode, padding, weight_map)
-    if torch.compiler.is_compiling():
-        return _plain(x, y, options)
-    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
-        return _SSIM.apply(x, y, options)
-    return loss_and_gradients(x, y, options, False, False)[0]
-
-
-class _SSIM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
-        need_x, need_y, _ = ctx.needs_input_grad
-        loss, ctx.factor, grad_x, grad_y = loss_and_gradients(x, y, options, need_x, need_y)
-        ctx.options = options
-        ctx.save_for_backward(x, y, grad_x, grad_y)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, y, grad_x, grad_y = ctx.saved_tensors
-        (grad,) = grad_outputs
-        if torch.is_grad_enabled():
-            return *_differentiable_gradients(x, y, ctx, grad), None
-        scale = grad.view(-1, 1, 1, 1) * ctx.factor
-        return (
-            None if grad_x is None else (grad_x * scale).to(x.dtype),
-            None if grad_y is None else (grad_y * scale).to(y.dtype),
-            None,
-        )
-
-
-def _differentiable_gradients(
-    x: Tensor, y: Tensor, ctx: Any, grad: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients with a graph of their own, for a second derivative."""
-    need_x, need_y, _ = ctx.needs_input_grad
-    wanted = [tensor for tensor, need in ((x, need_x), (y, need_y)) if need]
-    found = torch.autograd.grad(_plain(x, y, ctx.options), wanted, grad, create_graph=True)
-    return found[0] if need_x else None, found[-1] if need_y else None
-
-
-def _plain(x: Tensor, y: Tensor, options: Options) -> Tensor:
-    """The definition in differentiable operations."""
     dtype = math_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    c1, c2, offset = (_per_channel(value, x) for value in options[1:4])
+    c1, c2, offset = (_per_channel(value, x) for value in (c1, c2, offset))
     shift = y.detach().mean((-2, -1), keepdim=True)
     x, y = x - shift, y - shift
     s, d = x + y, x - y
-    maps = window_mean(torch.cat([s, d, s * s, d * d]), options.taps, options.padding)
+    maps = window_mean(torch.cat([s, d, s * s, d * d]), taps, padding)
     mean_s, mean_d, square_s, square_d = maps.chunk(4)
     var_s, var_d = square_s - mean_s * mean_s, square_d - mean_d * mean_d
     loss = 2 * var_d / (var_s + var_d + 2 * c2)
-    if options.mode == "full":
+    if mode == "full":
         square = mean_d * mean_d
         bright = 2 * square / ((mean_s + 2 * (shift + offset)) ** 2 + square + 2 * c1)
         loss = bright + loss - bright * loss
-    if options.weight_map is None:
+    if weight_map is None:
         return loss.flatten(1).mean(1)
-    return (loss * options.weight_map).flatten(1).sum(1)
+    return (loss * weight_map).flatten(1).sum(1)
 
 
 def _per_channel(value: float | Tensor, like: Tensor) -> float | Tensor:

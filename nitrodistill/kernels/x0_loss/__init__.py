@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_weight
 from nitrodistill.kernels import backend
 from nitrodistill.kernels.layout import aligned
 from nitrodistill.kernels.x0_loss import reference
@@ -55,7 +56,7 @@ def x0_loss(
             range.
         TypeError: for a tensor that is not floating, or a DTensor.
     """
-    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter)
+    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter, weight)
     if not backend.fused("x0_loss", (output, x_t, target), (alpha, sigma, mask)):
         return reference.x0_loss(
             output,
@@ -123,7 +124,7 @@ def x0_loss_mean(
             mask=mask,
             weight=weight,
         ).mean()
-    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter)
+    parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter, weight)
     return X0LossMean.apply(
         *aligned(output, x_t, target),
         *_scales(alpha, sigma, output),
@@ -143,6 +144,7 @@ def _check(
     prediction_type: PredictionType,
     loss: ElementwiseLoss,
     parameter: float,
+    weight: Tensor | None,
 ) -> float:
     if not output.shape == x_t.shape == target.shape:
         raise ValueError(
@@ -154,6 +156,8 @@ def _check(
             f"alpha and sigma have shapes {tuple(alpha.shape)} and {tuple(sigma.shape)}; both must "
             f"be {tuple(output.shape[:1])}, one value per sample, or ()."
         )
+    if weight is not None:
+        check_weight(weight, output.shape[0])
     check_prediction_type(prediction_type)
     return loss_parameter(loss, parameter)
 

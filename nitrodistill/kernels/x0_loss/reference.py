@@ -22,6 +22,7 @@ import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
@@ -31,33 +32,32 @@ from nitrodistill.types import PredictionType, Scales
 ElementwiseLoss = Literal["l1", "l2", "smooth_l1", "huber", "pseudo_huber", "charbonnier"]
 
 
-def elementwise_loss(difference: Tensor, loss: ElementwiseLoss, parameter: float = 1.0) -> Tensor:
-    """rho(difference), elementwise, in the dtype that comes in.
+def elementwise_loss(x: Tensor, y: Tensor, loss: ElementwiseLoss, parameter: float = 1.0) -> Tensor:
+    """rho(x - y), elementwise, in the dtype that comes in; torch's own function where there is one.
 
     Args:
-        difference: prediction minus target, any shape.
+        x: any shape.
+        y: the same shape.
         loss: which rho; see the formulas above.
         parameter: k of the formulas, in the data's unit; l1 and l2 do not use it.
 
     Raises:
         ValueError: for an unknown `loss`.
     """
-    if loss == "l1" or (loss == "smooth_l1" and parameter == 0):
-        return difference.abs()
+    if loss == "l1":
+        return F.l1_loss(x, y, reduction="none")
     if loss == "l2":
-        return difference.square()
-    if loss in ("smooth_l1", "huber"):
-        magnitude = difference.abs()
-        near = magnitude.clamp(max=parameter)
-        # near is |r| inside and k outside, so near (|r| - near/2) is both branches.
-        value = near * (magnitude - 0.5 * near)
-        return value / parameter if loss == "smooth_l1" else value
+        return F.mse_loss(x, y, reduction="none")
+    if loss == "smooth_l1":
+        return F.smooth_l1_loss(x, y, reduction="none", beta=parameter)
+    if loss == "huber":
+        return F.huber_loss(x, y, reduction="none", delta=parameter)
+    square = (x - y).square()
     if loss == "pseudo_huber":
-        square = difference.square()
         # r^2 / (root + k) is root - k without its cancellation for small r.
         return square / (torch.sqrt(square + parameter * parameter) + parameter)
     if loss == "charbonnier":
-        return torch.sqrt(difference.square() + parameter * parameter)
+        return torch.sqrt(square + parameter * parameter)
     raise ValueError(
         f"loss {loss!r} is not an elementwise loss; use l1, l2, smooth_l1, huber, pseudo_huber or "
         "charbonnier"
@@ -80,7 +80,7 @@ def x0_loss(
     """The formulas above, `(B,)`; arguments and result as in `nitrodistill.kernels.x0_loss.x0_loss`."""
     dtype = math_dtype(output, x_t, target)
     x0 = to_x0(output.to(dtype), x_t.to(dtype), Scales(alpha, sigma), prediction_type)
-    values = elementwise_loss(x0 - target.to(dtype), loss, parameter)
+    values = elementwise_loss(x0, target.to(dtype), loss, parameter)
     per_sample = masked_mean(values, mask)
     return per_sample if weight is None else per_sample * weight.to(dtype)
 

@@ -1,25 +1,27 @@
-"""SSIM and its gradient in one pass, without autograd: how `reference` is computed outside a graph.
+"""SSIM and its gradient in one pass, made for a CPU; any device without the fused kernel may use it.
 
 The gradient is written out and taken in the forward pass, some planes at a time, so that everything stays
-in the cache and one map is kept. `reference` has the definition; the names are its own. With
-a = (1 - l) / 2 and b = (1 - cs) / 2 the map is 2 e, e = a + b - 2 a b.
+in the cache and one map is kept. `reference` is the definition, and the names are its own. With
+a = (1 - l) / 2 and b = (1 - cs) / 2 the map is 2 e, e = a + b - 2 a b. A compiled graph and a second
+derivative go through the definition.
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype
-from nitrodistill.kernels.ssim.window import SSIMPadding, Window, chunks, window_of
+from nitrodistill.kernels.banded import plane_chunks
+from nitrodistill.kernels.ssim import reference
+from nitrodistill.kernels.ssim.reference import SSIMMode, SSIMPadding
+from nitrodistill.kernels.ssim.window import Window, window_of
 
-__all__ = ["Options", "SSIMMode", "loss_and_gradients"]
-
-SSIMMode = Literal["full", "structure"]
+__all__ = ["Options", "ssim_loss"]
 
 _MAPS, _ROOM = 6, 12
 """Maps of working memory besides what the window allocates, and how many are asked for.
@@ -59,13 +61,57 @@ class _Planes(NamedTuple):
     weight: Tensor | None
 
 
-def loss_and_gradients(
+def ssim_loss(x: Tensor, y: Tensor, options: Options) -> Tensor:
+    """What `reference.ssim_loss` is, `(B,)`."""
+    if torch.compiler.is_compiling():
+        return reference.ssim_loss(x, y, **options._asdict())
+    if torch.is_grad_enabled() and (x.requires_grad or y.requires_grad):
+        return _SSIM.apply(x, y, options)
+    return _loss_and_gradients(x, y, options, False, False)[0]
+
+
+class _SSIM(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, options: Options) -> Tensor:
+        need_x, need_y, _ = ctx.needs_input_grad
+        loss, ctx.factor, grad_x, grad_y = _loss_and_gradients(x, y, options, need_x, need_y)
+        ctx.options = options
+        ctx.save_for_backward(x, y, grad_x, grad_y)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, y, grad_x, grad_y = ctx.saved_tensors
+        (grad,) = grad_outputs
+        if torch.is_grad_enabled():
+            return *_differentiable_gradients(x, y, ctx, grad), None
+        scale = grad.view(-1, 1, 1, 1) * ctx.factor
+        return (
+            None if grad_x is None else (grad_x * scale).to(x.dtype),
+            None if grad_y is None else (grad_y * scale).to(y.dtype),
+            None,
+        )
+
+
+def _differentiable_gradients(
+    x: Tensor, y: Tensor, ctx: Any, grad: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients with a graph of their own, for a second derivative."""
+    need_x, need_y, _ = ctx.needs_input_grad
+    wanted = [tensor for tensor, need in ((x, need_x), (y, need_y)) if need]
+    found = torch.autograd.grad(
+        reference.ssim_loss(x, y, **ctx.options._asdict()), wanted, grad, create_graph=True
+    )
+    return found[0] if need_x else None, found[-1] if need_y else None
+
+
+def _loss_and_gradients(
     x: Tensor, y: Tensor, options: Options, need_x: bool, need_y: bool
 ) -> tuple[Tensor, float, Tensor | None, Tensor | None]:
     """The `(B,)` loss, and factor times each of two maps is its gradient: (loss, factor, x's, y's)."""
     batch, channels, height, width = x.shape
     dtype, device, planes = math_dtype(x, y), x.device, batch * channels
-    window = window_of(planes, height, width, options.taps, options.padding, dtype, device)
+    window = window_of(height, width, options.taps, options.padding, dtype, device)
     x, y = (image.detach().reshape(planes, height, width) for image in (x, y))
     c1, c2, offset = (
         _per_plane(value, factor, batch, dtype, device)
@@ -80,7 +126,7 @@ def loss_and_gradients(
         torch.empty(planes, height, width, dtype=dtype, device=device) if need else None
         for need in (need_x, need_y)
     )
-    parts = chunks(window, planes, height * width, device)
+    parts = plane_chunks(planes, height * width, device)
     room = x.new_empty(_ROOM * min(parts[0].stop, planes) * height * width, dtype=dtype)
     sums: list[Tensor] = []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):

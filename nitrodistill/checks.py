@@ -1,0 +1,257 @@
+"""What is asked of arguments, everywhere: one sentence for each wrong value.
+
+Numbers are looked at. Of tensors it is the type, the dtype, the shape and the device: looking at the values of a
+tensor on a device would make the host wait for it. Timesteps and their fractions are looked at on a CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "check_choice",
+    "check_finite",
+    "check_floating",
+    "check_fraction",
+    "check_mask",
+    "check_numbers",
+    "check_pair",
+    "check_positive",
+    "check_scales",
+    "check_tensor",
+    "check_weight",
+    "check_whole",
+    "check_within",
+]
+
+_T = TypeVar("_T", bound=str)
+
+
+def check_finite(name: str, value: float) -> float:
+    """Returns `value` as a float if it is a finite number.
+
+    Raises:
+        TypeError: if it is no number (true and false are none).
+        ValueError: if it is NaN or infinite.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a number.")
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}; it must be finite.")
+    return value
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> float:
+    """Returns `value` as a float if it is finite and positive (or zero, if `zero`).
+
+    Raises:
+        TypeError: if it is no number.
+        ValueError: if it is out of that range.
+    """
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a number.")
+    value = float(value)
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise ValueError(f"{name} is {value}; it must be finite and {'>=' if zero else '>'} 0.")
+    return value
+
+
+def check_numbers(name: str, values: Sequence[float], *, zero: bool = False) -> tuple[float, ...]:
+    """Returns a sequence of numbers as a tuple of floats, each as `check_positive` wants it.
+
+    Raises:
+        TypeError: if it is no sequence of numbers.
+        ValueError: if one is out of that range.
+    """
+    if not isinstance(values, Iterable) or isinstance(values, str):
+        raise TypeError(f"{name} is {values!r}; it must be a sequence of numbers.")
+    return tuple(check_positive(f"a number of {name}", value, zero=zero) for value in values)
+
+
+def check_whole(name: str, value: int, low: int = 1) -> int:
+    """Returns `value` as an int if it is a whole number of at least `low`.
+
+    Raises:
+        TypeError: if it is no whole number; 2.0 is none.
+        ValueError: if it is too small.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; it must be a whole number.")
+    if value < low:
+        raise ValueError(f"{name} is {value}; it must be at least {low}.")
+    return int(value)
+
+
+def check_choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
+    """Returns `value` if it is one of `choices`.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    for choice in choices:
+        if value == choice:
+            return choice
+    raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_floating(name: str, value: Tensor) -> None:
+    """Refuses what is no tensor of real floating-point numbers.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
+    if not value.is_floating_point():
+        raise TypeError(
+            f"{name} has dtype {value.dtype}; floating-point values are wanted, convert it with .float() (and "
+            "scale images to their range) first."
+        )
+
+
+def check_tensor(name: str, value: Tensor) -> None:
+    """Refuses what is not a non-empty, batch-first tensor of real floating-point numbers.
+
+    Raises:
+        TypeError: for anything but a floating-point tensor.
+        ValueError: for a tensor without a batch dimension or without elements.
+    """
+    check_floating(name, value)
+    if value.ndim == 0 or value.numel() == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; it must be batch-first and not empty."
+        )
+
+
+def check_pair(pred: Tensor, target: Tensor) -> None:
+    """Refuses two tensors that cannot be compared element by element.
+
+    Raises:
+        TypeError: for anything but floating-point tensors.
+        ValueError: for unequal shapes or devices, and for empty tensors.
+    """
+    check_tensor("pred", pred)
+    check_tensor("target", target)
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}; they must be "
+            "equal, a loss never broadcasts (expand one of them if that is what you mean)."
+        )
+    if pred.device != target.device:
+        raise ValueError(
+            f"pred is on {pred.device} and target on {target.device}; move them to one device."
+        )
+
+
+def check_mask(mask: Tensor, data: Tensor) -> None:
+    """Refuses a mask that does not broadcast to `data` dimension by dimension.
+
+    Raises:
+        TypeError: if it is no tensor of real numbers.
+        ValueError: for a wrong shape or device.
+    """
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        raise TypeError(f"mask is {_describe(mask)}; it must be a tensor of real numbers or bool.")
+    fits = mask.ndim == data.ndim and all(
+        m in (1, n) for m, n in zip(mask.shape, data.shape, strict=False)
+    )
+    if not fits:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, the data {tuple(data.shape)}; a mask needs the "
+            "same number of dimensions, each of the data's size or 1 (for example (B, 1, H, W))."
+        )
+    if mask.device != data.device:
+        raise ValueError(f"mask is on {mask.device} and the data on {data.device}; move one.")
+
+
+def check_weight(weight: Tensor, batch_size: int) -> None:
+    """Refuses a weight that is not one number per sample.
+
+    Raises:
+        TypeError: if it is no tensor of real numbers.
+        ValueError: for a wrong shape.
+    """
+    if not isinstance(weight, Tensor) or weight.is_complex():
+        raise TypeError(f"weight is {_describe(weight)}; it must be a tensor of real numbers.")
+    if tuple(weight.shape) != (batch_size,):
+        raise ValueError(
+            f"weight has shape {tuple(weight.shape)}; it must be one factor per sample, "
+            f"({batch_size},). A weight per element is a mask."
+        )
+
+
+def check_scales(scales: object, batch_size: int | None = None) -> None:
+    """Refuses what is no alpha and sigma of a batch.
+
+    Args:
+        scales: a `Scales`.
+        batch_size: of the data that it goes with, or None where there is none.
+
+    Raises:
+        TypeError: if it is no pair of floating-point tensors.
+        ValueError: for shapes other than `(B,)` and `()`, or unequal ones.
+    """
+    if not isinstance(scales, tuple) or len(scales) != 2:
+        raise TypeError(f"scales is a {type(scales).__name__}; it must be a nitrodistill.Scales.")
+    for name, value in zip(("alpha", "sigma"), scales, strict=True):
+        check_floating(f"scales.{name}", value)
+        fits = value.ndim < 2 if batch_size is None else value.shape in ((), (batch_size,))
+        if not fits:
+            size = "B" if batch_size is None else batch_size
+            raise ValueError(
+                f"scales.{name} has shape {tuple(value.shape)}; it must be ({size},), one number per sample, or "
+                "zero-dimensional."
+            )
+    if scales[0].shape != scales[1].shape:
+        raise ValueError(
+            f"scales.alpha has shape {tuple(scales[0].shape)} and scales.sigma {tuple(scales[1].shape)}; "
+            "they must be equal."
+        )
+
+
+def check_fraction(name: str, value: Tensor) -> None:
+    """Refuses what is no tensor of floating-point numbers in [0, 1]; looks at them on a CPU alone.
+
+    Raises:
+        TypeError: if it is no floating-point tensor.
+        ValueError: if a value is out of that range.
+    """
+    check_floating(name, value)
+    check_within(name, value, 0, 1)
+
+
+def check_within(name: str, value: Tensor, low: float, high: float) -> None:
+    """Refuses a tensor with values outside [low, high], but for rounding, and NaN; on a CPU alone.
+
+    Raises:
+        TypeError: if it is no tensor of numbers.
+        ValueError: if a value is out of that range.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
+    if value.dtype == torch.bool or value.is_complex():
+        raise TypeError(f"{name} has dtype {value.dtype}; it must be a tensor of real numbers.")
+    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+        return
+    slack = torch.finfo(value.dtype).eps * max(1.0, abs(high)) if value.is_floating_point() else 0
+    if math.isinf(high):
+        slack, high = 0, torch.finfo(torch.float64).max
+    least, most = value.detach().aminmax()
+    if not (least.item() >= low - slack and most.item() <= high + slack):  # false for NaN
+        raise ValueError(
+            f"{name} runs from {least.item():.6g} to {most.item():.6g}; it must be finite and in "
+            f"[{low:.6g}, {high:.6g}]."
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype}"
+    return f"a {type(value).__name__}"
