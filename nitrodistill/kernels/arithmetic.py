@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,13 @@ def math_dtype(*tensors: Tensor) -> torch.dtype:
     """float64 where an input is float64, else float32."""
     wide = any(tensor.dtype == torch.float64 for tensor in tensors)
     return torch.float64 if wide else torch.float32
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """What is computed in it keeps its dtypes; the meta device, which only counts, knows no autocast."""
+    if device.type == "meta":
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -402,13 +402,12 @@ class _Rows:
         """The samples where `chosen` `(B,)`, on average this share of all."""
         assert batch.pairs is not None
         x0, condition, expected = batch.pairs.x0, batch.pairs.condition, len(batch) * share
-        rows = chosen.nonzero().flatten().tolist()
-        place = torch.tensor(rows or [0], device=x0.device)
-        if len(rows) == len(batch):
+        there = bool(chosen.any())
+        rows = chosen.nonzero().flatten() if there else torch.tensor([0])
+        place = rows.to(x0.device)
+        if len(rows) == len(batch) and there:
             return cls(place, x0, condition, draws, expected, True)
-        return cls(
-            place, x0[place], condition.index(place), draws.take(place), expected, bool(rows)
-        )
+        return cls(place, x0[place], condition.index(place), draws.take(rows), expected, there)
 
     def mean(self, per_sample: Tensor) -> Tensor:
         """Their part of the mean over many batches."""

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
 from nitrodistill.kernels.banded import (
     Banded,
     banded,
@@ -115,7 +115,7 @@ def _plain(x: Tensor, y: Tensor, options: _Options) -> Tensor:
     band = x.to(dtype) - y.to(dtype)
     shapes = pyramid_shapes(band.shape[-2], band.shape[-1], len(weights), convention)
     loss = band.new_zeros(band.shape[0])
-    with torch.autocast(band.device.type, enabled=False):
+    with without_autocast(band.device):
         if shapes[0] != tuple(band.shape[-2:]):
             band = _both_axes(band, shapes[0], _mirror)
         for j, weight in enumerate(weights):
@@ -191,7 +191,7 @@ def _fused(
     planes = batch * channels
     grad = torch.empty(planes, height, width, dtype=dtype, device=device) if need_grad else None
     sums: list[Tensor] = []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), without_autocast(device):
         for part in plane_chunks(planes, height * width, device):
             difference = torch.empty(x[:, part].shape, dtype=dtype, device=device)
             torch.sub(x[:, part].to(dtype), y[:, part].to(dtype), out=difference)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
 from nitrodistill.kernels.banded import plane_chunks
 from nitrodistill.kernels.ssim import reference
 from nitrodistill.kernels.ssim.reference import SSIMMode, SSIMPadding
@@ -129,7 +129,7 @@ def _loss_and_gradients(
     parts = plane_chunks(planes, height * width, device)
     room = x.new_empty(_ROOM * min(parts[0].stop, planes) * height * width, dtype=dtype)
     sums: list[Tensor] = []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with torch.no_grad(), without_autocast(device):
         for part in parts:
             given = _Planes(
                 x=x[part].to(dtype),

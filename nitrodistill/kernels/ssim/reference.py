@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.kernels.arithmetic import math_dtype
+from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
 
 __all__ = ["SSIMMode", "SSIMPadding", "ssim_loss", "window_mean"]
 
@@ -95,7 +95,7 @@ def window_mean(x: Tensor, taps: tuple[float, ...], padding: SSIMPadding) -> Ten
     reach = len(taps) // 2
     if padding == "reflect":
         x = F.pad(x, (reach, reach, reach, reach), mode="reflect")
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         rows, columns = (_valid_windows(x.shape[dim], taps, x) for dim in (-2, -1))
         return rows @ x @ columns.T
 
