@@ -19,6 +19,7 @@ from nitrodistill.evaluation.discrepancy import Kernel
 from nitrodistill.measures import (
     GaussianStatistics,
     extrapolated_floor,
+    finite,
     frechet_distance,
     gaussian_distance,
 )
@@ -58,9 +59,9 @@ class Extractor:
         """Features `(B, F)`.
 
         Raises:
-            ValueError: if it returns anything else.
+            ValueError: if it returns anything else, or the images hold NaN or infinity.
         """
-        found = self.features(images)
+        found = self.features(finite(images, "pictures"))
         if found.ndim != 2 or len(found) != len(images):
             raise ValueError(
                 f"the feature extractor {self.name!r} made {tuple(found.shape)} of {len(images)} pictures; it "

@@ -4,6 +4,7 @@ from nitrodistill.measures.colour import colour_features
 from nitrodistill.measures.frechet import (
     GaussianStatistics,
     extrapolated_floor,
+    finite,
     frechet_distance,
     gaussian_distance,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "colour_features",
     "edge_strength",
     "extrapolated_floor",
+    "finite",
     "frechet_distance",
     "gaussian_distance",
     "gradient_energy",
