@@ -50,9 +50,9 @@ class Extractor:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "@" in self.name:
+        if not self.name or "@" in self.name or not self.name.isprintable():
             raise ValueError(
-                f"name is {self.name!r}; an extractor's name is not empty and has no '@'."
+                f"name is {self.name!r}; an extractor's name is not empty, printable and has no '@'."
             )
 
     def __call__(self, images: Tensor) -> Tensor:
