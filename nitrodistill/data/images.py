@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 __all__ = ["Captioned", "fitted", "image_files", "open_images", "read_image"]
@@ -100,7 +100,10 @@ def read_image(data: bytes, name: str) -> Image.Image:
 def _decoded(data: bytes) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # torn EXIF data: which way up is not known
-        opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        try:
+            opened = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError:
+            raise ValueError(f"it is none of {', '.join(FORMATS)}") from None
         # an MPO is a JPEG with its preview
         frames = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
         if frames != 1:
@@ -173,7 +176,7 @@ def fitted(image: Image.Image, size: tuple[int, int] | None) -> Tensor:
     None leaves the size as it is.
     """
     if size is not None:
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.BICUBIC)
+        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
     pixels = np.array(image, np.float32)
     return torch.from_numpy(pixels).permute(2, 0, 1) / 127.5 - 1
 
