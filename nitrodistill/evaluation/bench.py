@@ -14,12 +14,12 @@ from nitrodistill.evaluation.arms import Arm
 from nitrodistill.evaluation.config import Sheet
 from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing
 from nitrodistill.evaluation.features import Extractor
+from nitrodistill.evaluation.intervals import Resampler
 from nitrodistill.evaluation.meters import Columns, Meter
 from nitrodistill.evaluation.nearest import NearestPair
 from nitrodistill.evaluation.notes import left_out
 from nitrodistill.evaluation.paired import PerceptualDistance, latent_distance, paired_distances
 from nitrodistill.evaluation.real import RealImages, check_resolution
-from nitrodistill.evaluation.resampling import Resampler
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures, Sample
 from nitrodistill.evaluation.scores import Scorer
 from nitrodistill.evaluation.sharpness import TextureFeatures

@@ -1,19 +1,57 @@
-"""Latents on disk, batch by batch: memory stays flat, and an interrupted evaluation goes on where it was."""
+"""Latents on disk, batch by batch: memory stays flat, and an interrupted evaluation goes on where it was.
+
+Every file carries a hash of its tensors: one that differs is made again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nitrodistill.data.claims import Claims, own_first
 from nitrodistill.files import atomic
 
-__all__ = ["LatentCache"]
+__all__ = ["LatentCache", "keep", "kept"]
+
+HASH = "blake2b"
+
+
+def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors with a hash of them."""
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as temporary:
+        save_file(plain, temporary, metadata={HASH: _digest(plain)})
+
+
+def kept(path: Path) -> dict[str, Tensor] | None:
+    """What `keep` wrote; None, and the file is gone, if it is not that to the last bit."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(str(path), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            whole = (file.metadata() or {}).get(HASH) == _digest(tensors)
+    except (SafetensorError, ValueError, KeyError):
+        tensors, whole = {}, False
+    if not whole:
+        path.unlink(missing_ok=True)
+    return tensors if whole else None
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -29,20 +67,16 @@ class LatentCache:
     def get(self, batch: int, make: Callable[[], Tensor]) -> Tensor:
         """The latents of number `batch`: read, or made and kept.
 
-        A file that cannot be read is made again.
+        A file that is damaged is made again.
         """
         if self.folder is None:
             return make()
         path = self._path(self.folder, batch)
-        if path.is_file():
-            try:
-                return load_file(path)["latents"]
-            except (SafetensorError, KeyError):
-                path.unlink(missing_ok=True)
+        known = kept(path)
+        if known is not None:
+            return known["latents"]
         latents = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            save_file({"latents": latents.contiguous().cpu()}, temporary)
+        keep(path, {"latents": latents})
         return latents
 
     def count(self) -> int:

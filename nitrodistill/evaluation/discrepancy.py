@@ -10,8 +10,8 @@ cross terms i = j, does not. Equal sets have exactly 0. A small distance can com
     gaussian  k(x, y) = exp(-|x - y|^2 / (2 10^2)) on unit vectors, and the result times 1000: CMMD
               (Jayasumana et al. 2024)
 
-Sums are kept for blocks of samples alone, so that memory does not grow with n^2, and a bootstrap over blocks costs
-nothing. Its interval is too wide close to 0, where the statistic degenerates.
+Sums are kept for single samples alone, so that memory does not grow with n^2; a jackknife needs no more. Its
+interval is too wide close to 0, where the statistic degenerates.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nitrodistill.evaluation.resampling import Interval, Resampler, normal_interval
+from nitrodistill.evaluation.frechet import finite
+from nitrodistill.evaluation.intervals import Interval, jackknife_deviation, t_interval
 
 __all__ = ["Kernel", "KernelDistance"]
 
 Kernel = Literal["cubic", "gaussian"]
-MAX_BLOCKS, MIN_BLOCKS = 50, 3
-BLOCK = 8  # samples in a block of a small set
+BLOCK = 512  # samples whose pairs are in memory at a time, with as many others
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 
 
@@ -40,7 +40,8 @@ class KernelDistance:
         kernel: "cubic" (KID) or "gaussian" (CMMD).
 
     Raises:
-        ValueError: if the sets have different shapes, fewer than two samples, or there is no such kernel.
+        ValueError: if the sets have different shapes, fewer than two samples, NaN or infinity, or there is no such
+            kernel.
     """
 
     def __init__(self, first: Tensor, second: Tensor, kernel: Kernel = "cubic") -> None:
@@ -54,42 +55,37 @@ class KernelDistance:
                 "needs two sets (n, F) of equal shape with n >= 2, of the same feature extractor."
             )
         x, y = (_prepared(features, kernel) for features in (first, second))
-        rows = torch.arange(len(x)).tensor_split(
-            min(MAX_BLOCKS, max(MIN_BLOCKS, len(x) // BLOCK), len(x))
-        )
-        sums = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-        for g, a in enumerate(rows):
-            for h in range(g + 1):
-                sums[g, h] = sums[h, g] = _block(x, y, a, rows[h], kernel)
-        sizes = torch.tensor([len(block) for block in rows], dtype=torch.float64)
+        sums = torch.zeros(len(x), dtype=torch.float64)
+        blocks = torch.arange(len(x)).split(BLOCK)
+        for g, a in enumerate(blocks):
+            for b in blocks[: g + 1]:
+                terms = _terms(x, y, a, b, kernel)
+                sums[a] += terms.sum(1)
+                if b is not blocks[g]:
+                    sums[b] += terms.sum(0)
         self._sums = sums
-        self._pairs = torch.outer(sizes, sizes) - torch.diag(sizes)
 
     def value(self) -> float:
         """The estimate."""
-        return float(self._sums.sum() / self._pairs.sum())
+        n = len(self._sums)
+        return float(self._sums.sum()) / (n * (n - 1))
 
-    def interval(self, resampler: Resampler) -> Interval | None:
-        """Its interval, from a bootstrap over blocks that never pairs a sample with itself.
-
-        None for fewer than three samples.
-        """
-        if len(self._sums) < MIN_BLOCKS:
+    def interval(self) -> Interval | None:
+        """Its interval, from a jackknife; None for fewer than three samples."""
+        n, sums = len(self._sums), self._sums
+        if n < 3:
             return None
-        found = resampler.statistic(len(self._sums), self._replicate)
-        return normal_interval(self.value(), found[found.isfinite()])
-
-    def _replicate(self, counts: Tensor) -> float:
-        pairs = counts @ self._pairs @ counts
-        return float(counts @ self._sums @ counts / pairs)
+        without = (sums.sum() - 2 * sums) / ((n - 1) * (n - 2))
+        return t_interval(self.value(), jackknife_deviation(without), n - 1)
 
 
 def _prepared(features: Tensor, kernel: Kernel) -> Tensor:
-    wide = features.detach().to("cpu", torch.float64)
+    wide = finite(features).detach().to("cpu", torch.float64)
     return torch.nn.functional.normalize(wide, dim=1) if kernel == "gaussian" else wide
 
 
-def _block(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, kernel: Kernel) -> float:
+def _terms(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, kernel: Kernel) -> Tensor:
+    """The sum's terms i in `rows`, j in `columns`; 0 where i = j."""
     a, b, c, d = x[rows], y[rows], x[columns], y[columns]
     terms = (
         _kernel(a, c, kernel)
@@ -97,10 +93,8 @@ def _block(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, kernel: Kernel) 
         - _kernel(a, d, kernel)
         - _kernel(b, c, kernel)
     )
-    total = terms.sum()
-    if int(rows[0]) == int(columns[0]):
-        total = total - terms.diagonal().sum()
-    return float(total) * (CMMD_SCALE if kernel == "gaussian" else 1.0)
+    terms = terms.masked_fill(rows[:, None] == columns, 0)
+    return terms * (CMMD_SCALE if kernel == "gaussian" else 1.0)
 
 
 def _kernel(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nitrodistill.evaluation.frechet import finite
+
 __all__ = ["PromptSpread"]
 
 
@@ -28,8 +30,12 @@ class PromptSpread:
         self._squares = torch.zeros(num_prompts, dtype=torch.float64)
 
     def update(self, prompt_ids: Tensor, samples: Tensor) -> None:
-        """Adds samples `(B, *)` of the prompts `(B,)`."""
-        wide = samples.detach().to("cpu", torch.float64).flatten(1)
+        """Adds samples `(B, *)` of the prompts `(B,)`.
+
+        Raises:
+            ValueError: if they hold NaN or infinity.
+        """
+        wide = finite(samples).detach().to("cpu", torch.float64).flatten(1)
         if self._sums.shape[1] == 0:
             self._sums = torch.zeros(len(self._counts), wide.shape[1], dtype=torch.float64)
         ids = prompt_ids.cpu()
@@ -58,6 +64,5 @@ class PromptSpread:
 
     def spread(self) -> float | None:
         """The RMS deviation from a prompt's mean; None if no prompt has two samples."""
-        known = self.variances()
-        known = known[known.isfinite()]
+        known = self.variances()[self._counts > 1]
         return float(known.mean().sqrt()) if len(known) else None

@@ -19,6 +19,7 @@ from nitrodistill.evaluation.discrepancy import Kernel
 from nitrodistill.evaluation.frechet import (
     GaussianStatistics,
     extrapolated_floor,
+    finite,
     frechet_distance,
     gaussian_distance,
 )
@@ -49,18 +50,18 @@ class Extractor:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "@" in self.name:
+        if not self.name or "@" in self.name or not self.name.isprintable():
             raise ValueError(
-                f"name is {self.name!r}; an extractor's name is not empty and has no '@'."
+                f"name is {self.name!r}; an extractor's name is not empty, printable and has no '@'."
             )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features `(B, F)`.
 
         Raises:
-            ValueError: if it returns anything else.
+            ValueError: if it returns anything else, or the images hold NaN or infinity.
         """
-        found = self.features(images)
+        found = self.features(finite(images, "pictures"))
         if found.ndim != 2 or len(found) != len(images):
             raise ValueError(
                 f"the feature extractor {self.name!r} made {tuple(found.shape)} of {len(images)} pictures; it "

@@ -18,7 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GaussianStatistics", "extrapolated_floor", "frechet_distance", "gaussian_distance"]
+__all__ = [
+    "GaussianStatistics",
+    "extrapolated_floor",
+    "finite",
+    "frechet_distance",
+    "gaussian_distance",
+]
 
 
 @dataclass(frozen=True)
@@ -50,11 +56,7 @@ class GaussianStatistics:
         """
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features have shape {tuple(features.shape)}; they must be (N, F).")
-        wide = features.detach().to("cpu", torch.float64)
-        if not bool(wide.isfinite().all()):
-            raise ValueError(
-                "the features hold NaN or infinity: what they were computed from has diverged."
-            )
+        wide = finite(features).detach().to("cpu", torch.float64)
         mean = wide.mean(0)
         centred = wide - mean
         return cls(len(wide), mean, centred.T @ centred)
@@ -84,6 +86,23 @@ class GaussianStatistics:
         return self.scatter / (self.count - 1)
 
 
+def finite(values: Tensor, what: str = "features") -> Tensor:
+    """The values as they are: a comparison, a sorted list or a byte would hide what is not a number in them.
+
+    Args:
+        values: of any shape.
+        what: they are, for the message; a plural.
+
+    Raises:
+        ValueError: if they hold NaN or infinity.
+    """
+    if not bool(values.isfinite().all()):
+        raise ValueError(
+            f"the {what} hold NaN or infinity: what they were computed from has diverged."
+        )
+    return values
+
+
 def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
     """The Fréchet distance between Gaussians fitted to two sets of features; 0 for equal sets.
 
@@ -99,13 +118,17 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
 
 def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """The Fréchet distance of two Gaussians, means `(F,)` and covariances `(F, F)`, in float64."""
-    mean_a, cov_a, mean_b, cov_b = (x.double() for x in (mean_a, cov_a, mean_b, cov_b))
+    """The Fréchet distance of two Gaussians, means `(F,)` and covariances `(F, F)`, in float64.
+
+    Raises:
+        ValueError: if they hold NaN or infinity.
+    """
+    mean_a, cov_a, mean_b, cov_b = (finite(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
     values, vectors = torch.linalg.eigh(cov_a)
     root_a = vectors @ (values.clamp_min(0).sqrt()[:, None] * vectors.T)
     between = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()
     distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * between
-    return max(0.0, float(distance))
+    return float(distance.clamp_min(0))  # rounding; unlike max(), it keeps NaN
 
 
 def extrapolated_floor(first: GaussianStatistics, second: GaussianStatistics) -> float:

@@ -38,8 +38,16 @@ class Columns:
         self._places: dict[str, array[int]] = {}
 
     def update(self, values: Mapping[str, Tensor], places: Tensor) -> None:
-        """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `Sheet`."""
+        """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `Sheet`.
+
+        Raises:
+            ValueError: if one is NaN or infinite.
+        """
         for name, value in values.items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(
+                    f"{name} of a picture is NaN or infinite; what measures it, or the picture, has overflowed."
+                )
             self._values.setdefault(name, array("d")).extend(value.detach().double().tolist())
             self._places.setdefault(name, array("q")).extend(places.tolist())
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nitrodistill.evaluation.frechet import finite
+
 __all__ = ["COPY_QUANTILE", "NearestPair"]
 
 COPY_QUANTILE = 0.01
@@ -27,7 +29,7 @@ class NearestPair:
         latents: `(M, F)` features of the training pairs' latents, M >= 1.
 
     Raises:
-        ValueError: if there are none.
+        ValueError: if there are none, or they hold NaN or infinity.
     """
 
     def __init__(self, latents: Tensor) -> None:
@@ -35,7 +37,7 @@ class NearestPair:
             raise ValueError(
                 f"training latents have shape {tuple(latents.shape)}; they must be (M, F), M >= 1."
             )
-        self._latents = latents.detach().to("cpu", torch.float32)
+        self._latents = finite(latents).detach().to("cpu", torch.float32)
 
     def __len__(self) -> int:
         return len(self._latents)
@@ -44,14 +46,14 @@ class NearestPair:
         """The RMS distance of each of `(B, F)` to the nearest one; `(B,)`.
 
         Raises:
-            ValueError: if the latents have another dimension than the training pairs'.
+            ValueError: if the latents have another dimension than the training pairs', or hold NaN or infinity.
         """
         if latents.ndim != 2 or latents.shape[1] != self._latents.shape[1]:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)}, the training pairs' {tuple(self._latents.shape)}; "
                 "they must have equal dimensions."
             )
-        wide = latents.detach().to("cpu", torch.float32)
+        wide = finite(latents).detach().to("cpu", torch.float32)
         # the matrix product loses digits where a copy is exact; a copy is then at 1e-4 instead of 0
         nearest = torch.cdist(wide, self._latents).amin(1)
         return nearest / wide.shape[1] ** 0.5

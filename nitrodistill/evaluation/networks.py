@@ -5,23 +5,23 @@
     dino       the class token of DINOv2 or another vision transformer, by transformers
     ClipScore  100 max(0, cos(image, text)) of CLIP's embeddings (Hessel et al. 2021)
 
-Nothing is downloaded: give a path, or a name whose files are in the library's cache. Pictures are resized
-(bicubic, antialiased; Inception resizes them itself) to the network's size and normalised as its
-preprocessor_config.json says.
+Nothing is downloaded: give a path, or a name whose files are in the library's cache. Pictures are brought to 8
+bits; then torch-fidelity's network, or transformers' processor by the preprocessor_config.json beside the weights,
+resizes and normalises them: none of it is done again here, as a pixel more or less is another number.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
 from nitrodistill.evaluation.features import Extractor
+from nitrodistill.evaluation.frechet import finite
 from nitrodistill.files import hash_file
 from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
 
@@ -70,8 +70,7 @@ def inception(
     network = network.eval().requires_grad_(False).to(device)
 
     def features(images: Tensor) -> Tensor:
-        levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-        return network(levels.to(device))[0].flatten(1)
+        return network(_levels(images).to(device))[0].flatten(1)
 
     return Extractor(name, features, "cubic", hash_file(file))
 
@@ -156,47 +155,33 @@ def _image_embedding(network: Any, pixels: Tensor) -> Tensor:
     return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
 
-class _Prepare:
-    """Pictures in [-1, 1] as a network wants them."""
-
-    def __init__(
-        self, size: int, mean: Sequence[float], std: Sequence[float], device: torch.device | str
-    ) -> None:
-        self._size, self._device = size, device
-        self._mean, self._std = (torch.tensor(x, device=device)[:, None, None] for x in (mean, std))
-
-    def __call__(self, images: Tensor) -> Tensor:
-        unit = (images.to(self._device, torch.float32).clamp(-1, 1) + 1) / 2
-        if unit.shape[-2:] != (self._size, self._size):
-            height, width = unit.shape[-2:]
-            factor = self._size / min(height, width)
-            size = [max(self._size, round(factor * side)) for side in (height, width)]
-            unit = interpolate(unit, size, mode="bicubic", antialias=True).clamp(0, 1)
-            top, left = ((side - self._size) // 2 for side in size)
-            unit = unit[..., top : top + self._size, left : left + self._size]
-        return (unit - self._mean) / self._std
+def _levels(images: Tensor) -> Tensor:
+    """Pictures in [-1, 1] in 8 bits, as they would be saved."""
+    return ((finite(images, "pictures").clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def _load(kind: Any, path: str | Path, device: torch.device | str) -> tuple[Any, _Prepare]:
+def _load(
+    kind: Any, path: str | Path, device: torch.device | str
+) -> tuple[Any, Callable[[Tensor], Tensor]]:
+    """A network, and what makes its input of pictures in [-1, 1]: the processor saved beside it."""
     without_broken_torchvision()
-    from transformers.image_processing_utils import BaseImageProcessor
+    from transformers import AutoImageProcessor
 
     network: nn.Module = _local(kind, path).eval().requires_grad_(False).to(device)
     try:
-        about, _ = BaseImageProcessor.get_image_processor_dict(_folder(path), local_files_only=True)
-    except OSError as error:
+        processor: Any = AutoImageProcessor.from_pretrained(_folder(path), local_files_only=True)
+    except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"{str(path)!r} has no preprocessor_config.json, which says what pictures the network wants; save "
-            "its processor beside it."
+            f"{str(path)!r} has no preprocessor_config.json, or an unknown one, which says what pictures the "
+            f"network wants ({' '.join(str(error).split())[:80]}); save its processor beside it."
         ) from error
-    size = about.get("crop_size") or about.get("size") or {}
-    if isinstance(size, dict):
-        size = size.get("height") or size.get("shortest_edge")
-    if not isinstance(size, int) or "image_mean" not in about or "image_std" not in about:
-        raise ValueError(
-            f"the preprocessor_config.json of {str(path)!r} has no square size, image_mean or image_std."
-        )
-    return network, _Prepare(size, about["image_mean"], about["image_std"], device)
+
+    def prepare(images: Tensor) -> Tensor:
+        levels = _levels(images).cpu()
+        made = processor(images=levels, return_tensors="pt", input_data_format="channels_first")
+        return made["pixel_values"].to(device)
+
+    return network, prepare
 
 
 def _local(kind: Any, path: str | Path) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from nitrodistill.evaluation.catalogue import info, ordered
 from nitrodistill.evaluation.config import Sheet
-from nitrodistill.evaluation.manifold import NUM_NEIGHBOURS
+from nitrodistill.evaluation.manifold import MIN_SAMPLES
 from nitrodistill.evaluation.paired import SSIM_WINDOW
 from nitrodistill.evaluation.result import Metric
 
@@ -53,8 +53,8 @@ def _metrics(
     if "precision" not in student:
         fewest = min(len(sheet.ids), num_real or len(sheet.ids))
         found.append(
-            f"Precision, recall, density and coverage are left out: there are {fewest} pictures, and "
-            f"{NUM_NEIGHBOURS} neighbours need at least {NUM_NEIGHBOURS + 1}."
+            f"Precision, recall, density and coverage are left out: there are {fewest} pictures; "
+            f"they need at least {MIN_SAMPLES}."
         )
     found += [
         f"{_labels([name])} is left out: the teacher's pictures have none of it to compare with."

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from nitrodistill.losses.ssim import ssim_loss
@@ -46,7 +47,8 @@ def paired_distances(
     a, b = mine.float(), teachers.float()
     found = {"pixel_distance": latent_distance(a, b)}
     if min(a.shape[-2:]) >= SSIM_WINDOW:
-        unit = [(x.clamp(-1, 1) + 1) / 2 for x in (a, b)]
+        known = [x.masked_fill(x.isinf(), torch.nan) for x in (a, b)]  # clamp would hide it
+        unit = [(x.clamp(-1, 1) + 1) / 2 for x in known]
         found["ssim"] = 1 - ssim_loss(*unit, data_range=1.0)
     if perceptual is not None:
         found["lpips"] = perceptual(a, b)

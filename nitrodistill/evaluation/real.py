@@ -6,34 +6,34 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from nitrodistill.data.images import SUFFIXES, fitted, image_files, read_image
+from nitrodistill.evaluation.cache import keep, kept
 from nitrodistill.evaluation.features import Extractor
 from nitrodistill.evaluation.meters import Meter
-from nitrodistill.files import atomic, blake2
+from nitrodistill.files import blake2
 
 __all__ = ["ImageFolder", "RealImages", "check_resolution", "measure_folder"]
 
 RealImages = Callable[[Sequence[str], Tensor], Tensor]
 """`(B prompts, (B,) sample numbers) -> (B, 3, H, W)` in [-1, 1]; equal arguments give equal pictures."""
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-VERSION = 1  # of what is measured of a folder: another number makes caches anew
+VERSION = 2  # of what is measured of a folder: another number makes caches anew
 
 
 class ImageFolder:
     """The pictures below a folder, in the order of their names.
 
     Args:
-        path: the folder; PNG, JPEG, WebP and BMP files in it and below it.
+        path: the folder; images in it and below it, read as `nitrodistill encode` reads them.
         size: side in pixels that every picture is brought to: its shorter side is resized (bicubic,
             antialiased) and its middle is cut out. None leaves them as they are; then all must have
             one resolution.
 
     Raises:
         FileNotFoundError: if there is no such folder, or no picture in it.
+        ValueError: if `size` is below 2, or something in the folder is no file.
     """
 
     def __init__(self, path: str | Path, size: int | None = None) -> None:
@@ -43,8 +43,7 @@ class ImageFolder:
             raise ValueError(f"size is {size}; it must be at least 2 pixels, or None.")
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder {str(path)!r} with real pictures.")
-        files = (f for f in self.path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
-        self.files: tuple[Path, ...] = tuple(sorted(files))
+        self.files: tuple[Path, ...] = tuple(image_files(self.path))
         if len(self.files) < 2:
             raise FileNotFoundError(
                 f"the folder {str(path)!r} holds {len(self.files)} pictures ({', '.join(SUFFIXES)}); a "
@@ -60,19 +59,9 @@ class ImageFolder:
         Raises:
             ValueError: if it cannot be read, or has another resolution than the first one.
         """
-        from PIL import Image, ImageOps, UnidentifiedImageError
-
         file = self.files[number]
-        try:
-            with Image.open(file) as opened:
-                image = opened.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise ValueError(f"the picture {str(file)!r} cannot be read: {error}") from error
-        if self.size is not None:
-            image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC)
-        levels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        width, height = image.size
-        return levels.view(height, width, 3).permute(2, 0, 1).float() / 127.5 - 1
+        size = None if self.size is None else (self.size, self.size)
+        return fitted(read_image(file.read_bytes(), repr(str(file))), size)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All pictures: their numbers `(B,)` and the pictures `(B, 3, H, W)`.
@@ -87,8 +76,8 @@ class ImageFolder:
                 if image.shape != shape:
                     sizes = [f"{x[2]} x {x[1]}" for x in (shape, image.shape)]
                     raise ValueError(
-                        f"the pictures have different resolutions ({self.files[0].name} {sizes[0]}, "
-                        f"{self.files[row].name} {sizes[1]}); give a size that all are brought to."
+                        f"the pictures have different resolutions ({self.files[0].name!r} {sizes[0]}, "
+                        f"{self.files[row].name!r} {sizes[1]}); give a size that all are brought to."
                     )
             yield rows, torch.stack(images)
 
@@ -121,11 +110,9 @@ def measure_folder(
     from tqdm import tqdm
 
     path = None if cache is None else _cache_file(cache, folder, extractors)
-    if path is not None and path.is_file():
-        try:
-            return Meter.from_state(extractors, load_file(path))
-        except (SafetensorError, KeyError):
-            path.unlink()
+    known = None if path is None else kept(path)
+    if known is not None:
+        return Meter.from_state(extractors, known)
     meter = Meter(0, extractors)
     with tqdm(
         total=len(folder), desc="real pictures", unit="image", disable=not progress, mininterval=2
@@ -134,9 +121,7 @@ def measure_folder(
             meter.update(images.to(device), (), rows)
             bar.update(len(rows))
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(path) as temporary:
-            save_file(meter.state(), temporary)
+        keep(path, meter.state())
     return meter
 
 

@@ -23,6 +23,7 @@ which `Pictures.save` writes:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,6 +61,13 @@ class Metric:
     floor: float | None = None
     num_samples: int | None = None
     extractor: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("value", "low", "high", "floor"):
+            number = getattr(self, name)
+            known = isinstance(number, int | float) and math.isfinite(number)
+            if not known and (number is not None or name == "value"):
+                raise ValueError(f"a metric's {name} is {number}; it must be a finite number.")
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,18 @@ from torch import Tensor
 
 from nitrodistill.evaluation.discrepancy import KernelDistance
 from nitrodistill.evaluation.features import Extractor, FeatureSet, frechet_replicates
-from nitrodistill.evaluation.manifold import NUM_NEIGHBOURS, manifold_scores
+from nitrodistill.evaluation.intervals import (
+    Interval,
+    Resampler,
+    mean_interval,
+    percentile_interval,
+    ratio_interval,
+    share_interval,
+    t_interval,
+)
+from nitrodistill.evaluation.manifold import MIN_SAMPLES, manifold_scores
 from nitrodistill.evaluation.meters import Meter
 from nitrodistill.evaluation.nearest import COPY_QUANTILE
-from nitrodistill.evaluation.resampling import (
-    Resampler,
-    normal_interval,
-    percentile_interval,
-)
 from nitrodistill.evaluation.result import Metric
 
 __all__ = ["Scorer"]
@@ -111,9 +115,9 @@ class Scorer:
             if len(first) > 1:
                 name = f"{KERNEL_METRICS[extractor.kernel]}_{word}{suffix}"
                 found[name] = KernelDistance(first, second, extractor.kernel).value()
-            if len(first) > NUM_NEIGHBOURS:
+            if len(first) >= MIN_SAMPLES:
                 scores = manifold_scores(first, second)
-                found |= {f"{n}{suffix}": float(v.mean()) for n, v in vars(scores).items()}
+                found |= {f"{name}{suffix}": score.value for name, score in scores.items()}
         return {name: value for name, value in found.items() if value is not None}
 
     def _half_ratios(self, teacher: Meter) -> dict[str, float]:
@@ -129,19 +133,15 @@ class Scorer:
         return {name: value for name, value in found.items() if value is not None}
 
     def _means(self, mine: Meter) -> dict[str, Metric]:
-        columns = mine.columns
-        names = [n for n in columns.names() if n in MEANS or _is_alignment(n)]
-        if not names:
-            return {}
-        replicates = self._resampler.means(torch.stack([columns[n] for n in names], dim=1))
-        return {
-            name: Metric(
-                float(columns[name].mean()),
-                *percentile_interval(replicates[:, i]),
-                num_samples=len(columns[name]),
-            )
-            for i, name in enumerate(names)
-        }
+        found = {}
+        for name in mine.columns.names():
+            values = mine.columns[name]
+            mean, count = float(values.mean()), len(values)
+            if _is_alignment(name):
+                found[name] = _metric(mean, share_interval(mean, count), count)
+            elif name in MEANS:
+                found[name] = _metric(mean, mean_interval(values), count)
+        return found
 
     def _ratios(self, mine: Meter, teacher: Meter) -> dict[str, Metric]:
         found = {}
@@ -149,17 +149,14 @@ class Scorer:
             a, b = mine.columns[column], teacher.columns[column]
             value = _ratio(a.mean(), b.mean())
             if value is not None:
-                replicates = [self._resampler.means(x[:, None])[:, 0] for x in (a, b)]
-                interval = percentile_interval(replicates[0] / replicates[1])
-                found[name] = Metric(value, *interval, num_samples=len(a))
+                found[name] = _metric(value, ratio_interval(a, b), len(a))
         spreads = [meter.spreads[0] + meter.spreads[1] for meter in (mine, teacher)]
         a, b = spreads[0].spread(), spreads[1].spread()
         if a is not None and b and mine.latent_shape == teacher.latent_shape:
             variances = torch.stack([spread.variances() for spread in spreads], dim=1)
-            known = variances[variances.isfinite().all(1)]
-            replicates = self._resampler.means(known)
-            interval = percentile_interval((replicates[:, 0] / replicates[:, 1]).sqrt())
-            found["diversity"] = Metric(a / b, *interval, num_samples=mine.latents.count)
+            squares = ratio_interval(*variances[~variances.isnan().any(1)].T)
+            interval = None if squares is None else (squares[0] ** 0.5, squares[1] ** 0.5)
+            found["diversity"] = _metric(a / b, interval, mine.latents.count)
         return found
 
     def _nearest(self, mine: Meter, teacher: Meter) -> dict[str, Metric]:
@@ -169,27 +166,24 @@ class Scorer:
         value = _ratio(a.median(), b.median())
         if value is None:
             return {}
-        pairs = torch.stack([a, b], dim=1)
-        generator = torch.Generator().manual_seed(self._resampler.seed)
-        medians = torch.stack(
-            [
-                pairs[torch.randint(len(a), (len(a),), generator=generator)].median(0).values
-                for _ in range(self._resampler.replicates)
-            ]
-        )
-        ratio = Metric(
-            value, *percentile_interval(medians[:, 0] / medians[:, 1]), num_samples=len(a)
-        )
-        below = (a < b.quantile(COPY_QUANTILE)).double()
-        shares = self._resampler.means(below[:, None])[:, 0]
-        copied = Metric(float(below.mean()), *percentile_interval(shares), num_samples=len(a))
-        return {"nearest_ratio": ratio, "copied": copied}
+        drawn = [(a[rows], b[rows]) for rows in self._resampler.rows(len(a))]
+        ratios = torch.stack([x.median() / y.median() for x, y in drawn])
+        shares = torch.tensor([_copied(x, y) for x, y in drawn], dtype=torch.float64)
+        interval = percentile_interval(ratios) if bool(ratios.isfinite().all()) else None
+        share = _copied(a, b)
+        ends = zip(percentile_interval(shares), share_interval(share, len(a)), strict=True)
+        (low, least), (high, most) = ends
+        return {
+            "nearest_ratio": _metric(value, interval, len(a)),
+            "copied": _metric(share, (min(low, least), max(high, most)), len(a)),
+        }
 
     def _frechet(self, mine: FeatureSet, other: FeatureSet, extractor: str) -> Metric:
         replicates, shrink = frechet_replicates(mine, other, self._counts)
         value = mine.distance(other)
-        interval = normal_interval(value, replicates, shrink, least=0.0)
-        return Metric(value, *interval, num_samples=mine.count, extractor=extractor)
+        deviation = shrink * float(replicates.std())
+        low, high = t_interval(value, deviation, min(mine.count, other.count) - 1)
+        return _metric(value, (max(low, 0.0), high), mine.count, extractor)
 
     def _counts(self, size: int, replicates: int) -> list[Tensor]:
         return list(self._resampler.counts(size, replicates))
@@ -200,23 +194,30 @@ class Scorer:
         a, b = mine.kept(), other.kept()
         size = min(len(a), len(b))
         distance = KernelDistance(a[:size], b[:size], extractor.kernel)
-        low, high = distance.interval(self._resampler) or (None, None)
         name = f"{KERNEL_METRICS[extractor.kernel]}_{word}{suffix}"
-        return {name: Metric(distance.value(), low, high, None, size, extractor.name)}
+        return {name: _metric(distance.value(), distance.interval(), size, extractor.name)}
 
     def _manifold(
         self, mine: FeatureSet, reference: FeatureSet, extractor: str, suffix: str
     ) -> dict[str, Metric]:
         a, b = mine.kept(), reference.kept()
-        if min(len(a), len(b)) <= NUM_NEIGHBOURS:
+        if min(len(a), len(b)) < MIN_SAMPLES:
             return {}
-        found = {}
-        for name, share in vars(manifold_scores(a, b)).items():
-            interval = percentile_interval(self._resampler.means(share[:, None])[:, 0])
-            found[f"{name}{suffix}"] = Metric(
-                float(share.mean()), *interval, num_samples=len(a), extractor=extractor
-            )
-        return found
+        return {
+            f"{name}{suffix}": _metric(score.value, score.interval(), len(a), extractor)
+            for name, score in manifold_scores(a, b).items()
+        }
+
+
+def _metric(
+    value: float, interval: Interval | None, num_samples: int, extractor: str | None = None
+) -> Metric:
+    low, high = interval or (None, None)
+    return Metric(value, low, high, num_samples=num_samples, extractor=extractor)
+
+
+def _copied(mine: Tensor, teachers: Tensor) -> float:
+    return float((mine < teachers.quantile(COPY_QUANTILE)).double().mean())
 
 
 def _is_alignment(name: str) -> bool:

@@ -47,10 +47,14 @@ def gradient_energy(images: Tensor) -> Tensor:
 
 
 def edge_strength(images: Tensor) -> Tensor:
-    """The 98th percentile of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`."""
+    """The 98th percentile of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`.
+
+    NaN for an image with a pixel that is NaN or infinite.
+    """
     magnitude = gradient_magnitude(images).flatten(1)
     rank = max(1, round(PERCENTILE * magnitude.shape[1]))
-    return magnitude.kthvalue(rank, dim=1).values  # quantile() refuses large images
+    found = magnitude.kthvalue(rank, dim=1).values  # quantile() refuses large images
+    return found.masked_fill(~magnitude.isfinite().all(1), torch.nan)  # it sorts NaN to the end
 
 
 def high_frequency_energy(images: Tensor) -> Tensor:

@@ -122,7 +122,7 @@ def test_a_broken_image_is_named_and_none_takes_its_place(
     folder.mkdir()
     (folder / "a.png").write_bytes(b"broken")
     (folder / "a.txt").write_text("a cat")
-    with pytest.raises(ValueError, match=r"a.png in .* cannot be read"):
+    with pytest.raises(ValueError, match=r"'a.png' in .* cannot be read"):
         encode(
             pipeline,
             open_images(folder),

@@ -62,7 +62,18 @@ def test_workers_share_the_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-4], lambda data: b"", lambda data: b"{" * 9]
+    "damage",
+    [
+        lambda data: data[:-4],
+        lambda data: b"",
+        lambda data: b"{" * 9,
+        *(
+            lambda data, i=i: data[:-i] + bytes([data[-i] ^ 1]) + data[-i + 1 :]
+            for i in range(2, 40)
+        ),
+        lambda data: data.replace(b"F32", b"I32"),
+        lambda data: data.replace(b"[2,4,1,1]", b"[4,2,1,1]"),
+    ],
 )
 def test_damaged_latents_are_made_again(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     cache = LatentCache(tmp_path)

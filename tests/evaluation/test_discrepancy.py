@@ -10,7 +10,6 @@ from torch import Tensor
 from torch_fidelity.metric_kid import kernel_poly, kernel_rbf, mmd2
 
 from nitrodistill.evaluation.discrepancy import Kernel, KernelDistance
-from nitrodistill.evaluation.resampling import Resampler
 
 FEATURES = 8
 
@@ -32,7 +31,7 @@ def expected_kid(shift: float) -> float:
 
 def test_kid_of_two_gaussians() -> None:
     distance = KernelDistance(normal(3000, 0), normal(3000, 1, 0.5))
-    interval = distance.interval(Resampler())
+    interval = distance.interval()
     assert interval is not None
     low, high = interval
     assert low < expected_kid(0.5) < high
@@ -53,14 +52,14 @@ def test_equal_sets_have_none() -> None:
     x = normal(130, 0)
     distance = KernelDistance(x, x)
     assert distance.value() == 0
-    assert distance.interval(Resampler()) == (0, 0)
+    assert distance.interval() == (0, 0)
 
 
 def test_sets_of_one_distribution_have_0_in_the_interval() -> None:
     inside = 0
     for seed in range(20):
         distance = KernelDistance(normal(80, seed), normal(80, 100 + seed))
-        low, high = distance.interval(Resampler(50)) or (0, 0)
+        low, high = distance.interval() or (0, 0)
         inside += low < 0 < high
     assert inside >= 18
 
@@ -78,6 +77,17 @@ def test_it_is_torch_fidelitys_statistic(kernel: Kernel) -> None:
         scale = 1000.0
     expected = scale * mmd2(*k, mmd_est="u-statistic")
     assert KernelDistance(x, y, kernel).value() == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_interval_is_the_jackknifes() -> None:
+    """From values without each pair, over more than one block."""
+    x, y = normal(530, 0), normal(530, 1, 0.3)
+    distance, rows = KernelDistance(x, y), torch.arange(530)
+    without = [KernelDistance(x[rows != i], y[rows != i]).value() for i in range(6)]
+    sums, n = distance._sums, 530
+    expected = ((sums.sum() - 2 * sums) / ((n - 1) * (n - 2)))[:6]
+    assert without == pytest.approx(expected.tolist(), rel=1e-9)
+    assert KernelDistance(x[:2], y[:2]).interval() is None
 
 
 def test_too_few_and_unlike_features_are_refused() -> None:

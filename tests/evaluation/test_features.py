@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nitrodistill.evaluation import Extractor
 from nitrodistill.evaluation.features import FeatureSet, frechet_replicates, named_extractors
-from nitrodistill.evaluation.resampling import Resampler
+from nitrodistill.evaluation.intervals import Resampler
 
 
 def normal(n: int, f: int, seed: int, shift: float = 0.0) -> Tensor:
@@ -82,6 +82,8 @@ def test_extractors_that_return_something_else_are_named() -> None:
         ValueError, match=r"'mine' made \(2, 3, 4, 4\) of 2 pictures.*flatten or average"
     ):
         Extractor("mine", lambda x: x)(images)
+    with pytest.raises(ValueError, match="pictures hold NaN"):
+        Extractor("mine", lambda x: x.flatten(1))(images / 0)
     found = FeatureSet("mine")
     found.update(normal(4, 3, 0), torch.arange(4))
     with pytest.raises(ValueError, match=r"made \(5,\) numbers of a picture after \(3,\)"):

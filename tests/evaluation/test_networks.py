@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from PIL import Image
 from torch import Tensor
 
-from nitrodistill.evaluation.networks import ClipScore, _Prepare, clip, dino, inception
+from nitrodistill.evaluation.networks import ClipScore, _load, clip, dino, inception
 from nitrodistill.models.pipeline import without_broken_torchvision
 from tools.toy.text import MAX_TOKENS, make_tokenizer
 
@@ -46,7 +48,8 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pictures(height: int = 24, width: int = 24) -> Tensor:
-    return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(256, (2, 3, height, width), generator=generator) / 127.5 - 1
 
 
 def test_clip_scores_are_transformers_logits(clip_folder: Path) -> None:
@@ -75,23 +78,42 @@ def test_long_prompts_are_cut(clip_folder: Path) -> None:
     assert score(pictures(), [long, long]).isfinite().all()
 
 
-def test_pictures_are_resized_and_cut_as_pil_does(clip_folder: Path) -> None:
-    import numpy as np
-    from PIL import Image
+SIZES = [(480, 640), (640, 480), (24, 24), (8, 300)]
+SIZES += torch.randint(8, 90, (200, 2), generator=torch.Generator().manual_seed(1)).tolist()
 
-    images = pictures(48, 60)
-    unit = images / 2 + 0.5
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "resized"),
+    [
+        ("CLIP", {"size": {"shortest_edge": 24}, "crop_size": 24}, 24),  # CLIP's own
+        ("Bit", {"size": {"shortest_edge": 27}, "crop_size": 24}, 27),  # DINOv2's: larger, then cut
+        ("ViT", {"size": {"height": 24, "width": 24}}, (24, 24)),  # squeezed, not cut
+    ],
+)
+def test_every_size_is_prepared_as_the_published_code_does(
+    tmp_path: Path, kind: str, settings: dict[str, Any], resized: Any
+) -> None:
+    """CLIP and DINOv2 publish torchvision's Resize of a PIL image; transformers cuts the middle."""
+    from torchvision.transforms import Compose, InterpolationMode, Resize, ToTensor
+
+    processor = getattr(transformers, f"{kind}ImageProcessor")
+    processor(**settings, resample=3, image_mean=MEAN, image_std=STD).save_pretrained(tmp_path)
+    published = Compose([Resize(resized, InterpolationMode.BICUBIC), ToTensor()])
+    config = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 0}
+    heads = {"num_attention_heads": 1, "image_size": 24, "patch_size": 24}
+    transformers.ViTModel(transformers.ViTConfig(**config, **heads)).save_pretrained(tmp_path)
+    _, prepare = _load(transformers.AutoModel, tmp_path, "cpu")
     mean, std = (torch.tensor(x)[:, None, None] for x in (MEAN, STD))
-    expected = []
-    for image in unit:
-        channels = [
-            np.asarray(Image.fromarray(c.numpy()).resize((30, 24), Image.Resampling.BICUBIC))
-            for c in image
-        ]
-        expected.append(torch.from_numpy(np.stack(channels))[:, :, 3:27].clamp(0, 1))
-    found = _Prepare(24, MEAN, STD, "cpu")(images)
-    torch.testing.assert_close(found, (torch.stack(expected) - mean) / std, atol=1e-4, rtol=1e-4)
-    assert clip(clip_folder)(images).shape == (2, 8)
+    generator = torch.Generator().manual_seed(0)
+    for height, width in SIZES:
+        levels = torch.randint(256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+        found = prepare(levels / 127.5 - 1)[0] * std + mean
+        whole: Any = published(Image.fromarray(levels[0].permute(1, 2, 0).numpy()))
+        top, left = ((side - 24) // 2 for side in whole.shape[1:])
+        expected = whole[:, top : top + 24, left : left + 24]
+        assert found.shape == expected.shape == (3, 24, 24)
+        off = 255 * (found - expected).abs()  # torchvision rounds between passes where PIL does not
+        assert off.mean() < 0.5, (height, width)
 
 
 def test_dino_gives_the_class_token(tmp_path: Path) -> None:
@@ -111,7 +133,7 @@ def test_dino_gives_the_class_token(tmp_path: Path) -> None:
         ).eval()
     model.save_pretrained(tmp_path)
     ViTImageProcessor(size={"height": 28, "width": 28}).save_pretrained(tmp_path)
-    with torch.no_grad():
+    with torch.no_grad():  # its processor's mean and deviation are 0.5
         expected = model(pixel_values=pictures(28, 28)).pooler_output  # layer norm, class token
         found = dino(tmp_path)(pictures(28, 28))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

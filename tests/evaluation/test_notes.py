@@ -17,7 +17,7 @@ from nitrodistill.evaluation.catalogue import CATALOGUE
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 
-QUICK = EvaluateConfig(num_samples=12, teacher_steps=1, cost_repeats=0, num_pictures=0, bootstrap=2)
+QUICK = EvaluateConfig(num_samples=16, teacher_steps=1, cost_repeats=0, num_pictures=0, bootstrap=2)
 EXTRACTOR = Extractor("mean", lambda images: images.mean((2, 3)))
 
 
@@ -44,7 +44,7 @@ def test_nothing_is_said_where_nothing_is_missing(teacher: Pipeline) -> None:
         teacher,
         alignment=right,
         text_score=lambda images, prompts: images.mean((1, 2, 3)),
-        real_images=torch.rand(24, 3, 16, 16) * 2 - 1,
+        real_images=torch.rand(32, 3, 16, 16) * 2 - 1,
         training_latents=torch.randn(3, *teacher.latent_shape),
     )
     assert found.notes == ()
@@ -57,8 +57,7 @@ def test_few_samples(teacher: Pipeline) -> None:
     found = measured(teacher, config={"num_samples": 5})
     assert "precision" not in found.student
     assert found.notes == (
-        "Precision, recall, density and coverage are left out: there are 5 pictures, and 5 neighbours need at "
-        "least 6.",
+        "Precision, recall, density and coverage are left out: there are 5 pictures; they need at least 7.",
     )
     found = measured(teacher, config={"num_samples": 10})
     assert "precision" in found.student

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nitrodistill.data.images import fitted
 from nitrodistill.evaluation import Extractor, ImageFolder
 from nitrodistill.evaluation.real import measure_folder
 
@@ -55,7 +56,7 @@ def test_a_size_brings_all_to_it(tmp_path: Path) -> None:
     (_, images), *_ = ImageFolder(tmp_path, 16).batches(4)
     assert images.shape == (4, 3, 16, 16)
     with pytest.raises(
-        ValueError, match=r"different resolutions \(16-00\.png 16 x 33, 24-00\.png 24 x 20"
+        ValueError, match=r"different resolutions \('16-00\.png' 16 x 33, '24-00\.png' 24 x 20"
     ):
         list(ImageFolder(tmp_path).batches(4))
 
@@ -79,8 +80,24 @@ def test_numbers_are_kept_under_a_hash_of_what_they_were_computed_from(tmp_path:
     measure(pictures, features, None, cache)
     assert len(list(cache.iterdir())) == 4, "an extractor without a fingerprint keeps nothing"
     for file in cache.iterdir():
-        file.write_bytes(file.read_bytes()[:50])
+        data = file.read_bytes()
+        file.write_bytes(data[:-9] + bytes([data[-9] ^ 64]) + data[-8:])
+    calls = features.calls
     assert measure(pictures, features, "a", cache).count == 7
+    assert features.calls > calls, "a file with one bit turned is not believed"
+
+
+def test_it_reads_as_encode_does(tmp_path: Path) -> None:
+    """Turned by EXIF, and brought to a size by one function."""
+    image = Image.new("RGB", (6, 4), "red")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    for i in range(2):
+        image.save(tmp_path / f"{i}.jpg", exif=exif)
+    assert ImageFolder(tmp_path)[0].shape == (3, 6, 4)
+    with Image.open(tmp_path / "0.jpg") as opened:
+        expected = fitted(opened.convert("RGB").transpose(Image.Transpose.ROTATE_270), (5, 5))
+    assert torch.equal(ImageFolder(tmp_path, 5)[0], expected)
 
 
 def test_what_is_no_folder_of_pictures_is_told(tmp_path: Path) -> None:

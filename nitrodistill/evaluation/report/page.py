@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 from markupsafe import Markup
 
@@ -130,7 +131,13 @@ def render(name: str, **values: Any) -> str:
         "script": Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
         "version": version("nitrodistill"),
     }
-    return environment.get_template(name).render(**inside, **values)
+    return _visible(environment.get_template(name).render(**inside, **values))
+
+
+def _visible(page: str) -> str:
+    """The page with control characters of names and prompts written out: a terminal would obey them."""
+    shown = (c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in page)
+    return "".join(shown)
 
 
 def steps_of(found: Evaluation) -> dict[str, str]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from nitrodistill.evaluation import Evaluation
 from nitrodistill.evaluation.report import report_html, write_report
+from nitrodistill.evaluation.report.page import _visible
 
 LOGS = [
     {"stage": 0, "step": step, "student/total": 1 / step, "student/learning_rate": 1e-3}
@@ -187,3 +188,7 @@ def test_the_file_is_whole_or_not_there(
         write_report(evaluation(), path, title="another")
     assert path.read_text(encoding="utf-8") == before
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+
+
+def test_control_characters_are_written_out() -> None:
+    assert _visible("a\x1b[31m\u202eb\n\t\xa0") == "a\\x1b[31m\\u202eb\n\t\xa0"
