@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,6 +23,7 @@ __all__ = [
     "build",
     "check_settings",
     "import_class",
+    "import_object",
     "one_name",
     "pick_class",
     "snake_case",
@@ -56,6 +59,21 @@ def one_name(spec: object, what: str) -> tuple[str, Any]:
     raise ValueError(f"the {what} is {spec!r}; give a name, or one name with its settings.")
 
 
+def import_object(path: str, what: str) -> object:
+    """What stands at `package.module:name`, which is looked for in the working directory too; None if nothing does.
+
+    Raises:
+        ValueError: if there is no such module.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    module, _, name = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"the {what} {path!r} cannot be imported: {error}.") from error
+
+
 def import_class(path: str, base: type[_T], what: str) -> type[_T]:
     """The class at `package.module:Class`.
 
@@ -67,11 +85,8 @@ def import_class(path: str, base: type[_T], what: str) -> type[_T]:
     Raises:
         ValueError: if there is no such module or class, or it is no `base`.
     """
+    found = import_object(path, what)
     module, _, name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"the {what} {path!r} cannot be imported: {error}.") from error
     if not isinstance(found, type):
         raise ValueError(f"the {what} {path!r} is no class; {module} has no class {name!r}.")
     if not issubclass(found, base) or (base is not object and inspect.isabstract(found)):

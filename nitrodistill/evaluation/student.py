@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
+from nitrodistill.data import LatentStore
+from nitrodistill.data.pairs import MANIFEST
 from nitrodistill.evaluation import (
     EvaluateConfig,
     Evaluation,
     Extractor,
     ImageFolder,
+    RealImages,
     TextureFeatures,
     evaluate,
 )
+from nitrodistill.evaluation.features import Features
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.named import import_object
 from nitrodistill.sampling import StepPlan
 from nitrodistill.teachers import EMBEDDED
 from nitrodistill.types import Denoiser
@@ -33,8 +38,10 @@ class MetricNetworks:
     """Real pictures and networks that metrics need, from this machine; nothing is downloaded.
 
     Attributes:
-        real: folder of real pictures, brought to the teacher's size; null takes none (the embedded
-            teacher's are drawn).
+        real: folder of real pictures, brought to the teacher's size, or of real latents (`encode`), which are
+            decoded; null takes none (the embedded teacher's are drawn).
+        features: module:function of your own, pictures (B, 3, H, W) in [-1, 1] -> features (B, F); Frechet
+            distance and KID.
         inception: file of torch-fidelity's Inception weights, or auto for torch's hub cache: FID and KID.
         clip: folder of a saved CLIP, or its name in the cache: Frechet distance, CMMD and CLIP score.
         dino: folder of a saved DINOv2, or its name in the cache: Frechet distance and KID.
@@ -42,6 +49,7 @@ class MetricNetworks:
     """
 
     real: str | None = None
+    features: str | None = None
     inception: str | None = None
     clip: str | None = None
     dino: str | None = None
@@ -56,6 +64,13 @@ class MetricNetworks:
         from nitrodistill.evaluation.networks import clip, dino, inception
 
         found = []
+        if self.features is not None:
+            function = import_object(self.features, "feature function")
+            if not callable(function):
+                raise ValueError(
+                    f"features is {self.features!r}; it must be module:function, such as mine.features:vectors."
+                )
+            found.append(Extractor("features", cast(Features, function)))
         if self.inception is not None:
             file = None if self.inception == "auto" else self.inception
             found.append(inception(file, device))
@@ -69,7 +84,13 @@ class MetricNetworks:
         """Arguments of `evaluate`: real pictures, text score, perceptual distance."""
         found: dict[str, Any] = {}
         if self.real is not None:
-            found["real_images"] = ImageFolder(self.real, min(teacher.resolution))
+            is_store = (Path(self.real) / MANIFEST).is_file()
+            size = min(teacher.resolution)
+            found["real_images"] = (
+                _decoded(LatentStore.open(self.real), teacher)
+                if is_store
+                else ImageFolder(self.real, size)
+            )
         if self.clip is not None:
             from nitrodistill.evaluation.networks import ClipScore
 
@@ -130,6 +151,20 @@ def measure_student(
         progress=progress,
         **settings,
     )
+
+
+def _decoded(store: LatentStore, teacher: Pipeline) -> RealImages:
+    """The pictures of a store of real latents; what the VAE takes from them is missing."""
+
+    def real(prompts: Sequence[str], index: Tensor) -> Tensor:
+        if int(index.max()) >= len(store):
+            raise ValueError(
+                f"the real latents are {len(store)}, and {int(index.max()) + 1} are wanted; encode more, or lower "
+                "num_samples."
+            )
+        return teacher.decode(store.read(index.tolist()).x0).cpu()
+
+    return real
 
 
 def _toy(seed: int) -> tuple[Extractor, dict[str, Any]]:

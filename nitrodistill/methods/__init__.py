@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import pkgutil
-import sys
 from types import ModuleType
 
 from nitrodistill.method import DistillationMethod
@@ -53,8 +51,6 @@ def _is_own(value: object, module: ModuleType) -> bool:
 
 
 def _from_outside(name: str) -> type[DistillationMethod]:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
     found = import_class(name, object, "method")
     wanted = {"Config", "build", "trainable", "losses"}
     missing = {part for part in wanted if not hasattr(found, part)}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nitrodistill.data import BatchStream, together
+from nitrodistill.export import check_export
 from nitrodistill.method import Cast, DistillationMethod
 from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -109,7 +110,8 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
     for stage in recipe.stages:
         if stage.lora is not None:
             check_lora(pipeline.denoiser, stage.lora)
-        method, _ = build_on_shapes(stage, pipeline)
+        method, cast = build_on_shapes(stage, pipeline)
+        check_export(pipeline, method.plan, cast.student.prediction_type)
         for part in sorted(method.reads):
             if getattr(recipe, part) is None:
                 made = {"pairs": "generate", "real": "encode"}.get(part, "")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nitrodistill import evaluation, measures
+from nitrodistill import evaluation
 from nitrodistill.evaluation import (
     Extractor,
     GaussianStatistics,
@@ -23,9 +23,12 @@ from nitrodistill.evaluation import (
     gaussian_distance,
     manifold_scores,
 )
+from nitrodistill.evaluation.colour import colour_features
 from nitrodistill.evaluation.features import FeatureSet
+from nitrodistill.evaluation.frechet import finite
 from nitrodistill.evaluation.meters import Columns
 from nitrodistill.evaluation.paired import latent_distance, paired_distances
+from nitrodistill.evaluation.sharpness import gradient_magnitude
 
 BAD = (torch.nan, torch.inf, -torch.inf)
 
@@ -65,11 +68,11 @@ def kept(features: Tensor) -> Tensor:
 
 OF_IMAGES: dict[str, Callable[[Tensor], object]] = {
     "TextureFeatures": TextureFeatures(),
-    "colour_features": measures.colour_features,
-    "edge_strength": measures.edge_strength,
-    "gradient_energy": measures.gradient_energy,
-    "gradient_magnitude": lambda x: measures.gradient_magnitude(x).mean((1, 2)),
-    "high_frequency_energy": measures.high_frequency_energy,
+    "colour_features": colour_features,
+    "edge_strength": evaluation.edge_strength,
+    "gradient_energy": evaluation.gradient_energy,
+    "gradient_magnitude": lambda x: gradient_magnitude(x).mean((1, 2)),
+    "high_frequency_energy": evaluation.high_frequency_energy,
     "latent_distance": lambda x: latent_distance(x, normal(*x.shape)),
     "paired_distances": paired,
     "Extractor": Extractor("bytes", lambda x: x.byte().flatten(1).float()),
@@ -82,7 +85,7 @@ OF_FEATURES: dict[str, Callable[[Tensor], object]] = {
     "NearestPair, student": lambda x: NearestPair(normal(3, x.shape[1])).distances(x),
     "PromptSpread": spread,
     "extrapolated_floor": lambda x: extrapolated_floor(statistics(x), statistics(normal(9, 4))),
-    "finite": measures.finite,
+    "finite": finite,
     "frechet_distance": lambda x: frechet_distance(statistics(normal(9, 4)), statistics(x)),
     "gaussian_distance": lambda x: gaussian_distance(
         x.mean(0), torch.eye(4), torch.zeros(4), torch.eye(4)
@@ -94,7 +97,7 @@ OF_FEATURES: dict[str, Callable[[Tensor], object]] = {
     "FeatureSet": kept,
 }
 NO_METRIC = {"Alignment", "EvaluateConfig", "Evaluation", "ImageFolder", "MetricInfo", "Pictures"}
-NO_METRIC |= {"RealImages", "Sample", "TextScore", "Timing", "count_flops", "draw_curves"}
+NO_METRIC |= {"RealImages", "Sample", "TextScore", "Timing", "count_flops"}
 NO_METRIC |= {"draw_grid", "evaluate", "help_draw", "info", "measure", "peak_memory"}
 
 
@@ -128,7 +131,7 @@ def test_of_features_with_one_bad_number(name: str, bad: float) -> None:
 
 def test_every_public_metric_is_held_to_it() -> None:
     names = {name.partition(",")[0] for name in (*OF_IMAGES, *OF_FEATURES)}
-    assert {*evaluation.__all__, *measures.__all__} - names == NO_METRIC
+    assert {*evaluation.__all__} - names == NO_METRIC
 
 
 def test_good_numbers_pass() -> None:

@@ -60,13 +60,22 @@ class Comparison:
     verdicts: Mapping[str, Verdict]
 
     def together(self) -> Evaluation:
-        """The students and the teacher as the arms of one evaluation: its `text` and `markdown` are tables."""
-        first = next(iter(self.students.values()))
+        """The students and the teacher as the arms of one evaluation: its `text` and `markdown` are tables.
+
+        What the teacher cost was measured once with each student and compares with that one alone: in a note.
+        """
+        first = next(iter(self.students.values())).arms.get("teacher", {})
         arms = {name: found.student for name, found in self.students.items()}
-        notes = tuple(
+        arms["teacher"] = {name: m for name, m in first.items() if info(name).group != "cost"}
+        label = info(self.cost).label
+        notes = [
+            f"{name}: {label} {times(1 / self.share(name))} below its own teacher's"
+            for name in self.students
+        ]
+        notes += [
             f"{name}: {note}" for name, found in self.students.items() for note in found.notes
-        )
-        return Evaluation({**arms, "teacher": first.arms.get("teacher", {})}, notes=notes)
+        ]
+        return Evaluation(arms, notes=tuple(notes))
 
     def metric(self, name: str) -> Metric:
         """A student's quality."""
