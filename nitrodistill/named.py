@@ -60,7 +60,7 @@ def one_name(spec: object, what: str) -> tuple[str, Any]:
 
 
 def import_object(path: str, what: str) -> object:
-    """What stands at `package.module:name`, which is looked for in the working directory too; None if nothing does.
+    """What stands at `package.module:name`, looked for in the working directory too; None if nothing does.
 
     Raises:
         ValueError: if there is no such module.

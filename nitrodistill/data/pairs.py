@@ -214,7 +214,8 @@ class PairStore:
                 raise ValueError(
                     f"the pairs in {str(self.path)!r} were made by teacher {source.teacher!r} with "
                     f"weights {source.fingerprint[:12]}, and this teacher's are {fingerprint[:12]}; "
-                    "use that teacher, or generate pairs with this one."
+                    "use that teacher, or generate pairs with this one. (A fingerprint now counts the config and "
+                    "adapters too: a store from before that must be made anew.)"
                 )
 
     @property

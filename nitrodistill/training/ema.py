@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.models.wrappers import plain_name
 from nitrodistill.training.parallel import laid_out_like, local
 
 __all__ = ["EMA"]
@@ -36,7 +37,8 @@ class EMA:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be in [0, 1).")
         self.decay = decay
-        self._weights = {n: w for n, w in module.named_parameters() if w.requires_grad}
+        named = module.named_parameters()
+        self._weights = {plain_name(name): w for name, w in named if w.requires_grad}
         if into is None:
             self._averages = {n: _float32(w) for n, w in self._weights.items()}
         else:
@@ -109,7 +111,8 @@ def _float32(weight: Tensor) -> Tensor:
 
 
 def _places(weights: Mapping[str, Tensor], into: nn.Module) -> dict[str, Tensor]:
-    found = {name: p.detach() for name, p in into.named_parameters() if name in weights}
+    named = ((plain_name(name), p.detach()) for name, p in into.named_parameters())
+    found = {name: p for name, p in named if name in weights}
     strange = [n for n, w in weights.items() if n not in found or found[n].shape != w.shape]
     narrow = [n for n, place in found.items() if place.dtype in (torch.float16, torch.bfloat16)]
     if strange or narrow:

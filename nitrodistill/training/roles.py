@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.method import Role
-from nitrodistill.models.wrappers import checkpointed, unwrapped
+from nitrodistill.models.wrappers import checkpointed, plain_name, role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig
 from nitrodistill.training.parallel import (
     gather_rows,
@@ -38,7 +38,7 @@ class TrainedRole:
     Attributes:
         name: of the role.
         role: where its prepared module lives.
-        module: the network itself, without DDP around it.
+        module: the network itself, without DDP or torch.compile around it.
         config: the optimizer's settings.
         optimizer: over `weights`.
         weights: name -> parameter, those that are trained.
@@ -73,9 +73,9 @@ class TrainedRole:
             checkpoint_gradients(module)
         prepared = prepare_module(module, accelerator, config.parallel, config.cpu_offload)
         role.bind(prepared)
-        module = accelerator.unwrap_model(prepared)
+        module = role_in(prepared) or unwrapped(prepared)
         # after the preparation, which may put other parameters in their place
-        weights = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        weights = {plain_name(n): p for n, p in module.named_parameters() if p.requires_grad}
         settings = config.optimizers[name]
         optimizer = _make_optimizer(settings, weights)
         return cls(name, role, module, settings, optimizer, weights)
@@ -110,8 +110,7 @@ class TrainedRole:
             frozen: those that are not trained, and buffers, as well.
             keep: False returns nothing (and spends no memory): for all processes but one.
         """
-        values = self.module.state_dict() if frozen else self.weights
-        return kept(values, keep)
+        return kept(self._places() if frozen else self.weights, keep)
 
     def optimizer_tensors(self, keep: bool) -> dict[str, Tensor]:
         """The optimizer's whole state as "key:weight" -> tensor; all processes must call it."""
@@ -128,7 +127,7 @@ class TrainedRole:
         Raises:
             ValueError: if they are another network's.
         """
-        places = self.module.state_dict()
+        places = self._places()
         absent = [n for n in self.weights if n not in tensors]
         strange = [n for n, v in tensors.items() if n not in places or v.shape != places[n].shape]
         if absent or strange:
@@ -138,6 +137,10 @@ class TrainedRole:
             )
         for name, value in tensors.items():
             local(places[name]).copy_(local(laid_out_like(value, places[name])))
+
+    def _places(self) -> dict[str, Tensor]:
+        """All weights and buffers by their plain names, whatever is compiled."""
+        return {plain_name(name): value for name, value in self.module.state_dict().items()}
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """The reverse of `optimizer_tensors`; all processes must call it."""
