@@ -37,7 +37,8 @@ from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training import OptimizerConfig, with_progress
 from nitrodistill.training.recipe import Recipe
-from nitrodistill.training.stages import load_student, run_recipe
+from nitrodistill.training.run import load_student
+from nitrodistill.training.stages import run_recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.models.skeleton import shapes_of
-from nitrodistill.models.wrappers import unwrapped
+from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.networks import TEACHER
 from nitrodistill.training.recipe import Stage
@@ -162,7 +162,7 @@ def estimate(
     shapes = shapes_of(pipeline)
     method, cast = build_on_shapes(stage, shapes, text_length)
     bf16 = stage.trainer.mixed_precision == "bf16"
-    roles = _pipeline_roles(shapes) | _frozen_roles(shapes, method, cast, bf16)
+    roles = _pipeline_roles(shapes) | _frozen_roles(shapes, method, stage)
     for name, role in method.trainable().items():
         optimizer = stage.trainer.optimizers.get(name, OptimizerConfig())
         share = _trained_role(role.module, optimizer.ema_decay > 0, optimizer.eight_bit)
@@ -230,22 +230,25 @@ def _pipeline_roles(pipeline: Pipeline) -> dict[str, RoleMemory]:
 
 
 def _frozen_roles(
-    pipeline: Pipeline, method: DistillationMethod, cast: Cast, bf16: bool
+    pipeline: Pipeline, method: DistillationMethod, stage: Stage
 ) -> dict[str, RoleMemory]:
     """What the method uses and does not train, where it is not the pipeline's own; cast as a run casts it."""
-    found = {}
+    found, bf16 = {}, stage.trainer.mixed_precision == "bf16"
+    copied = bf16 or (stage.teacher == "previous" and stage.lora is None)
     for name, entry in method.frozen().items():
         if bf16 and not entry.as_it_is and not entry.follows:
             _to_bfloat16(entry.module)
-        own = unwrapped(entry.module) is pipeline.denoiser.network
+        shared = not copied and role_in(entry.module) is None
+        own = shared and unwrapped(entry.module) is pipeline.denoiser.network
         if not own and any(True for _ in entry.module.parameters()):
             found["teacher's copy" if name == TEACHER else name] = _held(entry.module)
     return found
 
 
 def _held(module: nn.Module) -> RoleMemory:
-    """A network that is not trained; the weights of LoRA roles on it are those roles'."""
-    own = [p for n, p in module.named_parameters() if ".lora_" not in n]
+    """A network that is not trained, or a LoRA role; the weights of roles on a network are those roles'."""
+    role = role_in(module) is not None
+    own = [p for n, p in module.named_parameters() if role or ".lora_" not in n]
     return RoleMemory(sum(p.numel() for p in own), 0, _bytes(own))
 
 

@@ -110,7 +110,7 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
     for stage in recipe.stages:
         if stage.lora is not None:
             check_lora(pipeline.denoiser, stage.lora)
-        method, cast = build_on_shapes(stage, pipeline)
+        method, cast = build_on_shapes(stage, shapes_of(pipeline))
         check_export(pipeline, method.plan, cast.student.prediction_type)
         for part in sorted(method.reads):
             if getattr(recipe, part) is None:
@@ -124,20 +124,19 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
 
 
 def build_on_shapes(
-    stage: Stage, pipeline: Pipeline, text_length: int = 8
+    stage: Stage, shapes: Pipeline, text_length: int = 8
 ) -> tuple[DistillationMethod, Cast]:
     """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 
     Args:
         stage: its settings.
-        pipeline: the teacher, which stays as it is.
+        shapes: the teacher on the meta device (`shapes_of`); LoRA roles are added to its network.
         text_length: tokens of a prompt.
 
     Raises:
         ValueError: if the settings do not fit the networks.
     """
-    shapes = shapes_of(pipeline)
-    x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
+    x0 = torch.empty(1, *shapes.latent_shape, device="meta")
     empty = shapes.denoiser.adapter.example_condition(x0, text_length)
     cast = stage_cast(stage, lambda: shapes.denoiser, shapes.denoiser, empty, shapes.decode)
     method = find_method(stage.method).build(stage.settings, cast)
