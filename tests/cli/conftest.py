@@ -41,7 +41,8 @@ def place(made, tmp_path):
     prompts.write_text("\n".join(PROMPTS))
     optimizer = {"learning_rate": 1e-3}
     stage = {
-        "method": {"adversarial": "hinge", "updates": "shared"},
+        "method": "ladd",
+        "settings": {"adversarial": "hinge", "updates": "shared"},
         "trainer": {
             "steps": 2,
             "batch_size": 2,

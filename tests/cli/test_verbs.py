@@ -269,7 +269,7 @@ def test_teachers_that_are_none(place, capsys, tiny_diffusers):
     ("options", "sentence"),
     [
         (
-            ("--stages.method.taps", "[mid_blok]"),
+            ("--stages.settings.taps", "[mid_blok]"),
             "no submodule 'mid_blok'; the nearest are mid_block",
         ),
         (("--stages.lora.targets", "[to_x]"), "LoRA's target 'to_x' names no"),
@@ -300,8 +300,8 @@ def test_pairs_of_another_teacher(place, capsys, tiny_diffusers, tiny_scheduler)
     [
         (lambda data: data.update(techer="x"), "unknown key 'techer'; did you mean 'teacher'?"),
         (
-            lambda data: data["stages"][0]["method"].update(reconstruction_wieght=1),
-            "did you mean 'reconstruction_weight'?",
+            lambda data: data["stages"][0]["settings"].update(adversarial_wieght=1),
+            "unknown key 'settings.adversarial_wieght'; did you mean 'adversarial_weight'?",
         ),
         (
             lambda data: data["stages"][0]["trainer"].update(steps=0),

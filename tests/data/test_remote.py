@@ -54,7 +54,8 @@ def test_a_window_needs_few_files_at_a_time(made: PairStore, address: str, tmp_p
     for i in range(11):
         rows.append(stream.row(i))
         batch = stream(i)
-        assert torch.equal(batch.x0, made.batch([rows[-1]], torch.tensor([0])).x0)
+        assert batch.pairs is not None
+        assert torch.equal(batch.pairs.x0, made.read([rows[-1]]).x0)
         assert arrows(tmp_path) <= 2
     assert sorted(rows) == list(range(11))
     files = [row // 4 for row in rows]

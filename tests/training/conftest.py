@@ -11,7 +11,7 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
@@ -21,9 +21,9 @@ from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.method import Cast, DistillationMethod, Draws, Role, frozen_within
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
-from nitrodistill.training import OptimizerConfig, Recipe, Stage, Trainer, TrainerConfig
 from nitrodistill.sampling import StepPlan
 from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.training import OptimizerConfig, Recipe, Stage, Trainer, TrainerConfig
 from nitrodistill.types import Batch, Condition, Pairs, Terms
 
 
@@ -256,6 +256,24 @@ def make_recipe(pairs: Path, tmp_path: Path) -> Callable[..., Recipe]:
         config = TrainerConfig(batch_size=4, optimizers=optimizers, **trainer)
         stage = Stage("ladd", config, settings, lora=lora)
         return Recipe("tiny", str(tmp_path / "run"), [stage], pairs=str(pairs))
+
+    return make
+
+
+@pytest.fixture
+def make_matching(tmp_path: Path) -> Callable[..., Recipe]:
+    """`make_matching(*teachers, **trainer)`: the second method on prompts alone, a stage each."""
+
+    def make(*teachers: Literal["recipe", "previous"], **trainer: Any) -> Recipe:
+        (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+        # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
+        optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "critic", "heads")}
+        optimizers["student"] = OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5)
+        config = TrainerConfig(batch_size=4, optimizers=optimizers, **trainer)
+        name = "tests.training.matching:Matching"
+        stages = [Stage(name, config, teacher=teacher) for teacher in teachers]
+        output, prompts = str(tmp_path / "run"), str(tmp_path / "prompts.txt")
+        return Recipe("tiny", output, stages, prompts=prompts)
 
     return make
 

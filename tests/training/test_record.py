@@ -88,7 +88,11 @@ def test_resumed_ends_bit_equal_in_a_pipeline_that_is_new_and_in_one_that_is_not
 def test_a_second_stage_goes_on_with_the_role_and_a_whole_copy_has_none(recipe, pipeline, tmp_path):
     (first,) = recipe.stages
     still = dataclasses.replace(
-        first.trainer, optimizers={**first.trainer.optimizers, "student": OptimizerConfig(1e-30)}
+        first.trainer,
+        optimizers={
+            **first.trainer.optimizers,
+            "student": OptimizerConfig(1e-30, ema_decay=0.5),
+        },
     )
     second = dataclasses.replace(first, trainer=still, student="previous")
     list(run_recipe(dataclasses.replace(recipe, stages=[first, second]), pipeline))
