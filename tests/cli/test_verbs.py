@@ -322,7 +322,7 @@ def test_recipes_with_mistakes(place, capsys, change, words):
     ("options", "words"),
     [
         (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--stages.trainer.stpes", "3"], "did you mean --stages.trainer.steps?"),
+        (["--stages.trainer.stpes", "3"], "'stages.0.trainer.stpes'; did you mean 'steps'?"),
         (["--techer", "x"], "did you mean --teacher?"),
         (["--resume", "perhaps"], "perhaps"),
         (["--pairs", "nowhere"], "no pair store"),
@@ -342,7 +342,7 @@ def test_generate_with_no_steps(place, capsys):
 
 def test_no_recipe(place, capsys):
     assert "no recipe at 'none.yaml'" in _fails(capsys, "train", "--config", "none.yaml")
-    assert "--stages, or a file that says so with --config FILE" in _fails(capsys, "train")
+    assert "needs a recipe: --config FILE" in _fails(capsys, "train")
     place.recipe.write_text("stages: [")
     assert "not YAML" in _fails(capsys, "train", "--config", place.recipe)
 

@@ -117,6 +117,7 @@ def test_nothing_but_the_demo_knows_one_method() -> None:
     package = Path(nitrodistill.__file__).parent
     free = {
         package / "__init__.py",
+        package / "cli" / "demo.py",
         *(package / "methods").rglob("*"),
         *(package / "demo").rglob("*"),
     }

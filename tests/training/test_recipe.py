@@ -98,7 +98,7 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
         (
             ("stages", 0, "settings", "adversarial"),
             "wgan",
-            r"there is no adversarial loss 'wgan'.*hinge",
+            r"adversarial loss 'wgan' is unknown.*hinge",
         ),
         (
             ("stages", 0, "trainer", "optimizers", "student", "max_grad_norm"),
