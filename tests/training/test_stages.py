@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.files import temporary_of
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import sample
@@ -134,7 +136,8 @@ def test_the_environment_of_the_start_is_kept_and_others_are_added(recipe, pipel
 def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    left = run / ".recipe.yaml.12345-0123abcd.tmp"
+    name = temporary_of(run / "recipe.yaml").name
+    left = run / name.replace(f"-{os.getpid()}-", "-999999999-")  # of a process that is no more
     left.write_text("teacher: ti")
     next(run_recipe(recipe, pipeline))
     assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [".lock"]
