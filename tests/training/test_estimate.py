@@ -150,8 +150,12 @@ def test_moments_in_8_bits(pipeline):
 
 
 def test_turns_of_their_own_are_counted_apart(pipeline):
+    """Of the steps that the stage has: the two of the warm-up alone know no discriminator."""
     config = replace(METHOD, updates="alternating", warmup_steps=2)
-    turns = estimate(pipeline, replace(STAGE, settings=config), text_length=5).turns
+    stage = replace(STAGE, settings=config)
+    assert set(estimate(pipeline, stage, text_length=5).turns) == {("student",)}
+    longer = replace(stage, trainer=replace(STAGE.trainer, steps=6))
+    turns = estimate(pipeline, longer, text_length=5).turns
     assert set(turns) == {("student",), ("discriminator",)}
     (student,), (discriminator,) = turns["student",], turns["discriminator",]
     assert discriminator.kept.each < student.kept.each

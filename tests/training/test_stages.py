@@ -331,19 +331,22 @@ def test_another_method_in_two_processes_equals_one(
 
 
 def test_a_bfloat16_teachers_student_is_float32(
-    make_matching, tiny_diffusers, tiny_scheduler, tmp_path
+    tiny, make_recipe, tiny_diffusers, tiny_scheduler, tmp_path
 ):
-    half = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    half, data = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler)), tmp_path / "half"
     half.denoiser.module.to(torch.bfloat16)
-    list(run_recipe(make_matching("recipe", steps=2), half))
+    config = GenerateConfig(num_pairs=4, steps=2)
+    generate(half, tiny.prompts, data, config, teacher_name="tiny", progress=False)
+    recipe = make_recipe(LADDConfig(adversarial_weight=0.0), steps=2)
+    list(run_recipe(dataclasses.replace(recipe, pairs=str(data)), half))
     (newest,) = find_checkpoints(tmp_path / "run")
-    for name in (*ROLES, "student.ema", "student.optimizer", "critic.optimizer"):
+    for name in ("student", "student.ema", "student.optimizer"):
         kinds = {v.dtype for v in newest.tensors(name).values() if v.is_floating_point()}
         assert kinds == {torch.float32}, name
     assert {p.dtype for p in half.denoiser.module.parameters()} == {torch.bfloat16}
     saved = newest.tensors("student.ema")
     student = load_student(tmp_path / "run", half).denoiser.module.state_dict()
-    assert all(torch.equal(student[name], value) for name, value in saved.items()), "and loaded so"
+    assert all(torch.equal(student[name], value) for name, value in saved.items()), "loaded so"
     assert any(not torch.equal(v.bfloat16().float(), v) for v in saved.values())
 
 
@@ -362,10 +365,6 @@ def test_a_second_run_on_the_same_folder_is_refused(tiny, recipe, pipeline, tmp_
     assert told == (
         f"another process trains in {folder!r}; wait until it has ended, or choose another folder."
     )
-    with pytest.raises(
-        RuntimeError, match="another process trains in"
-    ):  # a thread of this one, too
-        next(run_recipe(recipe, pipeline))
     running.close()
     assert [state.step for state in run_recipe(recipe, pipeline)][-1] == 4
 
