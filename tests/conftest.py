@@ -165,7 +165,10 @@ def place(place_made: Path, tmp_path: Path) -> Place:
         "trainer": {
             "steps": 2,
             "batch_size": 2,
-            "optimizers": {"student": optimizer, "discriminator": optimizer},
+            "optimizers": {
+                "student": {**optimizer, "ema_decay": 0.999},
+                "discriminator": optimizer,
+            },
         },
     }
     data = {
