@@ -59,7 +59,10 @@ def arm_recipe(arm: str, root: Path, seed: int) -> Recipe:
     recipe = toy_recipe(str(root / "pairs"), str(root / arm), STEPS[arm], seed)
     stage = recipe.stages[0]
     settings, trainer = stage.settings, replace(stage.trainer, preview_every=0)
-    average = {"ema_decay": trainer.optimizers["student"].ema_decay, "lr_decay_from": 0.5}
+    average: dict[str, Any] = {
+        "ema_decay": trainer.optimizers["student"].ema_decay,
+        "lr_decay_from": 0.5,
+    }
     if arm == "smooth_l1":
         settings = replace(settings, adversarial_weight=0.0, fresh_fraction=0.0)
         student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999), **average)

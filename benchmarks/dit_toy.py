@@ -50,7 +50,9 @@ def recipe_of(folder: Path, seed: int) -> Recipe:
     recipe = load_recipe(RECIPE)
     stage = recipe.stages[0]
     stage = replace(
-        stage, method=replace(stage.method, seed=seed), trainer=replace(stage.trainer, seed=seed)
+        stage,
+        settings=replace(stage.settings, seed=seed),
+        trainer=replace(stage.trainer, seed=seed),
     )
     return replace(
         recipe, pairs=str(folder / "pairs"), output=str(folder / "student"), stages=[stage]
