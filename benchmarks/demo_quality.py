@@ -58,16 +58,20 @@ def arm_recipe(arm: str, root: Path, seed: int) -> Recipe:
     """The demo's recipe with what the arm leaves out."""
     recipe = toy_recipe(str(root / "pairs"), str(root / arm), STEPS[arm], seed)
     stage = recipe.stages[0]
-    method, trainer = stage.method, replace(stage.trainer, preview_every=0)
+    settings, trainer = stage.settings, replace(stage.trainer, preview_every=0)
+    average: dict[str, Any] = {
+        "ema_decay": trainer.optimizers["student"].ema_decay,
+        "lr_decay_from": 0.5,
+    }
     if arm == "smooth_l1":
-        method = replace(method, adversarial_weight=0.0, fresh_fraction=0.0)
-        student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999))
+        settings = replace(settings, adversarial_weight=0.0, fresh_fraction=0.0)
+        student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999), **average)
         trainer = replace(trainer, optimizers={"student": student})
     if arm == "adversarial":
-        method = replace(method, reconstruction_weight=0.0, fresh_fraction=1.0, warmup_steps=0)
-        student = OptimizerConfig(learning_rate=3e-4, betas=(0.0, 0.999))
+        settings = replace(settings, reconstruction={}, fresh_fraction=1.0, warmup_steps=0)
+        student = OptimizerConfig(learning_rate=3e-4, betas=(0.0, 0.999), **average)
         trainer = replace(trainer, optimizers={**trainer.optimizers, "student": student})
-    return replace(recipe, stages=[replace(stage, method=method, trainer=trainer)])
+    return replace(recipe, stages=[replace(stage, settings=settings, trainer=trainer)])
 
 
 def train(recipe: Recipe, pipeline: Pipeline) -> float:
@@ -212,7 +216,10 @@ def main() -> None:
     if options.long:
         folder = options.output / f"long-{options.long}"
         recipe = toy_recipe(str(folder / "pairs"), str(folder / "both"), options.long)
-        trainer = replace(recipe.stages[0].trainer, preview_every=0, ema_decay=0.998)
+        trainer = recipe.stages[0].trainer
+        student = replace(trainer.optimizers["student"], ema_decay=0.998)
+        optimizers = {**trainer.optimizers, "student": student}
+        trainer = replace(trainer, preview_every=0, optimizers=optimizers)
         recipe = replace(recipe, stages=[replace(recipe.stages[0], trainer=trainer)])
         row = measured(recipe, pipeline, options.long_pairs, 77, options.output, cost=True)
         row |= scores(folder / "both")

@@ -34,7 +34,7 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import Recipe, load_recipe
-from nitrodistill.training.stages import load_student
+from nitrodistill.training.run import load_student
 from nitrodistill.types import Denoiser
 
 ROOT = Path(__file__).parent.parent
@@ -50,7 +50,9 @@ def recipe_of(folder: Path, seed: int) -> Recipe:
     recipe = load_recipe(RECIPE)
     stage = recipe.stages[0]
     stage = replace(
-        stage, method=replace(stage.method, seed=seed), trainer=replace(stage.trainer, seed=seed)
+        stage,
+        settings=replace(stage.settings, seed=seed),
+        trainer=replace(stage.trainer, seed=seed),
     )
     return replace(
         recipe, pairs=str(folder / "pairs"), output=str(folder / "student"), stages=[stage]
@@ -103,7 +105,7 @@ def naive_at(pipeline: Pipeline, root: Path) -> dict[str, Any]:
     """The teacher in one step as the student takes it; kept in `naive.json`."""
     kept = root / "naive.json"
     if not kept.is_file():
-        timestep = load_recipe(RECIPE).stages[0].method.timestep
+        timestep = load_recipe(RECIPE).stages[0].settings.timestep
         assert timestep is not None
         plan = StepPlan.from_noise(pipeline.denoiser.schedule, timestep)
         found = measured(pipeline, pipeline.denoiser, plan, root, cost=False)

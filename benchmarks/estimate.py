@@ -166,16 +166,16 @@ def flux() -> Any:
 
 @dataclass(frozen=True)
 class Network:
-    """A pipeline and the method's settings that differ.
+    """A pipeline and LADD's settings that differ.
 
     Attributes:
         make: builds the pipeline on the current device.
-        method: of `LADDConfig`.
+        settings: of `LADDConfig`.
         resolution: where the network does not say; these VAEs make a latent pixel of each.
     """
 
     make: Callable[[], Any]
-    method: dict[str, Any]
+    settings: dict[str, Any]
     resolution: tuple[int, int] | None = None
 
 
@@ -193,14 +193,14 @@ def run(name: str, checkpointing: bool, batch_size: int) -> dict[str, int]:
     """Counts, then trains every role twice; bytes."""
     import torch
 
-    from nitrodistill.method import Draws
+    from nitrodistill.method import Cast, Draws
     from nitrodistill.methods import LADD, LADDConfig
     from nitrodistill.models import Pipeline
     from nitrodistill.models.denoiser import frozen
     from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
     from nitrodistill.training.estimate import estimate
     from nitrodistill.training.recipe import Stage
-    from nitrodistill.types import Batch
+    from nitrodistill.types import Batch, Pairs
 
     torch.set_num_threads(1)
     network = NETWORKS[name]
@@ -210,14 +210,18 @@ def run(name: str, checkpointing: bool, batch_size: int) -> dict[str, int]:
             pipe = network.make()
         return Pipeline.from_diffusers(pipe, resolution=network.resolution)
 
-    optimizers = {name: OptimizerConfig() for name in ("student", "discriminator")}
+    optimizers = {
+        "student": OptimizerConfig(ema_decay=0.999),
+        "discriminator": OptimizerConfig(),
+    }
     config = TrainerConfig(
         steps=4,
         batch_size=batch_size,
         optimizers=optimizers,
         gradient_checkpointing=checkpointing,
     )
-    stage = Stage(LADDConfig(**network.method), config)
+    settings = LADDConfig(**network.settings)
+    stage = Stage("ladd", config, settings)
     counted = estimate(pipeline("meta"), stage, text_length=77)
 
     before = memory("VmRSS")
@@ -227,12 +231,12 @@ def run(name: str, checkpointing: bool, batch_size: int) -> dict[str, int]:
     def stream(number: int) -> Batch:
         index = torch.arange(batch_size * number, batch_size * (number + 1))
         noise = Draws(0, 0, index).normal("noise", teacher.latent_shape)
-        return Batch(index, noise, noise, text.index([0] * batch_size))
+        return Batch(index, Pairs(noise, noise, text.index([0] * batch_size)))
 
     frozen(teacher.denoiser.module)
     if checkpointing:  # the student's gradient goes through the frozen one: as in training.stages
         teacher.denoiser.enable_gradient_checkpointing()
-    method = LADD.from_config(stage.method, teacher.denoiser, teacher.denoiser.copy())
+    method = LADD.build(settings, Cast.of(teacher.denoiser, teacher.denoiser.copy()))
     steps, turns = Trainer(method, stream, config).fit(), len(counted.turns)
     for _ in range(turns):
         next(steps)

@@ -212,8 +212,9 @@ def _stream(folder: Path, epoch: int) -> tuple[Callable[[int], Any], int]:
     stream = BatchStream(PairStore.open(folder), seed=epoch, batch_size=BATCH)
 
     def read(i: int) -> Any:
-        batch = stream(i)
-        return batch.x0, batch.noise, batch.condition.tensors
+        pairs = stream(i).pairs
+        assert pairs is not None
+        return pairs.x0, pairs.noise, pairs.condition.tensors
 
     return read, len(stream.source) // BATCH
 

@@ -151,9 +151,9 @@ def main() -> None:
     generate(pipeline, captions, pairs, config, teacher_name="toy", progress=False)
     recipe = toy_recipe(str(pairs), str(options.output / "run"), options.steps)
     (stage,) = recipe.stages
-    method = replace(stage.method, warmup_steps=0)  # both roles in every step
+    settings = replace(stage.settings, warmup_steps=0)  # both roles in every step
     trainer = replace(stage.trainer, preview_every=0)
-    recipe = replace(recipe, stages=[replace(stage, method=method, trainer=trainer)])
+    recipe = replace(recipe, stages=[replace(stage, settings=settings, trainer=trainer)])
     parts, found = measure(recipe, pipeline)
     for part in parts:
         print(f"{part.name:>10} {part.share:7.2%} of a step's CPU time")

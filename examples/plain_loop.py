@@ -32,7 +32,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
         adversarial_weight=0.5,
         fresh_fraction=2 / 3,
         warmup_steps=round(0.15 * steps),
-        discriminator_range=(0.0, 0.4),
+        discriminator_timesteps={"uniform": {"ranges": [[0.0, 0.4]]}},
         updates="shared",
     )
     plan = nd.StepPlan.from_schedule(student.schedule)

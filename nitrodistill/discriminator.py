@@ -1,6 +1,6 @@
 """LatentDiscriminator: trained heads on the features of a frozen denoiser.
 
-The idea of Nitro and LADD (Sauer et al. 2024): the teacher's own network, shown a noised latent, already
+The idea of Nitro and of Sauer et al. 2024: the teacher's own network, shown a noised latent, already
 separates real from fake; small heads on its features are all that must be trained. Two heads, both AMD's
 (Nitro-SD2.1 and Nitro-PixArt), turn a map of C channels into logits, one for every patch or token:
 

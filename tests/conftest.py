@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import yaml
 
-from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
 from nitrodistill.types import Condition
 
@@ -120,6 +123,62 @@ def tiny_diffusers() -> Callable[[Any], Any]:
         return pipe
 
     return make
+
+
+PLACE_PROMPTS = [
+    "a small red circle on a black background",
+    "a large blue ring on a gray background",
+]
+
+
+class Place(NamedTuple):
+    """What a user has before training."""
+
+    root: Path
+    teacher: Path
+    prompts: Path
+    pairs: Path
+    recipe: Path
+
+
+@pytest.fixture(scope="session")
+def place_made(tiny_diffusers: Any, tiny_scheduler: Any, tmp_path_factory: Any) -> Path:
+    """A teacher on the disk and pairs of it, small enough for every test."""
+    root = tmp_path_factory.mktemp("place")
+    pipe = tiny_diffusers(tiny_scheduler)
+    pipe.save_pretrained(root / "teacher")
+    config = GenerateConfig(num_pairs=4, steps=2, guidance=2.0)
+    teacher = Pipeline.from_diffusers(pipe)
+    generate(teacher, PLACE_PROMPTS, root / "pairs", config, teacher_name="tiny", progress=False)
+    return root
+
+
+@pytest.fixture
+def place(place_made: Path, tmp_path: Path) -> Place:
+    """And a recipe for them."""
+    prompts, recipe = tmp_path / "prompts.txt", tmp_path / "recipe.yaml"
+    prompts.write_text("\n".join(PLACE_PROMPTS))
+    optimizer = {"learning_rate": 1e-3}
+    stage = {
+        "method": "ladd",
+        "settings": {"adversarial": "hinge", "updates": "shared"},
+        "trainer": {
+            "steps": 2,
+            "batch_size": 2,
+            "optimizers": {
+                "student": {**optimizer, "ema_decay": 0.999},
+                "discriminator": optimizer,
+            },
+        },
+    }
+    data = {
+        "teacher": str(place_made / "teacher"),
+        "pairs": str(place_made / "pairs"),
+        "output": str(tmp_path / "run"),
+        "stages": [stage],
+    }
+    recipe.write_text(yaml.safe_dump(data))
+    return Place(tmp_path, place_made / "teacher", prompts, place_made / "pairs", recipe)
 
 
 _run = subprocess.run

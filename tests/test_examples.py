@@ -13,7 +13,8 @@ from nitrodistill.data import PairStore
 from nitrodistill.demo.demo import toy_recipe
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import load_recipe
-from nitrodistill.training.stages import load_student, run_recipe
+from nitrodistill.training.run import load_student
+from nitrodistill.training.stages import run_recipe
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS, PAIRS = 16, 48
@@ -48,7 +49,11 @@ def test_the_plain_loop_reaches_the_trainers_loss(tmp_path):
     pipeline = load_teacher("toy")
     recipe = toy_recipe(str(tmp_path / "pairs"), str(tmp_path / "run"), STEPS)
     stage = recipe.stages[0]
-    trainer = replace(stage.trainer, lr_decay_from=1.0, preview_every=0)
+    constant = {
+        name: replace(optimizer, lr_decay_from=1.0)
+        for name, optimizer in stage.trainer.optimizers.items()
+    }
+    trainer = replace(stage.trainer, optimizers=constant, preview_every=0)
     recipe = replace(recipe, stages=[replace(stage, trainer=trainer)])
     for _ in run_recipe(recipe, pipeline):
         pass

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from nitrodistill.method import Cast
 from nitrodistill.methods import LADD
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.schedules import DiscreteSchedule
@@ -47,7 +48,8 @@ def pixart_sigma() -> DiffusersDenoiser:
 
 def built(name: str, teacher: DiffusersDenoiser) -> tuple[Recipe, LADD]:
     recipe = load_recipe(RECIPES / f"{name}.yaml")
-    return recipe, LADD.from_config(recipe.stages[0].method, teacher, teacher.copy())
+    cast = Cast.of(teacher, teacher.copy())
+    return recipe, LADD.build(recipe.stages[0].settings, cast)
 
 
 def count(module: nn.Module) -> int:
@@ -96,7 +98,16 @@ def check_settings(recipe: Recipe, method: LADD) -> None:
     """What both scripts have in common: reference B1, items 3, 4 and 6."""
     (stage,) = recipe.stages
     check_optimizers(stage.trainer.optimizers, list(method.trainable()))
-    published = OptimizerConfig(1e-6, (0.9, 0.999), weight_decay=0.01, eps=1e-8)
+    published = OptimizerConfig(
+        1e-6,
+        (0.9, 0.999),
+        weight_decay=0.01,
+        eps=1e-8,
+        lr_warmup_updates=0,
+        lr_decay_from=1.0,
+        max_grad_norm=1.0,
+        ema_decay=0.0,
+    )
     assert set(stage.trainer.optimizers.values()) == {published}
     assert stage.trainer.batch_size * stage.trainer.accumulation == 384
     assert [method.active(step) for step in range(3)] == [
@@ -104,12 +115,11 @@ def check_settings(recipe: Recipe, method: LADD) -> None:
         ("discriminator",),
         ("student",),
     ]
-    assert stage.method.misaligned_negatives
+    assert stage.settings.misaligned_negatives
     schedule = method.student.schedule
     u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
     t = schedule.timestep(method.law(u))
     assert (int(t.min()), int(t.max())) == (0, 749)
-    beta = float(
-        method.reconstruction.per_sample(torch.full((1, 1, 1, 1), 1.0), torch.zeros(1, 1, 1, 1))
-    )
-    assert beta == 0.5  # smooth L1 with beta 1 turns at 1: 0.5 there
+    assert method.reconstruction is not None
+    beta = method.reconstruction.per_sample(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    assert float(beta) == 0.5  # smooth L1 with beta 1 turns at 1: 0.5 there

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nitrodistill.types import Batch, Condition, Scales, check_prediction_type, expand
+from nitrodistill.types import (
+    Batch,
+    Condition,
+    Latents,
+    Pairs,
+    Scales,
+    check_prediction_type,
+    expand,
+)
 
 
 @pytest.fixture
@@ -86,8 +94,26 @@ def test_expand_and_prediction_type():
 
 
 def test_batch_keeps_its_index_on_the_cpu(condition):
-    batch = Batch(torch.arange(3), torch.zeros(3, 4), torch.zeros(3, 4), condition)
-    moved = batch.to("cpu", torch.float64)
+    pairs = Pairs(torch.zeros(3, 4), torch.zeros(3, 4), condition)
+    moved = Batch(torch.arange(3), pairs).to("cpu", torch.float64)
     assert len(moved) == 3
-    assert moved.x0.dtype == torch.float64
+    assert moved.pairs is not None
+    assert moved.pairs.x0.dtype == moved.pairs.noise.dtype == torch.float64
     assert moved.index.dtype == torch.int64
+
+
+def test_a_batch_has_the_parts_that_were_given_and_moves_all_of_them(condition):
+    pairs = Pairs(torch.zeros(3, 4), torch.ones(3, 4), condition)
+    real = Latents(torch.full((3, 4), 2.0), condition.roll(1))
+    whole = Batch(torch.arange(3), pairs, real, condition.roll(2))
+    assert list(whole.parts()) == ["pairs", "real", "prompts"]
+    alone = Batch(torch.arange(3), prompts=condition)
+    assert list(alone.parts()) == ["prompts"]
+    assert (alone.pairs, alone.real) == (None, None)
+    moved = whole.to("cpu", torch.bfloat16)
+    assert moved.real is not None
+    assert moved.prompts is not None
+    assert moved.real.x0.tolist() == [[2.0] * 4] * 3
+    assert {moved.real.x0.dtype, moved.prompts["text"].dtype} == {torch.bfloat16}
+    assert moved.prompts.prompt_ids.tolist() == [8, 9, 7]
+    assert moved.real.condition.prompt_ids.tolist() == [9, 7, 8]

@@ -94,7 +94,8 @@ def load_denoiser(
     networks = checkpoint.state().get("networks")
     record = networks.get(role) if isinstance(networks, Mapping) else None
     if not isinstance(record, Mapping):
-        known = ", ".join(networks) if isinstance(networks, Mapping) else "none"
+        found = networks if isinstance(networks, Mapping) else {}
+        known = ", ".join(name for name, one in found.items() if one) or "none"
         raise ValueError(
             f"checkpoint {checkpoint.path} has no network of the role {role!r}; it has {known}."
         )
@@ -102,6 +103,7 @@ def load_denoiser(
         denoiser = add_lora(base, free_name(base, role), build(LoRAConfig, record["lora"]))
     elif network_record(base.module, None) == dict(record):
         denoiser = base_copy(base)
+        denoiser.module.float()  # a base in half precision would round the weights
     else:
         denoiser = base.with_module(_built(record))
     load_weights(denoiser, checkpoint, role, average)

@@ -305,7 +305,7 @@ class Trainer:
             told = gather_text(self.accelerator, "; ".join(causes(records, norms)))
             named = dict.fromkeys(text for text in told if text)
             skipped = f"step {self.step + 1}: not finite: {'; '.join(named)}"
-        if stop:
+        if stop and not broken:  # after a skipped step nothing is saved: the next good one stops
             stopped = next(text for text in gather_text(self.accelerator, reason) if text)
         return skipped, stopped
 

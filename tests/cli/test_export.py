@@ -22,7 +22,7 @@ PROMPT = "a small red circle on a black background"
 FAST = (
     "--stages.trainer.optimizers.student.learning_rate",
     "0.1",
-    "--stages.trainer.ema_decay",
+    "--stages.trainer.optimizers.student.ema_decay",
     "0.5",
 )
 
@@ -90,9 +90,9 @@ def test_a_lora_run_of_the_embedded_transformer_is_exported_merged(place, capsys
     pairs = str(place.root / "pairs")
     arguments = ["--prompts", str(place.prompts), "--num_pairs", "4", "--steps", "1"]
     assert main(["generate", "--teacher", "toy-dit", *arguments, "--output", pairs]) == 0
-    method = {"adversarial": "hinge", "updates": "shared", "head": "token", "timestep": 400}
+    settings = {"adversarial": "hinge", "updates": "shared", "head": "token", "timestep": 400}
     data = yaml.safe_load(place.recipe.read_text()) | {"teacher": "toy-dit", "pairs": pairs}
-    data["stages"][0]["method"] = {**method, "taps": ["transformer_blocks.2"]}
+    data["stages"][0]["settings"] = {**settings, "taps": ["transformer_blocks.2"]}
     place.recipe.write_text(yaml.safe_dump(data))
     run = _run(place, "--stages.lora.rank", "2", *FAST)
 
@@ -148,7 +148,7 @@ def test_a_run_of_a_whole_network_has_no_lora_file(place, capsys):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--stages.lora.rnak", "2"), "did you mean --stages.lora.rank"),
+        (("--stages.lora.rnak", "2"), "'stages.0.lora.rnak'; did you mean 'rank'?"),
         (("--stages.lora.rank", "0"), "rank is 0; it must be at least 1"),
     ],
 )

@@ -269,7 +269,7 @@ def test_teachers_that_are_none(place, capsys, tiny_diffusers):
     ("options", "sentence"),
     [
         (
-            ("--stages.method.taps", "[mid_blok]"),
+            ("--stages.settings.taps", "[mid_blok]"),
             "no submodule 'mid_blok'; the nearest are mid_block",
         ),
         (("--stages.lora.targets", "[to_x]"), "LoRA's target 'to_x' names no"),
@@ -300,8 +300,8 @@ def test_pairs_of_another_teacher(place, capsys, tiny_diffusers, tiny_scheduler)
     [
         (lambda data: data.update(techer="x"), "unknown key 'techer'; did you mean 'teacher'?"),
         (
-            lambda data: data["stages"][0]["method"].update(reconstruction_wieght=1),
-            "did you mean 'reconstruction_weight'?",
+            lambda data: data["stages"][0]["settings"].update(adversarial_wieght=1),
+            "unknown key 'settings.adversarial_wieght'; did you mean 'adversarial_weight'?",
         ),
         (
             lambda data: data["stages"][0]["trainer"].update(steps=0),
@@ -322,7 +322,7 @@ def test_recipes_with_mistakes(place, capsys, change, words):
     ("options", "words"),
     [
         (["--steps", "0"], "steps is 0; it must be at least 1"),
-        (["--stages.trainer.stpes", "3"], "did you mean --stages.trainer.steps?"),
+        (["--stages.trainer.stpes", "3"], "'stages.0.trainer.stpes'; did you mean 'steps'?"),
         (["--techer", "x"], "did you mean --teacher?"),
         (["--resume", "perhaps"], "perhaps"),
         (["--pairs", "nowhere"], "no pair store"),
@@ -342,7 +342,7 @@ def test_generate_with_no_steps(place, capsys):
 
 def test_no_recipe(place, capsys):
     assert "no recipe at 'none.yaml'" in _fails(capsys, "train", "--config", "none.yaml")
-    assert "--stages, or a file that says so with --config FILE" in _fails(capsys, "train")
+    assert "needs a recipe: --config FILE" in _fails(capsys, "train")
     place.recipe.write_text("stages: [")
     assert "not YAML" in _fails(capsys, "train", "--config", place.recipe)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nitrodistill.data import BatchStream, PairStore, RowPairs
-from nitrodistill.types import Batch
+from nitrodistill.types import Batch, Pairs
 
 
 def rows(count: int) -> list[dict[str, torch.Tensor | int]]:
@@ -20,16 +20,22 @@ def rows(count: int) -> list[dict[str, torch.Tensor | int]]:
     ]
 
 
+def pairs_of(batch: Batch) -> Pairs:
+    assert batch.pairs is not None
+    return batch.pairs
+
+
 def values(batch: Batch) -> list[int]:
-    return batch.x0[:, 0, 0, 0].int().tolist()
+    return pairs_of(batch).x0[:, 0, 0, 0].int().tolist()
 
 
-def same(a: Batch, b: Batch) -> bool:
+def same(one: Batch, other: Batch) -> bool:
+    a, b = pairs_of(one), pairs_of(other)
     tensors = zip(a.condition.tensors.values(), b.condition.tensors.values(), strict=True)
     assert a.condition.prompt_ids is not None
     assert b.condition.prompt_ids is not None
     return (
-        torch.equal(a.index, b.index)
+        torch.equal(one.index, other.index)
         and torch.equal(a.x0, b.x0)
         and torch.equal(a.noise, b.noise)
         and torch.equal(a.condition.prompt_ids, b.condition.prompt_ids)
@@ -74,7 +80,7 @@ def test_ranks_split_the_global_batch(made: PairStore) -> None:
         whole = BatchStream(made, seed=2, batch_size=6)(i)
         parts = [BatchStream(made, seed=2, batch_size=6, rank=r, world_size=3)(i) for r in range(3)]
         assert torch.equal(torch.cat([p.index for p in parts]), whole.index)
-        assert torch.equal(torch.cat([p.x0 for p in parts]), whole.x0)
+        assert torch.equal(torch.cat([pairs_of(p).x0 for p in parts]), pairs_of(whole).x0)
 
 
 def test_rows_and_store_give_the_same_batches(made: PairStore) -> None:
@@ -93,12 +99,12 @@ def test_rows_and_store_give_the_same_batches(made: PairStore) -> None:
 
 
 def test_rows_are_padded_to_the_longest() -> None:
-    batch = RowPairs(rows(3)).read([2, 0])
-    assert batch.condition["text"].tolist() == [[[2, 2]] * 3, [[0, 0]] * 3]
-    assert batch.condition.prompt_ids is not None
-    assert batch.condition.prompt_ids.tolist() == [2, 0]
+    read = RowPairs(rows(3)).read([2, 0])
+    assert read.condition["text"].tolist() == [[[2, 2]] * 3, [[0, 0]] * 3]
+    assert read.condition.prompt_ids is not None
+    assert read.condition.prompt_ids.tolist() == [2, 0]
     bare = [{"x0": torch.zeros(1, 2, 2), "noise": torch.zeros(1, 2, 2)}]
-    assert BatchStream(bare, 0, 2)(0).condition.prompt_ids is None
+    assert pairs_of(BatchStream(bare, 0, 2)(0)).condition.prompt_ids is None
 
 
 def test_a_dataset_of_hugging_face_is_a_sequence_of_dicts() -> None:
@@ -109,7 +115,7 @@ def test_a_dataset_of_hugging_face_is_a_sequence_of_dicts() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(ValueError, match="no pairs"):
+    with pytest.raises(ValueError, match="no rows; it needs at least one"):
         BatchStream([], 0, 1)
     for batch_size, world_size in [(0, 1), (4, 3), (4, 0)]:
         with pytest.raises(ValueError, match="batch_size is"):

@@ -34,7 +34,9 @@ def test_a_store_elsewhere_gives_the_same_batches(
     assert arrows(tmp_path) == 0  # nothing is fetched before it is needed
     here, far = BatchStream(made, seed=1, batch_size=4), BatchStream(there, seed=1, batch_size=4)
     for i in range(4):
-        one, two = here(i), far(i)
+        one, two = here(i).pairs, far(i).pairs
+        assert one is not None
+        assert two is not None
         assert torch.equal(one.x0, two.x0)
         assert torch.equal(one.noise, two.noise)
         name = "encoder_hidden_states"
@@ -54,7 +56,8 @@ def test_a_window_needs_few_files_at_a_time(made: PairStore, address: str, tmp_p
     for i in range(11):
         rows.append(stream.row(i))
         batch = stream(i)
-        assert torch.equal(batch.x0, made.batch([rows[-1]], torch.tensor([0])).x0)
+        assert batch.pairs is not None
+        assert torch.equal(batch.pairs.x0, made.read([rows[-1]]).x0)
         assert arrows(tmp_path) <= 2
     assert sorted(rows) == list(range(11))
     files = [row // 4 for row in rows]
@@ -71,7 +74,10 @@ def test_threads_do_not_take_files_from_each_other(
     local = BatchStream(made, seed=3, batch_size=3)
     with Prefetch(stream, end=30, threads=4) as ahead:
         for n in range(30):
-            assert torch.equal(ahead(n).x0, local(n).x0)
+            far, here = ahead(n).pairs, local(n).pairs
+            assert far is not None
+            assert here is not None
+            assert torch.equal(far.x0, here.x0)
 
 
 def test_windows_mix_within_and_over_epochs(made: PairStore) -> None:
@@ -85,7 +91,7 @@ def test_windows_mix_within_and_over_epochs(made: PairStore) -> None:
     assert order(None, 0) == [BatchStream(made, 0, 1).row(n) for n in range(11)]
     with pytest.raises(ValueError, match="window is 0"):
         BatchStream(made, 0, 1, window=0)
-    with pytest.raises(ValueError, match="its source a PairStore"):
+    with pytest.raises(ValueError, match="its source a store"):
         BatchStream([{"x0": torch.zeros(1), "noise": torch.zeros(1)}], 0, 1, window=1)
 
 

@@ -1,4 +1,4 @@
-"""Judges from this machine, and options from a recipe."""
+"""Networks from this machine that measure, and options from a recipe."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from PIL import Image
 from nitrodistill.cli.evaluate import EXAMPLE
 from nitrodistill.cli.main import main
 from nitrodistill.evaluation import Evaluation
-from nitrodistill.evaluation.student import Judges
+from nitrodistill.evaluation.student import MetricNetworks
 
 RECIPE = Path(__file__).parents[2] / "examples" / "recipes" / "evaluation" / "coco-30k.yaml"
 
 
 @pytest.mark.parametrize(
-    ("judges", "words"),
+    ("networks", "words"),
     [
-        (Judges(inception="none.pth"), "no weights of Inception"),
-        (Judges(clip="none"), "CLIPModel is not at 'none'"),
-        (Judges(dino="none"), "AutoModel is not at 'none'"),
+        (MetricNetworks(inception="none.pth"), "no weights of Inception"),
+        (MetricNetworks(clip="none"), "CLIPModel is not at 'none'"),
+        (MetricNetworks(dino="none"), "AutoModel is not at 'none'"),
     ],
 )
-def test_networks_that_are_not_here_are_told(judges: Judges, words: str) -> None:
+def test_networks_that_are_not_here_are_told(networks: MetricNetworks, words: str) -> None:
     with pytest.raises(FileNotFoundError, match=words):
-        judges.extractors(torch.device("cpu"))
-    assert Judges().extractors(torch.device("cpu")) == []
+        networks.extractors(torch.device("cpu"))
+    assert MetricNetworks().extractors(torch.device("cpu")) == []
 
 
 def test_the_coco_recipe_is_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import NonSaturatingGANLoss, RelativisticGANLoss
-from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.prediction import to_x0
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import RectifiedFlow
-from nitrodistill.types import Batch, Condition, expand
+from nitrodistill.types import Batch, Condition, Pairs, expand
 
 TAPS = ("conv_in", "mid_block")
 
@@ -25,12 +25,17 @@ def make_batch(start: int, size: int, seed: int = 5) -> Batch:
     text = draws.normal("text", (5, 16))
     condition = Condition({"encoder_hidden_states": text})
     x0, noise = (draws.normal(name, (4, 8, 8)) for name in ("x0", "noise"))
-    return Batch(index, x0, noise, condition)
+    return Batch(index, Pairs(x0, noise, condition))
+
+
+def pairs_of(batch: Batch) -> Pairs:
+    assert batch.pairs is not None
+    return batch.pairs
 
 
 def make_method(denoiser, **settings) -> LADD:
     config = LADDConfig(taps=TAPS, head_width=8, **settings)
-    return LADD.from_config(config, denoiser, denoiser.copy())
+    return LADD.build(config, Cast.of(denoiser, denoiser.copy()))
 
 
 def run(method: LADD, batch: Batch, step: int = 0, seed: int = 0) -> dict:
@@ -90,24 +95,24 @@ def test_turns():
 
 def test_the_student_term_is_the_published_formula(tiny_denoiser):
     """Nitro: softplus(-D(noised x0)) + smooth_l1(x0, z), both on the pairs, written out by hand."""
-    method = make_method(tiny_denoiser, reconstruction_weight=2.0, adversarial_weight=0.5)
+    method = make_method(tiny_denoiser, reconstruction={"smooth_l1": 2.0}, adversarial_weight=0.5)
     batch = make_batch(3, 4)
-    draws = Draws(9, 0, batch.index)
+    pairs, draws = pairs_of(batch), Draws(9, 0, batch.index)
     total, parts = run(method, batch, seed=9)["student"]
 
     t_last = torch.tensor(999)
-    text = batch.condition["encoder_hidden_states"]
-    v = tiny_denoiser.module(batch.noise, t_last, encoder_hidden_states=text).sample
+    text = pairs.condition["encoder_hidden_states"]
+    v = tiny_denoiser.module(pairs.noise, t_last, encoder_hidden_states=text).sample
     x0 = -v  # zero terminal SNR
-    reconstruction = F.smooth_l1_loss(x0, batch.x0)
+    reconstruction = F.smooth_l1_loss(x0, pairs.x0)
     t = (draws.uniform("generator.t").double() * 0.75 * 1000).long()
     abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     eps = draws.normal("generator.noise", (4, 8, 8))
     x_t = (abar.sqrt() * x0 + (1 - abar).sqrt() * eps).float()
-    logits = method.discriminator(x_t, t, batch.condition)
+    logits = method.discriminator(x_t, t, pairs.condition)
     adversarial = sum(F.softplus(-scale).mean() for scale in logits) / len(logits)
     torch.testing.assert_close(total, 2 * reconstruction + 0.5 * adversarial.detach())
-    torch.testing.assert_close(parts["reconstruction"].mean(), reconstruction.detach())
+    torch.testing.assert_close(parts["reconstruction"].mean(), 2 * reconstruction.detach())
 
 
 @pytest.mark.parametrize("misaligned", [False, True])
@@ -117,23 +122,23 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
     batch = make_batch(0, 3)
     total, _ = run(method, batch, step=1)["discriminator"]
 
-    draws = Draws(0, 1, batch.index)
-    text = batch.condition["encoder_hidden_states"]
+    pairs, draws = pairs_of(batch), Draws(0, 1, batch.index)
+    text = pairs.condition["encoder_hidden_states"]
     student = -method.student.module(
-        batch.noise, torch.tensor(999), encoder_hidden_states=text
+        pairs.noise, torch.tensor(999), encoder_hidden_states=text
     ).sample
 
     def side(x0: Tensor, name: str, sign: int) -> Tensor:
         t = (draws.uniform(f"{name}.t").double() * 0.75 * 1000).long()
         abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         x_t = abar.sqrt() * x0 + (1 - abar).sqrt() * draws.normal(f"{name}.noise", (4, 8, 8))
-        logits = method.discriminator(x_t.float(), t, batch.condition)
+        logits = method.discriminator(x_t.float(), t, pairs.condition)
         return sum(F.softplus(sign * scale).mean() for scale in logits) / len(logits)
 
     fakes = side(student, "fake", 1)
     if misaligned:
-        fakes = (fakes + side(batch.x0.roll(1, 0), "misaligned", 1)) / 2
-    expected = side(batch.x0, "real", -1) + fakes
+        fakes = (fakes + side(pairs.x0.roll(1, 0), "misaligned", 1)) / 2
+    expected = side(pairs.x0, "real", -1) + fakes
     torch.testing.assert_close(total, expected.detach(), rtol=1e-5, atol=1e-5)
 
 
@@ -142,7 +147,7 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
     [
         {"updates": "shared"},
         {"updates": "shared", "fresh_fraction": 0.5, "adversarial": "hinge"},
-        {"updates": "shared", "num_steps": 4},
+        {"updates": "shared", "num_inference_steps": 4},
         {"fresh_fraction": 0.25},
     ],
 )
@@ -173,8 +178,9 @@ def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny
 def test_a_misaligned_pair_is_one_only_where_the_prompts_differ(tiny_denoiser):
     """Four samples of one prompt have no negatives to roll onto."""
     batch = make_batch(0, 4)
-    same = Condition(batch.condition.tensors, torch.zeros(4, dtype=torch.int64))
-    alike = Batch(batch.index, batch.x0, batch.noise, same)
+    pairs = pairs_of(batch)
+    same = Condition(pairs.condition.tensors, torch.zeros(4, dtype=torch.int64))
+    alike = Batch(batch.index, Pairs(pairs.x0, pairs.noise, same))
     plain = run(make_method(tiny_denoiser), alike, step=1)["discriminator"][0]
     rolled = run(make_method(tiny_denoiser, misaligned_negatives=True), alike, step=1)
     assert torch.equal(rolled["discriminator"][0], plain)
@@ -184,7 +190,8 @@ def test_fresh_noise_is_fresh(tiny_denoiser):
     """With everything fresh, the student's loss must not depend on the pairs' noise."""
     method = make_method(tiny_denoiser, fresh_fraction=1.0)
     batch = make_batch(0, 4)
-    other = Batch(batch.index, batch.x0, batch.noise + 1, batch.condition)
+    pairs = pairs_of(batch)
+    other = Batch(batch.index, Pairs(pairs.x0, pairs.noise + 1, pairs.condition))
     assert run(method, batch)["student"][0] == run(method, other)["student"][0]
 
 
@@ -211,14 +218,20 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
     ("settings", "message"),
     [
         ({"fresh_fraction": 1.5}, "fresh_fraction is 1.5"),
-        ({"reconstruction": "lpips"}, "reconstruction is 'lpips'"),
-        ({"adversarial": "wgan"}, "adversarial is 'wgan'"),
-        ({"reconstruction_weight": -1.0}, "reconstruction_weight is -1.0"),
-        ({"reconstruction_weight": 0.0, "adversarial_weight": 0.0}, "nothing to do"),
-        ({"discriminator_range": (0.5, 0.2)}, "rise and do not overlap"),
-        ({"num_steps": 0}, "num_steps is 0"),
-        ({"reconstruction_weight": 0.0, "warmup_steps": 5}, "warm-up is reconstruction alone"),
-        ({"num_steps": 2, "timestep": 400}, "one-step student"),
+        (
+            {"reconstruction": {"smoth_l1": 1.0}},
+            "the loss 'smoth_l1' is unknown. Did you mean 'smooth_l1'",
+        ),
+        ({"adversarial": "wgan"}, "'wgan'.*hinge"),
+        ({"adversarial_weight": -1.0}, "adversarial_weight is -1.0"),
+        ({"reconstruction": {}, "adversarial_weight": 0.0}, "nothing to do"),
+        (
+            {"discriminator_timesteps": {"uniform": {"ranges": [[0.5, 0.2]]}}},
+            "rise and do not overlap",
+        ),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"reconstruction": {}, "warmup_steps": 5}, "warm-up is reconstruction alone"),
+        ({"num_inference_steps": 2, "timestep": 400}, "one-step student"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -328,7 +341,7 @@ def test_a_run_on_a_mixture_keeps_all_modes():
         warmup_steps=100,
         updates="shared",
         adversarial_weight=0.2,
-        discriminator_range=(0.05, 0.5),
+        discriminator_timesteps={"uniform": {"ranges": [[0.05, 0.5]]}},
     )
     optimizers = {
         name: torch.optim.Adam(role.module.parameters(), lr=2e-3, betas=(0.5, 0.99))
@@ -337,7 +350,7 @@ def test_a_run_on_a_mixture_keeps_all_modes():
     for step in range(400):
         index = torch.arange(step * 96, (step + 1) * 96)
         rows = index % len(data)
-        batch = Batch(index, data[rows], noise[rows], Condition())
+        batch = Batch(index, Pairs(data[rows], noise[rows], Condition()))
         for role, terms in method.losses(batch, method.active(step), Draws(0, step, index)):
             optimizers[role].zero_grad()
             terms.total.backward()

@@ -6,12 +6,13 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nitrodistill.method import Cast
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import DiffusersDenoiser, FeatureTaps, LoRAConfig, add_lora, merged
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
-from nitrodistill.types import Batch
+from nitrodistill.types import Batch, Pairs
 
 
 @pytest.fixture
@@ -210,9 +211,9 @@ def test_the_trainer_trains_a_role_and_nothing_else(tiny_denoiser, tiny_conditio
     student = add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
     base, count = fingerprint(tiny_denoiser.network), len(student.module.state_dict())
     config = LADDConfig(taps=("down_blocks.1",), updates="shared")
-    method = LADD.from_config(config, tiny_denoiser, student)
+    method = LADD.build(config, Cast.of(tiny_denoiser, student))
     noise = torch.randn(3, 4, 8, 8, generator=generator)
-    batch = Batch(torch.arange(3), 0.5 * noise, noise, tiny_condition)
+    batch = Batch(torch.arange(3), Pairs(0.5 * noise, noise, tiny_condition))
     optimizers = {name: OptimizerConfig() for name in method.trainable()}
     settings = TrainerConfig(
         steps=2, batch_size=3, gradient_checkpointing=True, optimizers=optimizers

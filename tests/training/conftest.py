@@ -11,21 +11,33 @@ import socket
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.method import Draws, Role, frozen_within
+from nitrodistill.method import Cast, DistillationMethod, Draws, Role, frozen_within
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
+from nitrodistill.sampling import StepPlan
+from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import OptimizerConfig, Recipe, Stage, Trainer, TrainerConfig
-from nitrodistill.types import Batch, Condition, Terms
+from nitrodistill.types import Batch, Condition, Pairs, Terms
 
 
-class TinyMethod:
+class HandMade(DistillationMethod):
+    """Makes its networks itself; no recipe builds it."""
+
+    plan = StepPlan.from_schedule(RectifiedFlow())
+
+    @classmethod
+    def build(cls, config: Any, cast: Cast) -> HandMade:
+        raise NotImplementedError
+
+
+class TinyMethod(HandMade):
     """student: least squares on the pairs plus a critic's opinion; critic: separates x0 from the student's."""
 
     def __init__(
@@ -46,9 +58,10 @@ class TinyMethod:
     def losses(
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
-        noise = batch.noise + 0.1 * draws.normal("jitter", batch.noise.shape[1:])
+        assert batch.pairs is not None
+        noise = batch.pairs.noise + 0.1 * draws.normal("jitter", batch.pairs.noise.shape[1:])
         fake = self.student_network(noise.flatten(1))
-        real = batch.x0.flatten(1)
+        real = batch.pairs.x0.flatten(1)
         if "student" in active:
             self.critic_network.requires_grad_(False)
             fit = (fake - real).square().mean(1)
@@ -63,7 +76,7 @@ class TinyMethod:
             yield "critic", Terms(loss, {"gap": gap.detach().mean()})
 
 
-class ThreeRoles:
+class ThreeRoles(HandMade):
     """Three roles on one student sample, as in DMD2: the student learns every third step, the others always.
 
     fake_score: predicts what the student draws; critic: separates x0 from it; student: follows both.
@@ -87,7 +100,8 @@ class ThreeRoles:
     def losses(
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
-        noise, real = batch.noise.flatten(1), batch.x0.flatten(1)
+        assert batch.pairs is not None
+        noise, real = batch.pairs.noise.flatten(1), batch.pairs.x0.flatten(1)
         jitter = 0.1 * draws.normal("jitter", (4,))
         with contextlib.nullcontext() if "student" in active else torch.no_grad():
             fake = self.student_network(noise)
@@ -121,7 +135,8 @@ class TinyStream:
         self.asked.append(number)
         index = torch.arange(number * self.batch_size, (number + 1) * self.batch_size)[self.part]
         noise = Draws(1, 0, index).normal("noise", (1, 2, 2))
-        return Batch(index, noise.flip(3).sin(), noise, Condition({"text": noise.flatten(1)}))
+        condition = Condition({"text": noise.flatten(1)})
+        return Batch(index, Pairs(noise.flip(3).sin(), noise, condition))
 
 
 def weights(module: nn.Module) -> Tensor:
@@ -193,9 +208,9 @@ class Tiny(NamedTuple):
 
 
 def tiny_config(**changes: Any) -> TrainerConfig:
-    """Six steps on batches of 4, with unequal optimizers."""
+    """Six steps on batches of 4, with unequal optimizers; the student has an average."""
     optimizers = {
-        "student": OptimizerConfig(1e-2, (0.5, 0.9), weight_decay=0.01),
+        "student": OptimizerConfig(1e-2, (0.5, 0.9), weight_decay=0.01, ema_decay=0.999),
         "critic": OptimizerConfig(3e-2, (0.0, 0.99)),
     }
     return TrainerConfig(**({"steps": 6, "batch_size": 4, "optimizers": optimizers} | changes))
@@ -224,21 +239,41 @@ def pairs(tiny_diffusers: Any, tiny_scheduler: Any, tmp_path_factory: Any) -> Pa
 
 @pytest.fixture
 def make_recipe(pairs: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    """`make_recipe(method, student_rate, lora, **trainer)`: LADD on the pairs, one stage, into tmp_path."""
+    """`make_recipe(settings, student_rate, lora, **trainer)`: LADD on the pairs, one stage, into tmp_path."""
 
     def make(
-        method: LADDConfig,
+        settings: LADDConfig,
         student_rate: float = 1e-3,
         lora: LoRAConfig | None = None,
         **trainer: Any,
     ) -> Recipe:
         optimizers = {
-            "student": OptimizerConfig(student_rate),
+            "student": OptimizerConfig(student_rate, ema_decay=0.5),
             "discriminator": OptimizerConfig(1e-3),
         }
-        config = TrainerConfig(batch_size=4, optimizers=optimizers, ema_decay=0.5, **trainer)
-        stage = Stage(method, config, lora=lora)
-        return Recipe("tiny", str(pairs), str(tmp_path / "run"), [stage])
+        if settings.adversarial_weight == 0:
+            del optimizers["discriminator"]
+        config = TrainerConfig(batch_size=4, optimizers=optimizers, **trainer)
+        stage = Stage("ladd", config, settings, lora=lora)
+        return Recipe("tiny", str(tmp_path / "run"), [stage], pairs=str(pairs))
+
+    return make
+
+
+@pytest.fixture
+def make_matching(tmp_path: Path) -> Callable[..., Recipe]:
+    """`make_matching(*teachers, **trainer)`: the second method on prompts alone, a stage each."""
+
+    def make(*teachers: Literal["recipe", "previous"], **trainer: Any) -> Recipe:
+        (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
+        # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
+        optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "critic", "heads")}
+        optimizers["student"] = OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5)
+        config = TrainerConfig(batch_size=4, optimizers=optimizers, **trainer)
+        name = "tests.training.matching:Matching"
+        stages = [Stage(name, config, teacher=teacher) for teacher in teachers]
+        output, prompts = str(tmp_path / "run"), str(tmp_path / "prompts.txt")
+        return Recipe("tiny", output, stages, prompts=prompts)
 
     return make
 

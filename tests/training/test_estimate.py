@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nitrodistill.method import Draws
+from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
@@ -19,11 +19,11 @@ from nitrodistill.training.estimate import (
     what_helps,
 )
 from nitrodistill.training.recipe import Stage
-from nitrodistill.types import Batch
+from nitrodistill.types import Batch, Pairs
 
 METHOD = LADDConfig(taps=("down_blocks.0", "mid_block"), updates="shared")
-ROLES = {name: OptimizerConfig() for name in ("student", "discriminator")}
-STAGE = Stage(METHOD, TrainerConfig(steps=2, batch_size=3, optimizers=ROLES))
+ROLES = {"student": OptimizerConfig(ema_decay=0.999), "discriminator": OptimizerConfig()}
+STAGE = Stage("ladd", TrainerConfig(steps=2, batch_size=3, optimizers=ROLES), METHOD)
 
 
 @pytest.fixture
@@ -44,14 +44,14 @@ def nbytes(tensors) -> int:
 
 def test_weights_gradients_moments_and_average_are_those_of_a_real_run(pipeline):
     teacher = pipeline.denoiser
-    method = LADD.from_config(METHOD, teacher, teacher.copy())
+    method = LADD.build(METHOD, Cast.of(teacher, teacher.copy()))
     seen: dict[str, int] = {}
 
     def stream(number: int) -> Batch:
         index = torch.arange(3 * number, 3 * number + 3)
         noise = Draws(0, 0, index).normal("noise", pipeline.latent_shape)
         text = teacher.adapter.example_condition(noise[:1], 5)
-        return Batch(index, noise, noise, text.index([0, 0, 0]))
+        return Batch(index, Pairs(noise, noise, text.index([0, 0, 0])))
 
     trainer = Trainer(method, stream, STAGE.trainer)
     for _ in trainer.fit():
@@ -61,8 +61,7 @@ def test_weights_gradients_moments_and_average_are_those_of_a_real_run(pipeline)
         moments = trainer._trained[name].optimizer.state.values()
         seen[name] = nbytes(value for state in moments for value in state.values())
         seen[f"{name}.weights"] = nbytes(weights)
-    assert trainer.ema is not None
-    average = nbytes(trainer.ema.state_dict().values())
+    average = nbytes(trainer.averages["student"].state_dict().values())
 
     found = estimate(pipeline, STAGE, text_length=5).roles
     for name in ("student", "discriminator"):
@@ -118,7 +117,7 @@ def test_each_switch_lowers_what_it_should(switched):
     assert student.optimizer < plain.roles["student"].optimizer
     assert switched["CPU offload"].roles["student"].optimizer == 0
     bf16 = switched["bf16"].roles
-    assert bf16["backbone"].weights * 2 == bf16["teacher"].weights
+    assert bf16["teacher's copy"].weights * 2 == bf16["teacher"].weights
 
 
 def test_a_lora_student_holds_its_adapters_alone(pipeline):
@@ -151,8 +150,12 @@ def test_moments_in_8_bits(pipeline):
 
 
 def test_turns_of_their_own_are_counted_apart(pipeline):
+    """Of the steps that the stage has: the two of the warm-up alone know no discriminator."""
     config = replace(METHOD, updates="alternating", warmup_steps=2)
-    turns = estimate(pipeline, replace(STAGE, method=config), text_length=5).turns
+    stage = replace(STAGE, settings=config)
+    assert set(estimate(pipeline, stage, text_length=5).turns) == {("student",)}
+    longer = replace(stage, trainer=replace(STAGE.trainer, steps=6))
+    turns = estimate(pipeline, longer, text_length=5).turns
     assert set(turns) == {("student",), ("discriminator",)}
     (student,), (discriminator,) = turns["student",], turns["discriminator",]
     assert discriminator.kept.each < student.kept.each
@@ -180,6 +183,6 @@ def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline, switched):
         STAGE, trainer=replace(STAGE.trainer, mixed_precision="bf16"), lora=LoRAConfig(2)
     )
     roles = estimate(pipeline, half, text_length=5).roles
-    assert roles["backbone"].weights * 2 == roles["teacher"].weights
+    assert roles["teacher's copy"].weights * 2 == roles["teacher"].weights
     full = switched["LoRA student, rank 2"].roles
     assert roles["student"] == full["student"], "the role itself stays in float32"

@@ -10,6 +10,7 @@ from nitrodistill.cli.main import main
 from nitrodistill.models import Pipeline
 from nitrodistill.training import load_run_recipe, load_student
 from nitrodistill.training.evaluations import student_scores
+from nitrodistill.training.sources import Sources
 
 
 def train(place, *options):
@@ -39,7 +40,7 @@ def test_the_best_checkpoint_is_the_one_that_measures_best(place, monkeypatch):
     )
     sampler = pipeline.guided
     monkeypatch.setattr(pipeline, "guided", lambda scale: _Unwanted(sampler(scale)), raising=False)
-    scores = student_scores(recipe, pipeline)
+    scores = student_scores(recipe, pipeline, Sources.open(recipe, pipeline))
     assert scores is not None
     again = scores(student.denoiser, student.plan)
     for name, value in again.items():
@@ -59,13 +60,14 @@ class _Unwanted:
 
 def test_without_evaluations_there_is_nothing_to_call(place):
     assert train(place) == 0
-    assert student_scores(load_run_recipe(place.root / "run"), None) is None
+    pipeline, recipe = Pipeline.load(place.teacher), load_run_recipe(place.root / "run")
+    assert student_scores(recipe, pipeline, Sources.open(recipe, pipeline)) is None
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("evaluate_every", 2, "best_metric", "fd_teecher"), "the nearest is 'fd_teacher'"),
+        (("evaluate_every", 2, "best_metric", "fd_teecher"), "did you mean 'fd_teacher'"),
         (("best_metric", "fd_teacher"), "evaluate_every is 0"),
         (("evaluate_every", -1), "evaluate_every is -1"),
     ],

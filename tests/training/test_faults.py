@@ -32,7 +32,9 @@ TURNS = (("student", "critic"), ("critic",))
 
 def _weights(tiny, trainer):
     found = [tiny.weights(role.module) for role in trainer.method.trainable().values()]
-    return torch.cat([*found, *(value.flatten() for value in trainer.ema.state_dict().values())])
+    return torch.cat(
+        [*found, *(value.flatten() for value in trainer.averages["student"].state_dict().values())]
+    )
 
 
 def _kill_at_random(states: Callable[[], Iterator[State]], kills: int, seed: int) -> None:
@@ -105,6 +107,23 @@ def test_twelve_kills_of_a_recipe_end_bit_equal(
         assert torch.equal(a, b)
 
 
+def test_two_kills_of_another_method_end_bit_equal(
+    tiny, tiny_diffusers, tiny_scheduler, make_matching, tmp_path
+):
+    """Three roles at 1:3 on prompts alone, in two stages, with a network that follows the student."""
+    pipeline = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
+    recipe = make_matching("recipe", "previous", steps=6, checkpoint_every=1)
+    list(run_recipe(recipe, pipeline))
+    killed = tiny.changed(recipe, tmp_path / "killed")
+    _kill_at_random(lambda: run_recipe(killed, pipeline), kills=2, seed=3)
+    for stage in (0, 1):
+        one, other = (find_checkpoints(Path(r.output), stage)[0] for r in (recipe, killed))
+        assert one.step == other.step == 6
+        for file in sorted(one.path.glob("*.safetensors")):
+            tensors, found = one.tensors(file.stem), other.tensors(file.stem)
+            assert all(torch.equal(found[n], value) for n, value in tensors.items()), file.stem
+
+
 def _truncate(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
@@ -140,7 +159,7 @@ def test_a_nan_in_the_data_is_skipped_once_and_named(tiny):
     class Stream(tiny.Stream):
         def __call__(self, number):
             batch = super().__call__(number)
-            batch.x0[batch.index == 9] = torch.nan
+            batch.pairs.x0[batch.index == 9] = torch.nan
             return batch
 
     trainer = Trainer(tiny.Method(), Stream(4), tiny.config())
@@ -148,7 +167,7 @@ def test_a_nan_in_the_data_is_skipped_once_and_named(tiny):
         skipped = [state.skipped for state in trainer.fit()]
     assert [bool(text) for text in skipped] == [False, False, True, False, False, False]
     assert "student/fit (samples [9])" in skipped[2]
-    assert "the data's x0 (samples [9])" in skipped[2]
+    assert "the data's pairs.x0 (samples [9])" in skipped[2]
     assert _weights(tiny, trainer).isfinite().all()
 
 
@@ -164,11 +183,12 @@ def test_a_nan_in_a_weight_stops_the_run_and_names_the_last_good_checkpoint(tiny
                 method.critic_network[2].bias.data.fill_(torch.inf)
 
     with (
-        pytest.warns(RuntimeWarning, match="skipped step 5"),
-        pytest.raises(FloatingPointError, match=r"'critic' are not finite.*step-00000004"),
+        pytest.warns(RuntimeWarning, match="skipped step"),
+        pytest.raises(FloatingPointError, match=r"after 3 non-finite.*step-00000004"),
     ):
         train()
-    assert steps == [(1, False), (2, False), (3, False), (4, False), (5, True)]
+    good_steps = [(1, False), (2, False), (3, False), (4, False)]
+    assert steps == [*good_steps, (5, True), (6, True)]
     good = find_checkpoints(tmp_path)[0]
     good.verify()
     assert good.step == 4

@@ -10,12 +10,12 @@ from nitrodistill.training import State, make_accelerator, with_progress
 
 def _states(stage: int, first: int, last: int):
     for step in range(first, last + 1):
-        losses = {"student/total": torch.tensor(0.25), "critic/total": torch.tensor(2.0)}
-        yield State(stage, step, last, ("student", "critic"), "", losses, {}, 12, 0.5, 0.0)
+        totals = {"student": torch.tensor(0.25), "critic": torch.tensor(2.0)}
+        yield State(stage, step, last, ("student",), "", {}, {}, 12, 0.5, 0.0, totals)
 
 
 def test_the_bar_shows_losses_samples_a_second_and_the_time_left(capsys):
-    """A resumed stage, then another: a bar each, that begins where the stage does."""
+    """A resumed stage, then another: a bar each, that begins where it does. Every role's last loss."""
 
     def both():
         yield from _states(0, 3, 4)
@@ -36,7 +36,7 @@ def test_no_bar_where_none_is_wanted(capsys):
 
 
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path):
-    with pytest.raises(ValueError, match=r"no tracker 'tensorbord'; the nearest is 'tensorboard'"):
+    with pytest.raises(ValueError, match=r"no tracker 'tensorbord'; did you mean 'tensorboard'"):
         make_accelerator(output=tmp_path, trackers=["tensorbord"])
     with pytest.raises(ValueError, match=r"the tracker 'comet_ml' is not installed; install it"):
         make_accelerator(output=tmp_path, trackers=["tensorboard", "comet_ml"])

@@ -13,13 +13,23 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods import LADD, LADDConfig
-from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig, find_checkpoints
+from nitrodistill.training import (
+    OptimizerConfig,
+    Stage,
+    Trainer,
+    TrainerConfig,
+    find_checkpoints,
+    make_accelerator,
+    place_frozen,
+)
 from nitrodistill.training.parallel import check_launch, gather_text, local, on_main, whole
-from nitrodistill.types import Batch, Condition
+from nitrodistill.types import Batch, Condition, Pairs
+from tests.training.matching import Matching, MatchingConfig
 
 TAPS = ("conv_in", "mid_block")
+MATCHING = "tests.training.matching:Matching"
 KINDS = {"ddp": DistributedDataParallel, "fsdp": FSDPModule}
 
 
@@ -46,36 +56,67 @@ class LatentStream:
             {"encoder_hidden_states": draws.normal("text", (5, 16))},
             index - (index % 3 == 2).long(),
         )
-        return Batch(
-            index, draws.normal("x0", (4, 8, 8)), draws.normal("eps", (4, 8, 8)), condition
-        )
+        x0, noise = (draws.normal(name, (4, 8, 8)) for name in ("x0", "eps"))
+        return Batch(index, Pairs(x0, noise, condition))
 
 
 def _ladd(denoiser, **settings) -> Case:
     # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
-    optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "discriminator")}
-    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers, ema_decay=0.5)
+    optimizers = {
+        "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
+        "discriminator": OptimizerConfig(1e-2, eps=1e-2),
+    }
+    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
     method = LADDConfig(taps=TAPS, head_width=8, misaligned_negatives=True, **settings)
-    return Case(lambda: LADD.from_config(method, denoiser, denoiser.copy()), LatentStream, config)
+    return Case(
+        lambda: LADD.build(method, Cast.of(denoiser, denoiser.copy())), LatentStream, config
+    )
+
+
+class PromptStream(LatentStream):
+    """The prompts of those, alone."""
+
+    def __call__(self, number: int) -> Batch:
+        batch = super().__call__(number)
+        assert batch.pairs is not None
+        return Batch(batch.index, prompts=batch.pairs.condition)
+
+
+def _matching(denoiser) -> Case:
+    """Three roles on whole networks, a frozen teacher, and a target that follows the student."""
+    optimizers = {
+        "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
+        "critic": OptimizerConfig(2e-2, eps=1e-2),
+        "heads": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.9),
+    }
+    config = TrainerConfig(steps=4, batch_size=4, optimizers=optimizers)
+
+    def make() -> Matching:
+        copies = {n: denoiser.copy() for n in ("teacher", "student", "critic", "target")}
+        return Matching.build(MatchingConfig(), Cast.of(**copies))
+
+    return Case(make, PromptStream, config)
 
 
 @pytest.fixture
 def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
     """Every method joins here."""
-    three = {n: OptimizerConfig(1e-2) for n in ("student", "fake_score", "critic")}
+    three = {n: OptimizerConfig(1e-2, ema_decay=0.5) for n in ("student", "fake_score", "critic")}
     return {
         "ladd_shared": _ladd(tiny_denoiser, updates="shared"),
         # 1/4 is fresh: in each micro-batch of 4, one process has no such sample
         "ladd_alternating": _ladd(tiny_denoiser, fresh_fraction=0.25),
         "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
+        "matching": _matching(tiny_denoiser),
     }
 
 
 def _look(trainer: Trainer) -> dict[str, np.ndarray]:
-    """All trained weights of each role, and the averages, whole."""
-    found = {name: trained.weights for name, trained in trainer._trained.items()}
-    assert trainer.ema is not None
-    found["ema"] = trainer.ema.state_dict()  # pyright: ignore[reportArgumentType]
+    """All trained weights of each role, the averages and the networks that follow a role, whole."""
+    found: dict[str, Mapping[str, Tensor]] = {
+        name: trained.weights for name, trained in trainer._trained.items()
+    }
+    found |= {name: average.state_dict() for name, average in trainer._kept_averages().items()}
     return {
         name: torch.cat([whole(w.detach()).flatten() for w in weights.values()]).numpy()
         for name, weights in found.items()
@@ -83,23 +124,27 @@ def _look(trainer: Trainer) -> dict[str, np.ndarray]:
 
 
 def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: Any) -> list[Any]:
-    """Weights before and after, and what the roles were prepared as."""
+    """Weights before and after, whether the roles were prepared, and who learned with which losses."""
     config = dataclasses.replace(case.config, parallel=parallel, **changes)
     method = case.make()
-    trainer = Trainer(method, case.stream(config.batch_size, rank, world), config)
+    accelerator = make_accelerator(config.mixed_precision, cpu_offload=config.cpu_offload)
+    if isinstance(method, Matching):
+        place_frozen(method, accelerator, Stage(MATCHING, config))
+    trainer = Trainer(
+        method, case.stream(config.batch_size, rank, world), config, accelerator=accelerator
+    )
     before = _look(trainer)
-    for _ in trainer.fit():
-        pass
+    told = [(state.active, state.totals()) for state in trainer.fit()]
     kinds = [type(role.module).__mro__ for role in method.trainable().values()]
-    return [before, _look(trainer), all(KINDS[parallel] in kind for kind in kinds)]
+    return [before, _look(trainer), all(KINDS[parallel] in kind for kind in kinds), told]
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ["ladd_shared", "ladd_alternating", "three_roles"])
+@pytest.mark.parametrize("name", ["ladd_shared", "ladd_alternating", "three_roles", "matching"])
 def test_two_processes_equal_one(cases, tiny, name, parallel):
-    before, expected, _ = _run(cases[name], 0, 1)
+    before, expected, *_ = _run(cases[name], 0, 1)
     found = tiny.in_processes(lambda rank, world: _run(cases[name], rank, world, parallel))
-    for start, end, was_prepared in found:
+    for start, end, was_prepared, _ in found:
         assert was_prepared, f"some role is not a {KINDS[parallel].__name__}"
         for role, values in end.items():
             assert not np.array_equal(values, start[role]), f"{role} was not trained"
@@ -110,10 +155,25 @@ def test_two_processes_equal_one(cases, tiny, name, parallel):
             np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
 
 
+def test_accumulating_two_batches_of_4_equals_a_batch_of_8_in_loss_and_in_phase(cases):
+    """Who learns is a matter of the step, and so is what all samples of a step share: one timestep."""
+    case = cases["matching"]
+    _, expected, _, large = _run(case, 0, 1, batch_size=8)
+    _, found, _, small = _run(case, 0, 1, batch_size=4, accumulation=2)
+    all_three, others = ("student", "critic", "heads"), ("critic", "heads")
+    assert [active for active, _ in small] == [all_three, others, others, all_three]
+    for (active, totals), (known_active, known) in zip(small, large, strict=True):
+        assert active == known_active
+        assert totals == pytest.approx(known, rel=1e-5)
+    for role, values in found.items():
+        np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
+
+
+@pytest.mark.parametrize("name", ["three_roles", "matching"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_accumulation_in_two_processes_equals_one_large_batch(cases, tiny, parallel):
-    case = cases["three_roles"]
-    _, expected, _ = _run(case, 0, 1, batch_size=8)
+def test_accumulation_in_two_processes_equals_one_large_batch(cases, tiny, parallel, name):
+    case = cases[name]
+    _, expected, *_ = _run(case, 0, 1, batch_size=8)
 
     def act(rank, world):
         return _run(case, rank, world, parallel, batch_size=4, accumulation=2)[1]
@@ -134,10 +194,10 @@ def test_fsdp_holds_a_part_of_weights_moments_and_averages(tiny, tiny_denoiser):
         list(trainer.fit())
         role = trainer._trained["student"]
         moments = [role.optimizer.state[w]["exp_avg"] for w in role.weights.values()]
-        assert trainer.ema is not None
+        averages = trainer.averages["student"].state_dict().values()
         sizes = [
             sum(local(value).numel() for value in values)
-            for values in (role.weights.values(), moments, trainer.ema.state_dict().values())
+            for values in (role.weights.values(), moments, averages)
         ]
         units = [part for part in role.module.modules() if isinstance(part, FSDPModule)]
         return sizes, sum(w.numel() for w in role.weights.values()), len(units)
@@ -153,7 +213,7 @@ def test_fsdp_holds_a_part_of_weights_moments_and_averages(tiny, tiny_denoiser):
 def test_another_world_size_resumes(cases, tiny, tmp_path, save, world):
     """Saved by 2 processes (1), resumed by 1 (2); the other way of sharing out, too."""
     case, output = cases["three_roles"], tmp_path / "run"
-    _, expected, _ = _run(case, 0, 1)
+    _, expected, *_ = _run(case, 0, 1)
     resume = {"ddp": "fsdp", "fsdp": "ddp"}[save] if world == 2 else "ddp"
 
     def train(rank, world, parallel, stop):
@@ -197,7 +257,7 @@ def test_stopped_and_resumed_in_two_processes_ends_bit_equal(cases, tiny, tmp_pa
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_bf16_stays_near_float32(cases, tiny, parallel):
     case = cases["ladd_shared"]
-    start, expected, _ = _run(case, 0, 1, steps=2)
+    start, expected, *_ = _run(case, 0, 1, steps=2)
 
     def act(rank, world):
         return _run(case, rank, world, parallel, mixed_precision="bf16", steps=2)[1]
@@ -211,7 +271,7 @@ def test_bf16_stays_near_float32(cases, tiny, parallel):
 
 def test_offloading_to_the_cpu_and_checkpointing_gradients_change_nothing(cases, tiny):
     case = cases["ladd_shared"]
-    _, expected, _ = _run(case, 0, 1, steps=2)
+    _, expected, *_ = _run(case, 0, 1, steps=2)
     options = {"cpu_offload": True, "gradient_checkpointing": True, "steps": 2}
     (found,) = tiny.in_processes(lambda rank, of: _run(case, rank, of, "fsdp", **options), 1)
     assert found[2], "one process can shard, too"
@@ -223,33 +283,37 @@ def test_averages_can_be_drawn_with_between_two_steps_under_fsdp(cases, tiny):
     """Weights that a forward pass has gathered must not hide the averages."""
     case = cases["ladd_shared"]
 
+    def inputs() -> tuple[Tensor, Tensor, Condition]:
+        pairs = LatentStream(4, 0, 1)(9).pairs
+        assert pairs is not None
+        return pairs.noise, torch.tensor(999), pairs.condition
+
     def act(rank, world):
         config = dataclasses.replace(case.config, parallel="fsdp", steps=1)
         method = case.make()
         trainer = Trainer(method, case.stream(4, rank, world), config)
         for _ in trainer.fit():
             pass
-        batch = LatentStream(4, 0, 1)(9)
+        batch = inputs()
         found = []
         with torch.no_grad():
             for _ in range(2):
-                found.append(method.student(batch.noise, torch.tensor(999), batch.condition))
-                assert trainer.ema is not None
-                with trainer.ema.applied():
-                    found.append(method.student(batch.noise, torch.tensor(999), batch.condition))
+                found.append(method.student(*batch))
+                with trainer.averaged("student"):
+                    found.append(method.student(*batch))
         return [value.numpy() for value in found], _look(trainer)
 
     (first, looked), _ = tiny.in_processes(act)
     np.testing.assert_array_equal(first[0], first[2])
     np.testing.assert_array_equal(first[1], first[3])
     method = case.make()
-    batch = LatentStream(4, 0, 1)(9)
-    for drawn, name in zip(first, ("student", "ema"), strict=False):
+    batch = inputs()
+    for drawn, name in zip(first, ("student", "student.ema"), strict=False):
         nn.utils.vector_to_parameters(
             torch.tensor(looked[name]), method.student.module.parameters()
         )
         with torch.no_grad():
-            expected = method.student(batch.noise, torch.tensor(999), batch.condition)
+            expected = method.student(*batch)
         np.testing.assert_allclose(drawn, expected.numpy(), rtol=0, atol=1e-5)
 
 

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nitrodistill.methods import LADDConfig
+from nitrodistill.settings import to_plain
 from nitrodistill.training import (
     OptimizerConfig,
     Recipe,
@@ -18,7 +19,7 @@ from nitrodistill.training import (
     parse_recipe,
     save_recipe,
 )
-from nitrodistill.training.config import to_plain
+from tests.training.matching import MatchingConfig
 
 DATA = {
     "teacher": "toy",
@@ -26,7 +27,8 @@ DATA = {
     "output": "runs/out",
     "stages": [
         {
-            "method": {"adversarial": "hinge", "taps": ["mid_block"]},
+            "method": "ladd",
+            "settings": {"adversarial": "hinge", "taps": ["mid_block"]},
             "trainer": {
                 "steps": 5,
                 "optimizers": {"student": {"learning_rate": 4e-4, "betas": [0.5, 0.9]}},
@@ -50,17 +52,20 @@ def _changed(path, value):
 def test_plain_data_becomes_dataclasses():
     optimizer = OptimizerConfig(4e-4, (0.5, 0.9))
     stage = Stage(
-        LADDConfig(adversarial="hinge", taps=("mid_block",)),
+        "ladd",
         TrainerConfig(steps=5, optimizers={"student": optimizer}),
+        LADDConfig(adversarial="hinge", taps=("mid_block",)),
     )
-    assert parse_recipe(DATA) == Recipe("toy", "runs/pairs", "runs/out", [stage])
+    assert parse_recipe(DATA) == Recipe("toy", "runs/out", [stage], pairs="runs/pairs")
 
 
 def test_the_resolved_recipe_goes_round_with_every_default_written_out(tmp_path):
     recipe, file = parse_recipe(DATA), tmp_path / "recipe.yaml"
     save_recipe(recipe, file)
     assert load_recipe(file) == recipe
-    assert yaml.safe_load(file.read_text())["stages"][0]["trainer"]["ema_decay"] == 0.999
+    (stage,) = yaml.safe_load(file.read_text())["stages"]
+    assert stage["trainer"]["optimizers"]["student"]["ema_decay"] == 0.0
+    assert stage["settings"]["reconstruction"] == {"smooth_l1": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +74,7 @@ def test_the_resolved_recipe_goes_round_with_every_default_written_out(tmp_path)
         (("teecher",), "unknown key 'teecher'; did you mean 'teacher'"),
         (("stages", 0, "trainr"), "unknown key 'stages.0.trainr'; did you mean 'trainer'"),
         (("stages", 0, "trainer", "step"), "'stages.0.trainer.step'; did you mean 'steps'"),
-        (("stages", 0, "method", "tap"), "'stages.0.method.tap'; did you mean 'taps'"),
+        (("stages", 0, "settings", "tap"), "'settings.tap'; did you mean 'taps'"),
         (
             ("stages", 0, "trainer", "optimizers", "student", "lr"),
             "'stages.0.trainer.optimizers.student.lr'; known are learning_rate",
@@ -88,21 +93,40 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
         (
             ("stages", 0, "trainer", "steps"),
             "many",
-            r"read: stages\.trainer\.steps: it must be of type int\. Got value: many$",
+            r"stages\.0\.trainer\.steps is 'many'; it must be a whole number\.$",
         ),
         (
-            ("stages", 0, "method", "adversarial"),
+            ("stages", 0, "settings", "adversarial"),
             "wgan",
-            r"it must be one of \['non_saturating', 'hinge'\]\. Got value: wgan$",
+            r"adversarial loss 'wgan' is unknown.*hinge",
         ),
         (
-            ("stages", 0, "trainer", "max_grad_norm"),
+            ("stages", 0, "trainer", "optimizers", "student", "max_grad_norm"),
             "x",
-            r"max_grad_norm: it must be of type float or null\. Got value: x$",
+            r"max_grad_norm is 'x'; it must be a number or null\.$",
         ),
-        (("stages", 0, "lora"), {"rank": 0}, r"^rank is 0; it must be at least 1\.$"),
-        (("stages", 0, "lora"), {"rank": "x"}, r"rank: it must be of type int\. Got value: x$"),
-        (("stages", 0, "student"), "previous", "first stage's student is 'previous'"),
+        (("stages", 0, "lora"), {"rank": 0}, r"rank is 0; it must be at least 1\.$"),
+        (("stages", 0, "lora"), {"rank": "x"}, r"rank is 'x'; it must be a whole number\.$"),
+        (
+            ("stages", 0, "student"),
+            "previous",
+            r"first stage's student is 'previous', but .*; write teacher\.",
+        ),
+        (
+            ("stages", 0, "teacher"),
+            "previous",
+            r"first stage's teacher is 'previous', but .*; write recipe\.",
+        ),
+        (("stages", 0, "prune"), {"blocks": 3}, r"prune is .*, but this version cannot prune yet"),
+        (("stages", 0, "method"), "lad", r"there is no method 'lad'; did you mean 'ladd'\?"),
+        (("stages", 0, "method"), "no_such:M", r"the method no_such:M cannot be imported"),
+        (("stages", 0, "method"), {"taps": []}, r"older form: write `method: ladd`"),
+        (("stages", 0, "settings"), 7, r"settings is 7; method 'ladd' takes a LADDConfig"),
+        (
+            ("stages", 0, "settings", "every"),
+            3,
+            r"unknown key 'settings\.every'; known are taps, head",
+        ),
         (("stages", 0, "trainer"), 3, "stages.0.trainer is 3; it must hold names and values"),
         (("stages",), [], "stages is empty"),
         (("stages",), 7, "stages"),
@@ -134,13 +158,25 @@ def test_files_that_are_none_or_no_yaml(tmp_path):
         load_recipe(file)
 
 
+def test_settings_of_another_method_are_refused():
+    other = MatchingConfig()
+    with pytest.raises(
+        ValueError, match=r"settings is MatchingConfig.* takes a LADDConfig, or names"
+    ):
+        Stage("ladd", TrainerConfig(), other)
+    stage = Stage("tests.training.matching:Matching", TrainerConfig(), {"every": 2})
+    assert stage.settings == MatchingConfig(every=2)
+    with pytest.raises(ValueError, match=r"unknown key 'settings\.taps'; known are every, width"):
+        Stage("tests.training.matching:Matching", TrainerConfig(), {"taps": []})
+
+
 def test_stages_share_one_precision():
     stages = [
-        Stage(LADDConfig(), TrainerConfig(mixed_precision="no")),
-        Stage(LADDConfig(), TrainerConfig(mixed_precision="bf16")),
+        Stage("ladd", TrainerConfig(mixed_precision="no")),
+        Stage("ladd", TrainerConfig(mixed_precision="bf16")),
     ]
     with pytest.raises(ValueError, match="use one for all"):
-        Recipe("toy", "pairs", "out", stages)
+        Recipe("toy", "out", stages, pairs="pairs")
 
 
 # What a user's hand, or a bad disk, may make of a recipe: only our errors come out.

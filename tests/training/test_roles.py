@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import torch
 from torch import nn
 
 from nitrodistill.discriminator import LatentDiscriminator
+from nitrodistill.method import DistillationMethod, Role
+from nitrodistill.sampling import StepPlan
+from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import OptimizerConfig, Trainer, find_checkpoints
 from nitrodistill.training.roles import checkpoint_gradients, kept
+from nitrodistill.types import Terms
 
 
 def _wide(tiny, eight_bit):
@@ -20,7 +25,7 @@ def _wide(tiny, eight_bit):
     for weight in method.student_network.parameters():
         weight.data.normal_(0, 0.05, generator=generator)
     optimizers = {
-        "student": OptimizerConfig(1e-2, eight_bit=eight_bit),
+        "student": OptimizerConfig(1e-2, ema_decay=0.9, eight_bit=eight_bit),
         "critic": OptimizerConfig(),
     }
     return method, tiny.config(optimizers=optimizers, checkpoint_every=2)
@@ -126,3 +131,67 @@ def test_gradients_are_checkpointed_on_a_frozen_backbone_in_eval_mode(
     again, twice = gradient()
     assert (once, twice) == (1, 2)
     torch.testing.assert_close(again, plain, rtol=0, atol=1e-6)
+
+
+class Slope(DistillationMethod):
+    """One role, whose gradient is 1 everywhere: AdamW moves each weight down by its rate at every step."""
+
+    plan = StepPlan.from_schedule(RectifiedFlow())
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        values = 0.02 * torch.randn(40, 256, generator=torch.Generator().manual_seed(0))
+        self.network = nn.ParameterList(nn.Parameter(row.to(dtype)) for row in values)
+
+    @classmethod
+    def build(cls, config, cast):
+        raise NotImplementedError
+
+    def trainable(self):
+        return {"student": Role(self, "network")}
+
+    def losses(self, batch, active, draws):
+        yield "student", Terms(torch.stack([p.float().sum() for p in self.network]).sum(), {})
+
+
+def _slope(tiny, dtype, **options):
+    """Share of the weights that each step changed, and how far all have moved, in units of the true way."""
+    method, rate, steps = Slope(dtype), 1e-6, 50
+    optimizers = {"student": OptimizerConfig(rate, max_grad_norm=None)}
+    config = tiny.config(steps=steps, optimizers=optimizers, log_every=1, **options)
+    start = tiny.weights(method.network).double()
+    shares = [
+        float(s.parts["student/changed"]) for s in Trainer(method, tiny.Stream(4), config).fit()
+    ]
+    moved = start - tiny.weights(method.network).double()
+    return start, shares, float(moved.mean()) / (steps * rate)
+
+
+def test_adamw_stalls_on_bfloat16_weights_at_the_rates_of_this_field_and_not_on_ours(tiny, caplog):
+    """A step of 1e-6 is lost where it is less than half of the distance to the next bfloat16 number."""
+    _, shares, way = _slope(tiny, torch.float32)
+    assert set(shares) == {1.0}
+    assert way == pytest.approx(1, rel=1e-2)
+
+    with pytest.raises(
+        ValueError, match=r"role 'student' are torch.bfloat16: at a learning rate of"
+    ):
+        _slope(tiny, torch.bfloat16)
+
+    start, shares, way = _slope(tiny, torch.bfloat16, half_precision_weights=True)
+    half_apart = 2.0 ** (start.abs().log2().floor() - 8)
+    surely, perhaps = ((half_apart < limit).double().mean() for limit in (0.9e-6, 1.1e-6))
+    assert surely <= shares[0] <= perhaps < 0.025
+    assert max(shares) < 0.025
+    assert way < 0.1, "what was to be shown: nearly nothing has moved"
+    assert "trains half-precision weights (half_precision_weights)" in caplog.text
+    assert "student/changed" in caplog.text
+
+
+def test_the_share_that_changed_is_in_the_log(tiny, tmp_path):
+    trainer = Trainer(tiny.Method(), tiny.Stream(4), tiny.config(log_every=3), output=tmp_path)
+    states = list(trainer.fit())
+    assert ["student/changed" in state.parts for state in states] == [False, False, True] * 2
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["student/changed"] for line in lines] == [1.0, 1.0]
+    # the critic's last bias, one of 49 weights, cancels in its loss: no gradient, no step
+    assert [line["critic/changed"] for line in lines] == pytest.approx([48 / 49] * 2)

@@ -127,7 +127,7 @@ def test_two_real_processes_under_torchrun_save_and_go_on(tmp_path):
     config, prompts = GenerateConfig(num_pairs=8, steps=2), ["a small red circle"]
     generate(teacher, prompts, tmp_path / "pairs", config, teacher_name="toy", progress=False)
     roles = {name: {"learning_rate": 1e-4} for name in ("student", "discriminator")}
-    stage = {"method": {}, "trainer": {"steps": 400, "batch_size": 2, "optimizers": roles}}
+    stage = {"method": "ladd", "trainer": {"steps": 400, "batch_size": 2, "optimizers": roles}}
     data = {"teacher": "toy", "pairs": str(tmp_path / "pairs"), "output": str(tmp_path / "run")}
     save_recipe(parse_recipe({**data, "stages": [stage]}), tmp_path / "recipe.yaml")
     train = ["-m", "nitrodistill", "train", "--config", str(tmp_path / "recipe.yaml")]

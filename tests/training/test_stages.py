@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.files import temporary_of
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import sample
@@ -20,6 +22,7 @@ from nitrodistill.training import (
     load_student,
     run_recipe,
 )
+from tests.training.matching import Matching, MatchingConfig
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +78,14 @@ def test_previews_leave_the_training_as_it_is(tiny, recipe, pipeline, tmp_path):
 
 
 def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(tiny, recipe, pipeline, tmp_path):
-    method = LADDConfig(adversarial_weight=0.0, num_steps=2)
+    settings = LADDConfig(adversarial_weight=0.0, num_inference_steps=2)
     trainer = dataclasses.replace(
-        recipe.stages[0].trainer, optimizers={"student": OptimizerConfig(1e-3)}, accumulation=2
+        recipe.stages[0].trainer,
+        optimizers={"student": OptimizerConfig(1e-3, ema_decay=0.5)},
+        accumulation=2,
     )
-    recipe = dataclasses.replace(
-        recipe, stages=[*recipe.stages, Stage(method, trainer, "previous")]
-    )
+    second = Stage("ladd", trainer, settings, student="previous")
+    recipe = dataclasses.replace(recipe, stages=[*recipe.stages, second])
     whole = tiny.changed(recipe, tmp_path / "whole")
     list(run_recipe(whole, pipeline))
     for state in run_recipe(recipe, pipeline):
@@ -132,10 +136,11 @@ def test_the_environment_of_the_start_is_kept_and_others_are_added(recipe, pipel
 def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    left = run / ".recipe.yaml.12345-0123abcd.tmp"
+    name = temporary_of(run / "recipe.yaml").name
+    left = run / name.replace(f"-{os.getpid()}-", "-999999999-")  # of a process that is no more
     left.write_text("teacher: ti")
     next(run_recipe(recipe, pipeline))
-    assert not [p.name for p in run.iterdir() if p.name.startswith(".")]
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == [".lock"]
 
 
 def test_bf16_trains_float32_weights_and_leaves_the_teacher(tiny, recipe, pipeline, tmp_path):
@@ -186,7 +191,7 @@ def test_nothing_is_written_before_everything_is_checked(
     run = tmp_path / "run"
     taps = LADDConfig(taps=("down_blocks.7",))
     wrong_taps = dataclasses.replace(
-        recipe, stages=[dataclasses.replace(recipe.stages[0], method=taps)]
+        recipe, stages=[dataclasses.replace(recipe.stages[0], settings=taps)]
     )
     later_taps = dataclasses.replace(recipe, stages=[*recipe.stages, *wrong_taps.stages])
     no_optimizer = tiny.changed(recipe, optimizers={"student": OptimizerConfig(1e-3)})
@@ -263,8 +268,147 @@ def test_a_folder_that_is_no_run_or_has_no_checkpoint(recipe, pipeline, tmp_path
         load_student(tmp_path / "run", pipeline)
 
 
-def test_weights_of_another_network_are_refused(recipe, pipeline, tmp_path, tiny_denoiser):
+def test_a_student_brings_its_own_network(recipe, pipeline, tmp_path, tiny_denoiser):
+    """It is built as its checkpoint says, whatever the teacher's network is now."""
     list(run_recipe(recipe, pipeline))
     other = Pipeline(pipeline.diffusers, tiny_denoiser)
-    with pytest.raises(ValueError, match="another network"):
-        load_student(tmp_path / "run", other)
+    one, two = (load_student(tmp_path / "run", teacher) for teacher in (pipeline, other))
+    assert torch.equal(_weights(one), _weights(two))
+    assert list(two.denoiser.network.config.block_out_channels) == [8, 16]
+    assert two.plan.steps == one.plan.steps
+
+
+ROLES = ("student", "critic", "heads", "target")
+
+
+def _ended(run, stage):
+    """The tensors of every role of a stage, and of what follows one, in one vector each."""
+    (newest, *_) = find_checkpoints(run, stage)
+    names = (*ROLES, "student.ema")
+    return {n: torch.cat([v.flatten() for v in newest.tensors(n).values()]) for n in names}
+
+
+def test_the_student_of_the_stage_before_teaches(make_matching, pipeline, tmp_path):
+    """All networks of the second stage start as it, and at a rate of nearly 0 stay."""
+    recipe = make_matching("recipe", "previous", steps=4)
+    first, second = recipe.stages
+    still = {n: OptimizerConfig(1e-30, ema_decay=0.5) for n in ("student", "critic", "heads")}
+    second = dataclasses.replace(
+        second, trainer=dataclasses.replace(second.trainer, optimizers=still)
+    )
+    states = list(run_recipe(dataclasses.replace(recipe, stages=[first, second]), pipeline))
+    assert [len(state.active) for state in states] == [3, 2, 2, 3] * 2
+    before, after = (_ended(tmp_path / "run", stage) for stage in (0, 1))
+    for name in ("student", "critic", "target"):
+        assert torch.equal(after[name], before["student.ema"]), name
+    own = torch.cat([p.flatten() for p in pipeline.denoiser.module.state_dict().values()])
+    for name in ("student", "critic", "target", "student.ema"):
+        assert not torch.equal(before[name], own), name
+    assert not torch.equal(before["student"], before["student.ema"])
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_another_method_in_two_processes_equals_one(
+    tiny, make_matching, pipeline, tmp_path, parallel
+):
+    """Whole networks of three roles, a frozen teacher that is the student before, a target that follows."""
+    recipe = make_matching("recipe", "previous", steps=4)
+    shared = tiny.changed(recipe, tmp_path / "shared", parallel=parallel)
+    own = pipeline.denoiser
+
+    def act(rank, world):
+        told = [(state.stage, state.active) for state in run_recipe(shared, pipeline)]
+        assert pipeline.denoiser is own
+        return told
+
+    one, other = tiny.in_processes(act)
+    assert one == other
+    list(run_recipe(recipe, pipeline))
+    for stage in (0, 1):
+        alone, found = (_ended(tmp_path / run, stage) for run in ("run", "shared"))
+        for name, values in alone.items():
+            torch.testing.assert_close(found[name], values, rtol=0, atol=1e-5, msg=name)
+
+
+def test_a_bfloat16_teachers_student_is_float32(
+    tiny, make_recipe, tiny_diffusers, tiny_scheduler, tmp_path
+):
+    half, data = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler)), tmp_path / "half"
+    half.denoiser.module.to(torch.bfloat16)
+    config = GenerateConfig(num_pairs=4, steps=2)
+    generate(half, tiny.prompts, data, config, teacher_name="tiny", progress=False)
+    recipe = make_recipe(LADDConfig(adversarial_weight=0.0), steps=2)
+    list(run_recipe(dataclasses.replace(recipe, pairs=str(data)), half))
+    (newest,) = find_checkpoints(tmp_path / "run")
+    for name in ("student", "student.ema", "student.optimizer"):
+        kinds = {v.dtype for v in newest.tensors(name).values() if v.is_floating_point()}
+        assert kinds == {torch.float32}, name
+    assert {p.dtype for p in half.denoiser.module.parameters()} == {torch.bfloat16}
+    saved = newest.tensors("student.ema")
+    student = load_student(tmp_path / "run", half).denoiser.module.state_dict()
+    assert all(torch.equal(student[name], value) for name, value in saved.items()), "loaded so"
+    assert any(not torch.equal(v.bfloat16().float(), v) for v in saved.values())
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tiny, recipe, pipeline, tmp_path):
+    """While the first one trains; when it has stopped, the second goes on."""
+    running = run_recipe(recipe, pipeline)
+    next(running)
+
+    def act(rank, world):
+        with pytest.raises(RuntimeError) as caught:
+            next(run_recipe(recipe, pipeline))
+        return str(caught.value)
+
+    (told,) = tiny.in_processes(act, 1)
+    folder = str(tmp_path / "run")
+    assert told == (
+        f"another process trains in {folder!r}; wait until it has ended, or choose another folder."
+    )
+    running.close()
+    assert [state.step for state in run_recipe(recipe, pipeline)][-1] == 4
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (
+            "pairs",
+            r"'ladd' reads pairs, .*add `pairs: PATH`, as `nitrodistill generate` makes them",
+        ),
+        ("prompts", r"matching:Matching' reads prompts, which .* add `prompts: PATH`\.$"),
+    ],
+)
+def test_a_method_that_reads_what_the_recipe_does_not_give(
+    recipe, make_matching, pipeline, tmp_path, part, words
+):
+    given = recipe if part == "pairs" else make_matching("recipe", steps=2)
+    with pytest.raises(ValueError, match=words):
+        run_recipe(dataclasses.replace(given, **{part: None}), pipeline)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cast_member_that_nobody_trains_is_told_before_anything_is_written(
+    make_matching, pipeline, tmp_path, monkeypatch
+):
+    trained = Matching.trainable
+
+    def without(self):
+        return {n: r for n, r in trained(self).items() if n != "critic"}
+
+    monkeypatch.setattr(Matching, "trainable", without)
+    with pytest.raises(ValueError, match="Matching took 'critic' from its cast, but neither"):
+        run_recipe(make_matching("recipe", steps=2), pipeline)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resuming_under_other_settings_of_the_method_is_refused(make_matching, pipeline, tmp_path):
+    recipe = make_matching("recipe", steps=2)
+    list(run_recipe(recipe, pipeline))
+    other = dataclasses.replace(recipe.stages[0], settings=MatchingConfig(adversarial_weight=0.2))
+    words = r"stages.0.settings.adversarial_weight was 0.1, now 0.2"
+    with pytest.raises(ValueError, match=words):
+        run_recipe(dataclasses.replace(recipe, stages=[other]), pipeline)
+    (tmp_path / "prompts.txt").write_text("a large blue ring on a gray background")
+    with pytest.raises(ValueError, match="trained on other prompts than the recipe names now"):
+        run_recipe(recipe, pipeline)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -22,13 +23,23 @@ def _weights(tiny, trainer):
     return torch.cat([tiny.weights(role.module) for role in roles])
 
 
+def _optimizers(config, **changes):
+    """The settings with other ones of every role's optimizer."""
+    optimizers = {n: dataclasses.replace(o, **changes) for n, o in config.optimizers.items()}
+    return dataclasses.replace(config, optimizers=optimizers)
+
+
 def _averages(trainer):
-    return torch.cat([value.flatten() for value in trainer.ema.state_dict().values()])
+    return torch.cat(
+        [value.flatten() for value in trainer.averages["student"].state_dict().values()]
+    )
 
 
 def test_equals_a_plain_loop(tiny):
     """An independent loop in plain PyTorch: clip, decay of the rate, AdamW, average. Bit for bit."""
-    config = tiny.config(lr_decay_from=0.5, lr_warmup_steps=2, max_grad_norm=0.3, ema_decay=0.9)
+    config = _optimizers(
+        tiny.config(), lr_decay_from=0.5, lr_warmup_updates=2, max_grad_norm=0.3, ema_decay=0.9
+    )
     trainer = tiny.train(config)
 
     method, stream = tiny.Method(), tiny.Stream(4)
@@ -90,7 +101,7 @@ def test_gradients_are_clipped_per_role(tiny, monkeypatch):
     seen = {}
 
     method = tiny.Method()
-    trainer = Trainer(method, tiny.Stream(4), tiny.config(steps=1, max_grad_norm=0.05))
+    trainer = Trainer(method, tiny.Stream(4), _optimizers(tiny.config(steps=1), max_grad_norm=0.05))
     for name, role in method.trainable().items():
         network = role.module
         trained = trainer._trained[name]
@@ -113,7 +124,8 @@ def test_gradients_are_clipped_per_role(tiny, monkeypatch):
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("turns", [(("student", "critic"),), ALTERNATING])
 def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns):
-    config = tiny.config(steps=9, accumulation=accumulation, checkpoint_every=2, lr_decay_from=0.5)
+    config = tiny.config(steps=9, accumulation=accumulation, checkpoint_every=2)
+    config = _optimizers(config, lr_decay_from=0.5)
     whole = tiny.train(config, tiny.Method(turns))
     stopped = Trainer(tiny.Method(turns), tiny.Stream(4), config, output=tmp_path)
     for state in stopped.fit():
@@ -232,15 +244,16 @@ def test_a_gradient_that_is_not_finite_is_named(tiny):
         def losses(self, batch, active, draws):
             for role, terms in super().losses(batch, active, draws):
                 zero = next(self.student_network.parameters()).flatten()[0] * 0
-                yield role, terms._replace(total=terms.total + zero.sqrt())
+                steep = zero.sqrt() if draws.step == 0 else zero
+                yield role, terms._replace(total=terms.total + steep)
 
     with pytest.warns(RuntimeWarning, match="student's gradient"):
-        tiny.train(tiny.config(steps=1), Steep((("student",),)))
+        tiny.train(tiny.config(steps=2), Steep((("student",),)))
 
 
 def test_too_many_non_finite_steps_stop_the_run_and_name_the_last_checkpoint(tiny, tmp_path):
     method = tiny.Method()
-    method.poison = {1: "student", 3: "student", 4: "student"}
+    method.poison = {1: "student", 4: "student", 5: "student"}
     config = tiny.config(max_skips=2, checkpoint_every=2)
     with (
         pytest.warns(RuntimeWarning),
@@ -260,10 +273,12 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
                 method.student_network[0].weight.data[0, 0] = torch.nan
 
     with (
-        pytest.warns(RuntimeWarning, match="skipped step 4"),
-        pytest.raises(FloatingPointError, match=r"'student' are not finite.*step-00000002"),
+        pytest.warns(RuntimeWarning, match="skipped step"),
+        pytest.raises(FloatingPointError, match=r"after 3 non-finite.*step-00000002"),
     ):
         train()
+    with pytest.raises(FloatingPointError, match=r"'student' are not finite.*step-00000002"):
+        trainer.save()
     assert [c.step for c in find_checkpoints(tmp_path)] == [2]
 
 
@@ -305,7 +320,7 @@ def test_the_roles_must_have_optimizers_and_something_to_train(tiny):
     some = OptimizerConfig()
     for optimizers, words in [
         ({"student": some}, r"lacks settings for \['critic'\]"),
-        ({"student": some, "critics": some, "critic": some}, "'critics'.*nearest role is 'critic'"),
+        ({"student": some, "critics": some, "critic": some}, "'critics'.*did you mean 'critic'"),
     ]:
         with pytest.raises(ValueError, match=words):
             tiny.train(tiny.config(optimizers=optimizers))
@@ -351,3 +366,172 @@ def test_a_role_is_rebound(tiny):
     role.bind(other)
     assert role.module is other
     assert holder.module is other
+
+
+CADENCE = (("student", "critic"), ("critic",), ("critic",))  # 1:3
+
+
+def test_rates_are_counted_in_a_roles_own_updates(tiny, tmp_path):
+    """12 steps at 1:3: N = 4 updates of the student and 12 of the critic; the same after a resumption."""
+    config = tiny.config(steps=12, checkpoint_every=1)
+    config = _optimizers(config, lr_warmup_updates=2, lr_decay_from=0.5)
+    rates: dict[str, list[float]] = {"student": [], "critic": []}
+    for last in (5, 12):
+        method = tiny.Method(CADENCE)
+        for state in Trainer(method, tiny.Stream(4), config, output=tmp_path).fit():
+            for name, rate in state.learning_rates.items():
+                rates[name].append(rate / config.optimizers[name].learning_rate)
+            if state.step == last:
+                break
+    assert rates["student"] == [0.5, 1, 1, 0.5]
+    expected = [0.5, 1, 1, 1, 1, 1, 1, *(n / 6 for n in (5, 4, 3, 2, 1))]
+    assert rates["critic"] == pytest.approx(expected)
+
+
+def test_a_role_that_rests_is_neither_stepped_nor_decayed(tiny):
+    """AdamW decays a weight even where its gradient is 0; its own counter says how often it was stepped."""
+    method = tiny.Method(CADENCE)
+    config = _optimizers(tiny.config(steps=7), weight_decay=0.5, max_grad_norm=None)
+    trainer = Trainer(method, tiny.Stream(4), config)
+    role, seen = trainer._trained["student"], []
+    for state in trainer.fit():
+        moments = [role.optimizer.state[w] for w in role.weights.values()]
+        steps = {float(moment["step"]) for moment in moments}
+        values = [m["exp_avg"].flatten() for m in moments] + [tiny.weights(role.module)]
+        seen.append(("student" in state.active, steps, torch.cat(values)))
+    assert [steps for _, steps, _ in seen] == [{1.0}] * 3 + [{2.0}] * 3 + [{3.0}]
+    for (_, _, before), (is_active, _, after) in itertools.pairwise(seen):
+        assert torch.equal(before, after) == (not is_active)
+
+
+def test_any_role_may_have_an_average_counted_in_its_updates(tiny, tmp_path):
+    """d^n w0 + (1 - d) sum_k d^(n - k) w_k over the critic's own updates; the student keeps none."""
+    config = tiny.config(steps=5)
+    decays = {"student": 0.0, "critic": 0.6}
+    optimizers = {
+        n: dataclasses.replace(o, ema_decay=decays[n]) for n, o in config.optimizers.items()
+    }
+    method = tiny.Method(ALTERNATING)
+    config = dataclasses.replace(config, optimizers=optimizers)
+    trainer = Trainer(method, tiny.Stream(4), config, output=tmp_path)
+    assert list(trainer.averages) == ["critic"]
+    history = [tiny.weights(method.critic_network)]
+    for state in trainer.fit():
+        if "critic" in state.active:
+            history.append(tiny.weights(method.critic_network))
+    first, second = history[1:]
+    expected = 0.36 * history[0] + 0.4 * (0.6 * first + second)
+    average = torch.cat([a.flatten() for a in trainer.averages["critic"].state_dict().values()])
+    torch.testing.assert_close(average, expected, rtol=0, atol=1e-6)
+    names = {path.stem for path in find_checkpoints(tmp_path)[0].path.glob("*.safetensors")}
+    assert names == {"student", "student.optimizer", "critic", "critic.optimizer", "critic.ema"}
+
+
+def test_nothing_is_saved_or_pruned_while_steps_are_skipped(tiny, tmp_path):
+    method = tiny.Method()
+    method.poison = {2: "student", 3: "student"}
+    config = tiny.config(checkpoint_every=1, keep_checkpoints=1)
+    kept = []
+    trainer = Trainer(method, tiny.Stream(4), config, output=tmp_path)
+
+    def train():
+        for state in trainer.fit():
+            kept.append((bool(state.skipped), [c.step for c in find_checkpoints(tmp_path)]))
+
+    with pytest.warns(RuntimeWarning, match="skipped step"):
+        train()
+    assert kept == [
+        (False, [1]),
+        (False, [2]),
+        (True, [2]),
+        (True, [2]),
+        (False, [5]),
+        (False, [6]),
+    ]
+
+
+def test_a_run_whose_last_step_was_skipped_is_an_error_and_goes_on_from_the_last_good_one(
+    tiny, tmp_path
+):
+    method = tiny.Method()
+    method.poison = {5: "student"}
+    config = tiny.config(checkpoint_every=2)
+    with (
+        pytest.warns(RuntimeWarning, match="skipped step 6"),
+        pytest.raises(FloatingPointError, match=r"after 1 non-finite.*step-00000004"),
+    ):
+        tiny.train(config, method, output=tmp_path)
+    assert [c.step for c in find_checkpoints(tmp_path)] == [4, 2]
+    resumed = tiny.train(config, output=tmp_path)
+    assert torch.equal(_weights(tiny, resumed), _weights(tiny, tiny.train(config)))
+
+
+def test_a_signal_in_a_skipped_step_is_heard_at_the_next_good_one(tiny, tmp_path):
+    """Only what can be saved is stopped: a stopped run has saved all."""
+    method = tiny.Method()
+    method.poison = {2: "student"}
+    asked: list[int] = []
+
+    def stop():
+        asked.append(1)
+        return "SIGTERM" if len(asked) >= 3 else ""
+
+    trainer = Trainer(
+        method, tiny.Stream(4), tiny.config(checkpoint_every=0), output=tmp_path, stop=stop
+    )
+    with pytest.warns(RuntimeWarning, match="skipped step 3"):
+        told = [(state.step, state.stopped) for state in trainer.fit()]
+    assert told == [(1, ""), (2, ""), (3, ""), (4, "SIGTERM")]
+    assert [c.step for c in find_checkpoints(tmp_path)] == [4]
+
+
+def test_averages_that_are_not_finite_are_never_saved(tiny, tmp_path):
+    trainer = Trainer(
+        tiny.Method(), tiny.Stream(4), tiny.config(checkpoint_every=2), output=tmp_path
+    )
+
+    def train():
+        for state in trainer.fit():
+            if state.step == 3:
+                trainer.averages["student"].state_dict()["0.weight"][0, 0] = torch.inf
+
+    with pytest.raises(
+        FloatingPointError, match=r"averages in 'student.ema' are not.*step-00000002"
+    ):
+        train()
+    assert [c.step for c in find_checkpoints(tmp_path)] == [2]
+
+
+def test_resuming_under_other_settings_of_the_method_or_other_data_is_refused(tiny, tmp_path):
+    config = tiny.config()
+    fixed = {
+        "method": "tiny",
+        "settings": {"weight": 1.0, "taps": ("a",)},
+        "data": {"pairs": "f00"},
+    }
+    tiny.train(config, output=tmp_path, fixed=fixed)
+    assert tiny.train(config, output=tmp_path, fixed=fixed).step == 6
+    for changed, words in [
+        ({"settings": {"weight": 2.0, "taps": ("a",)}}, "settings.weight was 1.0, now 2.0"),
+        ({"settings": {"weight": 1.0, "taps": ("b",)}}, "settings.taps.0 was 'a', now 'b'"),
+        ({"data": {"pairs": "f01"}}, "data.pairs was 'f00', now 'f01'"),
+        ({"method": "other"}, "method was 'tiny', now 'other'"),
+    ]:
+        with pytest.raises(ValueError, match=rf"other settings \({words}\); resume with the same"):
+            tiny.train(config, output=tmp_path, fixed={**fixed, **changed})
+
+
+def test_what_is_shown_has_every_roles_last_value(tiny, tmp_path):
+    method = tiny.Method(CADENCE)
+    trainer = Trainer(method, tiny.Stream(4), tiny.config(log_every=1), output=tmp_path)
+    known, seen = {}, []
+    for state in trainer.fit():
+        known |= {n: state.metrics()[f"{n}/total"] for n in state.active}
+        assert state.totals() == pytest.approx(known)
+        seen.append(dict(known))
+    assert seen[1]["student"] == seen[0]["student"] != seen[3]["student"]
+    assert seen[1]["critic"] != seen[0]["critic"]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    for line, expected in zip(lines, seen, strict=True):
+        for name, total in expected.items():
+            assert line[f"{name}/total"] == pytest.approx(total, rel=1e-6)

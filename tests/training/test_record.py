@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -12,13 +14,17 @@ from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline, merged
 from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.sampling import StepPlan
+from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import (
     OptimizerConfig,
     find_checkpoints,
+    load_denoiser,
     load_recipe,
     load_student,
     run_recipe,
 )
+from nitrodistill.training.record import plan_of, student_record
 
 
 @pytest.fixture
@@ -88,7 +94,11 @@ def test_resumed_ends_bit_equal_in_a_pipeline_that_is_new_and_in_one_that_is_not
 def test_a_second_stage_goes_on_with_the_role_and_a_whole_copy_has_none(recipe, pipeline, tmp_path):
     (first,) = recipe.stages
     still = dataclasses.replace(
-        first.trainer, optimizers={**first.trainer.optimizers, "student": OptimizerConfig(1e-30)}
+        first.trainer,
+        optimizers={
+            **first.trainer.optimizers,
+            "student": OptimizerConfig(1e-30, ema_decay=0.5),
+        },
     )
     second = dataclasses.replace(first, trainer=still, student="previous")
     list(run_recipe(dataclasses.replace(recipe, stages=[first, second]), pipeline))
@@ -167,3 +177,54 @@ def test_what_does_not_go_is_said_before_anything_is_written(recipe, pipeline, t
     changed = dataclasses.replace(stage, lora=LoRAConfig(rank=4))
     with pytest.raises(ValueError, match=r"another recipe \(stages.0.lora.rank was 2, now 4"):
         run_recipe(dataclasses.replace(recipe, stages=[changed]), pipeline)
+
+
+def test_a_lora_role_on_another_network_is_refused(recipe, pipeline, tiny_denoiser):
+    list(run_recipe(recipe, pipeline))
+    with pytest.raises(ValueError, match="of another network than this teacher's"):
+        load_student(recipe.output, Pipeline(pipeline.diffusers, tiny_denoiser))
+
+
+def test_any_role_of_a_checkpoint_can_be_loaded(make_matching, pipeline, tmp_path):
+    """Without its method: weights or average, in the network that it was."""
+    list(run_recipe(make_matching("recipe", steps=2), pipeline))
+    (held,) = find_checkpoints(tmp_path / "run")
+    for role, average, file in [
+        ("critic", True, "critic"),
+        ("student", True, "student.ema"),
+        ("student", False, "student"),
+    ]:
+        loaded = load_denoiser(held, pipeline.denoiser, role, average=average)
+        assert loaded.network is not pipeline.denoiser.network
+        assert not loaded.module.training
+        weights = loaded.module.state_dict()
+        assert all(torch.equal(weights[n], value) for n, value in held.tensors(file).items())
+    for role in ("critc", "heads", "target"):
+        with pytest.raises(
+            ValueError, match=rf"no network of the role {role!r}; it has student, critic\."
+        ):
+            load_denoiser(held, pipeline.denoiser, role)
+
+
+def test_a_checkpoint_that_does_not_say_how_its_student_samples(recipe, pipeline, monkeypatch):
+    next(run_recipe(recipe, pipeline))
+    (held,) = find_checkpoints(Path(recipe.output))
+    plan = plan_of(held)
+    assert plan == load_student(recipe.output, pipeline).plan
+    assert plan.steps[0].t.dtype == torch.int64
+    monkeypatch.setattr(type(held), "state", lambda self: {})
+    with pytest.raises(ValueError, match="does not say how its student samples: an older version"):
+        plan_of(held)
+
+
+def test_a_plan_goes_round_bit_for_bit(tiny_denoiser):
+    """Through JSON, also of timesteps that are no whole numbers."""
+    schedules = (tiny_denoiser.schedule, RectifiedFlow())
+    for plan in (StepPlan.from_schedule(s, n, "renoise") for s in schedules for n in (1, 3)):
+        state = json.loads(json.dumps({"student": student_record(tiny_denoiser, plan)}))
+        again = plan_of(mock.Mock(**{"state.return_value": state}))
+        assert again.transition == plan.transition
+        for one, other in zip(plan.steps, again.steps, strict=True):
+            numbers = [(s.t, *s.input, *s.output) for s in (one, other)]
+            assert all(torch.equal(a, b) for a, b in zip(*numbers, strict=True))
+            assert all(a.dtype == b.dtype for a, b in zip(*numbers, strict=True))

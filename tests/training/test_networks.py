@@ -10,14 +10,25 @@ import torch
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
+from nitrodistill.method import Cast, Frozen
 from nitrodistill.methods import LADDConfig
-from nitrodistill.models import Pipeline
+from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.taps import FeatureTaps
-from nitrodistill.training import OptimizerConfig, load_student, make_accelerator, run_recipe
+from nitrodistill.training import (
+    OptimizerConfig,
+    Stage,
+    Trainer,
+    TrainerConfig,
+    load_student,
+    make_accelerator,
+    run_recipe,
+)
+from nitrodistill.training.networks import check_cast, stage_cast
 from nitrodistill.training.parallel import local, prepare_frozen
 from nitrodistill.training.roles import checkpoint_gradients
+from tests.training.matching import Matching, MatchingConfig
 
 # a container, a shared-out unit, and a module inside of one: the pass is left in the middle of it
 TAPS = (
@@ -82,7 +93,10 @@ def test_a_recipe_shares_its_teacher_out_and_gives_it_back(tiny, make_recipe, pi
     method = LADDConfig(updates="shared", fresh_fraction=0.5)
     recipe = make_recipe(method, steps=2, preview_every=2, evaluate_every=2)
     # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
-    optimizers = {n: OptimizerConfig(1e-2, eps=1e-2) for n in ("student", "discriminator")}
+    optimizers = {
+        "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
+        "discriminator": OptimizerConfig(1e-2, eps=1e-2),
+    }
     recipe = tiny.changed(recipe, optimizers=optimizers)
     held: list[int] = []
 
@@ -126,7 +140,7 @@ def test_stages_change_how_they_share_and_a_mistake_gives_the_teacher_back(
     kinds: list[tuple[bool, torch.dtype]] = []
 
     def act(rank, world):
-        wrong = dataclasses.replace(sharded, method=LADDConfig(taps=("mid_blok",)))
+        wrong = dataclasses.replace(sharded, settings=LADDConfig(taps=("mid_blok",)))
         with pytest.raises(ValueError, match="no submodule 'mid_blok'"):
             run_recipe(dataclasses.replace(recipe, stages=[sharded, wrong]), pipeline)
         assert pipeline.denoiser is own
@@ -137,3 +151,81 @@ def test_stages_change_how_they_share_and_a_mistake_gives_the_teacher_back(
         return kinds
 
     assert tiny.in_processes(act) == [[(True, torch.float32), (False, torch.float32)]] * 2
+
+
+class Careless(Matching):
+    """Leaves out what `_left` names."""
+
+    _left: str = ""
+
+    @classmethod
+    def build(cls, config, cast):
+        return cls(config, cast)
+
+    def trainable(self):
+        return {n: r for n, r in super().trainable().items() if n != self._left}
+
+    def frozen(self):
+        found = {n: f for n, f in super().frozen().items() if n != self._left}
+        return found | {"critic": Frozen(self.critic.module)} if self._left == "twice" else found
+
+
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        ("critic", r"Careless took 'critic' from its cast, but neither trains nor freezes it"),
+        ("target", r"Careless took 'target' from its cast, but neither trains nor freezes it"),
+        ("teacher", r"Careless took 'teacher' from its cast, but neither trains nor freezes it"),
+        ("plan", r"Careless has no plan; a StepPlan says how its student samples"),
+        ("twice", r"Careless names 'critic' in trainable\(\) and in frozen\(\); choose one"),
+    ],
+)
+def test_a_method_must_train_or_freeze_all_that_it_took(tiny_denoiser, left, words):
+    copies = {n: tiny_denoiser.copy() for n in ("teacher", "student", "critic", "target")}
+    cast = Cast.of(**copies)
+    method = Careless.build(MatchingConfig(), cast)
+    check_cast(method, cast)
+    method._left = left
+    if left == "plan":
+        del method.plan
+    with pytest.raises(ValueError, match=words) as caught:
+        check_cast(method, cast)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_that_follows_what_is_not_trained_is_named(tiny, tiny_denoiser):
+    class Lost(Careless):
+        def frozen(self):
+            return {**super().frozen(), "target": Frozen(self.target.module, follows="studnt")}
+
+    copies = {n: tiny_denoiser.copy() for n in ("teacher", "student", "critic", "target")}
+    method = Lost.build(MatchingConfig(), Cast.of(**copies))
+    config = tiny.config(optimizers={n: OptimizerConfig() for n in method.trainable()})
+    with pytest.raises(
+        ValueError, match=r"'target' follows 'studnt', which is not trained; did you mean"
+    ):
+        Trainer(method, tiny.Stream(4), config)
+
+
+@pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])
+def test_a_stages_cast(pipeline, lora):
+    """The teacher is frozen; student and others are float32, trainable, of their own; each is made once."""
+    stage = Stage("ladd", TrainerConfig(), lora=lora)
+    own = pipeline.denoiser
+    empty = pipeline.null_condition()
+    cast = stage_cast(stage, lambda: own, own, empty, pipeline.decode)
+    assert cast.taken == {}
+    assert cast.empty is empty
+    student, critic = cast.student, cast.another("critic")
+    assert cast.another("critic") is critic
+    assert list(cast.taken) == ["student", "critic"]
+    learned = [{id(p) for p in d.module.parameters() if p.requires_grad} for d in (student, critic)]
+    assert all(learned)
+    assert not learned[0] & learned[1]
+    assert {p.dtype for d in (student, critic) for p in d.module.parameters()} == {torch.float32}
+    assert cast.teacher is own
+    shared = [d.network is own.network for d in (student, critic)]
+    assert shared == [lora is not None] * 2
+    for name in ("student", "teacher"):
+        with pytest.raises(ValueError, match=rf"write cast\.{name} instead"):
+            cast.another(name)

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from nitrodistill.settings import (
+    build,
+    differences,
+    nearest,
+    parse_yaml,
+    read_yaml,
+    shown,
+    to_plain,
+)
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 3
+    rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise ValueError(f"depth is {self.depth}; it must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    kind: Literal["a", "b"] = "a"
+    inner: Inner = field(default_factory=Inner)
+    parts: list[Inner] = field(default_factory=list)
+    pair: tuple[float, float] = (0.5, 0.9)
+    taps: tuple[str | float, ...] = ()
+    roles: dict[str, Inner] = field(default_factory=dict)
+    flag: bool = False
+    anything: Any = None
+
+
+FULL = {
+    "name": "x",
+    "kind": "b",
+    "inner": {"depth": 5, "rate": "1e-3"},
+    "parts": [{"depth": 1}, {}],
+    "pair": [1, 0.5],
+    "taps": ["mid", 0.25],
+    "roles": {"student": {"rate": 2}},
+    "flag": True,
+    "anything": {"a": [1]},
+}
+
+
+def test_plain_values_become_dataclasses_and_go_round() -> None:
+    made = build(Outer, FULL)
+    expected = Outer(
+        "x", "b", Inner(5, 1e-3), [Inner(1), Inner()], (1.0, 0.5), ("mid", 0.25),
+        {"student": Inner(rate=2.0)}, True, {"a": [1]},
+    )  # fmt: skip
+    assert made == expected
+    assert type(made.pair[0]) is float
+    assert build(Outer, to_plain(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"nmae": 1}, r"^unknown key 'nmae'; did you mean 'name'\?$"),
+        ({"inner": {"dpeth": 1}}, r"^unknown key 'inner.dpeth'; did you mean 'depth'\?$"),
+        ({"parts": [{}, {"zzz": 1}]}, r"'parts.1.zzz'; known are depth, rate\.$"),
+        ({"inner": {"depth": 1.5}}, r"^inner.depth is 1.5; it must be a whole number\.$"),
+        ({"inner": {"depth": True}}, r"^inner.depth is True; it must be a whole number\.$"),
+        ({"inner": {"depth": 0}}, r"^inner: depth is 0; it must be at least 1\.$"),
+        ({"inner": {"rate": "x"}}, r"^inner.rate is 'x'; it must be a number or null\.$"),
+        ({"inner": 3}, r"^inner is 3; it must hold names and values\.$"),
+        ({"kind": "c"}, r"^kind is 'c'; it must be one of 'a', 'b'\.$"),
+        (
+            {"pair": [1, 2, 3]},
+            r"^pair is \[1, 2, 3\]; it must be a list of 2: a number, a number\.$",
+        ),
+        ({"parts": {}}, r"^parts is {}; it must be a list, each names and values\.$"),
+        ({"roles": {3: {}}}, r"^roles has the name 3; names are text\.$"),
+        ({"flag": "yes"}, r"^flag is 'yes'; it must be true or false\.$"),
+        ({"name": False}, r"it must be text \(YAML reads yes, no, on and off"),
+        ({"name": "x" * 500}, None),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_that_says_where(
+    change: dict[str, Any], words: str | None
+) -> None:
+    if words is None:
+        assert build(Outer, FULL | change).name == "x" * 500
+        return
+    with pytest.raises(ValueError, match=words) as caught:
+        build(Outer, FULL | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(ValueError, match=r"^name is missing; give it a value\.$"):
+        build(Outer, {})
+
+
+def test_differences_are_named_by_their_place() -> None:
+    before = to_plain(build(Outer, FULL))
+    now = to_plain(build(Outer, FULL | {"parts": [{"depth": 2}, {}], "flag": False}))
+    assert differences(before, now) == ["parts.0.depth was 1, now 2", "flag was True, now False"]
+    assert differences(before, before) == []
+    assert differences({"a": [1]}, {"a": [1, 2]}) == ["a was [1], now [1, 2]"]
+    assert differences({}, {"a": 1}) == ["a was None, now 1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [", "this is not YAML"),
+        ("a: 1\nb: 2\na: 3", "'a' stands twice in the names from line 1 on; keep one"),
+        ("a:\n  b: 1\n  b: 2", "'b' stands twice in the names from line 2"),
+        ("a: &x [*x]", "stands inside of what it names"),
+        ("!!python/object/apply:os.system [ls]", "this is not YAML"),
+        (
+            "a0: &a0 [1,1,1,1,1,1,1,1,1,1]\n"
+            + "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 8)),
+            "holds more than 100000 values",
+        ),
+    ],
+)
+def test_yaml_without_surprises(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        parse_yaml(text)
+
+
+def test_files(tmp_path: Any) -> None:
+    with pytest.raises(FileNotFoundError, match="no recipe at"):
+        read_yaml(tmp_path / "none.yaml")
+    (tmp_path / "a.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="this is not YAML"):
+        read_yaml(tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("a: {b: &x [1], c: *x}")
+    assert read_yaml(tmp_path / "b.yaml") == {"a": {"b": [1], "c": [1]}}
+
+
+def test_what_is_shown_is_short_and_harmless() -> None:
+    assert len(shown("x" * 1000)) == 60
+    assert shown("\x1b[31m") == "'\\x1b[31m'"
+    assert len(shown([[["y" * 100] * 100] * 100] * 100)) <= 60
+    assert nearest("tpas", ["taps", "head"]) == "did you mean 'taps'?"
+    assert nearest("zzz", ["taps", "head"]) == "known are taps, head."
