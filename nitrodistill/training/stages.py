@@ -14,7 +14,7 @@ from nitrodistill.data import BatchStream, together
 from nitrodistill.method import Cast, DistillationMethod
 from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.lora import check_lora
+from nitrodistill.models.lora import base_copy, check_lora
 from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import to_plain
@@ -109,7 +109,7 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
     for stage in recipe.stages:
         if stage.lora is not None:
             check_lora(pipeline.denoiser, stage.lora)
-        method, _ = build_on_shapes(stage, pipeline)
+        method, _ = build_on_shapes(stage, shapes_of(pipeline))
         for part in sorted(method.reads):
             if getattr(recipe, part) is None:
                 made = {"pairs": "generate", "real": "encode"}.get(part, "")
@@ -122,22 +122,26 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
 
 
 def build_on_shapes(
-    stage: Stage, pipeline: Pipeline, text_length: int = 8
+    stage: Stage, shapes: Pipeline, text_length: int = 8
 ) -> tuple[DistillationMethod, Cast]:
     """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 
     Args:
         stage: its settings.
-        pipeline: the teacher, which stays as it is.
+        shapes: the teacher on the meta device (`shapes_of`). As in a run, the method's teacher is its own network,
+            or a copy where that one is cast or the student of the stage before.
         text_length: tokens of a prompt.
 
     Raises:
         ValueError: if the settings do not fit the networks.
     """
-    shapes = shapes_of(pipeline)
-    x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
+    apart = stage.trainer.mixed_precision == "bf16" or (
+        stage.teacher == "previous" and stage.lora is None
+    )
+    teacher = base_copy(shapes.denoiser) if apart else shapes.denoiser
+    x0 = torch.empty(1, *shapes.latent_shape, device="meta")
     empty = shapes.denoiser.adapter.example_condition(x0, text_length)
-    cast = stage_cast(stage, lambda: shapes.denoiser, shapes.denoiser, empty, shapes.decode)
+    cast = stage_cast(stage, lambda: teacher, shapes.denoiser, empty, shapes.decode)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)
     return method, cast
