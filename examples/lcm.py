@@ -18,8 +18,6 @@ from typing import Literal
 import torch
 
 import nitrodistill as nd
-from nitrodistill.method import Cast, Frozen
-from nitrodistill.types import expand
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class LCM(nd.DistillationMethod):
     Config = LCMConfig
     reads = frozenset({"pairs"})
 
-    def __init__(self, config: LCMConfig, cast: Cast) -> None:
+    def __init__(self, config: LCMConfig, cast: nd.Cast) -> None:
         if cast.empty is None:
             raise ValueError("LCM's teacher is guided, but it has no empty condition.")
         self.config = config
@@ -53,20 +51,18 @@ class LCM(nd.DistillationMethod):
         schedule, kind = self.student.schedule, self.student.prediction_type
         self.plan = nd.StepPlan.from_schedule(schedule, config.num_inference_steps, "renoise")
         self.grid = nd.StepPlan.from_schedule(schedule, config.grid_steps).check(kind)
-        data = nd.Scales(torch.ones(()).double(), torch.zeros(()).double())
-        last = nd.Step(schedule.timestep(torch.zeros(())), data, data)
-        self.after = nd.StepPlan((*self.grid.steps[1:], last))
+        self.after = self.grid.after(schedule)
 
     @classmethod
-    def build(cls, config: LCMConfig, cast: Cast) -> "LCM":
+    def build(cls, config: LCMConfig, cast: nd.Cast) -> "LCM":
         return cls(config, cast)
 
     def trainable(self) -> dict[str, nd.Role]:
         return {"student": nd.Role(self.student)}
 
-    def frozen(self) -> dict[str, Frozen]:
-        target = Frozen(self.target.module, follows="student", decay=self.config.target_decay)
-        return {"teacher": Frozen(self.teacher.module), "target": target}
+    def frozen(self) -> dict[str, nd.Frozen]:
+        target = nd.Frozen(self.target.module, follows="student", decay=self.config.target_decay)
+        return {"teacher": nd.Frozen(self.teacher.module), "target": target}
 
     def losses(
         self, batch: nd.Batch, active: Sequence[str], draws: nd.Draws
@@ -75,12 +71,9 @@ class LCM(nd.DistillationMethod):
         step, after = self.grid.at(u), self.after.at(u)
         x = step.input.mix(z, draws.normal("noise", z.shape[1:], z.device))
         with torch.no_grad():
-            said = self.teacher(x, step.t.to(x.device), c)
-            kind = self.teacher.prediction_type
-            x0, eps = (to(said, x, step.output, kind) for to in (nd.to_x0, nd.to_eps))
-            nearer = after.input.mix(x0, eps)
+            nearer = nd.ode_step(self.teacher, step, after, x, c)
             target = nd.predict_x0(self.target, after, nearer, c)
-            target = torch.where(expand(after.output.sigma, x) == 0, nearer, target)
+            target = torch.where(nd.expand(after.output.sigma, x) == 0, nearer, target)
         distance = getattr(nd.functional, f"{self.config.distance}_loss")
         per_sample = distance(nd.predict_x0(self.student, step, x, c), target)
         yield "student", nd.Terms(per_sample.mean(), {"consistency": per_sample.detach()})

@@ -40,7 +40,7 @@ from nitrodistill.losses import (
     named_adversarial,
     named_loss,
 )
-from nitrodistill.method import DistillationMethod, Draws, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import (
     DiffusersDenoiser,
@@ -57,23 +57,35 @@ from nitrodistill.prediction import (
     to_eps,
     to_x0,
 )
-from nitrodistill.sampling import Step, StepPlan, predict_x0, sample
+from nitrodistill.sampling import Step, StepPlan, ode_step, predict_both, predict_x0, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform, named_law
 from nitrodistill.types import (
     Batch,
     Condition,
     Denoiser,
+    Latents,
     NoiseSchedule,
+    Pairs,
     PredictionType,
     Scales,
     Terms,
+    expand,
 )
 from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight, truncated_snr_weight
 
 if TYPE_CHECKING:
-    from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
+    from nitrodistill.data import (
+        BatchStream,
+        GenerateConfig,
+        LatentStore,
+        PairStore,
+        Prompts,
+        generate,
+    )
     from nitrodistill.evaluation import evaluate
+    from nitrodistill.evaluation.student import measure_student
+    from nitrodistill.teachers import load_teacher
     from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 
 __version__ = "0.1.0.dev0"
@@ -85,8 +97,12 @@ _LAZY = {
     "OptimizerConfig": "nitrodistill.training",
     "Trainer": "nitrodistill.training",
     "TrainerConfig": "nitrodistill.training",
+    "LatentStore": "nitrodistill.data",
+    "Prompts": "nitrodistill.data",
     "evaluate": "nitrodistill.evaluation",
     "generate": "nitrodistill.data",
+    "load_teacher": "nitrodistill.teachers",
+    "measure_student": "nitrodistill.evaluation.student",
 }
 
 __all__ = [
@@ -94,6 +110,7 @@ __all__ = [
     "AdversarialLoss",
     "Batch",
     "BatchStream",
+    "Cast",
     "CharbonnierLoss",
     "Condition",
     "ConvHead",
@@ -104,6 +121,7 @@ __all__ = [
     "DistillationMethod",
     "Draws",
     "FeatureTaps",
+    "Frozen",
     "GenerateConfig",
     "Guided",
     "HingeGANLoss",
@@ -116,6 +134,8 @@ __all__ = [
     "LaplacianPyramidLoss",
     "LatentDiscriminator",
     "LatentSSIMLoss",
+    "LatentStore",
+    "Latents",
     "LeastSquaresGANLoss",
     "LoRAConfig",
     "LogitNormal",
@@ -126,8 +146,10 @@ __all__ = [
     "NonSaturatingGANLoss",
     "OptimizerConfig",
     "PairStore",
+    "Pairs",
     "Pipeline",
     "PredictionType",
+    "Prompts",
     "PseudoHuberLoss",
     "RectifiedFlow",
     "Reduction",
@@ -154,12 +176,18 @@ __all__ = [
     "convert_prediction",
     "denoising_loss",
     "evaluate",
+    "expand",
+    "frozen_within",
     "functional",
     "generate",
+    "load_teacher",
+    "measure_student",
     "min_snr_weight",
     "named_adversarial",
     "named_law",
     "named_loss",
+    "ode_step",
+    "predict_both",
     "predict_x0",
     "prediction_target",
     "sample",

@@ -75,8 +75,9 @@ class Frozen:
         module: the network. With bf16 it is cast to bfloat16, and with `parallel: fsdp` shared out by the
             processes; one that follows a role is kept as that role's own network is.
         taps: names of its submodules whose features get a gradient.
-        follows: name of the role whose moving average it is (LCM's target network); "" follows none. It starts as
-            the role's weights.
+        follows: name of the role whose moving average it is (LCM's target network); "" follows none. The trainer
+            sets it to the role's weights at the start and moves it after each of the role's updates; a loop of
+            your own does it by `training.EMA(role.module, decay, into=module)`.
         decay: of that average, in [0, 1), an update of the role.
         as_it_is: it is moved to the device and nothing else: a small network, such as LPIPS.
     """
@@ -115,9 +116,17 @@ class Cast:
         self._taken: dict[str, Denoiser] = {}
 
     @classmethod
-    def of(cls, teacher: Denoiser, student: Denoiser, **others: Denoiser) -> Cast:
+    def of(
+        cls,
+        teacher: Denoiser,
+        student: Denoiser,
+        others: Mapping[str, Denoiser] | None = None,
+        empty: Condition | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+    ) -> Cast:
         """A cast of networks that are there already, for a loop of your own."""
-        return cls({"teacher": teacher, "student": student, **others}.__getitem__)
+        made = {"teacher": teacher, "student": student, **(others or {})}
+        return cls(made.__getitem__, empty, decode)
 
     @property
     def teacher(self) -> Denoiser:

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from nitrodistill.checks import check_finite
-from nitrodistill.prediction import Clamped, check_convertible, to_eps, to_x0
+from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
-__all__ = ["Step", "StepPlan", "Transition", "predict_x0", "sample"]
+__all__ = ["Step", "StepPlan", "Transition", "ode_step", "predict_both", "predict_x0", "sample"]
 
 Transition = Literal["renoise", "ode"]
 
@@ -138,6 +138,16 @@ class StepPlan:
                 check_convertible(step.output, prediction_type, "epsilon")
         return self
 
+    def after(self, schedule: NoiseSchedule) -> StepPlan:
+        """The plan whose i-th step is the one behind this one's i-th; its last is the data, (alpha, sigma) = (1, 0).
+
+        `plan.at(u)` and `plan.after(schedule).at(u)` are neighbours.
+        """
+        one = torch.ones((), dtype=torch.float64)
+        data = Scales(one, 0 * one)
+        last = Step(schedule.timestep(torch.zeros(())).to(self.steps[0].t.dtype), data, data)
+        return StepPlan((*self.steps[1:], last), self.transition)
+
     def timesteps(self) -> Tensor:
         """`(N,)` the timesteps that the network is told."""
         return torch.stack([step.t for step in self.steps])
@@ -164,6 +174,35 @@ def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition
     return _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
 
 
+def predict_both(
+    denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition
+) -> tuple[Tensor, Tensor]:
+    """x0 and eps that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider.
+
+    If the denoiser says how its scheduler clamps x0 (`DiffusersDenoiser.clamp`), so it is here.
+    """
+    prediction, x0 = _prediction_and_x0(denoiser, step, x_t, condition)
+    clamp = _clamp_of(denoiser)
+    if clamp is not None and clamp.rederives_eps:
+        return x0, to_eps(x0, x_t, step.output, "sample")
+    return x0, to_eps(prediction, x_t, step.output, denoiser.prediction_type)
+
+
+def ode_step(
+    denoiser: Denoiser, step: Step, after: Step, x_t: Tensor, condition: Condition
+) -> Tensor:
+    """One step of DDIM, which is Euler's for flows and EDM: `x_t` at `step` -> the input of `after`.
+
+    Args:
+        denoiser: the network, guided or not.
+        step: where `x_t` is, the same for all samples or one each.
+        after: where it goes; see `StepPlan.after`.
+        x_t: `(B, C, H, W)`.
+        condition: of batch size B.
+    """
+    return _mixed(after, *predict_both(denoiser, step, x_t, condition))
+
+
 def sample(
     denoiser: Denoiser,
     plan: StepPlan,
@@ -171,8 +210,11 @@ def sample(
     condition: Condition,
     renoise: Callable[[int], Tensor] | None = None,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
+    *,
+    start: int = 0,
+    stop: int | None = None,
 ) -> Tensor:
-    """Follows a plan from noise to x0.
+    """Follows a plan from noise to x0, or a part of it.
 
     If the denoiser says how its scheduler clamps x0 (`DiffusersDenoiser.clamp`: `clip_sample` or `thresholding`
     of a teacher's pipeline), so does every step here.
@@ -180,44 +222,63 @@ def sample(
     Args:
         denoiser: the network, guided or not.
         plan: what to evaluate; `plan.check(denoiser.prediction_type)` is called.
-        noise: `(B, C, H, W)` unit Gaussian noise.
+        noise: `(B, C, H, W)` unit Gaussian noise; with `start` above 0 the input of that step.
         condition: what to draw, of batch size B.
         renoise: step number (1, 2, ...) -> fresh noise shaped like `noise`; needed by plans of more
             than one step whose transition is "renoise".
         progress: wraps the iterable of step numbers, for example `tqdm`.
+        start: number of the first step that is evaluated.
+        stop: number of the first step that is not; its input is returned. None goes on to x0.
 
     Returns:
-        x0 `(B, C, H, W)`, float32 or wider.
+        x0 `(B, C, H, W)`, or the input of step `stop`; float32 or wider.
 
     Raises:
-        ValueError: if the plan does not fit the prediction type, or `renoise` is missing.
+        ValueError: if the plan does not fit the prediction type, `renoise` is missing, or `start` and `stop` are
+            no part of the plan.
     """
     plan.check(denoiser.prediction_type)
-    if plan.transition == "renoise" and len(plan) > 1 and renoise is None:
+    last = len(plan) if stop is None else stop
+    if not (0 <= start < last <= len(plan)) or stop == len(plan):
+        raise ValueError(
+            f"start is {start} and stop {stop}; of a plan of {len(plan)} steps they must be 0 <= start < stop < "
+            f"{len(plan)}, or stop None."
+        )
+    if plan.transition == "renoise" and last > 1 and renoise is None:
         raise ValueError(
             "this plan renoises between its steps; pass renoise=lambda i: fresh noise."
         )
-    x_t = plan.steps[0].input.sigma.to(noise.dtype) * noise
-    x0 = x_t
-    clamp = denoiser.clamp if isinstance(denoiser, Clamped) else None
-    for i in progress(range(len(plan))):
+    x_t = noise if start else plan.steps[0].input.sigma.to(noise.dtype) * noise
+    for i in progress(range(start, last)):
         step = plan.steps[i]
-        prediction = denoiser(x_t, step.t.to(x_t.device), condition)
-        x0 = _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
-        if clamp is not None:
-            x0 = clamp(x0)
         if i + 1 == len(plan):
-            break
-        if plan.transition == "ode" and clamp is not None and clamp.rederives_eps:
-            eps = to_eps(x0, x_t, step.output, "sample")
-        elif plan.transition == "ode":
-            eps = to_eps(prediction, x_t, step.output, denoiser.prediction_type)
+            return _prediction_and_x0(denoiser, step, x_t, condition)[1]
+        if plan.transition == "ode":
+            x_t = ode_step(denoiser, step, plan.steps[i + 1], x_t, condition)
         else:
             assert renoise is not None
-            eps = renoise(i + 1)
-        following = plan.steps[i + 1].input
-        x_t = expand(following.alpha, x0).to(x0.dtype) * x0 + following.sigma.to(x0.dtype) * eps
-    return x0
+            x0 = _prediction_and_x0(denoiser, step, x_t, condition)[1]
+            x_t = _mixed(plan.steps[i + 1], x0, renoise(i + 1))
+    return x_t
+
+
+def _prediction_and_x0(
+    denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition
+) -> tuple[Tensor, Tensor]:
+    """What a network says, and the x0 that it means, clamped as its scheduler clamps."""
+    prediction = denoiser(x_t, step.t.to(x_t.device), condition)
+    x0 = _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
+    clamp = _clamp_of(denoiser)
+    return prediction, x0 if clamp is None else clamp(x0)
+
+
+def _clamp_of(denoiser: Denoiser) -> Clamp | None:
+    return denoiser.clamp if isinstance(denoiser, Clamped) else None
+
+
+def _mixed(step: Step, x0: Tensor, eps: Tensor) -> Tensor:
+    alpha, sigma = (expand(scale, x0).to(x0.dtype) for scale in step.input)
+    return alpha * x0 + sigma * eps
 
 
 def _wide(x0: Tensor) -> Tensor:

@@ -95,6 +95,8 @@ def convert(hint: Any, value: object, where: str) -> Any:
         return _one_of(inner, value, where)
     if isinstance(hint, type) and is_dataclass(hint):
         return value if isinstance(value, hint) else build(hint, value, where)
+    if origin is Literal and isinstance(value, bool):  # YAML's reading of yes and no
+        value = next((w for w in (("yes", "on") if value else ("no", "off")) if w in inner), value)
     if origin is Literal and any(value == one and type(value) is type(one) for one in inner):
         return value
     if origin in (dict, Mapping) and isinstance(value, Mapping):

@@ -26,7 +26,7 @@ from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig
-from nitrodistill.training.networks import TEACHER
+from nitrodistill.training.networks import TEACHER, cast_base
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.saved import Autocast, SavedTensors
 from nitrodistill.training.stages import build_on_shapes
@@ -234,12 +234,11 @@ def _frozen_roles(
 ) -> dict[str, RoleMemory]:
     """What the method uses and does not train, where it is not the pipeline's own; cast as a run casts it."""
     found, bf16 = {}, stage.trainer.mixed_precision == "bf16"
-    copied = bf16 or (stage.teacher == "previous" and stage.lora is None)
     for name, entry in method.frozen().items():
         if bf16 and not entry.as_it_is and not entry.follows:
-            _to_bfloat16(entry.module)
-        shared = not copied and role_in(entry.module) is None
-        own = shared and unwrapped(entry.module) is pipeline.denoiser.network
+            cast_base(entry.module, torch.bfloat16)
+        is_role = role_in(entry.module) is not None
+        own = not is_role and unwrapped(entry.module) is pipeline.denoiser.network
         if not own and any(True for _ in entry.module.parameters()):
             found["teacher's copy" if name == TEACHER else name] = _held(entry.module)
     return found
@@ -392,12 +391,6 @@ def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
 def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     with Autocast():
         return forward(*args, **kwargs)
-
-
-def _to_bfloat16(module: nn.Module) -> None:
-    for name, parameter in module.named_parameters():
-        if ".lora_" not in name:
-            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _count(module: nn.Module) -> int:

@@ -31,7 +31,15 @@ from nitrodistill.types import Condition, Denoiser
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["STUDENT", "TEACHER", "StageNetworks", "check_cast", "place_frozen", "stage_cast"]
+__all__ = [
+    "STUDENT",
+    "TEACHER",
+    "StageNetworks",
+    "cast_base",
+    "check_cast",
+    "place_frozen",
+    "stage_cast",
+]
 
 STUDENT, TEACHER = "student", "teacher"
 
@@ -88,7 +96,7 @@ class StageNetworks:
         def teacher() -> DiffusersDenoiser:
             made = base_copy(whole) if copied else whole
             if bf16:
-                _cast_base(made.network, torch.bfloat16)
+                cast_base(made.network, torch.bfloat16)
             if stage.teacher == "previous" and stage.lora is not None:
                 assert before is not None
                 made = load_denoiser(before, made)
@@ -215,13 +223,13 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
             continue
         frozen(entry.module)
         if trainer.mixed_precision == "bf16" and not entry.follows:
-            _cast_base(entry.module, torch.bfloat16)
+            cast_base(entry.module, torch.bfloat16)
         if trainer.gradient_checkpointing:  # the student's gradient goes through the frozen ones
             checkpoint_gradients(entry.module)
         prepare_frozen(entry.module, accelerator, trainer.parallel, entry.taps)
 
 
-def _cast_base(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_base(module: nn.Module, dtype: torch.dtype) -> None:
     """Casts a network's weights, but for those of LoRA roles on it."""
     for name, value in (*module.named_parameters(), *module.named_buffers()):
         if value.is_floating_point() and ".lora_" not in name:

@@ -15,7 +15,7 @@ from nitrodistill.export import check_export
 from nitrodistill.method import Cast, DistillationMethod
 from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.lora import check_lora
+from nitrodistill.models.lora import base_copy, check_lora
 from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import to_plain
@@ -130,15 +130,20 @@ def build_on_shapes(
 
     Args:
         stage: its settings.
-        shapes: the teacher on the meta device (`shapes_of`); LoRA roles are added to its network.
+        shapes: the teacher on the meta device (`shapes_of`). As in a run, the method's teacher is its own network,
+            or a copy where that one is cast or the student of the stage before.
         text_length: tokens of a prompt.
 
     Raises:
         ValueError: if the settings do not fit the networks.
     """
+    apart = stage.trainer.mixed_precision == "bf16" or (
+        stage.teacher == "previous" and stage.lora is None
+    )
+    teacher = base_copy(shapes.denoiser) if apart else shapes.denoiser
     x0 = torch.empty(1, *shapes.latent_shape, device="meta")
     empty = shapes.denoiser.adapter.example_condition(x0, text_length)
-    cast = stage_cast(stage, lambda: shapes.denoiser, shapes.denoiser, empty, shapes.decode)
+    cast = stage_cast(stage, lambda: teacher, shapes.denoiser, empty, shapes.decode)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)
     return method, cast

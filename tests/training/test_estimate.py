@@ -69,6 +69,7 @@ def test_weights_gradients_moments_and_average_are_those_of_a_real_run(pipeline)
         assert found[name].optimizer == seen[name]
     assert (found["student"].average, found["discriminator"].average) == (average, 0)
     assert found["teacher"].weights == found["student"].weights
+    assert "teacher's copy" not in found, "it is the pipeline's own network"
     assert found["vae"].parameters == sum(p.numel() for p in pipeline.diffusers.vae.parameters())
 
 
