@@ -139,7 +139,7 @@ class StepPlan:
         return self
 
     def after(self, schedule: NoiseSchedule) -> StepPlan:
-        """The plan whose i-th step is the one behind this one's i-th; its last is the data, (alpha, sigma) = (1, 0).
+        """The plan whose i-th step is the one behind this one's i-th; its last is the data: (alpha, sigma) = (1, 0).
 
         `plan.at(u)` and `plan.after(schedule).at(u)` are neighbours.
         """
