@@ -44,7 +44,7 @@ def draw(samples: int, cache: str, rank: int, world_size: int) -> None:
     help_draw(
         load_teacher("toy"),
         shuffled_captions(),
-        EvaluateConfig(num_samples=samples, teacher_steps=TEACHER_STEPS),
+        EvaluateConfig(num_samples=samples, num_inference_steps=TEACHER_STEPS),
         cache,
         rank=rank,
         world_size=world_size,
@@ -96,7 +96,7 @@ def measured(samples: int, cache: Path) -> dict[str, Any]:
         student,
         StepPlan.from_schedule(student.schedule),
         shuffled_captions(),
-        EvaluateConfig(num_samples=samples, teacher_steps=TEACHER_STEPS),
+        EvaluateConfig(num_samples=samples, num_inference_steps=TEACHER_STEPS),
         training_latents=training,
         cache=cache,
     )

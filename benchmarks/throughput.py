@@ -145,7 +145,7 @@ def main() -> None:
     torch.set_num_threads(1)
     shutil.rmtree(options.output / "run", ignore_errors=True)
     pipeline = Pipeline.from_diffusers(toy.load_pipeline(), check_prompt=toy.check_prompt)
-    config = GenerateConfig(num_pairs=96, steps=4)
+    config = GenerateConfig(num_pairs=96, num_inference_steps=4)
     pairs = options.output / "pairs"
     captions = shuffled_captions(0)[:96]
     generate(pipeline, captions, pairs, config, teacher_name="toy", progress=False)

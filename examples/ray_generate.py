@@ -58,11 +58,15 @@ def main() -> None:
     for name in ("teacher", "prompts", "output"):
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--num_pairs", type=int, default=GenerateConfig.num_pairs)
-    parser.add_argument("--steps", type=int, default=GenerateConfig.steps)
+    parser.add_argument(
+        "--num_inference_steps", type=int, default=GenerateConfig.num_inference_steps
+    )
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpus", type=float, default=0, help="for each worker; 0 is the CPU")
     given = parser.parse_args()
-    config = GenerateConfig(num_pairs=given.num_pairs, steps=given.steps)
+    config = GenerateConfig(
+        num_pairs=given.num_pairs, num_inference_steps=given.num_inference_steps
+    )
     device = "cuda" if given.gpus else "cpu"
     settings = (given.teacher, given.prompts, given.output, config, device)
     print(f"{len(run(settings, given.workers, given.gpus))} pairs in {given.output}")

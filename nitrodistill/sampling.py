@@ -87,7 +87,7 @@ class StepPlan:
 
     @classmethod
     def from_schedule(
-        cls, schedule: NoiseSchedule, num_steps: int = 1, transition: Transition = "ode"
+        cls, schedule: NoiseSchedule, num_inference_steps: int = 1, transition: Transition = "ode"
     ) -> StepPlan:
         """An ordinary sampler on the schedule's "trailing" grid.
 
@@ -95,10 +95,10 @@ class StepPlan:
         start, whatever the schedule's own alpha there.
 
         Raises:
-            ValueError: if the schedule has no grid of `num_steps`.
+            ValueError: if the schedule has no grid of `num_inference_steps`.
         """
         steps = []
-        for t in schedule.timesteps(num_steps):
+        for t in schedule.timesteps(num_inference_steps):
             scales = schedule(t)
             steps.append(Step(t, scales, scales))
         steps[0] = Step(steps[0].t, _pure_noise(schedule.prior_scale), steps[0].output)
@@ -139,7 +139,7 @@ class StepPlan:
         return self
 
     def after(self, schedule: NoiseSchedule) -> StepPlan:
-        """The plan whose i-th step is the one behind this one's i-th; its last is the data: (alpha, sigma) = (1, 0).
+        """The next steps: the i-th is this plan's i + 1-th, and the last one the data, (alpha, sigma) = (1, 0).
 
         `plan.at(u)` and `plan.after(schedule).at(u)` are neighbours.
         """

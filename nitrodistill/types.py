@@ -120,8 +120,8 @@ class NoiseSchedule(Protocol):
         """The fraction `u` in [0, 1] at timestep `t`; the inverse of `timestep` up to its grid."""
         ...
 
-    def timesteps(self, num_steps: int) -> Tensor:
-        """The `(num_steps,)` timesteps of a sampler, noisiest first ("trailing" spacing)."""
+    def timesteps(self, num_inference_steps: int) -> Tensor:
+        """The `(num_inference_steps,)` timesteps of a sampler, noisiest first ("trailing" spacing)."""
         ...
 
 

@@ -147,7 +147,7 @@ def place_made(tiny_diffusers: Any, tiny_scheduler: Any, tmp_path_factory: Any) 
     root = tmp_path_factory.mktemp("place")
     pipe = tiny_diffusers(tiny_scheduler)
     pipe.save_pretrained(root / "teacher")
-    config = GenerateConfig(num_pairs=4, steps=2, guidance=2.0)
+    config = GenerateConfig(num_pairs=4, num_inference_steps=2, guidance=2.0)
     teacher = Pipeline.from_diffusers(pipe)
     generate(teacher, PLACE_PROMPTS, root / "pairs", config, teacher_name="tiny", progress=False)
     return root

@@ -287,9 +287,15 @@ def calls(batch: int = 3, channels: int = 4, side: int = 12) -> dict[str, Call]:
         add(
             f"{name} timestep", schedule.timestep, {"u": rand(batch).clamp(max=1)}, {"u": fractions}
         )
-        add(f"{name} timesteps", schedule.timesteps, {"num_steps": 4}, {"num_steps": whole(1)})
+        add(
+            f"{name} timesteps",
+            schedule.timesteps,
+            {"num_inference_steps": 4},
+            {"num_inference_steps": whole(1)},
+        )
         add(f"{name} plan", lambda schedule=schedule, **k: nd.StepPlan.from_schedule(schedule, **k),
-            {"num_steps": 4, "transition": "ode"}, {"num_steps": whole(1), "transition": choice})  # fmt: skip
+            {"num_inference_steps": 4, "transition": "ode"},
+            {"num_inference_steps": whole(1), "transition": choice})  # fmt: skip
         add(f"{name} from noise", lambda schedule=schedule, **k: nd.StepPlan.from_noise(schedule, **k),
             {"t": float(last[0])}, {"t": number(0, zero=True, high=float(last[0]))})  # fmt: skip
     add(

@@ -84,7 +84,7 @@ def run(lcm, teacher, tmp_path_factory):
     prompts.write_text(
         "a small red circle on a black background\na large blue ring on a gray background\n"
     )
-    made = ["--output", str(place / "pairs"), "--num_pairs", "8", "--steps", "2"]
+    made = ["--output", str(place / "pairs"), "--num_pairs", "8", "--num_inference_steps", "2"]
     assert main(["generate", "--teacher", teacher, "--prompts", str(prompts), *made]) == 0
     assert train(teacher, place / "pairs", place / "whole") == 0
     child = multiprocessing.get_context("fork").Process(
@@ -131,7 +131,16 @@ def test_other_settings_are_refused_on_resuming(run, teacher, capsys):
 
 
 def test_it_is_evaluated_and_exported(run, here, capsys):
-    few = ["--num_samples", "4", "--teacher_steps", "2", "--cost_repeats", "0", "--bootstrap", "2"]
+    few = [
+        "--num_samples",
+        "4",
+        "--num_inference_steps",
+        "2",
+        "--cost_repeats",
+        "0",
+        "--bootstrap",
+        "2",
+    ]
     assert main(["evaluate", "--run", str(run / "killed"), *few]) == 0
     found = json.loads((run / "killed" / "metrics.json").read_text())
     assert found["settings"]["student_timesteps"] == [999, 749, 499, 249]

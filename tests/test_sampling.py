@@ -44,8 +44,8 @@ def test_the_ode_carries_noise_to_the_gaussian_by_quantiles(schedule, generator)
     torch.testing.assert_close(x0, 1.5 + 0.5 * noise, rtol=0, atol=0.04)
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 25])
-def test_ode_equals_diffusers_ddim(num_steps, generator):
+@pytest.mark.parametrize("num_inference_steps", [1, 4, 25])
+def test_ode_equals_diffusers_ddim(num_inference_steps, generator):
     scheduler = DDIMScheduler(
         beta_schedule="scaled_linear",
         clip_sample=False,
@@ -54,10 +54,10 @@ def test_ode_equals_diffusers_ddim(num_steps, generator):
     )
     denoiser = Gaussian(DiscreteSchedule.from_scheduler(scheduler), "epsilon")
     noise = x = torch.randn(2, 4, 8, 8, generator=generator)
-    scheduler.set_timesteps(num_steps)
+    scheduler.set_timesteps(num_inference_steps)
     for t in scheduler.timesteps:
         x = scheduler.step(denoiser(x, t, NOTHING), t, x).prev_sample
-    plan = StepPlan.from_schedule(denoiser.schedule, num_steps)
+    plan = StepPlan.from_schedule(denoiser.schedule, num_inference_steps)
     torch.testing.assert_close(sample(denoiser, plan, noise, NOTHING), x, rtol=1e-4, atol=1e-4)
 
 

@@ -70,9 +70,9 @@ def main(argv: Sequence[str]) -> int:
     )
     add_device(parser)
     parser.add_class_arguments(MetricNetworks)
-    parser.add_class_arguments(EvaluateConfig, skip={"teacher_steps", "guidance"})
+    parser.add_class_arguments(EvaluateConfig, skip={"num_inference_steps", "guidance"})
     parser.add_argument(
-        "--teacher_steps",
+        "--num_inference_steps",
         type=int | None,
         default=None,
         help="sampling steps of the teacher; null takes those that it made the pairs in",
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
     prompts = prompts_of(run, given.prompts)
     steps, guidance = teacher_draws(run.student.recipe)
     settings = {f.name: given[f.name] for f in fields(EvaluateConfig)}
-    settings["teacher_steps"] = given.teacher_steps or steps
+    settings["num_inference_steps"] = given.num_inference_steps or steps
     settings["guidance"] = guidance if given.guidance is None else given.guidance
     config = EvaluateConfig(**settings)
     if here.world_size > 1:

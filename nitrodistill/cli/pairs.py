@@ -143,7 +143,15 @@ def _stats(argv: Sequence[str]) -> int:
     return 0
 
 
-_SHOWN = ("num_samples", "teacher", "steps", "guidance", "seed", "image_size", "format")
+_SHOWN = (
+    "num_samples",
+    "teacher",
+    "num_inference_steps",
+    "guidance",
+    "seed",
+    "image_size",
+    "format",
+)
 
 
 def _told(found: Statistics) -> str:

@@ -103,6 +103,7 @@ class Encoding(Work):
             num_samples=len(images),
             teacher=teacher_name,
             vae="" if vae is None else fingerprint(vae),
+            text_encoders=pipeline.text_fingerprint(),
             image_size=self._size,
             seed=config.seed,
             batch_size=config.batch_size,

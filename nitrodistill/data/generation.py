@@ -60,7 +60,7 @@ class GenerateConfig:
 
     Attributes:
         num_pairs: how many.
-        steps: of the teacher's sampler (DDIM, or Euler for flows).
+        num_inference_steps: of the teacher's sampler (DDIM, or Euler for flows).
         guidance: scale of classifier-free guidance, at least 1 (1: none).
         seed: of the noise.
         batch_size: how many samples the teacher draws at once; lower it if memory runs out.
@@ -73,7 +73,7 @@ class GenerateConfig:
     """
 
     num_pairs: int = 600
-    steps: int = 25
+    num_inference_steps: int = 25
     guidance: float = 3.0
     seed: int = 0
     batch_size: int = 32
@@ -84,7 +84,7 @@ class GenerateConfig:
     compute: FloatType = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "steps", "batch_size", "shard_size"):
+        for name in ("num_pairs", "num_inference_steps", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         if not 1 <= self.guidance < math.inf:
@@ -154,7 +154,7 @@ class Generation(Work):
         number = {text: i for i, text in enumerate(texts)}
         ids = np.array([number[text] for text in prompts[: config.num_pairs]])
         check_folder(Path(output), (MANIFEST, DRAFT))
-        self._plan = StepPlan.from_schedule(pipeline.denoiser.schedule, config.steps)
+        self._plan = StepPlan.from_schedule(pipeline.denoiser.schedule, config.num_inference_steps)
         self._plan.check(pipeline.denoiser.prediction_type)
         self._guided = pipeline.guided(config.guidance)
         manifest = self._draft(prompts, teacher_name)
@@ -219,9 +219,10 @@ class Generation(Work):
             fingerprint=fingerprint(denoiser.module),
             prediction_type=denoiser.prediction_type,
             sampler=self._plan.transition,
-            steps=config.steps,
+            num_inference_steps=config.num_inference_steps,
             guidance=float(config.guidance),
             grid=grid,
+            text_encoders=self.pipeline.text_fingerprint(),
             compute=config.compute,
             seed=config.seed,
             batch_size=config.batch_size,

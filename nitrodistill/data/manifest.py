@@ -20,7 +20,7 @@ from nitrodistill.files import blake2
 __all__ = ["FORMAT", "VERSION", "File", "Manifest"]
 
 FORMAT = "nitrodistill.pairs"
-VERSION = 1
+VERSION = 2
 
 _FILE_NAME = re.compile(r"(shards|prompts)/[0-9A-Za-z][0-9A-Za-z_.-]*\.arrow")
 _RECORDS = ("teacher", "code_version")

@@ -49,7 +49,7 @@ class NitroConfig:
     """What an import must be told, because the folder does not say it.
 
     Attributes:
-        steps: that the teacher took (the script's default).
+        num_inference_steps: that the teacher took (the script's default).
         guidance: scale of classifier-free guidance that it had (the script's default).
         batch_size: samples in a record batch.
         shard_size: samples, or prompts, in one file.
@@ -57,7 +57,7 @@ class NitroConfig:
         embeddings: "exact" keeps every bit of the text conditioning; "int8" keeps eight bits an element.
     """
 
-    steps: int = 50
+    num_inference_steps: int = 50
     guidance: float = 3.0
     batch_size: int = 32
     shard_size: int = 256
@@ -65,7 +65,7 @@ class NitroConfig:
     embeddings: Embeddings = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "shard_size"):
+        for name in ("num_inference_steps", "batch_size", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
         check_choice("dtype", self.dtype, FloatType)
@@ -116,7 +116,7 @@ class NitroImport(Work):
             teacher=name,
             fingerprint=fingerprint,
             prediction_type=prediction_type,
-            steps=config.steps,
+            num_inference_steps=config.num_inference_steps,
             guidance=float(config.guidance),
             files_hash=hash_texts([*self._numbers, *lines]),
             code_version=code_version(),

@@ -98,8 +98,8 @@ def _about(source: Source) -> str:
     if isinstance(source, Encoded):
         return f"{source.num_samples} images through the VAE of {_plain(source.teacher)}"
     made = (
-        f"{source.num_samples} samples of {_plain(source.teacher)} in {source.steps} steps, guidance "
-        f"{source.guidance:g}"
+        f"{source.num_samples} samples of {_plain(source.teacher)} in {source.num_inference_steps} steps, "
+        f"guidance {source.guidance:g}"
     )
     return f"{made}, seed {source.seed}" if isinstance(source, Generated) else f"{made}, imported"
 

@@ -47,9 +47,10 @@ class Generated:
         fingerprint: of the denoiser's weights, for `PairStore.check_teacher`.
         prediction_type: what it predicts.
         sampler: transition of the StepPlan; "ode" is DDIM (eta 0), or Euler for rectified flow and EDM.
-        steps: of the sampler.
+        num_inference_steps: of the sampler.
         guidance: scale of classifier-free guidance; 1 is none.
         grid: timesteps and scales of the steps.
+        text_encoders: fingerprint of the text encoders; empty for pipelines without text.
         compute: element type that the teacher computed in ("bfloat16": autocast; weights stay float32).
         seed: noise of sample i is `Draws(seed, 0, [i], purpose="pairs").normal("noise", shape)`,
             rounded.
@@ -66,9 +67,10 @@ class Generated:
     fingerprint: str
     prediction_type: str
     sampler: str
-    steps: int
+    num_inference_steps: int
     guidance: float
     grid: Grid
+    text_encoders: str
     compute: str
     seed: int
     batch_size: int
@@ -81,12 +83,13 @@ class Generated:
             "teacher",
             "fingerprint",
             "sampler",
+            "text_encoders",
             "compute",
             "prompts_hash",
             "code_version",
         ):
             check_text(getattr(self, name), name)
-        for name in ("num_samples", "steps", "batch_size", "num_prompts"):
+        for name in ("num_samples", "num_inference_steps", "batch_size", "num_prompts"):
             check_integer(getattr(self, name), name, 1)
         check_integer(self.seed, "seed", 0)
         check_number(self.guidance, "guidance")
@@ -101,6 +104,7 @@ class Encoded:
         num_samples: how many.
         teacher: name of the pipeline whose VAE and text encoder were used, for people.
         vae: fingerprint of the VAE; empty for pipelines that draw pixels.
+        text_encoders: fingerprint of the text encoders; empty for pipelines without text.
         image_size: height and width in pixels, after scaling the shorter side and cutting the middle.
         seed: of the noise, as in `Generated`.
         batch_size: how many images the VAE saw at once.
@@ -113,6 +117,7 @@ class Encoded:
     num_samples: int
     teacher: str
     vae: str
+    text_encoders: str
     image_size: tuple[int, int]
     seed: int
     batch_size: int
@@ -120,7 +125,7 @@ class Encoded:
     code_version: str
 
     def __post_init__(self) -> None:
-        for name in ("teacher", "vae", "images_hash", "code_version"):
+        for name in ("teacher", "vae", "text_encoders", "images_hash", "code_version"):
             check_text(getattr(self, name), name)
         for name in ("num_samples", "batch_size"):
             check_integer(getattr(self, name), name, 1)
@@ -141,7 +146,7 @@ class Imported:
         teacher: name of the teacher that is said to have made them, for people.
         fingerprint: of its denoiser's weights.
         prediction_type: what it predicts.
-        steps: that it is said to have taken.
+        num_inference_steps: that it is said to have taken.
         guidance: scale of classifier-free guidance that it is said to have had.
         files_hash: of the names of what was read.
         code_version: nitrodistill's.
@@ -154,7 +159,7 @@ class Imported:
     teacher: str
     fingerprint: str
     prediction_type: str
-    steps: int
+    num_inference_steps: int
     guidance: float
     files_hash: str
     code_version: str
@@ -162,7 +167,7 @@ class Imported:
     def __post_init__(self) -> None:
         for name in ("format", "teacher", "fingerprint", "files_hash", "code_version"):
             check_text(getattr(self, name), name)
-        for name in ("num_samples", "steps"):
+        for name in ("num_samples", "num_inference_steps"):
             check_integer(getattr(self, name), name, 1)
         check_number(self.guidance, "guidance")
         check_prediction_type(self.prediction_type)

@@ -61,7 +61,7 @@ def make_arms(
     def guide() -> Denoiser:
         return teacher.guided(config.guidance)
 
-    many = StepPlan.from_schedule(teacher.denoiser.schedule, config.teacher_steps)
+    many = StepPlan.from_schedule(teacher.denoiser.schedule, config.num_inference_steps)
     one = StepPlan.from_schedule(teacher.denoiser.schedule)
     return {
         "teacher": Arm(guide(), many, teacher, guide),

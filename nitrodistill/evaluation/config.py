@@ -22,7 +22,7 @@ class EvaluateConfig:
         num_samples: pictures of each arm. Fréchet distances of different numbers do not compare.
         seed: of noise, choice of prompts and halves.
         batch_size: pictures at a time.
-        teacher_steps: sampling steps of the teacher.
+        num_inference_steps: sampling steps of the teacher.
         guidance: the teacher's guidance scale; 1 is none.
         samples_per_prompt: at least so many pictures of each prompt (fewer prompts are used if needed);
             1 leaves diversity out, and the floor from halves.
@@ -39,7 +39,7 @@ class EvaluateConfig:
     num_samples: int = 1024
     seed: int = 0
     batch_size: int = 64
-    teacher_steps: int = 25
+    num_inference_steps: int = 25
     guidance: float = 3.0
     samples_per_prompt: int = 4
     floor: Literal["halves", "fresh"] = "halves"
@@ -52,7 +52,7 @@ class EvaluateConfig:
         least = {
             "num_samples": 4,
             "batch_size": 1,
-            "teacher_steps": 1,
+            "num_inference_steps": 1,
             "samples_per_prompt": 1,
             "bootstrap": 2,
             "cost_batch_size": 1,

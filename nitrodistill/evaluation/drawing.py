@@ -46,10 +46,10 @@ def noise_draws(seed: int, stream: str, rows: Tensor, shape: tuple[int, ...]) ->
 def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
     """Everything that the teacher's latents are a function of, as JSON values."""
     config = sheet.config
-    plan = StepPlan.from_schedule(teacher.denoiser.schedule, config.teacher_steps)
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule, config.num_inference_steps)
     return {
         "denoiser": fingerprint(teacher.denoiser.module),
-        "text_encoders": text_encoders(teacher),
+        "text_encoders": teacher.text_fingerprint(),
         "prediction_type": teacher.denoiser.prediction_type,
         "clamp": str(teacher.denoiser.clamp),
         "plan": [[step.t.item(), *(x.item() for x in step.output)] for step in plan.steps],
@@ -59,15 +59,6 @@ def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
-    }
-
-
-def text_encoders(pipeline: Pipeline) -> dict[str, str]:
-    """The fingerprints of a pipeline's text encoders, however many it has."""
-    return {
-        name: fingerprint(part)
-        for name, part in pipeline.diffusers.components.items()
-        if name.startswith("text_encoder") and part is not None
     }
 
 
@@ -102,7 +93,7 @@ def draw_teacher(
     for stream in (NOISE, OTHER_NOISE)[: 2 if config.floor == "fresh" else 1]:
         settings = GenerateConfig(
             num_pairs=config.num_samples,
-            steps=config.teacher_steps,
+            num_inference_steps=config.num_inference_steps,
             guidance=config.guidance,
             seed=noise_seed(config.seed, stream),
             batch_size=config.batch_size,
@@ -192,7 +183,7 @@ class Drawing:
         return {
             "noise": self.key,
             "denoiser": fingerprint(arm.denoiser.module),
-            "text_encoders": text_encoders(arm.pipeline),
+            "text_encoders": arm.pipeline.text_fingerprint(),
             "prediction_type": arm.denoiser.prediction_type,
             "clamp": str(arm.denoiser.clamp if isinstance(arm.denoiser, Clamped) else None),
             "plan": plan,

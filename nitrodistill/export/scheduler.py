@@ -130,13 +130,15 @@ def _trailing_schedule(plan: StepPlan, teacher_scheduler: Any) -> DiscreteSchedu
     return None
 
 
-def _neighbours(num_steps: int, total: int) -> list[int]:
-    """Step counts beside `num_steps`, the nearest first: one and two away, and those that divide the timesteps."""
+def _neighbours(num_inference_steps: int, total: int) -> list[int]:
+    """Other step counts, the nearest first: one and two away, and those that divide the timesteps."""
     divisors = [n for n in range(2, total + 1) if total % n == 0]
-    beside = {num_steps + shift for shift in (-2, -1, 1, 2)}
-    beside |= set([n for n in divisors if n < num_steps][-1:])
-    beside |= set([n for n in divisors if n > num_steps][:1])
-    return sorted((n for n in beside if 1 < n <= total), key=lambda n: (abs(n - num_steps), n))
+    beside = {num_inference_steps + shift for shift in (-2, -1, 1, 2)}
+    beside |= set([n for n in divisors if n < num_inference_steps][-1:])
+    beside |= set([n for n in divisors if n > num_inference_steps][:1])
+    return sorted(
+        (n for n in beside if 1 < n <= total), key=lambda n: (abs(n - num_inference_steps), n)
+    )
 
 
 def _exact_kinds(plan: StepPlan, prediction_type: PredictionType) -> tuple[str, ...]:
@@ -150,7 +152,7 @@ def _exact_kinds(plan: StepPlan, prediction_type: PredictionType) -> tuple[str, 
 
 
 def _build(
-    scheduler_class: Any, table: Mapping[str, Any], prediction_type: str, num_steps: int
+    scheduler_class: Any, table: Mapping[str, Any], prediction_type: str, num_inference_steps: int
 ) -> Any:
     wanted = {
         **table,
@@ -161,7 +163,7 @@ def _build(
         "steps_offset": 1,  # any other value is rewritten by StableDiffusionPipeline
         "solver_order": 1,
         "final_sigmas_type": "zero",
-        "original_inference_steps": num_steps,  # LCM: the grid of T / N, 2 T / N, ... less 1
+        "original_inference_steps": num_inference_steps,  # LCM: the grid of T / N, 2 T / N, ... less 1
         "timestep_scaling": 1000.0,  # LCM: its x0 differs from ours by 1 / (2 t timestep_scaling)^2
     }
     known = inspect.signature(scheduler_class.__init__).parameters

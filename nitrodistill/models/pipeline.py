@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.files import blake2
 from nitrodistill.models.adapters import (
     PIPELINES,
     Adapter,
@@ -207,6 +208,14 @@ class Pipeline:
         """(height, width) of the pictures in pixels."""
         pixels = _pixels(self.diffusers)
         return self.latent_shape[1] * pixels, self.latent_shape[2] * pixels
+
+    def text_fingerprint(self) -> str:
+        """A hex hash of the text encoders, however many there are; empty without any."""
+        parts = self.diffusers.components.items()
+        found = {
+            n: fingerprint(p) for n, p in parts if n.startswith("text_encoder") and p is not None
+        }
+        return blake2(f"{sorted(found.items())}").hex() if found else ""
 
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:

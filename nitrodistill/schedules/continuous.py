@@ -63,9 +63,9 @@ class RectifiedFlow:
         s = t.to(double(t.device)) / self.t_max
         return s / (self.shift - (self.shift - 1) * s)
 
-    def timesteps(self, num_steps: int) -> Tensor:
+    def timesteps(self, num_inference_steps: int) -> Tensor:
         """`timestep(1 - i / N)`: from 1 down to 1/N, then shifted, as Flux's pipeline does."""
-        return self.timestep(_trailing(num_steps))
+        return self.timestep(_trailing(num_inference_steps))
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ class KarrasSchedule:
         low, high = self._roots()
         return (t.to(double(t.device)) ** (1 / self.rho) - low) / (high - low)
 
-    def timesteps(self, num_steps: int) -> Tensor:
+    def timesteps(self, num_inference_steps: int) -> Tensor:
         """EDM's grid from sigma_max down to sigma_min (for one step: sigma_max alone)."""
-        check_whole("num_steps", num_steps)
-        return self.timestep(torch.linspace(1, 0, num_steps, dtype=torch.float64))
+        check_whole("num_inference_steps", num_inference_steps)
+        return self.timestep(torch.linspace(1, 0, num_inference_steps, dtype=torch.float64))
 
     def _roots(self) -> tuple[float, float]:
         return self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
 
 
-def _trailing(num_steps: int) -> Tensor:
-    check_whole("num_steps", num_steps)
-    return 1 - torch.arange(num_steps, dtype=torch.float64) / num_steps
+def _trailing(num_inference_steps: int) -> Tensor:
+    check_whole("num_inference_steps", num_inference_steps)
+    return 1 - torch.arange(num_inference_steps, dtype=torch.float64) / num_inference_steps

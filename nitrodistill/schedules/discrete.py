@@ -107,20 +107,20 @@ class DiscreteSchedule:
         """`t / (T - 1)`: 0 at the first timestep and 1 at the last; `timestep` takes it back to `t`."""
         return t.to(double(t.device)) / (self.num_timesteps - 1)
 
-    def timesteps(self, num_steps: int) -> Tensor:
+    def timesteps(self, num_inference_steps: int) -> Tensor:
         """The "trailing" grid: `round(T (N - i) / N) - 1`, int64, noisiest first, halves rounded to even.
 
         N steps, always. diffusers adds up T / N in floating point: for T = 1000 its grid is another for 111 of the
         1000 step counts, by one where a half is rounded (48), or one step longer (61).
         """
-        check_whole("num_steps", num_steps)
-        if num_steps > self.num_timesteps:
+        check_whole("num_inference_steps", num_inference_steps)
+        if num_inference_steps > self.num_timesteps:
             raise ValueError(
-                f"num_steps is {num_steps}; a schedule of {self.num_timesteps} timesteps can be "
-                f"sampled in 1 to {self.num_timesteps} steps."
+                f"num_inference_steps is {num_inference_steps}; a schedule of {self.num_timesteps} timesteps can "
+                f"be sampled in 1 to {self.num_timesteps} steps."
             )
-        left = torch.arange(num_steps, 0, -1, dtype=torch.float64)
-        return (left * self.num_timesteps / num_steps).round().long() - 1
+        left = torch.arange(num_inference_steps, 0, -1, dtype=torch.float64)
+        return (left * self.num_timesteps / num_inference_steps).round().long() - 1
 
 
 def check_alphas_cumprod(table: Tensor) -> None:

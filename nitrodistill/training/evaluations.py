@@ -43,7 +43,7 @@ def student_scores(
     steps, guidance = teacher_draws(recipe)
     config = EvaluateConfig(
         num_samples=recipe.evaluate_samples,
-        teacher_steps=steps,
+        num_inference_steps=steps,
         guidance=guidance,
         cost_repeats=0,
         num_pictures=0,

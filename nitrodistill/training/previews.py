@@ -33,7 +33,7 @@ class Previewer:
         pipeline: the teacher, with its text encoder and VAE.
         prompts: one a column.
         plan: the student's steps.
-        teacher_steps: of the teacher's sampler.
+        num_inference_steps: of the teacher's sampler.
         guidance: the teacher's scale.
         seed: of the noise.
     """
@@ -43,7 +43,7 @@ class Previewer:
         pipeline: Pipeline,
         prompts: Sequence[str],
         plan: StepPlan,
-        teacher_steps: int,
+        num_inference_steps: int,
         guidance: float,
         seed: int = 0,
     ) -> None:
@@ -52,7 +52,7 @@ class Previewer:
         self.plan = plan
         self.guidance = guidance
         self.teacher_plan: StepPlan = StepPlan.from_schedule(
-            pipeline.denoiser.schedule, teacher_steps
+            pipeline.denoiser.schedule, num_inference_steps
         )
         self._draws = Draws(seed, 0, torch.arange(len(self.prompts)), purpose="previews")
 

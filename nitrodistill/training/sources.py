@@ -89,7 +89,7 @@ def teacher_draws(recipe: Recipe) -> tuple[int, float]:
         return steps, guidance
     pairs = recipe.pairs
     made = GenerateConfig() if pairs is None else PairStore.open(pairs).manifest.teachers[0]
-    return steps or made.steps, made.guidance if guidance is None else guidance
+    return steps or made.num_inference_steps, made.guidance if guidance is None else guidance
 
 
 def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
@@ -138,12 +138,17 @@ def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
     for source in store.manifest.generated:
         made = f"the pairs in {str(store.path)!r} were made by teacher {source.teacher!r} with"
         way_out = "use that teacher's scheduler, or generate pairs with this one."
+        if source.text_encoders != pipeline.text_fingerprint():
+            raise ValueError(
+                f"{made} other text encoders than this teacher has; use that teacher, or generate pairs with "
+                "this one."
+            )
         if source.prediction_type != denoiser.prediction_type:
             raise ValueError(
                 f"{made} prediction type {source.prediction_type!r}, and this teacher's is "
                 f"{denoiser.prediction_type!r}; {way_out}"
             )
-        steps = StepPlan.from_schedule(denoiser.schedule, source.steps).steps
+        steps = StepPlan.from_schedule(denoiser.schedule, source.num_inference_steps).steps
         here = [(s.t.item(), s.output.alpha.item(), s.output.sigma.item()) for s in steps]
         there = zip(source.grid.t, source.grid.alpha, source.grid.sigma, strict=True)
         for (t, *scales), (told, *known) in zip(here, there, strict=True):

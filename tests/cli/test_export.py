@@ -88,7 +88,7 @@ def test_a_lora_run_is_exported_merged_and_as_a_file(place, capsys):
 def test_a_lora_run_of_the_embedded_transformer_is_exported_merged(place, capsys):
     """Its pipeline loads no LoRA, and knows resolution bins for other sizes than its own."""
     pairs = str(place.root / "pairs")
-    arguments = ["--prompts", str(place.prompts), "--num_pairs", "4", "--steps", "1"]
+    arguments = ["--prompts", str(place.prompts), "--num_pairs", "4", "--num_inference_steps", "1"]
     assert main(["generate", "--teacher", "toy-dit", *arguments, "--output", pairs]) == 0
     settings = {"adversarial": "hinge", "updates": "shared", "head": "token", "timestep": 400}
     data = yaml.safe_load(place.recipe.read_text()) | {"teacher": "toy-dit", "pairs": pairs}
@@ -114,7 +114,7 @@ def test_a_lora_run_of_the_embedded_transformer_is_exported_merged(place, capsys
 
 def test_a_lora_run_is_evaluated_and_its_numbers_go_into_the_card(place, monkeypatch):
     run = _run(place, "--stages.lora.rank", "2")
-    numbers = ["--num_samples", "4", "--teacher_steps", "2", "--cost_repeats", "0"]
+    numbers = ["--num_samples", "4", "--num_inference_steps", "2", "--cost_repeats", "0"]
     assert main(["evaluate", "--run", run, *numbers]) == 0
     seen = {}
     monkeypatch.setattr("nitrodistill.export.export", _exporting(seen))
@@ -127,7 +127,7 @@ def test_an_embedded_teacher_is_named_by_its_folder_in_the_lora_card(place, tmp_
     from nitrodistill.toy import check_prompt, load_pipeline
 
     teacher = Pipeline.from_diffusers(load_pipeline(), check_prompt=check_prompt)
-    config = GenerateConfig(num_pairs=4, steps=1)
+    config = GenerateConfig(num_pairs=4, num_inference_steps=1)
     generate(teacher, [PROMPT], tmp_path / "toys", config, teacher_name="toy", progress=False)
     data = yaml.safe_load(place.recipe.read_text()) | {"teacher": "toy"}
     place.recipe.write_text(yaml.safe_dump(data | {"pairs": str(tmp_path / "toys")}))

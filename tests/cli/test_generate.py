@@ -21,7 +21,7 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM
 def command(place):
     return [
         "generate", "--teacher", str(place.teacher), "--prompts", str(place.prompts),
-        "--num_pairs", "6", "--steps", "2", "--shard_size", "2", "--quiet",
+        "--num_pairs", "6", "--num_inference_steps", "2", "--shard_size", "2", "--quiet",
         "--output", str(place.root / "pairs"),
     ]  # fmt: skip
 

@@ -77,7 +77,15 @@ def test_stats_for_people_and_for_programs(place, capsys):
 
 def test_stats_tell_what_the_options_lose(place, capsys):
     asked = ["generate", "--teacher", str(place.teacher), "--prompts", str(place.prompts)]
-    asked += ["--output", str(place.root / "small"), "--num_pairs", "2", "--steps", "1", "--quiet"]
+    asked += [
+        "--output",
+        str(place.root / "small"),
+        "--num_pairs",
+        "2",
+        "--num_inference_steps",
+        "1",
+        "--quiet",
+    ]
     assert main([*asked, "--embeddings", "int8", "--noise", "drawn"]) == 0
     capsys.readouterr()
     assert main(["pairs", "stats", str(place.root / "small")]) == 0
@@ -114,7 +122,7 @@ def test_import_of_nitro_s_folders_trains(place, capsys):
     store = PairStore.open(out)
     assert torch.equal(store.read(range(4), dtype=None).x0, batch.x0)
     command = ["train", "--config", str(place.recipe), "--pairs", str(out), "--quiet"]
-    assert main([*command, "--steps", "1"]) == 0
+    assert main([*command, "--num_inference_steps", "1"]) == 0
 
 
 def test_import_of_images_is_encode(place, capsys):

@@ -22,7 +22,7 @@ def _example():
 
 def test_tasks_in_any_order_and_twice_give_the_bytes_of_generate(place):
     example = _example()
-    config = GenerateConfig(num_pairs=5, steps=1, shard_size=2)
+    config = GenerateConfig(num_pairs=5, num_inference_steps=1, shard_size=2)
     output = place.root / "ray"
     settings = (str(place.teacher), str(place.prompts), str(output), config, "cpu")
     assert example.Worker("prompts", *settings)({"file": np.array([0])}) == {
@@ -35,7 +35,7 @@ def test_tasks_in_any_order_and_twice_give_the_bytes_of_generate(place):
     example.open_work(*settings).finish()
 
     command = ["generate", "--teacher", str(place.teacher), "--prompts", str(place.prompts)]
-    command += ["--num_pairs", "5", "--steps", "1", "--shard_size", "2", "--quiet"]
+    command += ["--num_pairs", "5", "--num_inference_steps", "1", "--shard_size", "2", "--quiet"]
     assert main([*command, "--output", str(place.root / "here")]) == 0
     one, two = (
         {p.relative_to(root).as_posix(): p.read_bytes() for p in root.rglob("*") if p.is_file()}

@@ -43,7 +43,7 @@ def test_generate_writes_pairs_and_a_second_run_leaves_them(place, capsys):
     output = place.root / "pairs"
     command = [
         "generate", "--teacher", str(place.teacher), "--prompts", str(place.prompts),
-        "--output", str(output), "--num-pairs", "3", "--steps=2",
+        "--output", str(output), "--num-pairs", "3", "--num-inference-steps=2",
     ]  # fmt: skip
     assert main(command) == 0
     assert "3 pairs of 2 prompts" in capsys.readouterr().out
@@ -66,7 +66,7 @@ def test_train_evaluate_and_the_numbers(place, capsys):
     more = [
         "--num_samples",
         "8",
-        "--teacher_steps",
+        "--num_inference_steps",
         "2",
         "--cost_repeats",
         "0",
@@ -336,7 +336,9 @@ def test_options_with_mistakes(place, capsys, options, words):
 def test_generate_with_no_steps(place, capsys):
     output = place.root / "pairs"
     asked = ("--teacher", place.teacher, "--prompts", place.prompts, "--output", output)
-    assert "steps is 0" in _fails(capsys, "generate", *asked, "--steps", 0)
+    assert "num_inference_steps is 0" in _fails(
+        capsys, "generate", *asked, "--num_inference_steps", 0
+    )
     assert not output.exists()
 
 

@@ -120,7 +120,7 @@ def prompts() -> list[str]:
 @pytest.fixture(scope="session")
 def config() -> GenerateConfig:
     """Three shards of pairs (the last is short) and two files of prompts; batches that do not divide."""
-    return GenerateConfig(num_pairs=11, steps=2, seed=5, batch_size=3, shard_size=4)
+    return GenerateConfig(num_pairs=11, num_inference_steps=2, seed=5, batch_size=3, shard_size=4)
 
 
 @pytest.fixture(scope="session")

@@ -146,7 +146,7 @@ def test_a_stopped_run_goes_on(
     ("changes", "message"),
     [
         ({"guidance": 4.0}, "guidance is 3.0 there and 4.0 here"),
-        ({"steps": 4}, "steps is 2 there and 4 here"),
+        ({"num_inference_steps": 4}, "num_inference_steps is 2 there and 4 here"),
         ({"num_pairs": 12}, "num_samples is 11 there and 12 here"),
         ({"seed": 6}, "seed is 5 there and 6 here"),
         ({"batch_size": 4}, "batch_size is 3 there and 4 here"),

@@ -24,7 +24,12 @@ def test_the_manifest_says_how(
 ) -> None:
     [source] = made.manifest.generated
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
-    assert (source.num_samples, source.steps, source.guidance, source.seed) == (11, 2, 3.0, 5)
+    assert (source.num_samples, source.num_inference_steps, source.guidance, source.seed) == (
+        11,
+        2,
+        3.0,
+        5,
+    )
     assert (source.teacher, source.prediction_type, source.sampler) == (
         "tiny",
         "v_prediction",
@@ -77,7 +82,7 @@ def test_the_latents_are_diffusers_own(made: PairStore, pipeline: Pipeline) -> N
 def test_what_is_stored_is_exact_in_every_dtype(
     pipeline: Pipeline, prompts: list[str], tmp_path: Path, dtype: str
 ) -> None:
-    config = GenerateConfig(num_pairs=2, steps=2, batch_size=2, dtype=dtype)  # type: ignore[arg-type]
+    config = GenerateConfig(num_pairs=2, num_inference_steps=2, batch_size=2, dtype=dtype)  # type: ignore[arg-type]
     store = generate(pipeline, prompts, tmp_path, config, teacher_name="t", progress=False)
     batch = store.read([0, 1])
     assert store.read([0], dtype=None).x0.dtype == getattr(torch, dtype)
@@ -205,7 +210,7 @@ def test_text_is_trimmed_to_its_mask(
     ("changes", "message"),
     [
         ({"num_pairs": 0}, "num_pairs is 0; it must be at least 1"),
-        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"num_inference_steps": 0}, "num_inference_steps is 0; it must be at least 1"),
         ({"batch_size": -1}, "batch_size is -1"),
         ({"shard_size": 0}, "shard_size is 0"),
         ({"guidance": 0.5}, "guidance is 0.5"),
@@ -234,7 +239,12 @@ def test_what_cannot_be_made_is_refused_before_the_folder_is(
         (picky, prompts, config, "unknown word in 'green moon'"),
         (pipeline, [], config, "at least one text"),
         (pipeline, "a cat", config, "at least one text"),
-        (pipeline, prompts, replace(config, steps=1001), "num_steps is 1001"),
+        (
+            pipeline,
+            prompts,
+            replace(config, num_inference_steps=1001),
+            "num_inference_steps is 1001",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             Generation(pipe, texts, tmp_path / "p", changed, "t")
@@ -253,7 +263,9 @@ def test_teachers_without_text_make_pairs(
     family: str, prompts: list[str], labels: list[int] | None, tmp_path: Path
 ) -> None:
     pipeline = Pipeline.from_diffusers(make_pipeline(family))
-    config = GenerateConfig(num_pairs=5, steps=2, guidance=1, batch_size=2, shard_size=3)
+    config = GenerateConfig(
+        num_pairs=5, num_inference_steps=2, guidance=1, batch_size=2, shard_size=3
+    )
     work = Generation(pipeline, prompts, tmp_path / "p", config, "t")
     assert work.estimate().prompts == len(prompts)
     store = generate(pipeline, prompts, tmp_path / "p", config, teacher_name="t", progress=False)
@@ -290,7 +302,7 @@ def test_what_is_no_prompt_of_theirs_is_told_before_any_work(
     family: str, prompts: list[str], guidance: float, message: str, tmp_path: Path
 ) -> None:
     pipeline = Pipeline.from_diffusers(make_pipeline(family))
-    config = GenerateConfig(num_pairs=2, steps=1, guidance=guidance)
+    config = GenerateConfig(num_pairs=2, num_inference_steps=1, guidance=guidance)
     with pytest.raises(ValueError, match=message):
         generate(pipeline, prompts, tmp_path / "p", config, teacher_name="t", progress=False)
     assert not (tmp_path / "p").exists()

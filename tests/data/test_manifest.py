@@ -16,9 +16,10 @@ def manifest(**changes: Any) -> Manifest:
         fingerprint="f",
         prediction_type="epsilon",
         sampler="ode",
-        steps=2,
+        num_inference_steps=2,
         guidance=3.0,
         grid=Grid("DiscreteSchedule", (999, 499), (0.1, 0.5), (0.9, 0.8)),
+        text_encoders="e",
         compute="float32",
         seed=0,
         batch_size=2,
@@ -69,8 +70,8 @@ def test_differences_name_the_setting() -> None:
     one = manifest()
     [source] = one.sources
     grid = Grid("DiscreteSchedule", (999,), (0.1,), (0.9,))
-    other = replace(one, sources=(replace(source, steps=1, grid=grid),))
-    assert one.differences(other) == ["steps is 2 there and 1 here"]
+    other = replace(one, sources=(replace(source, num_inference_steps=1, grid=grid),))
+    assert one.differences(other) == ["num_inference_steps is 2 there and 1 here"]
     assert one.differences(one) == []
 
 
@@ -78,7 +79,7 @@ def test_differences_name_the_setting() -> None:
     ("path", "value", "message"),
     [
         (["format"], "zip", "another format"),
-        (["version"], 2, "reads 1: update"),
+        (["version"], 2, "reads 2: update"),
         (["num_samples"], 6, "says 6 samples and its sources made 5"),
         (["surprise"], 1, "unknown key 'surprise'"),
         (["shard_size"], True, "shard_size is True"),
@@ -137,7 +138,7 @@ def test_what_is_no_manifest_is_refused(text: str) -> None:
 
 
 def test_other_sources() -> None:
-    encoded = Encoded(5, "t", "v", (32, 48), 0, 2, "h", "0.1")
+    encoded = Encoded(5, "t", "v", "e", (32, 48), 0, 2, "h", "0.1")
     imported = Imported(3, "nitro", "t", "f", "epsilon", 50, 3.0, "h", "0.1")
     one = manifest(sources=(encoded, imported))
     assert Manifest.from_json(one.to_json()) == one

@@ -68,7 +68,7 @@ def test_what_does_not_go_together_is_refused(
         saved = parameter.clone()
         parameter.add_(1)
     try:
-        config = GenerateConfig(num_pairs=1, steps=2, seed=9)
+        config = GenerateConfig(num_pairs=1, num_inference_steps=2, seed=9)
         other = generate(
             pipeline, ["sun"], tmp_path / "o", config, teacher_name="t", progress=False
         )

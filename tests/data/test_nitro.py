@@ -71,7 +71,7 @@ def test_samples_come_over_bit_for_bit(folder: Path, tmp_path: Path) -> None:
     store.check_teacher("fingerprint")
     assert store.paired
     [source] = store.manifest.teachers
-    assert (source.kind, source.steps, source.guidance) == ("imported", 50, 3.0)
+    assert (source.kind, source.num_inference_steps, source.guidance) == ("imported", 50, 3.0)
 
 
 def test_without_the_prompt_file_the_texts_are_lost_and_nothing_else(

@@ -34,7 +34,7 @@ def test_few_prompts_are_all_used_and_duplicates_count_once() -> None:
     [
         {"num_samples": 3},
         {"batch_size": 0},
-        {"teacher_steps": 0},
+        {"num_inference_steps": 0},
         {"samples_per_prompt": 0},
         {"cost_repeats": -1},
         {"floor": "none"},

@@ -150,7 +150,7 @@ def test_the_cost_of_arms_on_a_gpu(tiny_diffusers: Any, tiny_scheduler: Any) -> 
     found = {}
     for device in ("cpu", "cuda"):
         teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler).to(device))
-        config = EvaluateConfig(num_samples=4, teacher_steps=8, cost_repeats=3)
+        config = EvaluateConfig(num_samples=4, num_inference_steps=8, cost_repeats=3)
         plan = StepPlan.from_schedule(teacher.denoiser.schedule)
         arms = make_arms(teacher, teacher.denoiser, plan, config)
         with torch.no_grad():

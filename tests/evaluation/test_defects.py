@@ -22,7 +22,7 @@ from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 STEPS = 4
 CONFIG = EvaluateConfig(
-    num_samples=48, teacher_steps=STEPS, cost_repeats=0, bootstrap=60, num_pictures=2
+    num_samples=48, num_inference_steps=STEPS, cost_repeats=0, bootstrap=60, num_pictures=2
 )
 PROMPTS = toy.scenes.captions()[::28]
 

@@ -19,7 +19,7 @@ from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 
-CONFIG = EvaluateConfig(num_samples=12, batch_size=5, teacher_steps=2, cost_repeats=0)
+CONFIG = EvaluateConfig(num_samples=12, batch_size=5, num_inference_steps=2, cost_repeats=0)
 PROMPTS = ["a red ring", "a blue circle"]
 
 

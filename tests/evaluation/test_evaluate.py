@@ -19,7 +19,7 @@ from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 PROMPTS = ["a red ring", "a blue circle", "a green square"]
 QUICK = EvaluateConfig(
-    num_samples=12, batch_size=5, teacher_steps=2, cost_repeats=0, num_pictures=7
+    num_samples=12, batch_size=5, num_inference_steps=2, cost_repeats=0, num_pictures=7
 )
 
 

@@ -17,7 +17,9 @@ from nitrodistill.evaluation.catalogue import CATALOGUE
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 
-QUICK = EvaluateConfig(num_samples=16, teacher_steps=1, cost_repeats=0, num_pictures=0, bootstrap=2)
+QUICK = EvaluateConfig(
+    num_samples=16, num_inference_steps=1, cost_repeats=0, num_pictures=0, bootstrap=2
+)
 EXTRACTOR = Extractor("mean", lambda images: images.mean((2, 3)))
 
 

@@ -50,7 +50,7 @@ def test_the_coco_recipe_runs_on_two_processes_and_again(
     for i in range(12):
         levels = np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)
         Image.fromarray(levels).save(photos / f"{i}.png")
-    small = {"num_samples": 8, "teacher_steps": 1, "batch_size": 3, "cost_repeats": 0}
+    small = {"num_samples": 8, "num_inference_steps": 1, "batch_size": 3, "cost_repeats": 0}
     small |= {"inception": "null", "clip": "null", "run": run, "cache": cache, "real": photos}
     options = [f"--{name}={value}" for name, value in {**small, "prompts": place.prompts}.items()]
     command = ["evaluate", "--config", str(RECIPE), *options]

@@ -116,12 +116,16 @@ def comfy(flow: Workflow, kind: PredictionType, noise: Tensor, fresh: Any) -> Te
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("transition", ["ode", "renoise"])
-@pytest.mark.parametrize("num_steps", [1, 4])
-def test_its_arithmetic_is_the_plans(family: str, transition: Any, num_steps: int) -> None:
+@pytest.mark.parametrize("num_inference_steps", [1, 4])
+def test_its_arithmetic_is_the_plans(
+    family: str, transition: Any, num_inference_steps: int
+) -> None:
     denoiser = Pipeline.from_diffusers(tiny_pipeline(family)).denoiser
     kind = denoiser.prediction_type
-    plan = StepPlan.from_schedule(denoiser.schedule, num_steps, transition)
-    noises = torch.randn(num_steps + 1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan = StepPlan.from_schedule(denoiser.schedule, num_inference_steps, transition)
+    noises = torch.randn(
+        num_inference_steps + 1, 2, 4, 8, 8, generator=torch.Generator().manual_seed(0)
+    )
     noises = noises.double()
     expected = sample(_Probe(kind), plan, noises[0], Condition(), lambda i: noises[i])
     found = comfy(make(family, plan), kind, noises[0], lambda i: noises[i])

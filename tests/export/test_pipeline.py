@@ -105,12 +105,14 @@ PLANS = [
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("family", "size", "told", "num_steps", "transition", "scheduler"), PLANS)
+@pytest.mark.parametrize(
+    ("family", "size", "told", "num_inference_steps", "transition", "scheduler"), PLANS
+)
 def test_every_familys_plain_call_draws_what_the_student_draws(
     family: str,
     size: tuple[int, int] | None,
     told: int | None,
-    num_steps: int,
+    num_inference_steps: int,
     transition: Any,
     scheduler: str,
     trained: Trained,
@@ -119,13 +121,13 @@ def test_every_familys_plain_call_draws_what_the_student_draws(
     pipeline = Pipeline.from_diffusers(tiny_pipeline(family), resolution=size)
     student = trained(pipeline)
     if told is None:
-        plan = StepPlan.from_schedule(student.schedule, num_steps, transition)
+        plan = StepPlan.from_schedule(student.schedule, num_inference_steps, transition)
     else:
         plan = StepPlan.from_noise(student.schedule, told)
     output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=PROMPTS)
     record = record_of(output)
     assert max(record["self_test"]["latents"], record["self_test"]["images"]) <= 1e-5
-    call: dict[str, Any] = {"num_inference_steps": num_steps, "guidance_scale": 0}
+    call: dict[str, Any] = {"num_inference_steps": num_inference_steps, "guidance_scale": 0}
     if size is not None:  # whoever trained at another resolution than the default has to say so
         call |= {"height": size[0], "width": size[1]}
     if family == "pixart-sigma":
@@ -154,11 +156,12 @@ WITHOUT_TEXT = [
 
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(
-    ("family", "num_steps", "transition", "scheduler", "example", "unconditional"), WITHOUT_TEXT
+    ("family", "num_inference_steps", "transition", "scheduler", "example", "unconditional"),
+    WITHOUT_TEXT,
 )
 def test_students_without_text_are_drawn_by_their_pipelines(
     family: str,
-    num_steps: int,
+    num_inference_steps: int,
     transition: Any,
     scheduler: str,
     example: str,
@@ -168,7 +171,7 @@ def test_students_without_text_are_drawn_by_their_pipelines(
 ) -> None:
     pipeline = Pipeline.from_diffusers(make_pipeline(family))
     student = trained(pipeline)
-    plan = StepPlan.from_schedule(student.schedule, num_steps, transition)
+    plan = StepPlan.from_schedule(student.schedule, num_inference_steps, transition)
     prompts = ["goldfish", "2"] if family == "dit" else [""]
     output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=prompts)
     record = record_of(output)

@@ -136,22 +136,22 @@ def test_steps_that_renoise_are_lcm(prediction_type: Any) -> None:
 
 @pytest.mark.parametrize("transition", ["ode", "renoise"])
 @pytest.mark.parametrize("shift", [1.0, 3.0])
-@pytest.mark.parametrize("num_steps", [1, 2, 4, 7])
+@pytest.mark.parametrize("num_inference_steps", [1, 2, 4, 7])
 @pytest.mark.parametrize("from_call", [False, True])
 def test_a_flows_config_holds_the_plans_sigmas(
-    num_steps: int, shift: float, transition: Transition, from_call: bool
+    num_inference_steps: int, shift: float, transition: Transition, from_call: bool
 ) -> None:
     """The grid is s(1 - i / N), which no call has to say; SD3 and Sana pass no sigmas, Flux a line."""
     teacher = FlowMatchEulerDiscreteScheduler(shift=2.0)
-    plan = StepPlan.from_schedule(RectifiedFlow(1000.0, shift), num_steps, transition)
-    line = [1 - i / num_steps for i in range(num_steps)]
+    plan = StepPlan.from_schedule(RectifiedFlow(1000.0, shift), num_inference_steps, transition)
+    line = [1 - i / num_inference_steps for i in range(num_inference_steps)]
     sigmas = line if from_call else None
     scheduler = scheduler_for_plan(plan, teacher, "flow_prediction", call_sigmas=sigmas)
     scheduler = type(scheduler).from_config(scheduler.config)
     if from_call:
         scheduler.set_timesteps(sigmas=sigmas)
     else:
-        scheduler.set_timesteps(num_steps)
+        scheduler.set_timesteps(num_inference_steps)
     expected = torch.tensor([shift * u / (1 + (shift - 1) * u) for u in line] + [0.0])
     torch.testing.assert_close(scheduler.sigmas, expected, rtol=0, atol=2e-6)
     torch.testing.assert_close(scheduler.timesteps, 1000 * expected[:-1], rtol=0, atol=2e-3)
@@ -181,7 +181,7 @@ def test_flows_that_no_scheduler_expresses_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_steps", "zero_snr", "transition", "reason", "instead"),
+    ("num_inference_steps", "zero_snr", "transition", "reason", "instead"),
     [
         (
             48,
@@ -197,12 +197,12 @@ def test_flows_that_no_scheduler_expresses_are_refused() -> None:
     ],
 )
 def test_a_grid_that_diffusers_lays_otherwise_is_refused_with_a_neighbour(
-    num_steps: int, zero_snr: bool, transition: Transition, reason: str, instead: int
+    num_inference_steps: int, zero_snr: bool, transition: Transition, reason: str, instead: int
 ) -> None:
     teacher = DDIMScheduler(**SCALED_LINEAR, prediction_type="v_prediction")
     schedule = DiscreteSchedule.from_scheduler(teacher)
     schedule = ZeroTerminalSNR()(schedule) if zero_snr else schedule
-    plan = StepPlan.from_schedule(schedule, num_steps, transition)
+    plan = StepPlan.from_schedule(schedule, num_inference_steps, transition)
     with pytest.raises(ValueError, match=f"{reason}.*train with {instead} steps"):
         scheduler_for_plan(plan, teacher, "v_prediction")
     plan = StepPlan.from_schedule(schedule, instead, transition)

@@ -212,16 +212,20 @@ def test_x0_is_clamped_as_the_scheduler_does(name, generator):
         scheduler = kind(**known)
         schedule, prediction_type, _ = noise_of(scheduler)
         denoiser = Loud(schedule, prediction_type, clamp_of(scheduler))
-        for num_steps in (1, 4) if name in SEVERAL else (1,):
-            scheduler.set_timesteps(num_steps)
-            plan = StepPlan.from_schedule(schedule, num_steps)
+        for num_inference_steps in (1, 4) if name in SEVERAL else (1,):
+            scheduler.set_timesteps(num_inference_steps)
+            plan = StepPlan.from_schedule(schedule, num_inference_steps)
             if name == "HeunDiscreteScheduler":  # starts from other noise than a pipeline of betas
                 start = scheduler.init_noise_sigma / (1 + scheduler.init_noise_sigma**2) ** 0.5
                 found = sample(denoiser, plan, noise * start, Condition())
             else:
                 found = sample(denoiser, plan, noise, Condition())
             torch.testing.assert_close(
-                found, drawn(scheduler, noise), rtol=2e-3, atol=2e-3, msg=f"{options} {num_steps}"
+                found,
+                drawn(scheduler, noise),
+                rtol=2e-3,
+                atol=2e-3,
+                msg=f"{options} {num_inference_steps}",
             )
 
 

@@ -31,10 +31,12 @@ def test_flow_is_a_straight_line_and_ends_in_noise(generator):
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_the_flow_grid_is_diffusers(shift):
-    num_steps = 4
+    num_inference_steps = 4
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    scheduler.set_timesteps(sigmas=[1 - i / num_steps for i in range(num_steps)])
-    ours = RectifiedFlow(t_max=1000, shift=shift).timesteps(num_steps)
+    scheduler.set_timesteps(
+        sigmas=[1 - i / num_inference_steps for i in range(num_inference_steps)]
+    )
+    ours = RectifiedFlow(t_max=1000, shift=shift).timesteps(num_inference_steps)
     torch.testing.assert_close(ours.float(), scheduler.timesteps, rtol=1e-6, atol=1e-4)
 
 

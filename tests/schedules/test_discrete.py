@@ -72,11 +72,11 @@ def test_a_flag_that_its_class_does_not_take_rescales_nothing():
     assert DiscreteSchedule.from_scheduler(scheduler).alphas_cumprod[-1] > 0
 
 
-@pytest.mark.parametrize("num_steps", [1, 4, 7, 25, 50, 999, 1000])
-def test_the_trailing_grid_is_diffusers(scheduler, schedule, num_steps):
+@pytest.mark.parametrize("num_inference_steps", [1, 4, 7, 25, 50, 999, 1000])
+def test_the_trailing_grid_is_diffusers(scheduler, schedule, num_inference_steps):
     trailing = DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing")
-    trailing.set_timesteps(num_steps)
-    assert torch.equal(schedule.timesteps(num_steps), trailing.timesteps)
+    trailing.set_timesteps(num_inference_steps)
+    assert torch.equal(schedule.timesteps(num_inference_steps), trailing.timesteps)
 
 
 def test_the_trailing_grid_is_exact_where_diffusers_adds_up(scheduler, schedule):
@@ -146,5 +146,5 @@ def test_bad_calls(schedule):
     )
     with pytest.raises(TypeError, match="no alphas_cumprod in use"):
         DiscreteSchedule.from_scheduler(flow)
-    with pytest.raises(ValueError, match="num_steps is 0"):
+    with pytest.raises(ValueError, match="num_inference_steps is 0"):
         schedule.timesteps(0)

@@ -232,7 +232,7 @@ def pairs(tiny_diffusers: Any, tiny_scheduler: Any, tmp_path_factory: Any) -> Pa
     """Six pairs of two prompts, made by the tiny pipeline."""
     folder = tmp_path_factory.mktemp("data") / "pairs"
     teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
-    config = GenerateConfig(num_pairs=6, steps=2, guidance=2.0)
+    config = GenerateConfig(num_pairs=6, num_inference_steps=2, guidance=2.0)
     generate(teacher, PROMPTS, folder, config, teacher_name="tiny", progress=False)
     return folder
 

@@ -153,7 +153,7 @@ def test_it_is_measured_as_what_it_is(tiny, recipe, pipeline):
     raw = load_student(recipe.output, pipeline, average=False)
     prints = {fingerprint(d.module) for d in (found.denoiser, raw.denoiser, pipeline.denoiser)}
     assert len(prints) == 3
-    config = EvaluateConfig(num_samples=4, batch_size=4, teacher_steps=2, cost_repeats=1)
+    config = EvaluateConfig(num_samples=4, batch_size=4, num_inference_steps=2, cost_repeats=1)
     numbers = evaluate(pipeline, found.denoiser, found.plan, tiny.prompts, _means, config=config)
     base = sum(p.nbytes for n, p in pipeline.denoiser.module.named_parameters() if "lora_" not in n)
     role = sum(p.nbytes for p in found.denoiser.module.parameters())

@@ -124,7 +124,7 @@ def test_two_real_processes_under_torchrun_save_and_go_on(tmp_path):
     from nitrodistill.training import find_checkpoints, parse_recipe, save_recipe
 
     teacher = Pipeline.from_diffusers(toy.load_pipeline(), check_prompt=toy.check_prompt)
-    config, prompts = GenerateConfig(num_pairs=8, steps=2), ["a small red circle"]
+    config, prompts = GenerateConfig(num_pairs=8, num_inference_steps=2), ["a small red circle"]
     generate(teacher, prompts, tmp_path / "pairs", config, teacher_name="toy", progress=False)
     roles = {name: {"learning_rate": 1e-4} for name in ("student", "discriminator")}
     stage = {"method": "ladd", "trainer": {"steps": 400, "batch_size": 2, "optimizers": roles}}

@@ -177,7 +177,7 @@ def test_pairs_may_move_but_not_change(tiny, recipe, pipeline, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(recipe.pairs, moved)
     assert list(run_recipe(dataclasses.replace(recipe, pairs=str(moved)), pipeline)) == []
-    others, config = tmp_path / "others", GenerateConfig(num_pairs=6, steps=2, seed=1)
+    others, config = tmp_path / "others", GenerateConfig(num_pairs=6, num_inference_steps=2, seed=1)
     generate(pipeline, tiny.prompts, others, config, teacher_name="tiny", progress=False)
     with pytest.raises(ValueError, match="trained on other pairs"):
         run_recipe(dataclasses.replace(recipe, pairs=str(others)), pipeline)
@@ -335,7 +335,7 @@ def test_a_bfloat16_teachers_student_is_float32(
 ):
     half, data = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler)), tmp_path / "half"
     half.denoiser.module.to(torch.bfloat16)
-    config = GenerateConfig(num_pairs=4, steps=2)
+    config = GenerateConfig(num_pairs=4, num_inference_steps=2)
     generate(half, tiny.prompts, data, config, teacher_name="tiny", progress=False)
     recipe = make_recipe(LADDConfig(adversarial_weight=0.0), steps=2)
     list(run_recipe(dataclasses.replace(recipe, pairs=str(data)), half))

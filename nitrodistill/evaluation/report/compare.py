@@ -31,7 +31,7 @@ ALIKE = (
     "teacher_fingerprint",
     "num_samples",
     "seed",
-    "teacher_steps",
+    "num_inference_steps",
     "guidance",
     "num_prompts",
     "samples_per_prompt",

@@ -143,7 +143,7 @@ def _visible(page: str) -> str:
 def steps_of(found: Evaluation) -> dict[str, str]:
     """Arm -> its number of steps in words, where the settings say it."""
     counts = {
-        "teacher": found.settings.get("teacher_steps"),
+        "teacher": found.settings.get("num_inference_steps"),
         "student": len(found.settings.get("student_timesteps", ())),
     }
     return {arm: f"{n} step" + ("s" if n != 1 else "") for arm, n in counts.items() if n}

@@ -253,7 +253,7 @@ class PipelineAdapter(ABC):
         """What a pipeline was made with, is not in its config, and has to be saved with it."""
         return {}
 
-    def call_sigmas(self, num_steps: int) -> list[float] | None:
+    def call_sigmas(self, num_inference_steps: int) -> list[float] | None:
         """The sigmas that the pipeline's call hands to its scheduler if its user gives none.
 
         None, the default, leaves them to the scheduler.

@@ -128,6 +128,6 @@ class FluxPipelineAdapter(PipelineAdapter):
         """The negative prompt, by default the empty one, for true guidance."""
         return self.encode(pipe, [negative_prompt or ""], size)
 
-    def call_sigmas(self, num_steps: int) -> list[float]:
+    def call_sigmas(self, num_inference_steps: int) -> list[float]:
         """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_steps for i in range(num_steps)]
+        return [1 - i / num_inference_steps for i in range(num_inference_steps)]

@@ -107,7 +107,7 @@ def make_evaluation(prompts: tuple[str, ...] = ("a red ring", "a blue circle")) 
     last = len(prompts) - 1
     return Evaluation(
         arms,
-        {"num_samples": 64, "teacher_steps": 25, "student_timesteps": [999], "device": "cpu"},
+        {"num_samples": 64, "num_inference_steps": 25, "student_timesteps": [999], "device": "cpu"},
         samples,
         Pictures(prompts[:last], {n: x[:last] for n, x in images.items()}, tuple(range(last))),
         Pictures(prompts[last:], {n: x[last:] for n, x in images.items()}, (last,)),
