@@ -1,7 +1,7 @@
 """nitrodistill: distil diffusion models to one step.
 
 Losses, schedules and discriminators for any training loop; methods with a reference trainer; a command
-line for the whole road. Importing this loads torch and nothing heavier: what needs diffusers, datasets or
+line for the whole road. Importing this loads torch and nothing heavier: what needs diffusers or
 accelerate is imported when it is first used.
 """
 

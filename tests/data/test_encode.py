@@ -61,7 +61,7 @@ def test_pixel_space_pipelines_take_the_pixels(
     pipeline = Pipeline.from_diffusers(make_pipeline("ddpm" if channels == 1 else "ddpm-rgb"))
     nameless = replace(images, captions=("",) * 5)
     store = encode(pipeline, nameless, tmp_path / "p", CONFIG, teacher_name="t", progress=False)
-    batch = store.batch(range(5), torch.arange(5))
+    batch = store.read(range(5))
     pixels = torch.stack([fitted(images.image(i), (8, 8)) for i in range(5)])
     if channels == 1:
         red, green, blue = pixels.split(1, dim=1)
@@ -77,7 +77,8 @@ def test_noise_is_drawn_and_the_store_says_that_it_is_no_pair(encoded: PairStore
     noise = (
         Draws(3, 0, torch.tensor(order), purpose="pairs").normal("noise", (2, 4, 4)).half().float()
     )
-    assert torch.equal(batch.noise, noise)
+    assert batch.pairs is not None
+    assert torch.equal(batch.pairs.noise, noise)
     assert not encoded.paired
     with pytest.raises(ValueError, match="holds encoded images, which no teacher made"):
         encoded.check_teacher("f")

@@ -267,11 +267,11 @@ def test_teachers_without_text_make_pairs(
         num_pairs=5, num_inference_steps=2, guidance=1, batch_size=2, shard_size=3
     )
     work = Generation(pipeline, prompts, tmp_path / "p", config, "t")
-    assert work.estimate().prompts == len(prompts)
+    assert work.dry_run().prompts == len(prompts)
     store = generate(pipeline, prompts, tmp_path / "p", config, teacher_name="t", progress=False)
     store.verify()
     assert store.prompts == tuple(prompts)
-    batch = store.batch(range(5), torch.arange(5))
+    batch = store.read(range(5))
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 2)
     told = Condition()
     if labels is not None:

@@ -20,7 +20,6 @@ Rewrite = Callable[[PairStore, str, Callable[[dict[str, list[Any]]], None]], Non
 def test_a_batch_is_its_rows(made: PairStore) -> None:
     order = [10, 0, 4, 4, 3]
     batch = made.read(order)
-    assert batch.index.tolist() == [7, 6, 5, 4, 3]
     assert batch.x0.dtype == batch.noise.dtype == torch.float32
     assert batch.x0.shape == batch.noise.shape == (5, 2, 4, 4)
     for k, row in enumerate(order):
@@ -39,7 +38,10 @@ def test_an_open_store_goes_to_another_process(made: PairStore) -> None:
     made.read([0])  # its files are open
     there = pickle.loads(pickle.dumps(BatchStream(made, seed=1, batch_size=3)))
     assert len(pickle.dumps(made)) < 10_000  # they do not travel
-    assert torch.equal(there(2).x0, BatchStream(made, seed=1, batch_size=3)(2).x0)
+    two = [stream(2).pairs for stream in (there, BatchStream(made, seed=1, batch_size=3))]
+    assert two[0] is not None
+    assert two[1] is not None
+    assert torch.equal(two[0].x0, two[1].x0)
 
 
 def test_sample_i_has_prompt_i(made: PairStore, prompts: list[str]) -> None:
@@ -64,10 +66,8 @@ def test_bad_rows(made: PairStore) -> None:
         made.read([-1])
     with pytest.raises(IndexError, match="row 6 of 6"):
         made.condition([6])
-    with pytest.raises(ValueError, match="0 rows"):
+    with pytest.raises(ValueError, match="no rows"):
         made.read([])
-    with pytest.raises(ValueError, match="one index each"):
-        made.read([1, 2])
     with pytest.raises(ValueError, match="no prompt ids"):
         made.condition([])
 
