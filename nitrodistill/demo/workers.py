@@ -100,8 +100,7 @@ def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
     if count == 1:
         yield
         return
-    from accelerate.state import AcceleratorState, GradientState
-
+    _forget_processes()  # of an earlier training here
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in places.items()})
     try:
@@ -113,8 +112,14 @@ def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
     finally:
         if distributed.is_initialized():  # Accelerate ends it where a training ended well
             distributed.destroy_process_group()
-        # Accelerate's memory of the processes; it has no public way to end it
-        AcceleratorState._reset_state(True)
-        GradientState._reset_state()
+        _forget_processes()
         for name in places:
             del os.environ[name]
+
+
+def _forget_processes() -> None:
+    """Ends Accelerate's memory of the processes; it has no public way to."""
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state(True)
+    GradientState._reset_state()

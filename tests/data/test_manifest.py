@@ -79,7 +79,7 @@ def test_differences_name_the_setting() -> None:
     ("path", "value", "message"),
     [
         (["format"], "zip", "another format"),
-        (["version"], 2, "reads 2: update"),
+        (["version"], 1, "its version is 1 and this nitrodistill reads 2: update"),
         (["num_samples"], 6, "says 6 samples and its sources made 5"),
         (["surprise"], 1, "unknown key 'surprise'"),
         (["shard_size"], True, "shard_size is True"),

@@ -87,7 +87,7 @@ def test_one_that_is_unknown_is_told_with_those_that_are_known() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("Absent", r"is no class; outside_\w+ has none of that name\."),
+        ("Absent", r"is no class; outside_\w+ has no class 'Absent'\."),
         ("value", r"is no class"),
         ("Bare", r"is no distillation method: it lacks Config, build, losses, trainable\."),
         ("NoConfig", r"is no distillation method: it lacks Config\."),
@@ -104,7 +104,7 @@ def test_what_is_no_method_is_told_what_it_lacks(outside: str, name: str, words:
 
 def test_a_module_that_cannot_be_imported(tmp_path: Path, outside: str) -> None:
     with pytest.raises(
-        ValueError, match=r"the method no_such_module:X cannot be imported: No module"
+        ValueError, match=r"the method 'no_such_module:X' cannot be imported: No module"
     ):
         find_method("no_such_module:X")
     (tmp_path / f"{outside}_needs.py").write_text("import no_such_thing")

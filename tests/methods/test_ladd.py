@@ -220,7 +220,7 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
         ({"fresh_fraction": 1.5}, "fresh_fraction is 1.5"),
         (
             {"reconstruction": {"smoth_l1": 1.0}},
-            "the loss 'smoth_l1' is unknown. Did you mean 'smooth_l1'",
+            "the loss 'smoth_l1' is unknown; did you mean 'smooth_l1'",
         ),
         ({"adversarial": "wgan"}, "'wgan'.*hinge"),
         ({"adversarial_weight": -1.0}, "adversarial_weight is -1.0"),

@@ -182,7 +182,7 @@ class Careless(Matching):
 )
 def test_a_method_must_train_or_freeze_all_that_it_took(tiny_denoiser, left, words):
     copies = {n: tiny_denoiser.copy() for n in ("teacher", "student", "critic", "target")}
-    cast = Cast.of(**copies)
+    cast = Cast(copies.__getitem__)
     method = Careless.build(MatchingConfig(), cast)
     check_cast(method, cast)
     method._left = left
@@ -199,7 +199,7 @@ def test_a_network_that_follows_what_is_not_trained_is_named(tiny, tiny_denoiser
             return {**super().frozen(), "target": Frozen(self.target.module, follows="studnt")}
 
     copies = {n: tiny_denoiser.copy() for n in ("teacher", "student", "critic", "target")}
-    method = Lost.build(MatchingConfig(), Cast.of(**copies))
+    method = Lost.build(MatchingConfig(), Cast(copies.__getitem__))
     config = tiny.config(optimizers={n: OptimizerConfig() for n in method.trainable()})
     with pytest.raises(
         ValueError, match=r"'target' follows 'studnt', which is not trained; did you mean"

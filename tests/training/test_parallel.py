@@ -93,7 +93,7 @@ def _matching(denoiser) -> Case:
 
     def make() -> Matching:
         copies = {n: denoiser.copy() for n in ("teacher", "student", "critic", "target")}
-        return Matching.build(MatchingConfig(), Cast.of(**copies))
+        return Matching.build(MatchingConfig(), Cast(copies.__getitem__))
 
     return Case(make, PromptStream, config)
 
@@ -116,7 +116,7 @@ def _look(trainer: Trainer) -> dict[str, np.ndarray]:
     found: dict[str, Mapping[str, Tensor]] = {
         name: trained.weights for name, trained in trainer._trained.items()
     }
-    found |= {name: average.state_dict() for name, average in trainer._kept_averages().items()}
+    found |= {name: average.state_dict() for name, average in trainer._averages.files().items()}
     return {
         name: torch.cat([whole(w.detach()).flatten() for w in weights.values()]).numpy()
         for name, weights in found.items()
@@ -414,6 +414,7 @@ def test_launches_that_cannot_work_are_refused(monkeypatch):
     with pytest.raises(ValueError, match=r"launched with FSDP.*`parallel: fsdp`"):
         check_launch(accelerator, 3)
     monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one of 2 launched processes, but Accelerate sees itself"):
         check_launch(accelerator, 3)

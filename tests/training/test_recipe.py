@@ -93,7 +93,7 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
         (
             ("stages", 0, "trainer", "steps"),
             "many",
-            r"stages\.0\.trainer\.steps is 'many'; it must be a whole number\.$",
+            r"stages\.0\.trainer\.steps is 'many'; it must be an integer\.$",
         ),
         (
             ("stages", 0, "settings", "adversarial"),
@@ -106,7 +106,7 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
             r"max_grad_norm is 'x'; it must be a number or null\.$",
         ),
         (("stages", 0, "lora"), {"rank": 0}, r"rank is 0; it must be at least 1\.$"),
-        (("stages", 0, "lora"), {"rank": "x"}, r"rank is 'x'; it must be a whole number\.$"),
+        (("stages", 0, "lora"), {"rank": "x"}, r"rank is 'x'; it must be an integer\.$"),
         (
             ("stages", 0, "student"),
             "previous",
@@ -119,7 +119,7 @@ def test_an_unknown_key_is_named_with_its_nearest(path, words):
         ),
         (("stages", 0, "prune"), {"blocks": 3}, r"prune is .*, but this version cannot prune yet"),
         (("stages", 0, "method"), "lad", r"there is no method 'lad'; did you mean 'ladd'\?"),
-        (("stages", 0, "method"), "no_such:M", r"the method no_such:M cannot be imported"),
+        (("stages", 0, "method"), "no_such:M", r"the method 'no_such:M' cannot be imported"),
         (("stages", 0, "method"), {"taps": []}, r"older form: write `method: ladd`"),
         (("stages", 0, "settings"), 7, r"settings is 7; method 'ladd' takes a LADDConfig"),
         (

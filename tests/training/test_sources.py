@@ -10,7 +10,7 @@ import torch
 from nitrodistill.data import BatchStream, PairStore, together
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
-from nitrodistill.training.sources import Sources, recipe_prompts
+from nitrodistill.training.sources import Sources, recipe_prompts, teacher_draws
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +74,12 @@ def test_prompts_of_a_recipe_without_a_teacher(recipe, tiny):
     assert recipe_prompts(dataclasses.replace(alone, prompts=None)) == ()
 
 
-def test_the_teacher_draws_as_it_drew_the_pairs_unless_the_recipe_says_otherwise(recipe, pipeline):
-    assert Sources.open(recipe, pipeline).teacher_draws() == (2, 2.0)
+def test_the_teacher_draws_as_it_drew_the_pairs_unless_the_recipe_says_otherwise(recipe):
+    assert teacher_draws(recipe) == (2, 2.0)
     other = dataclasses.replace(recipe, num_inference_steps=7, guidance=0.0)
-    assert Sources.open(other, pipeline).teacher_draws() == (7, 0.0)
+    assert teacher_draws(other) == (7, 0.0)
     alone = dataclasses.replace(recipe, pairs=None)
-    assert Sources.open(alone, pipeline).teacher_draws() == (25, 3.0)
+    assert teacher_draws(alone) == (25, 3.0)
 
 
 def test_what_does_not_fit_the_teacher_is_refused(recipe, pipeline, tiny_diffusers, tiny_scheduler):
