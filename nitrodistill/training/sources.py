@@ -99,15 +99,16 @@ def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
         FileNotFoundError: if the data is gone.
     """
     path = recipe.pairs or recipe.real or recipe.prompts
-    if path is None or Path(path).is_file():
-        return () if path is None else tuple(read_prompts(path))
-    return PairStore.open(path).prompts
+    if path is None:
+        return ()
+    is_file = path == "" or Path(path).is_file()
+    return tuple(read_prompts(path)) if is_file else PairStore.open(path).prompts
 
 
 def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:
     if path is None:
         return None
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Prompts.of(PairStore.open(path))
     texts = read_prompts(path)
     for text in texts:
