@@ -302,14 +302,16 @@ def dit() -> Any:
     transformer = diffusers.DiTTransformer2DModel(
         num_attention_heads=1,
         attention_head_dim=8,
-        num_layers=1,
+        num_layers=2,
         sample_size=8,
         out_channels=8,
         num_embeds_ada_norm=3,
     )
     names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"}
     scheduler: Any = diffusers.DDIMScheduler(clip_sample=False)
-    return diffusers.DiTPipeline(transformer, _vae(4, 0.18215), scheduler, id2label=names)
+    pipe: Any = diffusers.DiTPipeline(transformer, _vae(4, 0.18215), scheduler, id2label=names)
+    pipe.register_to_config(id2label={str(label): name for label, name in names.items()})
+    return pipe  # as its checkpoint is: diffusers reads the names and would not save them
 
 
 WITHOUT_TEXT: dict[str, Callable[[], Any]] = {

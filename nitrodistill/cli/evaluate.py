@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         "--prompts",
         type=str,
         default=None,
-        help="text file with a prompt a line; null takes the prompts of the run's pairs",
+        help='text file with a prompt a line, or "", as for generate; null takes the prompts of the run\'s pairs',
     )
     parser.add_argument(
         "--output", type=str, default=None, help="folder of the result; null takes the run's"

@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("generate", ABOUT, EXAMPLE)
     add_teacher(parser)
     parser.add_argument(
-        "--prompts", type=str, required=True, help="text file (UTF-8) with a prompt a line"
+        "--prompts",
+        type=str,
+        required=True,
+        help="text file (UTF-8) with a prompt a line (class-conditional teachers: the number or name of a class); "
+        '"" is the empty prompt, the only one of unconditional teachers',
     )
     parser.add_argument("--output", type=str, required=True, help="folder of the pairs")
     parser.add_class_arguments(GenerateConfig)

@@ -33,7 +33,7 @@ from nitrodistill.data.sources import Encoded, code_version
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
-from nitrodistill.models.pipeline import Pipeline, fingerprint
+from nitrodistill.models.pipeline import Pipeline
 
 __all__ = ["EncodeConfig", "Encoding", "encode"]
 
@@ -96,13 +96,12 @@ class Encoding(Work):
             pipeline.check_prompt(text)
         number = {text: i for i, text in enumerate(self._texts)}
         shape = pipeline.latent_shape
-        vae = pipeline.diffusers.components.get("vae")
         self._size = pipeline.resolution
         named = [part for pair in zip(images.names, images.captions, strict=True) for part in pair]
         source = Encoded(
             num_samples=len(images),
             teacher=teacher_name,
-            vae="" if vae is None else fingerprint(vae),
+            vae=pipeline.vae_fingerprint(),
             text_encoders=pipeline.text_fingerprint(),
             image_size=self._size,
             seed=config.seed,

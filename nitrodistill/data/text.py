@@ -16,13 +16,22 @@ __all__ = ["hash_texts", "read_lines", "read_prompts", "token_lengths"]
 def read_prompts(path: str | Path) -> list[str]:
     """Reads a UTF-8 file with a prompt a line; lines are stripped and empty ones dropped.
 
+    Args:
+        path: of the file; "" is none, and means the empty prompt alone, as unconditional teachers take it.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8, or holds no prompt.
     """
+    if path == "":
+        return [""]
     prompts = [line for line in read_lines(path) if line]
     if not prompts:
-        raise ValueError(f"the prompt file {str(path)!r} holds no prompt; write one a line.")
+        raise ValueError(
+            f"the prompt file {str(path)!r} holds no prompt; write one a line, or give "
+            " in place "
+            "of the file for an unconditional teacher."
+        )
     return prompts
 
 

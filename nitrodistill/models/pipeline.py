@@ -217,6 +217,11 @@ class Pipeline:
         }
         return blake2(f"{sorted(found.items())}").hex() if found else ""
 
+    def vae_fingerprint(self) -> str:
+        """A hex hash of the VAE; empty without one."""
+        vae = _vae(self.diffusers)
+        return "" if vae is None else fingerprint(vae)
+
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> Condition:
         """Encodes prompts; sample i of the Condition is prompt i.

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from nitrodistill.evaluation import EvaluateConfig
+import torch
+
+from nitrodistill.evaluation import EvaluateConfig, TextureFeatures
 from nitrodistill.evaluation.catalogue import CATALOGUE
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import nearest
+from nitrodistill.teachers import EMBEDDED
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.sources import Sources, teacher_draws
 from nitrodistill.types import Denoiser
@@ -32,13 +35,17 @@ def student_scores(
     whatever each would find in a cache.
 
     Raises:
-        ValueError: if a stage's `best_metric` is no metric.
+        ValueError: if a stage's `best_metric` is no metric, or the pictures are too small.
     """
     stages = [stage.trainer for stage in recipe.stages if stage.trainer.evaluate_every]
     if not stages:
         return None
     for trainer in stages:
         _check_metric(trainer.best_metric)
+    if recipe.teacher not in EMBEDDED:
+        TextureFeatures()(
+            torch.zeros(1, 3, *pipeline.resolution)
+        )  # may find the pictures too small
     sharded = any(stage.trainer.parallel == "fsdp" for stage in recipe.stages)
     steps, guidance = teacher_draws(recipe)
     config = EvaluateConfig(

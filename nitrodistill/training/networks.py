@@ -110,7 +110,7 @@ class StageNetworks:
             stage,
             teacher,
             whole,
-            self._pipeline.null_condition(),
+            self._pipeline.null_condition() if self._pipeline.adapter.has_null else None,
             self._pipeline.decode,
             start if stage.student == "previous" else None,
         )

@@ -99,15 +99,16 @@ def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
         FileNotFoundError: if the data is gone.
     """
     path = recipe.pairs or recipe.real or recipe.prompts
-    if path is None or Path(path).is_file():
-        return () if path is None else tuple(read_prompts(path))
-    return PairStore.open(path).prompts
+    if path is None:
+        return ()
+    is_file = path == "" or Path(path).is_file()
+    return tuple(read_prompts(path)) if is_file else PairStore.open(path).prompts
 
 
 def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:
     if path is None:
         return None
-    if Path(path).is_dir():
+    if path and Path(path).is_dir():
         return Prompts.of(PairStore.open(path))
     texts = read_prompts(path)
     for text in texts:
@@ -124,7 +125,7 @@ def _check_latents(store: PairStore, pipeline: Pipeline) -> None:
             f"{tuple(pipeline.latent_shape)}; encode the images with this teacher."
         )
     made = {source.vae for source in store.manifest.sources if isinstance(source, Encoded)}
-    if made and made != {fingerprint(pipeline.diffusers.vae)}:
+    if made and made != {pipeline.vae_fingerprint()}:
         raise ValueError(
             f"the latents in {str(store.path)!r} were encoded by another VAE than this teacher's; encode the "
             "images with this teacher."

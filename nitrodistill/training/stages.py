@@ -84,6 +84,8 @@ def run_recipe(
     check_folder(output, recipe, resume, sources.identities())
     for prompt in recipe.preview_prompts:
         pipeline.check_prompt(prompt)
+    if any(stage.trainer.preview_every or stage.trainer.evaluate_every for stage in recipe.stages):
+        pipeline.guided(teacher_draws(recipe)[1])  # the teacher will be drawn with it
     accelerator = make_accelerator(
         recipe.stages[0].trainer.mixed_precision,
         output,
@@ -142,7 +144,9 @@ def build_on_shapes(
     )
     teacher = base_copy(shapes.denoiser) if apart else shapes.denoiser
     x0 = torch.empty(1, *shapes.latent_shape, device="meta")
-    empty = shapes.denoiser.adapter.example_condition(x0, text_length)
+    empty = None
+    if shapes.adapter.has_null:
+        empty = shapes.denoiser.adapter.example_condition(x0, text_length)
     cast = stage_cast(stage, lambda: teacher, shapes.denoiser, empty, shapes.decode)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)

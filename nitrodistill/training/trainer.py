@@ -184,7 +184,12 @@ class Trainer:
                 best_before = self.best
                 skips = skips + 1 if state.skipped else 0
                 if not skips:
-                    state = self._evaluated(state, log)
+                    try:
+                        state = self._evaluated(state, log)
+                    except Exception:
+                        if self.accelerator.num_processes == 1:  # others may not come to it
+                            self.save()
+                        raise
                     due = self._is_due(self.config.checkpoint_every)
                     if due or state.stopped or self.best != best_before:
                         self.save()

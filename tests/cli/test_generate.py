@@ -13,6 +13,7 @@ import torch
 from nitrodistill.cli.main import main
 from nitrodistill.data import PairStore
 from nitrodistill.processes import Place, place
+from tests.pipelines import make_pipeline
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
@@ -46,6 +47,18 @@ def test_a_dry_run_says_size_and_time_and_writes_nothing(place, command, capsys)
     assert "6 are missing" in printed
     assert "seconds for one process" in printed
     assert not (place.root / "pairs").exists()
+
+
+def test_the_empty_prompt_of_an_unconditional_teacher(tmp_path, capsys):
+    teacher, output = tmp_path / "teacher", tmp_path / "pairs"
+    make_pipeline("ddpm").save_pretrained(teacher)
+    command = ["generate", "--teacher", str(teacher), "--prompts", "", "--output", str(output)]
+    command += ["--num_pairs", "3", "--num_inference_steps", "2", "--quiet"]
+    assert main(command) == 2
+    assert "unconditional, so there is nothing to guide it by" in capsys.readouterr().err
+    assert main([*command, "--guidance", "1"]) == 0
+    assert "3 pairs of 1 prompts" in capsys.readouterr().out
+    assert PairStore.open(output).prompts == ("",)
 
 
 def test_a_limit_leaves_the_rest_to_the_same_command(place, command, capsys):

@@ -14,6 +14,7 @@ def test_a_prompt_a_line(tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes("\ufeff  a cat \r\n\n\t\nein Hühnchen\x0bx\nlast".encode())
     assert read_prompts(path) == ["a cat", "ein Hühnchen\x0bx", "last"]
+    assert read_prompts("") == [""]
 
 
 def test_bad_prompt_files(tmp_path: Path) -> None:

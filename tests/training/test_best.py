@@ -97,3 +97,13 @@ def test_evaluations_in_two_processes_count_as_the_main_ones(tiny, tmp_path):
 
     assert tiny.in_processes(act) == [({"score": 6.0}, Best("score", 2.0, 2))] * 2
     assert [c.step for c in find_checkpoints(tmp_path)] == [6, 2]
+
+
+def test_an_evaluation_that_fails_takes_no_step_with_it(tiny, tmp_path):
+    def fail(state):
+        raise ValueError("these pictures cannot be measured")
+
+    config = tiny.config(evaluate_every=3, checkpoint_every=0)
+    with pytest.raises(ValueError, match="cannot be measured"):
+        tiny.train(config, output=tmp_path, evaluate=fail)
+    assert [found.step for found in find_checkpoints(tmp_path)] == [3]

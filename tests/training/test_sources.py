@@ -11,6 +11,7 @@ from nitrodistill.data import BatchStream, PairStore, together
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.training.sources import Sources, recipe_prompts, teacher_draws
+from tests.pipelines import make_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +101,15 @@ def test_what_does_not_fit_the_teacher_is_refused(recipe, pipeline, tiny_diffuse
     for name in ("pairs", "real", "prompts"):
         with pytest.raises(FileNotFoundError):
             Sources.open(dataclasses.replace(recipe, **{name: "nowhere"}), pipeline)
+
+
+def test_the_empty_prompt_is_all_that_an_unconditional_teacher_is_told(recipe):
+    pixels = Pipeline.from_diffusers(make_pipeline("ddpm"))
+    alone = dataclasses.replace(recipe, pairs=None, real=None, prompts="")
+    assert recipe_prompts(alone) == ("",)
+    (source,) = Sources.open(alone, pixels).of({"prompts"})
+    batch = BatchStream(source, seed=0, batch_size=4)(1)
+    assert batch.prompts is not None
+    assert batch.prompts.tensors == {}
+    assert batch.prompts.prompt_ids.tolist() == [0] * 4
+    assert batch.index.tolist() == [4, 5, 6, 7]

@@ -217,6 +217,7 @@ class PipelineAdapter(ABC):
         optional: parts that a saved pipeline may lack (`null` in its model_index.json).
         call_settings: further arguments of the pipeline's call, without which it would encode prompts differently.
         scheduler: the only scheduler class of diffusers that the pipeline runs with, if it is one.
+        has_null: whether there is a condition that stands for none, for guidance without a negative prompt.
     """
 
     network: str = "transformer"
@@ -224,6 +225,7 @@ class PipelineAdapter(ABC):
     optional: tuple[str, ...] = ("safety_checker", "feature_extractor", "image_encoder")
     call_settings: Mapping[str, Any] = {}
     scheduler: str | None = None
+    has_null: bool = True
 
     @abstractmethod
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:

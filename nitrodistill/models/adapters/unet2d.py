@@ -46,6 +46,7 @@ class UNet2DPipelineAdapter(PipelineAdapter):
     """
 
     network: str = "unet"
+    has_null: bool = False
 
     def __init__(self, scheduler: str | None = None) -> None:
         self.scheduler: str | None = scheduler
