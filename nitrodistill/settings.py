@@ -227,8 +227,12 @@ def differences(before: object, now: object, where: str = "") -> list[str]:
     return [line for name, one, other in parts for line in differences(one, other, name)]
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | Path, what: str = "recipe") -> object:
     """What a YAML file holds.
+
+    Args:
+        path: of the file.
+        what: what is missing where there is none, for the message.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -236,7 +240,7 @@ def read_yaml(path: str | Path) -> object:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no recipe at {str(path)!r}; give a YAML file.")
+        raise FileNotFoundError(f"no {what} at {str(path)!r}; give a YAML file.")
     try:
         return parse_yaml(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

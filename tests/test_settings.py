@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -69,20 +71,20 @@ def test_plain_values_become_dataclasses_and_go_round() -> None:
         ({"nmae": 1}, r"^unknown key 'nmae'; did you mean 'name'\?$"),
         ({"inner": {"dpeth": 1}}, r"^unknown key 'inner.dpeth'; did you mean 'depth'\?$"),
         ({"parts": [{}, {"zzz": 1}]}, r"'parts.1.zzz'; known are depth, rate\.$"),
-        ({"inner": {"depth": 1.5}}, r"^inner.depth is 1.5; it must be a whole number\.$"),
-        ({"inner": {"depth": True}}, r"^inner.depth is True; it must be a whole number\.$"),
+        ({"inner": {"depth": 1.5}}, r"^inner.depth is 1.5; it must be an integer\.$"),
+        ({"inner": {"depth": True}}, r"^inner.depth is True; it must be an integer\.$"),
         ({"inner": {"depth": 0}}, r"^inner: depth is 0; it must be at least 1\.$"),
         ({"inner": {"rate": "x"}}, r"^inner.rate is 'x'; it must be a number or null\.$"),
         ({"inner": 3}, r"^inner is 3; it must hold names and values\.$"),
-        ({"kind": "c"}, r"^kind is 'c'; it must be one of 'a', 'b'\.$"),
+        ({"kind": "c"}, r"^kind is 'c'; it must be 'a' or 'b'\.$"),
         (
             {"pair": [1, 2, 3]},
-            r"^pair is \[1, 2, 3\]; it must be a list of 2: a number, a number\.$",
+            r"^pair is \[1, 2, 3\]; it must be a list of 2, each a number\.$",
         ),
         ({"parts": {}}, r"^parts is {}; it must be a list, each names and values\.$"),
         ({"roles": {3: {}}}, r"^roles has the name 3; names are text\.$"),
         ({"flag": "yes"}, r"^flag is 'yes'; it must be true or false\.$"),
-        ({"name": False}, r"it must be text \(YAML reads yes, no, on and off"),
+        ({"name": False}, r"it must be a text \(YAML reads yes, no, on and off"),
         ({"name": "x" * 500}, None),
     ],
 )
@@ -129,6 +131,40 @@ def test_differences_are_named_by_their_place() -> None:
 def test_yaml_without_surprises(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_yaml(text)
+
+
+def test_aliases_that_expand_without_end_are_refused_at_once() -> None:
+    """413 bytes that would be 387 million words; 881 bytes like these made a message of 25 MB."""
+    first = f"a0: &a0 [{','.join(['lol'] * 9)}]\n"
+    text = first + "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
+    assert len(text) < 881
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="holds more than 100000 values") as caught:
+        parse_yaml(text)
+    assert time.perf_counter() - started < 1
+    assert len(str(caught.value)) < 100
+
+
+def test_a_value_of_many_aliases_is_told_in_60_characters() -> None:
+    lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 4)]
+    data = parse_yaml("\n".join([*lines, "name: *a3", f"kind: &k {'x' * 5000}", "flag: *k"]))
+    assert isinstance(data, dict)
+    for name, rule in (("name", "a text"), ("kind", "'a' or 'b'"), ("flag", "true or false")):
+        with pytest.raises(ValueError, match=rf"^{name} is .*; it must be {rule}\.$") as caught:
+            build(Outer, {"name": "x", name: data[name]})
+        shortest = len(f"{name} is ; it must be {rule}.")
+        assert len(str(caught.value)) <= shortest + 60
+    with pytest.raises(ValueError, match="unknown key 'xxx") as caught:
+        build(Outer, {"x" * 5000: 1})
+    assert len(str(caught.value)) < 160
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_recipe_and_nobody_waits_for_it(tmp_path: Any) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(FileNotFoundError, match="no recipe at"):
+        read_yaml(tmp_path / "recipe.yaml")
 
 
 def test_files(tmp_path: Any) -> None:

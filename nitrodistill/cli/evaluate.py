@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_device, add_run, make_parser, parse
+from nitrodistill.cli.arguments import add_config, add_device, add_run, make_parser, parse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +44,12 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
-    from jsonargparse import ActionConfigFile
-
     from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with these options")
+    add_config(parser)
     add_run(parser)
     parser.add_argument(
         "--prompts",
