@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from unicodedata import category
 
 __all__ = [
     "build",
@@ -20,6 +21,7 @@ __all__ = [
     "differences",
     "nearest",
     "parse_yaml",
+    "printable",
     "read_yaml",
     "shown",
     "to_plain",
@@ -185,6 +187,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = [str(one) for one in known]
     near = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
+
+
+def printable(text: str) -> str:
+    """A text with what a terminal would obey written out: control characters, but for new lines and tabs."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def shown(value: object) -> str:

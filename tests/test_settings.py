@@ -12,6 +12,7 @@ from nitrodistill.settings import (
     differences,
     nearest,
     parse_yaml,
+    printable,
     read_yaml,
     shown,
     to_plain,
@@ -175,6 +176,12 @@ def test_files(tmp_path: Any) -> None:
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("a: {b: &x [1], c: *x}")
     assert read_yaml(tmp_path / "b.yaml") == {"a": {"b": [1], "c": [1]}}
+
+
+def test_control_characters_are_written_out() -> None:
+    assert printable("a\x1b[31m\u202eb\n\t\xa0é") == "a\\x1b[31m\\u202eb\n\t\xa0é"
+    assert printable("\x00\x7f\x9b\r\udc80") == "\\x00\\x7f\\x9b\\r\\udc80"
+    assert printable("a red ring") == "a red ring"
 
 
 def test_what_is_shown_is_short_and_harmless() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import add_config, add_device, add_run, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -131,9 +132,9 @@ def main(argv: Sequence[str]) -> int:
         cache=given.cache,
     )
     report = write_results(found, output, run.path, title=run.path.resolve().name)
-    print(found.text())
+    say(found.text())
     beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
-    print(f"written to {report}, with {beside} beside it")
+    say(f"written to {report}, with {beside} beside it")
     return 0
 
 
@@ -142,5 +143,5 @@ def _trained_on(recipe: Recipe, read: Callable[[Recipe], Tensor]) -> Tensor | No
     try:
         return read(recipe)
     except FileNotFoundError as error:
-        print(f"memorisation is not measured: {error}", file=sys.stderr)
+        say(f"memorisation is not measured: {error}", sys.stderr)
         return None

@@ -65,7 +65,7 @@ def test_stats_for_people_and_for_programs(place, capsys):
     assert main(["pairs", "stats", str(place.pairs)]) == 0
     printed = capsys.readouterr().out
     assert "samples     4 of 2 prompts in 2 files" in printed
-    assert "teacher tiny, steps 2, guidance 2.0, seed 0" in printed
+    assert "teacher tiny, num_inference_steps 2, guidance 2.0, seed 0" in printed
     assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     noise = PairStore.open(place.pairs).read(range(4)).noise
