@@ -90,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
     from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.evaluation import help_draw
-    from nitrodistill.evaluation.results import check_output, write_results
+    from nitrodistill.evaluation.results import background, check_output, write_results
     from nitrodistill.evaluation.student import measure_student
     from nitrodistill.training.run import training_latents
     from nitrodistill.training.sources import teacher_draws
@@ -98,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.output or given.run)
     check_output(output)
     run = open_run(given.run, given.checkpoint)
+    made = background(run.path)
     device = here.device(given.device)
     run.pipeline.diffusers.to(device)
     run.student.denoiser.module.to(device)
@@ -131,7 +132,7 @@ def main(argv: Sequence[str]) -> int:
         training_latents=_trained_on(run.student.recipe, training_latents),
         cache=given.cache,
     )
-    report = write_results(found, output, run.path, title=run.path.resolve().name)
+    report = write_results(found, output, made, title=run.path.resolve().name)
     say(found.text())
     beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {beside} beside it")

@@ -34,7 +34,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nitrodistill.evaluation.catalogue import info, ordered
-from nitrodistill.files import atomic, write_text
+from nitrodistill.files import atomic, read_text, write_text
 
 __all__ = ["Evaluation", "Metric", "Pictures", "Sample"]
 
@@ -230,7 +230,7 @@ class Evaluation:
             ValueError: if the file is damaged or has another format.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = json.loads(read_text(Path(path)))
             if not isinstance(found, dict) or found.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
             arms = {

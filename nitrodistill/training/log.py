@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nitrodistill.files import write_text
+from nitrodistill.files import read_lines, write_text
 from nitrodistill.processes import place
 from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import gather_text
@@ -204,15 +204,9 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
 
 
 def _keep_until(file: Path, stage: int, step: int) -> None:
-    """Drops the lines after (stage, step), and a torn last line."""
+    """Drops the lines after (stage, step), and those that are torn, with a warning."""
     if not file.is_file():
         return
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if (line["stage"], line["step"]) <= (stage, step):
-            kept.append(text + "\n")
-    write_text(file, "".join(kept))
+    lines = read_lines(file, "stage", "step")
+    kept = [json.dumps(line) for line in lines if (line["stage"], line["step"]) <= (stage, step)]
+    write_text(file, "".join(f"{text}\n" for text in kept))

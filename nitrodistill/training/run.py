@@ -32,7 +32,7 @@ from nitrodistill.training.checkpoint import (
     newest_checkpoint,
 )
 from nitrodistill.training.config import FREE
-from nitrodistill.training.environment import note_environment
+from nitrodistill.training.environment import note_environment, noted_environments
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
 from nitrodistill.training.record import load_denoiser, plan_of
 
@@ -177,6 +177,13 @@ def check_folder(output: Path, recipe: Recipe, resume: Resume, data: dict[str, s
         raise FileExistsError(
             f"{str(output)!r} holds a run already; resume it, or choose another folder."
         )
+    stage = newest_stage(output)
+    if stage >= len(recipe.stages):
+        raise ValueError(
+            f"{str(output)!r} has a checkpoint of stage {stage}, which this recipe does not have (it counts "
+            "from 0); move that away, or choose another folder."
+        )
+    noted_environments(output / ENVIRONMENT)
     changed = differences(_fixed(load_recipe(output / RECIPE)), _fixed(recipe))
     if changed:
         raise ValueError(

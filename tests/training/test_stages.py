@@ -128,9 +128,33 @@ def test_the_environment_of_the_start_is_kept_and_others_are_added(recipe, pipel
     file.write_text(json.dumps(other))
     next(run_recipe(recipe, pipeline))
     assert json.loads(file.read_text()) == other + start
-    file.write_text("[")
-    with pytest.raises(ValueError, match=r"environment.json is damaged"):
-        next(run_recipe(recipe, pipeline))
+    for text in ("[", "5", "[5]", "{}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"environment.json is damaged .* remove it to go on"):
+            run_recipe(recipe, pipeline)  # before anything is trained
+
+
+def test_a_checkpoint_of_a_stage_that_the_recipe_lacks(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    last = find_checkpoints(tmp_path / "run")[0].path
+    last.rename(last.parent / "stage-7-step-00000004")
+    with pytest.raises(
+        ValueError, match=r"a checkpoint of stage 7, which this recipe does not have"
+    ):
+        run_recipe(recipe, pipeline)
+
+
+def test_a_log_line_torn_in_two_is_left_out_with_a_word(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], lines[1][:20] + "\n" + lines[1][20:], "5\n", *lines[2:]]))
+    shutil.rmtree(find_checkpoints(tmp_path / "run")[0].path)  # that of step 4
+    running = run_recipe(recipe, pipeline)
+    with pytest.warns(RuntimeWarning, match=r"log.jsonl: what stands in line 2, 3, 4 is torn"):
+        next(running)
+    assert log.read_text().splitlines()[0] == lines[0].rstrip()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 3]
 
 
 def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
