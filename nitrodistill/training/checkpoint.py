@@ -80,8 +80,16 @@ class Checkpoint:
             raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
 
     def state(self) -> dict[str, object]:
-        """What `write_checkpoint` got as `state`."""
-        return self._json("state.json")
+        """What `finish` of a `CheckpointWriter` got as `state`, compared with the manifest.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        name = "state.json"
+        found = damage(self.path, {name: self._json("manifest.json").get(name)})
+        if found is not None:
+            raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
+        return self._json(name)
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor file of this name."""
