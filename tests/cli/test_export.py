@@ -101,7 +101,7 @@ def test_a_lora_run_of_the_embedded_transformer_is_exported_merged(place, capsys
     assert "PixArtSigmaPipeline cannot load LoRA weights" in capsys.readouterr().err
     assert main(["export", "--run", run, "--output", output]) == 0
     size = "height=32, width=32, use_resolution_binning=False"
-    assert f"num_inference_steps=1, guidance_scale=0, {size})" in capsys.readouterr().out
+    assert f"num_inference_steps=1, clean_caption=False, guidance_scale=0, {size})" in capsys.readouterr().out
     pipe = DiffusionPipeline.from_pretrained(output)
     student = load_student(run, load_teacher("toy-dit"))
     call = {"height": 32, "width": 32, "use_resolution_binning": False}
