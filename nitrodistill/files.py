@@ -17,10 +17,11 @@ import re
 import shutil
 import time
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = [
     "atomic",
@@ -30,6 +31,8 @@ __all__ = [
     "damage",
     "hash_file",
     "is_temporary",
+    "read_lines",
+    "read_text",
     "record_of",
     "remove_stale",
     "replace_folder",
@@ -70,6 +73,45 @@ def atomic(path: Path) -> Iterator[Path]:
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileNotFoundError: if there is none; a pipe is none, as one would wait for it.
+        ValueError: if it is not UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "this is no file of text", str(path))
+    return path.read_text(encoding="utf-8")
+
+
+def read_lines(path: Path, *counts: str) -> list[dict[str, Any]]:
+    """The lines of a file of JSON objects; a warning names those that are none, and they are left out.
+
+    Args:
+        path: of the file.
+        counts: names that every object has, of integers.
+    """
+    found, torn = [], []
+    for number, text in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and all(type(line.get(name)) is int for name in counts):
+            found.append(line)
+        else:
+            torn.append(str(number))
+    if torn:
+        more = f" and {len(torn) - 3} more" if len(torn) > 3 else ""
+        warnings.warn(
+            f"{path}: what stands in line {', '.join(torn[:3])}{more} is torn, and left out.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

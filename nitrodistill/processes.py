@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
-__all__ = ["Place", "place"]
+__all__ = ["PATIENCE", "Place", "meeting", "place"]
+
+PATIENCE = timedelta(minutes=10)
+"""How long processes wait for each other, at the start and in each operation that they do together."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,30 @@ def place() -> Place:
                 )
             return found
     return Place(0, 1, 0)
+
+
+@contextmanager
+def meeting(patience: timedelta) -> Iterator[None]:
+    """Tells in a sentence that processes which were started together did not all come, in a `with` block.
+
+    Args:
+        patience: how long the block waits.
+
+    Raises:
+        RuntimeError: if it waited in vain, as one does whose neighbour failed before.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = " ".join(str(error).split())
+        if not isinstance(error, torch.distributed.DistError) and "timeout" not in text:
+            raise
+        here = place()
+        raise RuntimeError(
+            f"this is process {here.rank} of {here.world_size} (counted from 0), and after "
+            f"{patience.total_seconds():g} s not all had come ({text[:90]}); read what the others said: one of "
+            "them failed before, or was never started, or cannot reach this machine."
+        ) from error
 
 
 def _number(name: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from unicodedata import category
 
 __all__ = [
     "build",
@@ -20,6 +21,7 @@ __all__ = [
     "differences",
     "nearest",
     "parse_yaml",
+    "printable",
     "read_yaml",
     "shown",
     "to_plain",
@@ -187,6 +189,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
 
 
+def printable(text: str) -> str:
+    """A text with what a terminal would obey written out: control characters, but for new lines and tabs."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
+
+
 def shown(value: object) -> str:
     """A value in a message: at most 60 characters, nothing that a terminal would act on."""
     text = repr(value) if not isinstance(value, (list, tuple, dict)) else _start(value)
@@ -227,8 +236,12 @@ def differences(before: object, now: object, where: str = "") -> list[str]:
     return [line for name, one, other in parts for line in differences(one, other, name)]
 
 
-def read_yaml(path: str | Path) -> object:
+def read_yaml(path: str | Path, what: str = "recipe") -> object:
     """What a YAML file holds.
+
+    Args:
+        path: of the file.
+        what: what is missing where there is none, for the message.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -236,7 +249,7 @@ def read_yaml(path: str | Path) -> object:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"no recipe at {str(path)!r}; give a YAML file.")
+        raise FileNotFoundError(f"no {what} at {str(path)!r}; give a YAML file.")
     try:
         return parse_yaml(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

@@ -25,6 +25,8 @@ from nitrodistill.files import (
     damage,
     hash_file,
     is_temporary,
+    read_lines,
+    read_text,
     record_of,
     remove_stale,
     sync,
@@ -61,6 +63,24 @@ def test_a_file_appears_when_it_is_complete(tmp_path: Path) -> None:
         assert not path.exists()
     assert path.read_text() == "new"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_lines_that_are_torn_are_named_and_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n"\n\xff\n{"n": 1.5}\n[]\n{"n": true}\n{"n": 2}')
+    with pytest.warns(RuntimeWarning, match=r"in line 2, 3, 4 and 2 more is torn, and left out\.$"):
+        assert read_lines(path, "n") == [{"n": 1}, {"n": 2}]
+    path.write_text("")
+    assert read_lines(path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_file_of_text(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="this is no file of text"):
+        read_text(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        read_text(tmp_path / "b")
 
 
 def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:

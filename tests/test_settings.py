@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +12,7 @@ from nitrodistill.settings import (
     differences,
     nearest,
     parse_yaml,
+    printable,
     read_yaml,
     shown,
     to_plain,
@@ -131,6 +134,40 @@ def test_yaml_without_surprises(text: str, words: str) -> None:
         parse_yaml(text)
 
 
+def test_aliases_that_expand_without_end_are_refused_at_once() -> None:
+    """413 bytes that would be 387 million words; 881 bytes like these made a message of 25 MB."""
+    first = f"a0: &a0 [{','.join(['lol'] * 9)}]\n"
+    text = first + "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9))
+    assert len(text) < 881
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="holds more than 100000 values") as caught:
+        parse_yaml(text)
+    assert time.perf_counter() - started < 1
+    assert len(str(caught.value)) < 100
+
+
+def test_a_value_of_many_aliases_is_told_in_60_characters() -> None:
+    lines = ["a0: &a0 [1,1,1,1,1,1,1,1,1]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 4)]
+    data = parse_yaml("\n".join([*lines, "name: *a3", f"kind: &k {'x' * 5000}", "flag: *k"]))
+    assert isinstance(data, dict)
+    for name, rule in (("name", "a text"), ("kind", "'a' or 'b'"), ("flag", "true or false")):
+        with pytest.raises(ValueError, match=rf"^{name} is .*; it must be {rule}\.$") as caught:
+            build(Outer, {"name": "x", name: data[name]})
+        shortest = len(f"{name} is ; it must be {rule}.")
+        assert len(str(caught.value)) <= shortest + 60
+    with pytest.raises(ValueError, match="unknown key 'xxx") as caught:
+        build(Outer, {"x" * 5000: 1})
+    assert len(str(caught.value)) < 160
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_is_no_recipe_and_nobody_waits_for_it(tmp_path: Any) -> None:
+    os.mkfifo(tmp_path / "recipe.yaml")
+    with pytest.raises(FileNotFoundError, match="no recipe at"):
+        read_yaml(tmp_path / "recipe.yaml")
+
+
 def test_files(tmp_path: Any) -> None:
     with pytest.raises(FileNotFoundError, match="no recipe at"):
         read_yaml(tmp_path / "none.yaml")
@@ -139,6 +176,12 @@ def test_files(tmp_path: Any) -> None:
         read_yaml(tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("a: {b: &x [1], c: *x}")
     assert read_yaml(tmp_path / "b.yaml") == {"a": {"b": [1], "c": [1]}}
+
+
+def test_control_characters_are_written_out() -> None:
+    assert printable("a\x1b[31m\u202eb\n\t\xa0é") == "a\\x1b[31m\\u202eb\n\t\xa0é"
+    assert printable("\x00\x7f\x9b\r\udc80") == "\\x00\\x7f\\x9b\\r\\udc80"
+    assert printable("a red ring") == "a red ring"
 
 
 def test_what_is_shown_is_short_and_harmless() -> None:

@@ -10,9 +10,12 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from nitrodistill.settings import read_yaml
 
 __all__ = [
+    "add_config",
     "add_device",
     "add_quiet",
     "add_run",
@@ -23,6 +26,10 @@ __all__ = [
     "parse",
     "underscored",
 ]
+
+
+_VALUE = re.compile(r"(Got value: )(.{57}).{4,}")
+"""What an option was given, where it is too long for a message."""
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -58,6 +65,22 @@ def add_teacher(parser: ArgumentParser) -> None:
         help='"toy" or "toy-dit" for those that ship with the package, a directory with a diffusers pipeline, '
         "or a name on the Hub",
     )
+
+
+class _ConfigFile(ActionConfigFile):
+    """Options from a YAML file, with the checks that a recipe goes through."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, *more: Any) -> None:
+        try:
+            read_yaml(values, "file of options")
+        except ValueError as error:
+            raise ValueError(f"{values}: {error}") from error
+        super().__call__(parser, namespace, values, *more)
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """The option that reads others from a YAML file."""
+    parser.add_argument("--config", action=_ConfigFile, help="a YAML file with these options")
 
 
 def add_device(parser: ArgumentParser) -> None:
@@ -155,7 +178,7 @@ def underscored(argument: str) -> str:
 
 
 def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
-    text = " ".join(message.split())
+    text = _VALUE.sub(r"\1\2...", " ".join(message.split()))
     missing = re.search(r"arguments are required: (.+)", text)
     if missing:
         named = {a.dest for a in parser._actions if a.option_strings}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.terminal import say
 
 __all__ = ["main"]
 
@@ -68,8 +69,8 @@ def main(argv: Sequence[str]) -> int:
     compared = compare({n: one for n, (one, _) in found.items()}, given.quality, given.cost)
     pictures = {name: kept for name, (_, kept) in found.items() if kept is not None}
     page = write_comparison(compared, output, pictures)
-    print(compared.together().text())
-    print(f"written to {page}")
+    say(compared.together().text())
+    say(f"written to {page}")
     return 0
 
 

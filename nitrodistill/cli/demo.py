@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.terminal import say
 from nitrodistill.demo import DemoConfig, run_demo
 
 __all__ = ["main"]
@@ -30,5 +31,5 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("demo", ABOUT, EXAMPLE)
     parser.add_class_arguments(DemoConfig)
     given = parse(parser, argv)
-    run_demo(DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}))
+    run_demo(DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}), say)
     return 0

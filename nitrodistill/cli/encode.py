@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 __all__ = ["main"]
 
@@ -56,5 +57,5 @@ def main(argv: Sequence[str]) -> int:
         rank=here.rank, world_size=here.world_size, progress=not given.quiet,
     )  # fmt: skip
     if here.rank == 0:
-        print(f"{len(store)} images with {len(store.prompts)} captions in {given.output}")
+        say(f"{len(store)} images with {len(store.prompts)} captions in {given.output}")
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
@@ -71,8 +72,8 @@ def main(argv: Sequence[str]) -> int:
         lora_rank=given.lora_rank,
     )
     capacity = None if given.memory is None else int(given.memory * _GIB)
-    print(_roles(found["as it is"]))
-    print(_switches(found, _own_memory() if capacity is None else capacity))
+    say(_roles(found["as it is"]))
+    say(_switches(found, _own_memory() if capacity is None else capacity))
     return 0
 
 

@@ -8,7 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_device, add_run, make_parser, parse
+from nitrodistill.cli.arguments import add_config, add_device, add_run, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,14 +45,12 @@ example:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
-    from jsonargparse import ActionConfigFile
-
     from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
     parser = make_parser("evaluate", ABOUT, EXAMPLE)
-    parser.add_argument("--config", action=ActionConfigFile, help="a YAML file with these options")
+    add_config(parser)
     add_run(parser)
     parser.add_argument(
         "--prompts",
@@ -91,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
 
     from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.evaluation import help_draw
-    from nitrodistill.evaluation.results import check_output, write_results
+    from nitrodistill.evaluation.results import background, check_output, write_results
     from nitrodistill.evaluation.student import measure_student
     from nitrodistill.training.run import training_latents
     from nitrodistill.training.sources import teacher_draws
@@ -99,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(given.output or given.run)
     check_output(output)
     run = open_run(given.run, given.checkpoint)
+    made = background(run.path)
     device = here.device(given.device)
     run.pipeline.diffusers.to(device)
     run.student.denoiser.module.to(device)
@@ -132,10 +132,10 @@ def main(argv: Sequence[str]) -> int:
         training_latents=_trained_on(run.student.recipe, training_latents),
         cache=given.cache,
     )
-    report = write_results(found, output, run.path, title=run.path.resolve().name)
-    print(found.text())
+    report = write_results(found, output, made, title=run.path.resolve().name)
+    say(found.text())
     beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
-    print(f"written to {report}, with {beside} beside it")
+    say(f"written to {report}, with {beside} beside it")
     return 0
 
 
@@ -144,5 +144,5 @@ def _trained_on(recipe: Recipe, read: Callable[[Recipe], Tensor]) -> Tensor | No
     try:
         return read(recipe)
     except FileNotFoundError as error:
-        print(f"memorisation is not measured: {error}", file=sys.stderr)
+        say(f"memorisation is not measured: {error}", sys.stderr)
         return None

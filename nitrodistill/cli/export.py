@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import add_run, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
@@ -98,9 +99,9 @@ def main(argv: Sequence[str]) -> int:
         scheduler=given.scheduler,
     )
     if given.push is not None:
-        print(f"pushed to {push(given.output, given.push, private=given.private)}")
-    print(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
-    print(textwrap.indent(_example(Path(given.output)), "  "))
+        say(f"pushed to {push(given.output, given.push, private=given.private)}")
+    say(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
+    say(textwrap.indent(_example(Path(given.output)), "  "))
     return 0
 
 
@@ -131,9 +132,9 @@ def _measured(run: Run) -> str | None:
     found = Evaluation.load(file)
     if found.settings.get("student_fingerprint") == fingerprint(run.student.denoiser.module):
         return model_card_table(found)
-    print(
+    say(
         f"{file} measured another student than the one exported, so the model card has no numbers; "
         "evaluate again, then export again.",
-        file=sys.stderr,
+        sys.stderr,
     )
     return None

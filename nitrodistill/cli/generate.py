@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
@@ -75,13 +76,13 @@ def main(argv: Sequence[str]) -> int:
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:
-            print(_told(work.dry_run(), here.world_size, given.output))
+            say(_told(work.dry_run(), here.world_size, given.output))
         return 0
     if given.limit is not None and given.limit < config.num_pairs:
         return _part(work, given.limit, here.rank, here.world_size, not given.quiet)
     store = complete(work, here.rank, here.world_size, progress=not given.quiet)
     if here.rank == 0:
-        print(f"{len(store)} pairs of {len(store.prompts)} prompts in {given.output}")
+        say(f"{len(store)} pairs of {len(store.prompts)} prompts in {given.output}")
     return 0
 
 
@@ -94,7 +95,7 @@ def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bo
         work.finish()
     if rank == 0:
         rest = "" if done else "; the same command without --limit makes the rest"
-        print(f"the first {limit} of {work.config.num_pairs} pairs are in {work.root}{rest}")
+        say(f"the first {limit} of {work.config.num_pairs} pairs are in {work.root}{rest}")
     return 0
 
 

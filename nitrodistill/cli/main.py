@@ -1,7 +1,7 @@
 """`nitrodistill VERB [options]`: finds the verb, and turns errors into one sentence and an exit code.
 
 Exit codes: 0 done, 2 a mistake in what was asked (one sentence says which), 130 interrupted by Ctrl-C.
-A verb's module is imported when it is called, so that this file needs nothing but the standard library.
+A verb's module is imported when it is called, so that nothing is loaded in vain.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+
+from nitrodistill.cli.terminal import harmless_warnings, say
 
 __all__ = ["main"]
 
@@ -64,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        return _dispatch(arguments)
+        with harmless_warnings():
+            return _dispatch(arguments)
     except KeyboardInterrupt:
         print("nitrodistill: interrupted.", file=sys.stderr)
         return 130
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _told() as error:  # asked only when something went wrong
         if show_traceback:
             raise
-        print(f"nitrodistill: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        say(f"nitrodistill: {str(error).strip() or type(error).__name__}", sys.stderr)
         return 2
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import add_quiet, make_parser, parse
+from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.data import Statistics
@@ -119,7 +120,7 @@ def _verify(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     store.verify(progress=not given.quiet)
-    print(f"{given.store} is whole: {len(store)} samples of {len(store.prompts)} prompts.")
+    say(f"{given.store} is whole: {len(store)} samples of {len(store.prompts)} prompts.")
     return 0
 
 
@@ -138,8 +139,8 @@ def _stats(argv: Sequence[str]) -> int:
         return 0
     for source in sources:
         named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
-        print(f"{source['kind']:<12}{', '.join(named)}")
-    print(_told(found))
+        say(f"{source['kind']:<12}{', '.join(named)}")
+    say(_told(found))
     return 0
 
 
@@ -184,7 +185,7 @@ def _merge(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     stores = [PairStore.open(path) for path in given.stores]
     store = merge(stores, given.output, progress=not given.quiet)
-    print(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
+    say(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
     return 0
 
 
@@ -230,7 +231,7 @@ def _import(argv: Sequence[str]) -> int:
     teacher = (given.teacher, fingerprint(denoiser.module), denoiser.prediction_type)
     work = NitroImport(given.path, given.output, config, teacher, prompts)
     store = complete(work, progress=not given.quiet)
-    print(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
+    say(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
     return 0
 
 
@@ -243,8 +244,8 @@ def _push(argv: Sequence[str]) -> int:
     parser.add_argument("repo", type=str, help="user/name")
     parser.add_argument("--public", action="store_true", help="a new repository is public")
     given = parse(parser, argv)
-    print("verifying ...", file=sys.stderr)
-    print(push_store(PairStore.open(given.store), given.repo, private=not given.public))
+    say("verifying ...", sys.stderr)
+    say(push_store(PairStore.open(given.store), given.repo, private=not given.public))
     return 0
 
 

@@ -16,6 +16,7 @@ from nitrodistill.cli.arguments import (
     parse,
     underscored,
 )
+from nitrodistill.cli.terminal import say
 from nitrodistill.processes import place
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
         for state in with_progress(states, show=False if quiet else None):
             last = state
     if place().rank == 0:
-        print(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
+        say(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
     return 130 if last is not None and last.stopped == "SIGINT" else 0
 
 

@@ -181,7 +181,7 @@ def _numbers(root: Path) -> list[str]:
         raise FileNotFoundError(
             f"{str(root)!r} is no folder of Nitro's: it must hold {', '.join(FOLDERS)}."
         )
-    found = [{p.stem for p in (root / name).glob("*.pth")} for name in FOLDERS]
+    found = [{p.stem for p in (root / name).glob("*.pth") if p.is_file()} for name in FOLDERS]
     lacking = sorted(set.union(*found) - set.intersection(*found))
     if lacking:
         raise FileNotFoundError(

@@ -34,7 +34,7 @@ from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.remote import Remote, default_cache, is_address
 from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
-from nitrodistill.files import hash_file
+from nitrodistill.files import hash_file, read_text
 from nitrodistill.types import Condition, Latents, Pairs, Part
 
 __all__ = ["MANIFEST", "PairStore", "read_condition"]
@@ -88,7 +88,7 @@ class PairStore:
         root = Path(path) if remote is None else remote.cache
         file = root / MANIFEST
         try:
-            text = file.read_text(encoding="utf-8") if remote is None else remote.text(MANIFEST)
+            text = read_text(file) if remote is None else remote.text(MANIFEST)
             manifest = Manifest.from_json(text)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise FileNotFoundError(

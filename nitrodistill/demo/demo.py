@@ -23,7 +23,7 @@ from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, help_draw
 from nitrodistill.evaluation.report import model_card_table, verdict
-from nitrodistill.evaluation.results import RESULTS, check_output, write_results
+from nitrodistill.evaluation.results import RESULTS, background, check_output, write_results
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.export import export
 from nitrodistill.export.folder import check_target
@@ -137,7 +137,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         meeting = Path(folder) / "meeting"
         with beside(_share, config, meeting, trainers, count=count):
             pipeline = _share(config, meeting, trainers, 0, count, say)
-    student = load_student(root / "student", pipeline)
+    student, made = load_student(root / "student", pipeline), background(root / "student")
     found = measure_student(
         "toy",
         pipeline,
@@ -149,7 +149,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         cache=root / "teacher",
     )
     title = "LADD on the embedded teacher"
-    report = write_results(found, root, root / "student", title, TITLES)
+    report = write_results(found, root, made, title, TITLES)
 
     say("4/4  export: a diffusers pipeline, tested in a fresh process")
     export(

@@ -21,10 +21,15 @@ from pathlib import Path
 import torch
 from torch import distributed
 
+from nitrodistill.processes import meeting
+
 __all__ = ["beside", "can_train_together", "cores", "training_together"]
 
 PATIENCE = 30.0
 """Seconds that a worker gets to end by itself."""
+
+MEETING = timedelta(minutes=5)
+"""How long those that train together wait for each other."""
 
 
 def cores() -> int:
@@ -88,13 +93,13 @@ def can_train_together() -> bool:
 
 
 @contextmanager
-def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
+def training_together(rank: int, count: int, place: Path) -> Iterator[None]:
     """Makes this process one of `count` for a trainer on the CPU, for as long as the block lasts.
 
     Args:
         rank: its number.
         count: how many there are; with 1 nothing happens.
-        meeting: a file that does not exist, in an existing folder; the processes find each other there. It may
+        place: a file that does not exist, in an existing folder; the processes find each other there. It may
             be left.
     """
     if count == 1:
@@ -104,10 +109,11 @@ def training_together(rank: int, count: int, meeting: Path) -> Iterator[None]:
     places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     os.environ.update({name: str(value) for name, value in places.items()})
     try:
-        store = distributed.FileStore(str(meeting), count)
-        distributed.init_process_group(
-            "gloo", store=store, rank=rank, world_size=count, timeout=timedelta(minutes=5)
-        )
+        store = distributed.FileStore(str(place), count)
+        with meeting(MEETING):
+            distributed.init_process_group(
+                "gloo", store=store, rank=rank, world_size=count, timeout=MEETING
+            )
         yield
     finally:
         if distributed.is_initialized():  # Accelerate ends it where a training ended well

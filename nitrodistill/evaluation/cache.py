@@ -18,7 +18,7 @@ from torch import Tensor
 from nitrodistill.data.claims import Claims, own_first
 from nitrodistill.files import atomic
 
-__all__ = ["LatentCache", "keep", "kept"]
+__all__ = ["HASH", "LatentCache", "digest", "keep", "kept"]
 
 HASH = "blake2b"
 
@@ -28,7 +28,7 @@ def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={HASH: _digest(plain)})
+        save_file(plain, temporary, metadata={HASH: digest(plain)})
 
 
 def kept(path: Path) -> dict[str, Tensor] | None:
@@ -38,7 +38,7 @@ def kept(path: Path) -> dict[str, Tensor] | None:
     try:
         with safe_open(str(path), "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            whole = (file.metadata() or {}).get(HASH) == _digest(tensors)
+            whole = (file.metadata() or {}).get(HASH) == digest(tensors)
     except (SafetensorError, ValueError, KeyError):
         tensors, whole = {}, False
     if not whole:
@@ -46,12 +46,13 @@ def kept(path: Path) -> dict[str, Tensor] | None:
     return tensors if whole else None
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
+    """A hash of contiguous tensors on the CPU, with their names, dtypes and shapes, and of a text about them."""
+    found = hashlib.blake2b(about.encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)

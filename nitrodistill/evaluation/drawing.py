@@ -25,6 +25,7 @@ from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.prediction import Clamped
 from nitrodistill.sampling import StepPlan
+from nitrodistill.settings import printable
 
 __all__ = ["Drawing", "depends_on", "draw_teacher", "noise_draws"]
 
@@ -163,7 +164,7 @@ class Drawing:
 
         batches = torch.arange(len(self._sheet.ids)).split(self._sheet.config.batch_size)
         shown = self._progress and rank == 0
-        with tqdm(total=len(batches), desc=name, unit="batch", disable=not shown) as bar:
+        with tqdm(total=len(batches), desc=printable(name), unit="batch", disable=not shown) as bar:
 
             def make(number: int) -> Tensor:
                 bar.update(cache.count() - bar.n)  # what others made counts too

@@ -10,14 +10,16 @@
     Metric      value, low, high (95% interval), floor, num_samples, extractor
 
 `evaluation.catalogue.info(name)` gives a metric's label, group, direction and meaning. A metric that was not
-measured is absent, not None; if it was asked for, a note says why. JSON (`format` 2) holds all but the pictures,
+measured is absent, not None; if it was asked for, a note says why. JSON (`format` 3) holds all but the pictures,
 which `Pictures.save` writes:
 
-    {"format": 2, "settings": {...}, "notes": ["SSIM is left out: ...", ...],
+    {"format": 3, "digest": "...", "settings": {...}, "notes": ["SSIM is left out: ...", ...],
      "arms": {"student": {"fd_teacher": {"value": 14.1, "low": 13.2, "high": 15.0, "floor": 7.9,
                                          "num_samples": 1024, "extractor": "oracle"}, ...}, ...},
      "samples": {"prompts": ["a red ring", ...], "index": [0, ...], "prompt": [0, ...],
                  "distances": {"pixel_distance": [0.1, ...], ...}}}
+
+Both carry a hash of what they hold, which is compared when they are read.
 """
 
 from __future__ import annotations
@@ -33,12 +35,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nitrodistill.evaluation.cache import HASH, digest
 from nitrodistill.evaluation.catalogue import info, ordered
-from nitrodistill.files import atomic, write_text
+from nitrodistill.files import atomic, blake2, read_text, write_text
 
 __all__ = ["Evaluation", "Metric", "Pictures", "Sample"]
 
-FORMAT = 2
+FORMAT = 3
 FLOOR = "floor"
 
 
@@ -107,9 +110,11 @@ class Pictures:
             name: ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().contiguous()
             for name, x in self.images.items()
         }
-        about = {"prompts": json.dumps(self.prompts), "indices": json.dumps(self.indices)}
+        said = {"prompts": self.prompts, "indices": self.indices, "arms": list(levels)}
+        about = {name: json.dumps(value) for name, value in said.items()}
         with atomic(target) as temporary:
-            save_file(levels, temporary, metadata={**about, "arms": json.dumps(list(levels))})
+            metadata = {**about, HASH: digest(levels, "".join(about.values()))}
+            save_file(levels, temporary, metadata=metadata)
         return target
 
     @classmethod
@@ -124,7 +129,11 @@ class Pictures:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata()
                 arms = json.loads(about["arms"])
-                images = {name: file.get_tensor(name).float() / 127.5 - 1 for name in arms}
+                levels = {name: file.get_tensor(name) for name in arms}
+            said = "".join(about[name] for name in ("prompts", "indices", "arms"))
+            if about[HASH] != digest(levels, said):
+                raise ValueError("they are not what was written")
+            images = {name: level.float() / 127.5 - 1 for name, level in levels.items()}
             prompts, indices = json.loads(about["prompts"]), json.loads(about["indices"])
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -217,8 +226,10 @@ class Evaluation:
                 for arm, metrics in self.arms.items()
             },
         }
+        columns = _columns(self.samples)
+        found["digest"] = _digest({**found, "samples": columns})
         text = json.dumps(found, indent=2, allow_nan=False)
-        samples = json.dumps(_columns(self.samples), allow_nan=False)  # on one line: it is long
+        samples = json.dumps(columns, allow_nan=False)  # on one line: it is long
         write_text(target, f'{text[:-2]},\n  "samples": {samples}\n}}\n')
         return target
 
@@ -230,9 +241,11 @@ class Evaluation:
             ValueError: if the file is damaged or has another format.
         """
         try:
-            found = json.loads(Path(path).read_text(encoding="utf-8"))
+            found = json.loads(read_text(Path(path)))
             if not isinstance(found, dict) or found.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
+            if found.pop("digest", None) != _digest(found):
+                raise ValueError("it is not what was written")
             arms = {
                 arm: {name: Metric(**metric) for name, metric in metrics.items()}
                 for arm, metrics in found["arms"].items()
@@ -249,6 +262,12 @@ class Evaluation:
         labels = list(next(iter(table.values())))
         rows = [[label, *(_format(column[label]) for column in table.values())] for label in labels]
         return [["", *table], *rows]
+
+
+def _digest(found: Mapping[str, Any]) -> str:
+    """A hash of the values of a metrics.json, however it is laid out."""
+    plain = json.loads(json.dumps(found))
+    return blake2(json.dumps(plain, sort_keys=True)).hex()
 
 
 def _columns(samples: Sequence[Sample]) -> dict[str, Any]:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nitrodistill.evaluation import Evaluation, Pictures, draw_grid
 from nitrodistill.evaluation.report import write_report
+from nitrodistill.files import read_lines, read_text
 
-__all__ = ["METRICS", "RESULTS", "check_output", "check_page", "load_results", "write_results"]
+__all__ = [
+    "METRICS",
+    "RESULTS",
+    "background",
+    "check_output",
+    "check_page",
+    "load_results",
+    "write_results",
+]
 
 METRICS = "metrics.json"
 REPORT = "report.html"
@@ -24,7 +34,7 @@ RESULTS = (METRICS, REPORT, GRID, PICTURES)
 def write_results(
     found: Evaluation,
     folder: Path,
-    run: Path,
+    background: Mapping[str, Any],
     title: str,
     titles: Mapping[str, str] | None = None,
 ) -> Path:
@@ -33,7 +43,7 @@ def write_results(
     Args:
         found: the evaluation.
         folder: where.
-        run: the student's run: its recipe, log and versions go into the report.
+        background: of the student's run; see the function of that name.
         title: the report's.
         titles: arm -> title of its column in the grid.
     """
@@ -43,7 +53,7 @@ def write_results(
     if found.examples is not None:
         found.examples.save(folder / PICTURES)
         draw_grid(found.examples, folder / GRID, titles)
-    return write_report(found, folder / REPORT, title=title, **_background(run))
+    return write_report(found, folder / REPORT, title=title, **background)
 
 
 def load_results(folder: Path) -> tuple[Evaluation, Pictures | None]:
@@ -111,15 +121,24 @@ def _is_evaluation(metrics: Path) -> bool:
     return True
 
 
-def _background(run: Path) -> dict[str, Any]:
-    """What a run's folder says of how the student was made; what is not there is left out."""
+def background(run: Path) -> dict[str, Any]:
+    """What a run's folder says of how the student was made, for the report: its recipe, log and versions.
+
+    What is not there is left out, and so is what is damaged, with a warning. Read it before the work.
+    """
     recipe, log, environment = (run / n for n in ("recipe.yaml", "log.jsonl", "environment.json"))
     found: dict[str, Any] = {}
     if recipe.is_file():
-        found["recipe"] = recipe.read_text(encoding="utf-8")
+        found["recipe"] = recipe.read_text(encoding="utf-8", errors="replace")
     if log.is_file():
-        found["logs"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        found["logs"] = read_lines(log, "stage", "step")
     if environment.is_file():
-        noted = json.loads(environment.read_text(encoding="utf-8"))
-        found["environment"] = noted[-1] if isinstance(noted, list) else noted
+        try:
+            found["environment"] = dict(json.loads(read_text(environment))[-1])
+        except (ValueError, TypeError, LookupError) as error:
+            warnings.warn(
+                f"{environment} is damaged ({error}), so the report has no versions.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return found

@@ -27,6 +27,7 @@ from torch import Tensor
 from nitrodistill.files import (
     complete_folder,
     damage,
+    read_text,
     record_of,
     remove_stale,
     replace_folder,
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 _FOLDER = "checkpoints"
-_NAME = re.compile(r"stage-(\d+)-step-(\d+)")
+_NAME = re.compile(r"stage-(\d{1,9})-step-(\d{1,18})")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,16 @@ class Checkpoint:
             raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
 
     def state(self) -> dict[str, object]:
-        """What `write_checkpoint` got as `state`."""
-        return self._json("state.json")
+        """What `finish` of a `CheckpointWriter` got as `state`, compared with the manifest.
+
+        Raises:
+            ValueError: if it is damaged.
+        """
+        name = "state.json"
+        found = damage(self.path, {name: self._json("manifest.json").get(name)})
+        if found is not None:
+            raise ValueError(f"checkpoint {self.path} is damaged: {found}.")
+        return self._json(name)
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor file of this name."""
@@ -101,7 +110,7 @@ class Checkpoint:
 
     def _json(self, name: str) -> dict[str, object]:
         try:
-            value = json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads(read_text(self.path / name))
         except (OSError, ValueError) as error:
             raise ValueError(f"checkpoint {self.path} is damaged: {name} ({error}).") from error
         if not isinstance(value, dict):
@@ -164,12 +173,22 @@ def find_checkpoint(output: Path, stage: int, step: int) -> Checkpoint:
 
 
 def find_checkpoints(output: Path, stage: int | None = None) -> list[Checkpoint]:
-    """The checkpoints below `output` (of one stage, if given), newest first; not verified."""
+    """The checkpoints below `output` (of one stage, if given), newest first; not verified.
+
+    Raises:
+        ValueError: if the name of a folder there is nearly that of a checkpoint.
+    """
     found = []
     for path in (output / _FOLDER).glob("stage-*"):
         match = _NAME.fullmatch(path.name)
         if match and path.is_dir():
-            found.append(Checkpoint(path, int(match[1]), int(match[2])))
+            checkpoint = find_checkpoint(output, int(match[1]), int(match[2]))
+            if checkpoint.path != path:
+                raise ValueError(
+                    f"{str(path)!r} is not how a checkpoint is named ({checkpoint.path.name} would be); move it "
+                    "away, or give it its name again."
+                )
+            found.append(checkpoint)
     chosen = [c for c in found if stage is None or c.stage == stage]
     return sorted(chosen, key=lambda c: (c.stage, c.step), reverse=True)
 

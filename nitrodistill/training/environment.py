@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nitrodistill.files import write_json
+from nitrodistill.files import read_text, write_json
+from nitrodistill.settings import shown
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["note_environment"]
+__all__ = ["note_environment", "noted_environments"]
 
 
 def note_environment(file: Path, accelerator: Accelerator) -> None:
@@ -26,13 +27,26 @@ def note_environment(file: Path, accelerator: Accelerator) -> None:
         ValueError: if the file is not what was written.
     """
     environment = _environment(accelerator)
-    try:
-        noted = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
-    noted = noted if isinstance(noted, list) else [noted]
+    noted = noted_environments(file)
     if noted[-1:] != [environment]:
         write_json(file, [*noted, environment])
+
+
+def noted_environments(file: Path) -> list[dict[str, object]]:
+    """What `file` holds, the newest last; nothing if there is no file.
+
+    Raises:
+        ValueError: if the file is not what was written.
+    """
+    if not file.exists():
+        return []
+    try:
+        noted = json.loads(read_text(file))
+        if not (isinstance(noted, list) and all(isinstance(one, dict) for one in noted)):
+            raise ValueError(f"it holds {shown(noted)}, not a list of environments")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is damaged ({error}); remove it to go on.") from error
+    return noted
 
 
 def _environment(accelerator: Accelerator) -> dict[str, object]:

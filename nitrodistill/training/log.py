@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nitrodistill.files import write_text
-from nitrodistill.processes import place
+from nitrodistill.files import read_lines, write_text
+from nitrodistill.processes import PATIENCE, meeting, place
 from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import gather_text
 
@@ -45,25 +46,32 @@ def make_accelerator(
 
     Raises:
         ValueError: if a tracker is unknown or not installed.
+        RuntimeError: if not all processes come within `PATIENCE`, because one failed before.
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
     launched = place().world_size > 1
-    if launched and has_gpu and not cpu and cpu_offload and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group(None)  # NCCL for the GPU and gloo for the CPU
     _forget_precision(mixed_precision)
     if trackers is None:
         trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    return Accelerator(
-        mixed_precision=mixed_precision,
-        # without it Accelerate takes the processes on a machine without a GPU for strangers
-        cpu=cpu or (launched and not has_gpu),
-        log_with=_known_trackers(trackers) if output is not None else None,
-        project_dir=None if output is None else str(output),
-        # no collective operation in a forward pass, of which there may be several before a backward one
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    known = _known_trackers(trackers) if output is not None else None
+    both = launched and has_gpu and not cpu and cpu_offload
+    with meeting(PATIENCE) if launched else nullcontext():
+        if both and not torch.distributed.is_initialized():  # NCCL for the GPU and gloo for the CPU
+            torch.distributed.init_process_group(None, timeout=PATIENCE)
+        return Accelerator(
+            mixed_precision=mixed_precision,
+            # without it Accelerate takes the processes on a machine without a GPU for strangers
+            cpu=cpu or (launched and not has_gpu),
+            log_with=known,
+            project_dir=None if output is None else str(output),
+            # no collective operation in a forward pass, of which there may be several before a backward one
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
 
 
 def _forget_precision(mixed_precision: str) -> None:
@@ -204,15 +212,9 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
 
 
 def _keep_until(file: Path, stage: int, step: int) -> None:
-    """Drops the lines after (stage, step), and a torn last line."""
+    """Drops the lines after (stage, step), and those that are torn, with a warning."""
     if not file.is_file():
         return
-    kept = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if (line["stage"], line["step"]) <= (stage, step):
-            kept.append(text + "\n")
-    write_text(file, "".join(kept))
+    lines = read_lines(file, "stage", "step")
+    kept = [json.dumps(line) for line in lines if (line["stage"], line["step"]) <= (stage, step)]
+    write_text(file, "".join(f"{text}\n" for text in kept))

@@ -10,6 +10,7 @@ checkpoints/
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,8 +33,8 @@ from nitrodistill.training.checkpoint import (
     newest_checkpoint,
 )
 from nitrodistill.training.config import FREE
-from nitrodistill.training.environment import note_environment
-from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, save_recipe
+from nitrodistill.training.environment import note_environment, noted_environments
+from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, parse_recipe, save_recipe
 from nitrodistill.training.record import load_denoiser, plan_of
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ Resume = Literal["auto", "never"]
 Which = Literal["newest", "best"]
 
 ENVIRONMENT, LOCK = "environment.json", ".lock"
+_OWNED: set[tuple[int, Path]] = set()  # (process, folder); a forked process inherits its parent's
 _MOST_NUMBERS = 64_000_000  # of the latents that memorisation is measured against: 256 MB
 
 
@@ -81,14 +83,25 @@ def load_run_recipe(run: str | Path) -> Recipe:
 
     Raises:
         FileNotFoundError: if `run` is not the folder of one.
-        ValueError: if the recipe cannot be read.
+        ValueError: if the recipe cannot be read, or is not the one that the newest checkpoint was made with;
+            paths and what a resumed run may change may differ.
     """
     file = Path(run) / RECIPE
     if not file.is_file():
         raise FileNotFoundError(
             f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
         )
-    return load_recipe(file)
+    recipe = load_recipe(file)
+    checkpoint = next(iter(find_checkpoints(Path(run))), None)
+    record = None if checkpoint is None else checkpoint.state().get("recipe")
+    if record is not None:
+        changed = differences(_fixed(parse_recipe(record)), _fixed(recipe))
+        if changed:
+            raise ValueError(
+                f"{str(file)!r} is not the recipe that this run was trained with ({'; '.join(changed[:3])}); "
+                "write there what it was."
+            )
+    return recipe
 
 
 def find_student(run: str | Path, which: Which = "newest") -> Checkpoint:
@@ -177,7 +190,14 @@ def check_folder(output: Path, recipe: Recipe, resume: Resume, data: dict[str, s
         raise FileExistsError(
             f"{str(output)!r} holds a run already; resume it, or choose another folder."
         )
-    changed = differences(_fixed(load_recipe(output / RECIPE)), _fixed(recipe))
+    stage = newest_stage(output)
+    if stage >= len(recipe.stages):
+        raise ValueError(
+            f"{str(output)!r} has a checkpoint of stage {stage}, which this recipe does not have (it counts "
+            "from 0); move that away, or choose another folder."
+        )
+    noted_environments(output / ENVIRONMENT)
+    changed = differences(_fixed(load_run_recipe(output)), _fixed(recipe))
     if changed:
         raise ValueError(
             f"{str(output)!r} holds a run of another recipe ({'; '.join(changed[:3])}); use that "
@@ -217,8 +237,24 @@ def owned(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[No
 
     Raises:
         OSError: if it cannot be written.
-        RuntimeError: if another process trains in it.
+        RuntimeError: if another process, or another run in this one, trains in it.
     """
+    here = (os.getpid(), output.resolve())
+    if here in _OWNED:  # a process's own lock does not stop it
+        raise RuntimeError(
+            f"this process trains in {str(output)!r} already; let that run end or close() it, or choose another "
+            "folder."
+        )
+    _OWNED.add(here)
+    try:
+        with _locked(output, recipe, accelerator):
+            yield
+    finally:
+        _OWNED.discard(here)
+
+
+@contextmanager
+def _locked(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
     try:
         output.mkdir(parents=True, exist_ok=True)
         claims = Claims(output / LOCK)

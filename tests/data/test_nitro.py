@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,14 @@ def test_a_torn_sample_is_named_and_what_was_done_stays(folder: Path, tmp_path: 
     assert (tmp_path / "p/shards/000000.arrow").exists()
     path.write_bytes(whole)
     assert len(load(folder, tmp_path / "p")) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe(folder: Path, tmp_path: Path) -> None:
+    (folder / "latents/10.pth").unlink()
+    os.mkfifo(folder / "latents/10.pth")
+    with pytest.raises(FileNotFoundError, match=r"sample 10 .* lacks one of its three files"):
+        load(folder, tmp_path / "p")
 
 
 def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:

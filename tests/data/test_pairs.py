@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -90,6 +91,13 @@ def test_places_without_a_store(tmp_path: Path) -> None:
         PairStore.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "nitrodistill.pairs", "version": 7}')
     with pytest.raises(ValueError, match="version is 7 and this nitrodistill reads 2"):
+        PairStore.open(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(FileNotFoundError, match="no pair store at"):
         PairStore.open(tmp_path)
 
 

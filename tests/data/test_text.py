@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,10 @@ def test_bad_prompt_files(tmp_path: Path) -> None:
         read_prompts(path)
     with pytest.raises(FileNotFoundError, match="no prompt file at"):
         read_prompts(tmp_path)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(FileNotFoundError, match="no prompt file at"):
+            read_prompts(tmp_path / "pipe")
     path.write_bytes(b"\n \n")
     with pytest.raises(ValueError, match="holds no prompt"):
         read_prompts(path)

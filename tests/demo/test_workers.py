@@ -6,17 +6,20 @@ import socket
 import subprocess
 import sys
 import time
+from datetime import timedelta
 
 import psutil
 import pytest
 import torch
 from torch import distributed
 
+from nitrodistill.demo import workers
 from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
 
 WORK = """
 import os
 import time
+from datetime import timedelta
 import torch
 from torch import distributed
 from nitrodistill.demo.workers import training_together
@@ -95,7 +98,9 @@ def test_others_end_when_this_process_fails(work, folder):
 def test_others_end_with_a_first_process_that_is_killed(work, folder):
     script = f"""
 import time
+from datetime import timedelta
 from pathlib import Path
+from nitrodistill.demo import workers
 from nitrodistill.demo.workers import beside
 import {work.__name__} as work
 if __name__ == "__main__":
@@ -124,3 +129,15 @@ def _runs(process: int) -> bool:
 
 def test_there_are_cores():
     assert 1 <= cores() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.skipif(not can_train_together(), reason="processes cannot train together here")
+def test_a_worker_that_never_comes_is_told_in_time(folder, monkeypatch):
+    monkeypatch.setattr(workers, "MEETING", timedelta(seconds=1))
+    with (
+        pytest.raises(RuntimeError, match=r"process 0 of 2 .* after 1 s not all had come \("),
+        training_together(0, 2, folder / "meeting"),
+    ):
+        pass
+    assert "WORLD_SIZE" not in os.environ
+    assert not distributed.is_initialized()

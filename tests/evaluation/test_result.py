@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,25 +91,62 @@ def test_metrics_json_round_trips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("held", "words"),
     [
-        ('{"format": 1}', "its format is not 2"),
-        ('{"format": 2}', "'arms'"),
-        ('{"format": 2, "arms": {"student": {"fd": {"valu": 1}}}}', "valu"),
-        ('{"format": 2, "arms": []}', "no attribute 'items'"),
+        ({"format": 2}, "its format is not 3"),
+        ({"format": 3}, "'arms'"),
+        ({"format": 3, "arms": {"student": {"fd": {"valu": 1}}}}, "valu"),
+        ({"format": 3, "arms": []}, "no attribute 'items'"),
         (
-            '{"format": 2, "arms": {}, "settings": {}, "samples": {"prompts": [], "index": [0], '
-            '"prompt": [0], "distances": {}}}',
+            {
+                "format": 3, "arms": {}, "settings": {},
+                "samples": {"prompts": [], "index": [0], "prompt": [0], "distances": {}},
+            },
             "index out of range",
         ),
-        ('{"format": 2', "delimiter"),
+        ('{"format": 3', "delimiter"),
+        ('{"format": 3}', "it is not what was written"),
     ],
-)
-def test_a_metrics_json_that_is_none_is_named(tmp_path: Path, text: str, words: str) -> None:
+)  # fmt: skip
+def test_a_metrics_json_that_is_none_is_named(
+    tmp_path: Path, held: str | dict[str, object], words: str
+) -> None:
     path = tmp_path / "metrics.json"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 2 .*{words}"):
+    whole = held if isinstance(held, str) else json.dumps({**held, "digest": _hash(held)})
+    path.write_text(whole)
+    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 3 .*{words}"):
         Evaluation.load(path)
+
+
+def _hash(held: dict[str, object]) -> str:
+    text = json.dumps(held, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("0.88", "0.98"), ('"samples"', '"sampled"'), ("4.9", "5.9"), ('"index": [', '"index": [9')],
+)
+def test_a_number_that_was_changed_is_noticed(tmp_path: Path, before: str, after: str) -> None:
+    """They go into model cards."""
+    path = FOUND.save(tmp_path / "metrics.json")
+    text = path.read_text()
+    assert before in text
+    path.write_text(json.dumps(json.loads(text)))  # another layout of the same
+    assert Evaluation.load(path) == FOUND
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(ValueError, match=r"it is not what was written.*; evaluate again"):
+        Evaluation.load(path)
+
+
+def test_every_flipped_bit_of_the_pictures_is_noticed(tmp_path: Path) -> None:
+    images = torch.zeros(1, 3, 2, 2)
+    path = Pictures(("a ring",), {"teacher": images, "student": images}, (3,)).save(tmp_path / "p")
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ 1, *whole[place + 1 :]]))
+        with pytest.raises(ValueError, match="holds no pictures"):
+            Pictures.load(path)
 
 
 def test_pictures_round_trip_to_eight_bits(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from nitrodistill.evaluation import Evaluation, Metric, Pictures
 from nitrodistill.evaluation.results import (
     RESULTS,
+    background,
     check_output,
     check_page,
     load_results,
@@ -41,7 +43,7 @@ def a_run(folder: Path) -> Path:
 
 def test_results_can_be_read_again(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run")
-    report = write_results(FOUND, tmp_path / "out", run, "My student")
+    report = write_results(FOUND, tmp_path / "out", background(run), "My student")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(RESULTS)
     page = report.read_text(encoding="utf-8")
     for text in ("My student", "teacher: toy", "student/total over step 1 to 2", "3.11", "torch"):
@@ -55,15 +57,50 @@ def test_results_can_be_read_again(tmp_path: Path) -> None:
     check_page(report)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "log.jsonl",
+            '{"stage": 0, "step": 1, "a": 1}\n{"stage": 0, "st\n{"stage": 0, "step": 2, "a": 2}\n5\n',
+            "log.jsonl: what stands in line 2, 4 is torn",
+        ),
+        ("environment.json", "5", r"environment.json is damaged \(.*\), so the report has no ver"),
+        ("environment.json", "[5]", "environment.json is damaged"),
+        ("environment.json", "[", "environment.json is damaged"),
+    ],
+)
+def test_what_is_damaged_in_a_run_is_told_before_the_work(
+    tmp_path: Path, name: str, text: str, words: str
+) -> None:
+    run = a_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.warns(RuntimeWarning, match=words):
+        made = background(run)
+    assert [line["step"] for line in made["logs"]] == [1, 2]
+    assert ("environment" in made) == (name == "log.jsonl")
+    assert "teacher: toy" in write_results(FOUND, tmp_path / "out", made, "x").read_text()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.json")
+    with pytest.raises(FileExistsError, match="is not an evaluation's"):
+        check_output(tmp_path)
+    with pytest.raises(FileNotFoundError, match="this is no file of text"):
+        Evaluation.load(tmp_path / "metrics.json")
+
+
 def test_pictures_of_an_earlier_student_do_not_stay(tmp_path: Path) -> None:
-    write_results(FOUND, tmp_path, tmp_path, "x")
-    write_results(replace(FOUND, examples=None), tmp_path, tmp_path, "x")
+    write_results(FOUND, tmp_path, {}, "x")
+    write_results(replace(FOUND, examples=None), tmp_path, {}, "x")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "report.html"]
     assert load_results(tmp_path)[1] is None
 
 
 def test_a_run_that_tells_nothing_is_no_obstacle(tmp_path: Path) -> None:
-    page = write_results(FOUND, tmp_path / "out", tmp_path / "nowhere", "x").read_text()
+    made = background(tmp_path / "nowhere")
+    page = write_results(FOUND, tmp_path / "out", made, "x").read_text()
     assert "The student matches its teacher." in page
     assert 'id="training"' not in page
 

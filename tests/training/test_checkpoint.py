@@ -37,6 +37,38 @@ def test_what_is_written_is_read(tmp_path):
     assert checkpoint.tensors("student.optimizer")["step"].shape == ()
 
 
+@pytest.mark.parametrize(
+    "name", ["stage-0-step-2", "stage-00-step-00000002", "stage-0-step-٠000000٢"]
+)
+def test_a_folder_with_nearly_the_name_of_a_checkpoint_is_told(tmp_path, name):
+    """It would be read under one name and looked for under another."""
+    _write(tmp_path, 1)
+    new = _write(tmp_path, 2).path
+    new.rename(new.parent / name)
+    words = rf"{name}' is not how a checkpoint is named \(stage-0-step-00000002 would be\); move it"
+    with pytest.raises(ValueError, match=words):
+        newest_checkpoint(tmp_path)
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    checkpoint = _write(tmp_path, 1)
+    for name in ("stage-0-step-00000001 (copy)", "stage-x", "stage-0-step-" + "9" * 300):
+        (checkpoint.path.parent / name[:200]).mkdir()
+    assert find_checkpoints(tmp_path) == [checkpoint]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_nobody_waits_for_a_pipe(tmp_path):
+    file = _write(tmp_path).path / "manifest.json"
+    file.unlink()
+    os.mkfifo(file)
+    with (
+        pytest.warns(RuntimeWarning, match="manifest.json"),
+        pytest.raises(ValueError, match="every"),
+    ):
+        newest_checkpoint(tmp_path)
+
+
 def test_there_is_nothing_but_safetensors_and_json(tmp_path):
     assert {f.suffix for f in _write(tmp_path).path.iterdir()} == {".safetensors", ".json"}
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import re
+from datetime import timedelta
 
 import pytest
 import torch
 
-from nitrodistill.training import State, make_accelerator, with_progress
+from nitrodistill.training import State, log, make_accelerator, with_progress
 
 
 def _states(stage: int, first: int, last: int):
@@ -33,6 +35,25 @@ def test_no_bar_where_none_is_wanted(capsys):
     assert len(list(with_progress(_states(0, 1, 2), show=False))) == 2
     assert len(list(with_progress(_states(0, 1, 2)))) == 2  # not a terminal
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_neighbour_never_comes_says_so_in_time(tiny, monkeypatch, rank):
+    """The other one failed before: on a wrong path, say. Process 0 holds the meeting place."""
+    monkeypatch.setattr(log, "PATIENCE", timedelta(seconds=1))
+
+    def act(rank_here, world):
+        os.environ.update({"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"})
+        with pytest.raises(RuntimeError) as caught:
+            make_accelerator(cpu=True)
+        return str(caught.value)
+
+    (told,) = tiny.in_processes(act, 1)
+    start = f"this is process {rank} of 2 (counted from 0), and after 1 s not all had come ("
+    assert told.startswith(start)
+    assert told.endswith("failed before, or was never started, or cannot reach this machine.")
+    assert "\n" not in told
+    assert len(told) < 350
 
 
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path):

@@ -19,9 +19,11 @@ from nitrodistill.training import (
     Stage,
     find_checkpoints,
     load_recipe,
+    load_run_recipe,
     load_student,
     run_recipe,
 )
+from nitrodistill.training.recipe import save_recipe
 from tests.training.matching import Matching, MatchingConfig
 
 
@@ -128,9 +130,84 @@ def test_the_environment_of_the_start_is_kept_and_others_are_added(recipe, pipel
     file.write_text(json.dumps(other))
     next(run_recipe(recipe, pipeline))
     assert json.loads(file.read_text()) == other + start
-    file.write_text("[")
-    with pytest.raises(ValueError, match=r"environment.json is damaged"):
-        next(run_recipe(recipe, pipeline))
+    for text in ("[", "5", "[5]", "{}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"environment.json is damaged .* remove it to go on"):
+            run_recipe(recipe, pipeline)  # before anything is trained
+
+
+CHANGED = [
+    ("seed: 0", "seed: 7", r"stages\.0\.trainer\.seed was 0, now 7"),
+    ("guidance: null", "guidance: 9.0", r"guidance was None, now 9\.0"),
+    ("warmup_steps: 1", "warmup_steps: 2", r"stages\.0\.settings\.warmup_steps was 1, now 2"),
+]
+
+
+def test_a_recipe_that_was_changed_after_the_training_is_noticed(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    run = tmp_path / "run"
+    file = run / "recipe.yaml"
+    text = file.read_text()
+    for before, after, words in CHANGED:
+        assert before in text
+        file.write_text(text.replace(before, after, 1))
+        told = rf"recipe.yaml' is not the recipe that this run was trained with \({words}\)"
+        for read in (lambda: load_run_recipe(run), lambda: load_student(run, pipeline)):
+            with pytest.raises(ValueError, match=told):
+                read()
+        for given in (recipe, load_recipe(file)):  # resumed with the first recipe, or with that one
+            with pytest.raises(ValueError, match=told):
+                run_recipe(given, pipeline)
+    file.write_text(text)
+    assert load_run_recipe(run) == recipe
+    state = find_checkpoints(run)[0].path / "state.json"
+    state.write_text(state.read_text().replace('"seed": 0', '"seed": 7'))
+    with pytest.raises(ValueError, match=r"is damaged: state\.json is not what was written"):
+        load_run_recipe(run)
+
+
+def test_what_may_change_may_stand_in_the_recipe(tiny, recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    more = tiny.changed(recipe, steps=6, log_every=2)
+    more = dataclasses.replace(more, pairs="elsewhere", preview_prompts=("x",), trackers=())
+    save_recipe(more, tmp_path / "run" / "recipe.yaml")
+    assert load_run_recipe(tmp_path / "run") == more
+
+
+def test_resuming_under_another_loss_is_refused_by_the_checkpoint(
+    make_matching, pipeline, tmp_path
+):
+    """Even where the recipe in the folder was changed along with the one that is given."""
+    recipe = make_matching("recipe", steps=4)
+    list(run_recipe(recipe, pipeline))
+    other = dataclasses.replace(recipe.stages[0], settings=MatchingConfig(adversarial_weight=0.2))
+    changed = dataclasses.replace(recipe, stages=[other])
+    save_recipe(changed, tmp_path / "run" / "recipe.yaml")
+    with pytest.raises(ValueError, match=r"adversarial_weight was 0.1, now 0.2"):
+        run_recipe(changed, pipeline)
+
+
+def test_a_checkpoint_of_a_stage_that_the_recipe_lacks(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    last = find_checkpoints(tmp_path / "run")[0].path
+    last.rename(last.parent / "stage-7-step-00000004")
+    with pytest.raises(
+        ValueError, match=r"a checkpoint of stage 7, which this recipe does not have"
+    ):
+        run_recipe(recipe, pipeline)
+
+
+def test_a_log_line_torn_in_two_is_left_out_with_a_word(recipe, pipeline, tmp_path):
+    list(run_recipe(recipe, pipeline))
+    log = tmp_path / "run" / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], lines[1][:20] + "\n" + lines[1][20:], "5\n", *lines[2:]]))
+    shutil.rmtree(find_checkpoints(tmp_path / "run")[0].path)  # that of step 4
+    running = run_recipe(recipe, pipeline)
+    with pytest.warns(RuntimeWarning, match=r"log.jsonl: what stands in line 2, 3, 4 is torn"):
+        next(running)
+    assert log.read_text().splitlines()[0] == lines[0].rstrip()
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 3]
 
 
 def test_what_a_killed_write_left_is_no_stranger(recipe, pipeline, tmp_path):
@@ -365,6 +442,12 @@ def test_a_second_run_on_the_same_folder_is_refused(tiny, recipe, pipeline, tmp_
     assert told == (
         f"another process trains in {folder!r}; wait until it has ended, or choose another folder."
     )
+    with pytest.raises(
+        RuntimeError, match=r"this process trains in .* already; let that run end or"
+    ):
+        next(run_recipe(recipe, pipeline))
+    (told,) = tiny.in_processes(act, 1)  # the refused one has not taken the first one's lock away
+    assert told.startswith("another process trains in")
     running.close()
     assert [state.step for state in run_recipe(recipe, pipeline)][-1] == 4
 

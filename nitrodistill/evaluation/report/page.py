@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unicodedata import category
 
 from markupsafe import Markup
 
@@ -18,6 +17,7 @@ from nitrodistill.evaluation.report.table import Column, make_table
 from nitrodistill.evaluation.report.verdict import Verdict, is_part, speedup, verdict
 from nitrodistill.evaluation.result import Evaluation
 from nitrodistill.files import write_text
+from nitrodistill.settings import printable
 
 __all__ = ["READING", "floors_in_words", "render", "report_html", "write_report"]
 
@@ -131,13 +131,7 @@ def render(name: str, **values: Any) -> str:
         "script": Markup((TEMPLATES / "script.js").read_text(encoding="utf-8")),
         "version": version("nitrodistill"),
     }
-    return _visible(environment.get_template(name).render(**inside, **values))
-
-
-def _visible(page: str) -> str:
-    """The page with control characters of names and prompts written out: a terminal would obey them."""
-    shown = (c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in page)
-    return "".join(shown)
+    return printable(environment.get_template(name).render(**inside, **values))
 
 
 def steps_of(found: Evaluation) -> dict[str, str]:

@@ -16,7 +16,6 @@ from PIL import Image
 
 from nitrodistill.evaluation import Evaluation
 from nitrodistill.evaluation.report import report_html, write_report
-from nitrodistill.evaluation.report.page import _visible
 
 LOGS = [
     {"stage": 0, "step": step, "student/total": 1 / step, "student/learning_rate": 1e-3}
@@ -190,5 +189,7 @@ def test_the_file_is_whole_or_not_there(
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
 
 
-def test_control_characters_are_written_out() -> None:
-    assert _visible("a\x1b[31m\u202eb\n\t\xa0") == "a\\x1b[31m\\u202eb\n\t\xa0"
+def test_control_characters_are_written_out(evaluation: Callable[..., Evaluation]) -> None:
+    page = report_html(evaluation(), title="a\x1b[31m\u202eb")
+    assert "a\\x1b[31m\\u202eb" in page
+    assert not {"\x1b", "\u202e"} & set(page)

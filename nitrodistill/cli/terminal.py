@@ -1,0 +1,28 @@
+"""What the verbs print: no name and no prompt, whoever wrote it, makes the terminal do something."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from nitrodistill.settings import printable
+
+__all__ = ["harmless_warnings", "say"]
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Prints a text with its control characters written out; None is the standard output."""
+    print(printable(str(text)), file=file)
+
+
+@contextmanager
+def harmless_warnings() -> Iterator[None]:
+    """Within a `with` block, warnings are shown as `say` would."""
+    before = warnings.formatwarning
+    warnings.formatwarning = lambda *given, **named: printable(before(*given, **named))
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from nitrodistill.cli import pairs as verb
+from nitrodistill.cli.main import main
+from nitrodistill.cli.terminal import harmless_warnings, say
+
+HOSTILE = "red\x1b[2J\x1b]0;title\x07\x9b31m"
+WRITTEN_OUT = "red\\x1b[2J\\x1b]0;title\\x07\\x9b31m"
+
+
+def test_what_is_said_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"{HOSTILE}\nring")
+    assert capsys.readouterr().out == f"{WRITTEN_OUT}\nring\n"
+
+
+def test_so_are_warnings_within_the_block() -> None:
+    before = warnings.formatwarning
+    with harmless_warnings():
+        told = warnings.formatwarning(HOSTILE, UserWarning, "x.py", 1)
+        assert WRITTEN_OUT in told
+        assert "\x1b" not in told
+    assert warnings.formatwarning is before
+
+
+def test_and_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(argv: list[str]) -> int:
+        raise ValueError(f"{HOSTILE} is wrong.")
+
+    monkeypatch.setattr(verb, "main", fail)
+    assert main(["pairs"]) == 2
+    assert capsys.readouterr().err == f"nitrodistill: {WRITTEN_OUT} is wrong.\n"
+
+
+@pytest.mark.parametrize("action", ["stats", "verify", "merge"])
+def test_and_the_names_in_a_store(
+    place, tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str
+) -> None:
+    """The folder, and the teacher in its manifest, are somebody else's."""
+    store = tmp_path / HOSTILE.replace("/", "")
+    shutil.copytree(place.pairs, store)
+    manifest = json.loads((store / "manifest.json").read_text())
+    manifest["sources"][0]["teacher"] = HOSTILE
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    more = ["--output", f"{store}-merged"] if action == "merge" else []
+    assert main(["pairs", action, str(store), *more]) == 0
+    printed = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\x9b"} & set(printed.out)
+    assert WRITTEN_OUT in printed.out
+
+
+def test_json_stays_json(place, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"] == 4
