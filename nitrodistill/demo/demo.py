@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from nitrodistill import toy
+from nitrodistill.checks import check_fields
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
@@ -78,9 +79,7 @@ class DemoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("steps", 1), ("samples", 4), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        check_fields(self, pairs=1, steps=1, samples=4, seed=0)
 
 
 def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: int = 48) -> Recipe:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields
 from nitrodistill.method import Draws
 
 __all__ = ["EvaluateConfig", "Sheet"]
@@ -49,26 +50,9 @@ class EvaluateConfig:
     num_pictures: int = 8
 
     def __post_init__(self) -> None:
-        least = {
-            "num_samples": 4,
-            "batch_size": 1,
-            "num_inference_steps": 1,
-            "samples_per_prompt": 1,
-            "bootstrap": 2,
-            "cost_batch_size": 1,
-            "cost_repeats": 0,
-            "num_pictures": 0,
-        }
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value < low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}.")
-        if not 1 <= self.guidance < float("inf"):
-            raise ValueError(
-                f"guidance is {self.guidance}; it must be at least 1 (1: no guidance)."
-            )
-        if self.floor not in ("halves", "fresh"):
-            raise ValueError(f"floor is {self.floor!r}; it must be 'halves' or 'fresh'.")
+        check_fields(self, num_samples=4, bootstrap=2, cost_repeats=0, num_pictures=0, guidance=1)
+        check_fields(self, batch_size=1, num_inference_steps=1, samples_per_prompt=1)
+        check_fields(self, cost_batch_size=1)
 
 
 @dataclass(frozen=True)

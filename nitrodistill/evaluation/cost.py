@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from nitrodistill.checks import check_whole
 from nitrodistill.evaluation.arms import Arm
 from nitrodistill.evaluation.config import Sheet
 from nitrodistill.evaluation.drawing import NOISE, noise_draws
@@ -63,10 +64,8 @@ def measure(
     Raises:
         ValueError: if `repeats` is below 1 or `warmup` below 0.
     """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"repeats is {repeats} and warmup {warmup}; they must be at least 1 and at least 0."
-        )
+    check_whole("repeats", repeats)
+    check_whole("warmup", warmup, 0)
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(warmup + repeats):
         for name, task in tasks.items():
