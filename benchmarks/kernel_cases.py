@@ -19,8 +19,8 @@ from nitrodistill.kernels.dmd import dmd
 from nitrodistill.kernels.laplacian import laplacian_loss
 from nitrodistill.kernels.lpips_head import lpips_head
 from nitrodistill.kernels.ssim import ssim_loss
-from nitrodistill.losses.windows import gaussian_taps
 from nitrodistill.kernels.x0_loss import x0_loss, x0_loss_mean
+from nitrodistill.losses.windows import gaussian_taps
 
 Implementations = dict[str, Callable[[], Tensor]]
 

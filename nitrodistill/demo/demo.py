@@ -68,7 +68,7 @@ class DemoConfig:
         output: folder of the results.
         pairs: how many pairs of noise and latent the teacher makes.
         steps: optimizer steps of the distillation.
-        samples: pictures of each arm in the evaluation.
+        samples: pictures of each model in the evaluation.
         seed: of everything.
     """
 
@@ -229,9 +229,9 @@ def _evaluation(config: DemoConfig) -> EvaluateConfig:
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
     times = [
-        found.value(arm, key)
+        found.value(name, key)
         for key in ("denoise_ms", "pipeline_ms")
-        for arm in ("teacher", "student")
+        for name in ("teacher", "student")
     ]
     lines = ["", found.text(), ""]
     known = [time for time in times if time]

@@ -130,7 +130,7 @@ CATALOGUE: dict[str, MetricInfo] = {
         "recall",
         "distribution",
         "high",
-        "share of the reference inside of the arm's manifold",
+        "share of the reference inside of the model's manifold",
         _SETS,
     ),
     "density": MetricInfo(

@@ -12,7 +12,7 @@ from torch import Tensor
 from nitrodistill.checks import check_fields
 from nitrodistill.method import Draws
 
-__all__ = ["EvaluateConfig", "Sheet"]
+__all__ = ["EvaluateConfig", "SamplePlan"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class EvaluateConfig:
     """How to evaluate.
 
     Attributes:
-        num_samples: pictures of each arm. Fréchet distances of different numbers do not compare.
+        num_samples: pictures of each model. Fréchet distances of different numbers do not compare.
         seed: of noise, choice of prompts and halves.
         batch_size: pictures at a time.
         num_inference_steps: sampling steps of the teacher.
@@ -32,8 +32,8 @@ class EvaluateConfig:
             twice the cost.
         bootstrap: replicates of the intervals.
         cost_batch_size: pictures at a time when time is measured.
-        cost_repeats: timed runs of each arm, after one for warming up; 0 measures no time.
-        num_pictures: pictures of each arm to hand back: the first so many, and as many of the farthest
+        cost_repeats: timed runs of each model, after one for warming up; 0 measures no time.
+        num_pictures: pictures of each model to hand back: the first so many, and as many of the farthest
             from the teacher.
     """
 
@@ -56,7 +56,7 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SamplePlan:
     """Which prompt and which half every sample belongs to.
 
     The samples of a prompt go to the two halves in turn, so that both have the same prompts: else the floor would
@@ -76,7 +76,7 @@ class Sheet:
     config: EvaluateConfig
 
     @classmethod
-    def of(cls, prompts: Sequence[str], config: EvaluateConfig) -> Sheet:
+    def of(cls, prompts: Sequence[str], config: EvaluateConfig) -> SamplePlan:
         known = tuple(dict.fromkeys(prompts))
         if not known:
             raise ValueError("there are no prompts; give at least one.")
