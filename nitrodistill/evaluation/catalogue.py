@@ -238,9 +238,6 @@ CATALOGUE: dict[str, MetricInfo] = {
         "wall-clock time from one prompt to its picture, alone",
         _TIMED,
     ),
-    "throughput": MetricInfo(
-        "throughput, images/s", "cost", "high", "pictures a second from prompts, in batches", _TIMED
-    ),
     "gflops": MetricInfo(
         "GFLOPs/image", "cost", "low", "floating-point operations from prompt to picture", _COUNTED
     ),

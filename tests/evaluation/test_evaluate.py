@@ -167,7 +167,6 @@ def test_time_is_measured_for_every_arm(teacher: Pipeline) -> None:
         scores = found.models[name]
         assert scores["gflops"].value > 0
         assert scores["peak_mb"].value > 0
-        assert scores["throughput"].value == pytest.approx(1000 / scores["pipeline_ms"].value)
         for metric in (scores["latency_ms"], scores["denoise_ms"], scores["pipeline_ms"]):
             assert 0 < metric.low <= metric.value <= metric.high
 
