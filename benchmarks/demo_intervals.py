@@ -98,7 +98,7 @@ def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> 
     shares = {n: ends for n, ends in student.items() if n == "alignment"}
     for ends in shares.values():
         ends["low"], ends["high"] = max(0.0, ends["low"]), min(1.0, ends["high"])
-    teacher = statistics.mean(f.arms["teacher"]["fd_real"].value for f in found)
+    teacher = statistics.mean(f.models["teacher"]["fd_real"].value for f in found)
     about = {**asdict(length), "seeds": list(seeds), "teacher": {"fd_real": teacher}}
     return {**about, "student": student, "values": values}
 

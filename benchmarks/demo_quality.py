@@ -130,10 +130,10 @@ def arms(pipeline: Pipeline, root: Path, seeds: list[int]) -> Iterator[tuple[str
 def scores(folder: Path) -> dict[str, Any]:
     """What the evaluation in `folder` found of teacher, naive, student and floor."""
     found = Evaluation.load(folder / "metrics.json")
-    columns = {name: {key: found.value(name, key) for key in METRICS} for name in found.arms}
+    columns = {name: {key: found.value(name, key) for key in METRICS} for name in found.models}
     cost = {
         name: [found.value(name, "denoise_ms"), found.value(name, "pipeline_ms")]
-        for name in found.arms
+        for name in found.models
     }
     return {**columns, "floor": {key: found.floor(key) for key in METRICS}, "cost": cost}
 

@@ -75,7 +75,7 @@ def columns(found: Evaluation) -> dict[str, Any]:
     """Arm -> metric -> value; the floors are an arm of their own."""
     arms = {
         name: {key: found.value(name, key) for key in (*METRICS, "denoise_ms")}
-        for name in found.arms
+        for name in found.models
     }
     return {**arms, "floor": {key: found.floor(key) for key in METRICS}}
 

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.evaluation import EvaluateConfig, Extractor, info
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.intervals import Resampler
 from nitrodistill.evaluation.meters import Meter
 from nitrodistill.evaluation.scores import Scorer
@@ -51,7 +51,9 @@ SHARES = {"alignment": 0.8, "alignment@hard": 0.5, "alignment@easy": 0.97}
 def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
     """What was measured of student, teacher and real pictures in one evaluation."""
     generator = torch.Generator().manual_seed(seed)
-    sheet = Sheet.of([str(i) for i in range(size)], EvaluateConfig(num_samples=size, seed=seed))
+    samples = SamplePlan.of(
+        [str(i) for i in range(size)], EvaluateConfig(num_samples=size, seed=seed)
+    )
     shift, scale = (0.0, 1.0) if case == "equal" else (0.4, 0.8)
 
     def normal(*shape: int) -> Tensor:
@@ -65,7 +67,7 @@ def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
     common = {name: normal(size, width) for name, width in FEATURES.items()}
     shared = {name: normal(size) for name in RATIOS}
     for arm in ("student", "teacher", "real"):
-        meter = Meter(len(sheet.prompts), EXTRACTORS)
+        meter = Meter(len(samples.prompts), EXTRACTORS)
         moved, spread = (shift, scale) if arm == "student" else (0.0, 1.0)
         for name, width in FEATURES.items():
             own = normal(size, width)
@@ -73,12 +75,12 @@ def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
             values = spread * shaped(values) + moved
             if name == "latents":
                 meter.latent_shape = torch.Size([width, 1, 1])
-                meter.latents.update(values, sheet.places)
-                meter.spreads[0].update(sheet.ids, values)
+                meter.latents.update(values, samples.places)
+                meter.spreads[0].update(samples.ids, values)
             elif name in meter.features:
-                meter.features[name].update(values, sheet.places)
+                meter.features[name].update(values, samples.places)
             else:
-                getattr(meter, name).update(values, sheet.places)
+                getattr(meter, name).update(values, samples.places)
         sigma = 1.0 if case == "skewed" else 0.3
         columns = {
             name: (sigma * (0.7 * shared[name] + 0.51**0.5 * normal(size)) + moved).exp()
@@ -90,7 +92,7 @@ def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
             columns |= {
                 n: (u < p).double() for (n, p), u in zip(SHARES.items(), uniform, strict=True)
             }
-        meter.columns.update(columns, sheet.places)
+        meter.columns.update(columns, samples.places)
         found.append(meter)
     return found[0], found[1], found[2]
 

@@ -19,8 +19,8 @@ from nitrodistill.kernels.dmd import dmd
 from nitrodistill.kernels.laplacian import laplacian_loss
 from nitrodistill.kernels.lpips_head import lpips_head
 from nitrodistill.kernels.ssim import ssim_loss
-from nitrodistill.kernels.warmup import gaussian_window
 from nitrodistill.kernels.x0_loss import x0_loss, x0_loss_mean
+from nitrodistill.losses.windows import gaussian_taps
 
 Implementations = dict[str, Callable[[], Tensor]]
 
@@ -174,7 +174,7 @@ def _dmd(case: Case, device: torch.device) -> tuple[list[Tensor], Implementation
 def _ssim(case: Case, device: torch.device) -> tuple[list[Tensor], Implementations]:
     x, y = _random(case, device, 2)
     x.requires_grad_()
-    taps = gaussian_window()
+    taps = gaussian_taps(11, 1.5)
     found: Implementations = {}
     if _installed("pytorch_msssim"):
         from pytorch_msssim import ssim as msssim

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "check_choice",
+    "check_fields",
     "check_finite",
     "check_floating",
     "check_fraction",
@@ -99,6 +100,33 @@ def check_choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
         if value == choice:
             return choice
     raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, choices))}.")
+
+
+def check_fields(config: Any, **least: float) -> None:
+    """Refuses a dataclass with a value that its fields do not allow.
+
+    Fields whose type is a `Literal` must hold one of its choices. None is allowed where the type says so.
+
+    Args:
+        config: the dataclass.
+        least: name of a field -> its least value; integers must be whole, other numbers finite.
+
+    Raises:
+        TypeError: if a value is no number.
+        ValueError: if a value is out of its range, or none of the choices.
+    """
+    hints = get_type_hints(type(config))
+    for name, hint in hints.items():
+        if get_origin(hint) is Literal:
+            check_choice(name, getattr(config, name), get_args(hint))
+    for name, low in least.items():
+        value: Any = getattr(config, name)
+        kinds = (hints[name], *get_args(hints[name]))
+        allowed = value is None and type(None) in kinds
+        if not allowed and int in kinds:
+            check_whole(name, value, int(low))
+        elif not allowed and check_finite(name, value) < low:
+            raise ValueError(f"{name} is {value}; it must be at least {low}.")
 
 
 def check_floating(name: str, value: Tensor) -> None:

@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_finite
+from nitrodistill.checks import check_choice, check_finite
 from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
@@ -77,10 +77,7 @@ class StepPlan:
             raise ValueError("a StepPlan needs at least one step.")
         if any(step.t.ndim for step in self.steps):
             raise ValueError("the steps of a StepPlan hold zero-dimensional t and scales.")
-        if self.transition not in get_args(Transition):
-            raise ValueError(
-                f"transition is {self.transition!r}; it must be one of {get_args(Transition)}."
-            )
+        check_choice("transition", self.transition, get_args(Transition))
 
     def __len__(self) -> int:
         return len(self.steps)

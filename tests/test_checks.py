@@ -11,13 +11,14 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from torch import Tensor
 
 import nitrodistill as nd
+from nitrodistill import checks
 from nitrodistill import functional as nf
 
 SENTENCES = (TypeError, ValueError)
@@ -468,3 +469,27 @@ def test_wrong_input_is_not_on_other_shapes(seed):
         if (said := answer(call, {argument: wrong}))
     ]
     assert not silent, "\n".join(silent)
+
+
+@dataclass
+class Settings:
+    count: int = 1
+    size: float = 1.0
+    limit: int | None = None
+    kind: Literal["a", "b"] = "a"
+
+
+def test_fields_of_a_dataclass():
+    least = {"count": 1, "size": 0.5, "limit": 2}
+    checks.check_fields(Settings(), **least)
+    checks.check_fields(Settings(2, 0.5, 2, "b"), **least)
+    for wrong, error, sentence in (
+        (Settings(count=0), ValueError, "count is 0; it must be at least 1"),
+        (Settings(count=None), TypeError, "count is None; it must be a whole number"),
+        (Settings(size=0.4), ValueError, "size is 0.4; it must be at least 0.5"),
+        (Settings(size=math.nan), ValueError, "size is nan; it must be finite"),
+        (Settings(limit=1), ValueError, "limit is 1; it must be at least 2"),
+        (Settings(kind="c"), ValueError, "kind is 'c'; it must be one of 'a', 'b'"),
+    ):
+        with pytest.raises(error, match=sentence):
+            checks.check_fields(wrong, **least)

@@ -65,7 +65,6 @@ def _gpu(index: int) -> Iterator[tuple[bool, str]]:
 
     from nitrodistill.kernels import launch
     from nitrodistill.kernels.backend import explain, triton_failure
-    from nitrodistill.kernels.warmup import OPERATIONS
 
     properties = torch.cuda.get_device_properties(index)
     name = launch.architecture(index)
@@ -83,7 +82,7 @@ def _gpu(index: int) -> Iterator[tuple[bool, str]]:
     yield failure is None, f"             triton {works}"
     results = launch.results(name) or "none committed: pending"
     yield True, f"             measurements on {name}: {results}"
-    for operation in OPERATIONS:
+    for operation in launch.table(name):
         yield True, f"             {operation:<11}{explain(operation, index)}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ __all__ = [
     "Embeddings",
     "FloatType",
     "batches",
-    "check_choice",
     "check_finite",
+    "check_seed",
     "encode_texts",
     "encoded_prompts",
     "prompt_columns",
@@ -37,11 +37,10 @@ _SHORTEST_INT8 = 16
 """A last dimension that is shorter gains nothing from eight bits."""
 
 
-def check_choice(name: str, value: str, choices: object) -> None:
-    """Raises ValueError unless `value` is one of a Literal's."""
-    known = get_args(choices)
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+def check_seed(seed: int) -> None:
+    """Raises ValueError for a seed that a store cannot name."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed is {seed}; it must be at least 0 and below 2**63.")
 
 
 def batches(rows: range, size: int) -> Iterator[range]:

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nitrodistill.checks import check_fields
 from nitrodistill.data.arrow import Rows
 from nitrodistill.data.columns import DTYPES, Column
 from nitrodistill.data.conditioning import (
     Embeddings,
     FloatType,
     batches,
-    check_choice,
     check_finite,
+    check_seed,
     encoded_prompts,
     prompt_columns,
 )
@@ -57,13 +58,8 @@ class EncodeConfig:
     embeddings: Embeddings = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63.")
-        check_choice("dtype", self.dtype, FloatType)
-        check_choice("embeddings", self.embeddings, Embeddings)
+        check_fields(self, batch_size=1, shard_size=1)
+        check_seed(self.seed)
 
 
 class Encoding(Work):

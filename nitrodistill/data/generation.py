@@ -9,7 +9,6 @@ write the same bytes (on one type of machine: arithmetic differs between devices
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields
 from nitrodistill.data.arrow import Rows
 from nitrodistill.data.codec import to_bytes
 from nitrodistill.data.columns import DTYPES, Column
@@ -27,8 +27,8 @@ from nitrodistill.data.conditioning import (
     Embeddings,
     FloatType,
     batches,
-    check_choice,
     check_finite,
+    check_seed,
     encode_texts,
     encoded_prompts,
     prompt_columns,
@@ -84,19 +84,9 @@ class GenerateConfig:
     compute: FloatType = "float32"
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_inference_steps", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        if not 1 <= self.guidance < math.inf:
-            raise ValueError(
-                f"guidance is {self.guidance}; it must be at least 1 (1: no guidance)."
-            )
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed is {self.seed}; it must be at least 0 and below 2**63.")
-        check_choice("dtype", self.dtype, FloatType)
-        check_choice("embeddings", self.embeddings, Embeddings)
-        check_choice("noise", self.noise, Noise)
-        check_choice("compute", self.compute, FloatType)
+        least = {"num_pairs": 1, "num_inference_steps": 1, "batch_size": 1, "shard_size": 1}
+        check_fields(self, **least, guidance=1)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields
 from nitrodistill.data.arrow import Rows
 from nitrodistill.data.columns import DTYPES, Column
 from nitrodistill.data.conditioning import (
     Embeddings,
     FloatType,
     batches,
-    check_choice,
     check_finite,
     tensor_columns,
     trimmed,
@@ -65,11 +65,7 @@ class NitroConfig:
     embeddings: Embeddings = "exact"
 
     def __post_init__(self) -> None:
-        for name in ("num_inference_steps", "batch_size", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
-        check_choice("dtype", self.dtype, FloatType)
-        check_choice("embeddings", self.embeddings, Embeddings)
+        check_fields(self, num_inference_steps=1, batch_size=1, shard_size=1)
 
 
 def is_nitro(path: str | Path) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+from nitrodistill.checks import check_whole
 from nitrodistill.types import Batch
 
 __all__ = ["Prefetch"]
@@ -30,8 +31,7 @@ class Prefetch:
     """
 
     def __init__(self, stream: Callable[[int], Batch], end: int, threads: int = 1) -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; it must be at least 1.")
+        check_whole("threads", threads)
         self._stream = stream
         self._end = end
         self._threads = threads

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nitrodistill.checks import check_whole
 from nitrodistill.data.files import explained
 from nitrodistill.data.manifest import File
 from nitrodistill.files import atomic, hash_file
@@ -63,8 +64,8 @@ class Remote:
     def __init__(self, address: str, cache: str | Path, max_files: int | None = None) -> None:
         from fsspec.core import url_to_fs
 
-        if max_files is not None and max_files < 1:
-            raise ValueError(f"max_files is {max_files}; it must be at least 1, or None for all.")
+        if max_files is not None:
+            check_whole("max_files", max_files)
         try:
             with reaching(address):
                 self._files, self._root = url_to_fs(address)

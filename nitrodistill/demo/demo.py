@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from nitrodistill import toy
+from nitrodistill.checks import check_fields
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
@@ -67,7 +68,7 @@ class DemoConfig:
         output: folder of the results.
         pairs: how many pairs of noise and latent the teacher makes.
         steps: optimizer steps of the distillation.
-        samples: pictures of each arm in the evaluation.
+        samples: pictures of each model in the evaluation.
         seed: of everything.
     """
 
@@ -78,9 +79,7 @@ class DemoConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("pairs", 1), ("steps", 1), ("samples", 4), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        check_fields(self, pairs=1, steps=1, samples=4, seed=0)
 
 
 def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: int = 48) -> Recipe:
@@ -230,9 +229,9 @@ def _evaluation(config: DemoConfig) -> EvaluateConfig:
 
 def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
     times = [
-        found.value(arm, key)
+        found.value(name, key)
         for key in ("denoise_ms", "pipeline_ms")
-        for arm in ("teacher", "student")
+        for name in ("teacher", "student")
     ]
     lines = ["", found.text(), ""]
     known = [time for time in times if time]

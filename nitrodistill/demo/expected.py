@@ -47,7 +47,7 @@ class Length:
     Attributes:
         pairs: how many pairs.
         steps: how many optimizer steps.
-        samples: how many pictures of each arm.
+        samples: how many pictures of each model.
     """
 
     pairs: int

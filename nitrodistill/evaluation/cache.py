@@ -87,7 +87,7 @@ class LatentCache:
     def fill(
         self, batches: int, make: Callable[[int], Tensor], rank: int = 0, world_size: int = 1
     ) -> None:
-        """Makes what is missing of a number of batches, beside other workers; returns when all are there.
+        """Makes what is missing of a number of batches, together with other workers; returns when all are there.
 
         A worker begins with the batches k with `k % world_size == rank`, then takes what nobody is working on.
         Does nothing without a folder.

@@ -130,7 +130,7 @@ CATALOGUE: dict[str, MetricInfo] = {
         "recall",
         "distribution",
         "high",
-        "share of the reference inside of the arm's manifold",
+        "share of the reference inside of the model's manifold",
         _SETS,
     ),
     "density": MetricInfo(
@@ -237,9 +237,6 @@ CATALOGUE: dict[str, MetricInfo] = {
         "low",
         "wall-clock time from one prompt to its picture, alone",
         _TIMED,
-    ),
-    "throughput": MetricInfo(
-        "throughput, images/s", "cost", "high", "pictures a second from prompts, in batches", _TIMED
     ),
     "gflops": MetricInfo(
         "GFLOPs/image", "cost", "low", "floating-point operations from prompt to picture", _COUNTED

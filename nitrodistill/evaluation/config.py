@@ -9,9 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields
 from nitrodistill.method import Draws
 
-__all__ = ["EvaluateConfig", "Sheet"]
+__all__ = ["EvaluateConfig", "SamplePlan"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class EvaluateConfig:
     """How to evaluate.
 
     Attributes:
-        num_samples: pictures of each arm. Fréchet distances of different numbers do not compare.
+        num_samples: pictures of each model. Fréchet distances of different numbers do not compare.
         seed: of noise, choice of prompts and halves.
         batch_size: pictures at a time.
         num_inference_steps: sampling steps of the teacher.
@@ -31,8 +32,8 @@ class EvaluateConfig:
             twice the cost.
         bootstrap: replicates of the intervals.
         cost_batch_size: pictures at a time when time is measured.
-        cost_repeats: timed runs of each arm, after one for warming up; 0 measures no time.
-        num_pictures: pictures of each arm to hand back: the first so many, and as many of the farthest
+        cost_repeats: timed runs of each model, after one for warming up; 0 measures no time.
+        num_pictures: pictures of each model to hand back: the first so many, and as many of the farthest
             from the teacher.
     """
 
@@ -49,30 +50,13 @@ class EvaluateConfig:
     num_pictures: int = 8
 
     def __post_init__(self) -> None:
-        least = {
-            "num_samples": 4,
-            "batch_size": 1,
-            "num_inference_steps": 1,
-            "samples_per_prompt": 1,
-            "bootstrap": 2,
-            "cost_batch_size": 1,
-            "cost_repeats": 0,
-            "num_pictures": 0,
-        }
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value < low:
-                raise ValueError(f"{name} is {value}; it must be at least {low}.")
-        if not 1 <= self.guidance < float("inf"):
-            raise ValueError(
-                f"guidance is {self.guidance}; it must be at least 1 (1: no guidance)."
-            )
-        if self.floor not in ("halves", "fresh"):
-            raise ValueError(f"floor is {self.floor!r}; it must be 'halves' or 'fresh'.")
+        check_fields(self, num_samples=4, bootstrap=2, cost_repeats=0, num_pictures=0, guidance=1)
+        check_fields(self, batch_size=1, num_inference_steps=1, samples_per_prompt=1)
+        check_fields(self, cost_batch_size=1)
 
 
 @dataclass(frozen=True)
-class Sheet:
+class SamplePlan:
     """Which prompt and which half every sample belongs to.
 
     The samples of a prompt go to the two halves in turn, so that both have the same prompts: else the floor would
@@ -92,7 +76,7 @@ class Sheet:
     config: EvaluateConfig
 
     @classmethod
-    def of(cls, prompts: Sequence[str], config: EvaluateConfig) -> Sheet:
+    def of(cls, prompts: Sequence[str], config: EvaluateConfig) -> SamplePlan:
         known = tuple(dict.fromkeys(prompts))
         if not known:
             raise ValueError("there are no prompts; give at least one.")

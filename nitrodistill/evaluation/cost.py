@@ -25,9 +25,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from nitrodistill.evaluation.arms import Arm
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.checks import check_whole
+from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.drawing import NOISE, noise_draws
+from nitrodistill.evaluation.models import Model
 from nitrodistill.evaluation.result import Metric
 from nitrodistill.method import Draws
 from nitrodistill.models.wrappers import role_in, unwrapped
@@ -63,10 +64,8 @@ def measure(
     Raises:
         ValueError: if `repeats` is below 1 or `warmup` below 0.
     """
-    if repeats < 1 or warmup < 0:
-        raise ValueError(
-            f"repeats is {repeats} and warmup {warmup}; they must be at least 1 and at least 0."
-        )
+    check_whole("repeats", repeats)
+    check_whole("warmup", warmup, 0)
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for turn in range(warmup + repeats):
         for name, task in tasks.items():
@@ -82,7 +81,7 @@ def measure(
 
 
 def synchronize(device: torch.device | str) -> None:
-    """Waits until the device has done what it was told; nothing to wait for on the CPU."""
+    """Waits until the device has finished its work; nothing to wait for on the CPU."""
     kind = torch.device(device).type
     if kind == "cuda":
         torch.cuda.synchronize(device)
@@ -141,35 +140,31 @@ def _storages(tree: object) -> list[torch.UntypedStorage]:
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def cost_of(arms: Mapping[str, Arm], sheet: Sheet) -> dict[str, dict[str, Metric]]:
-    """Arm -> what a picture costs in it: time, operations and memory, the latent alone or from the prompt on."""
-    size, device = sheet.config.cost_batch_size, arms["teacher"].pipeline.device
+def cost_of(models: Mapping[str, Model], samples: SamplePlan) -> dict[str, dict[str, Metric]]:
+    """Model -> what a picture costs in it: time, operations and memory, the latent alone or from the prompt on."""
+    size, device = samples.config.cost_batch_size, models["teacher"].pipeline.device
     tasks: dict[str, Callable[[], object]] = {}
-    for name, arm in arms.items():
+    for name, model in models.items():
         for count, kind in ((size, "batch"), (1, "alone")):
-            draws = Draws(sheet.config.seed, 0, torch.arange(count), purpose="evaluation")
-            prompts = [sheet.prompts[i % len(sheet.prompts)] for i in range(count)]
-            noise = noise_draws(sheet.config.seed, NOISE, draws.index, arm.pipeline.latent_shape)
-            noise = noise.to(arm.pipeline.device)
-            tasks[f"{name} {kind}"] = partial(arm.whole, prompts, noise, draws)
+            draws = Draws(samples.config.seed, 0, torch.arange(count), purpose="evaluation")
+            prompts = [samples.prompts[i % len(samples.prompts)] for i in range(count)]
+            noise = noise_draws(
+                samples.config.seed, NOISE, draws.index, model.pipeline.latent_shape
+            )
+            noise = noise.to(model.pipeline.device)
+            tasks[f"{name} {kind}"] = partial(model.whole, prompts, noise, draws)
             if kind == "batch":
-                condition = arm.pipeline.encode_prompt(prompts)
-                tasks[f"{name} latents"] = partial(arm.draw, noise, condition, draws)
-    times = measure(tasks, sheet.config.cost_repeats, device=device)
+                condition = model.pipeline.encode_prompt(prompts)
+                tasks[f"{name} latents"] = partial(model.draw, noise, condition, draws)
+    times = measure(tasks, samples.config.cost_repeats, device=device)
     found = {}
-    for name, arm in arms.items():
-        batch, whole = times[f"{name} batch"], tasks[f"{name} batch"]
-        weights = sum(p.nbytes for p in _parameters(arm.denoiser.module))
+    for name, model in models.items():
+        whole = tasks[f"{name} batch"]
+        weights = sum(p.nbytes for p in _parameters(model.denoiser.module))
         found[name] = {
             "denoise_ms": _timed(times[f"{name} latents"], size),
-            "pipeline_ms": _timed(batch, size),
+            "pipeline_ms": _timed(times[f"{name} batch"], size),
             "latency_ms": _timed(times[f"{name} alone"], 1),
-            "throughput": Metric(
-                1000 * size / batch.median_ms,
-                1000 * size / batch.slowest_ms,
-                1000 * size / batch.fastest_ms,
-                num_samples=size,
-            ),
             "gflops": Metric(count_flops(whole) / size / 1e9, num_samples=size),
             "peak_mb": Metric(peak_memory(whole, device) / 1e6, num_samples=size),
             "weights_mb": Metric(weights / 1e6),

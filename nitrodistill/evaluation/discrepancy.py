@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_choice
 from nitrodistill.evaluation.frechet import finite
 from nitrodistill.evaluation.intervals import Interval, jackknife_deviation, t_interval
 
@@ -45,10 +46,7 @@ class KernelDistance:
     """
 
     def __init__(self, first: Tensor, second: Tensor, kernel: Kernel = "cubic") -> None:
-        if kernel not in get_args(Kernel):
-            raise ValueError(
-                f"kernel is {kernel!r}; it must be one of {', '.join(get_args(Kernel))}."
-            )
+        check_choice("kernel", kernel, get_args(Kernel))
         if first.shape != second.shape or first.ndim != 2 or len(first) < 2:
             raise ValueError(
                 f"features have shapes {tuple(first.shape)} and {tuple(second.shape)}; a kernel distance "

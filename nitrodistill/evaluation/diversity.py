@@ -3,7 +3,7 @@
     spread = sqrt( mean over prompts of  1/F sum_f var(x_f | prompt) )
 
 with the unbiased variance over a prompt's samples. A student that draws one picture a prompt has 0; one that
-draws the mean of its teacher's pictures comes out below the teacher. Noise would raise it: read it beside the
+draws the mean of its teacher's pictures comes out below the teacher. Noise would raise it: read it with the
 Fréchet distance. The sums are streamed: memory grows with the prompts, not with the samples.
 """
 

@@ -1,8 +1,8 @@
 """Where the latents of an evaluation come from: drawn, or read from the cache.
 
 The teacher's are a pair store, made by the worker of `nitrodistill generate`; its noise comes from a seed that is
-a hash of the evaluation's, so that no training pair has it. The other arms' latents are kept a batch a file, as a
-pair store knows no student's plan. Several processes share either, and it goes on where it was stopped.
+a hash of the evaluation's, so that no training pair has it. The other models' latents are kept a batch a file, as
+a pair store knows no student's plan. Several processes share either, and it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from nitrodistill.data import GenerateConfig, PairStore, generate
-from nitrodistill.evaluation.arms import Arm
 from nitrodistill.evaluation.cache import LatentCache
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
+from nitrodistill.evaluation.models import Model
 from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -44,9 +44,9 @@ def noise_draws(seed: int, stream: str, rows: Tensor, shape: tuple[int, ...]) ->
     return Draws(noise_seed(seed, stream), 0, rows, purpose="pairs").normal("noise", shape)
 
 
-def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
+def depends_on(teacher: Pipeline, samples: SamplePlan) -> dict[str, Any]:
     """Everything that the teacher's latents are a function of, as JSON values."""
-    config = sheet.config
+    config = samples.config
     plan = StepPlan.from_schedule(teacher.denoiser.schedule, config.num_inference_steps)
     return {
         "denoiser": fingerprint(teacher.denoiser.module),
@@ -56,7 +56,7 @@ def depends_on(teacher: Pipeline, sheet: Sheet) -> dict[str, Any]:
         "plan": [[step.t.item(), *(x.item() for x in step.output)] for step in plan.steps],
         "guidance": config.guidance,
         "latent_shape": teacher.latent_shape,
-        "prompts": sheet.prompts,
+        "prompts": samples.prompts,
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -70,7 +70,7 @@ def hashed(values: Mapping[str, Any]) -> str:
 
 def draw_teacher(
     teacher: Pipeline,
-    sheet: Sheet,
+    samples: SamplePlan,
     cache: Path,
     *,
     rank: int = 0,
@@ -81,7 +81,7 @@ def draw_teacher(
 
     Args:
         teacher: its pipeline.
-        sheet: prompts, and which sample has which.
+        samples: which prompt and which half each belongs to.
         cache: a folder; a store is in `teacher-<hash>` below it.
         rank: number of this worker, of those that share the work.
         world_size: how many they are.
@@ -90,7 +90,7 @@ def draw_teacher(
     Returns:
         Stream of noise -> store; the second stream too, if the floor is fresh.
     """
-    config, stores = sheet.config, {}
+    config, stores = samples.config, {}
     for stream in (NOISE, OTHER_NOISE)[: 2 if config.floor == "fresh" else 1]:
         settings = GenerateConfig(
             num_pairs=config.num_samples,
@@ -101,10 +101,10 @@ def draw_teacher(
             shard_size=config.batch_size * -(-MIN_SHARD // config.batch_size),
             dtype="float32",
         )
-        key = hashed(depends_on(teacher, sheet) | ({} if stream == NOISE else {"stream": stream}))
+        key = hashed(depends_on(teacher, samples) | ({} if stream == NOISE else {"stream": stream}))
         stores[stream] = generate(
             teacher,
-            sheet.prompts,
+            samples.prompts,
             cache / f"teacher-{key}",
             settings,
             teacher_name=f"evaluation {key}",
@@ -116,40 +116,42 @@ def draw_teacher(
 
 
 class Drawing:
-    """Latents of every arm, batch by batch.
+    """Latents of every model, batch by batch.
 
     Args:
-        arms: by name; "teacher" is among them.
-        sheet: prompts, and which sample has which.
+        models: by name; "teacher" is among them.
+        samples: which prompt and which half each belongs to.
         cache: a folder, or None to keep nothing.
         progress: show a bar while the teacher draws.
-        keep_student: keep the student's latents too, not only the teacher's and the naive arm's.
+        keep_student: keep the student's latents too, not only the teacher's and the naive model's.
     """
 
     def __init__(
         self,
-        arms: Mapping[str, Arm],
-        sheet: Sheet,
+        models: Mapping[str, Model],
+        samples: SamplePlan,
         cache: Path | None,
         progress: bool,
         keep_student: bool = True,
     ) -> None:
-        self._arms, self._sheet, self._cache, self._progress = arms, sheet, cache, progress
-        self.key: str = hashed(depends_on(arms["teacher"].pipeline, sheet))
+        self._models, self._samples, self._cache, self._progress = models, samples, cache, progress
+        self.key: str = hashed(depends_on(models["teacher"].pipeline, samples))
         self._stores: dict[str, PairStore] = {}
         self._caches = {
             name: LatentCache(self._folder(name) if name != "student" or keep_student else None)
-            for name in arms
+            for name in models
         }
 
     def prepare(self) -> None:
         """Draws what the cache lacks of the teacher; `latents` would do it in its first call."""
         if self._cache is not None:
-            teacher = self._arms["teacher"].pipeline
-            self._stores = draw_teacher(teacher, self._sheet, self._cache, progress=self._progress)
+            teacher = self._models["teacher"].pipeline
+            self._stores = draw_teacher(
+                teacher, self._samples, self._cache, progress=self._progress
+            )
 
     def draw_others(self, rank: int, world_size: int) -> None:
-        """Draws what the cache lacks of all arms but the teacher, beside other workers; returns when it is there.
+        """Draws what the cache lacks of all models but the teacher, with other workers; returns when it is there.
 
         Args:
             rank: number of this worker.
@@ -162,7 +164,7 @@ class Drawing:
     def _fill(self, name: str, cache: LatentCache, rank: int, world_size: int) -> None:
         from tqdm import tqdm
 
-        batches = torch.arange(len(self._sheet.ids)).split(self._sheet.config.batch_size)
+        batches = torch.arange(len(self._samples.ids)).split(self._samples.config.batch_size)
         shown = self._progress and rank == 0
         with tqdm(total=len(batches), desc=printable(name), unit="batch", disable=not shown) as bar:
 
@@ -175,24 +177,26 @@ class Drawing:
 
     def _folder(self, name: str) -> Path | None:
         """None for a denoiser of the caller's own: what it draws is not a function of its weights alone."""
-        known = type(self._arms[name].denoiser) is DiffusersDenoiser
+        known = type(self._models[name].denoiser) is DiffusersDenoiser
         return self._cache / f"{name}-{hashed(self._of(name))}" if self._cache and known else None
 
     def _of(self, name: str) -> dict[str, Any]:
-        arm = self._arms[name]
-        plan = [[x.item() for x in (step.t, *step.input, *step.output)] for step in arm.plan.steps]
+        model = self._models[name]
+        plan = [
+            [x.item() for x in (step.t, *step.input, *step.output)] for step in model.plan.steps
+        ]
         return {
             "noise": self.key,
-            "denoiser": fingerprint(arm.denoiser.module),
-            "text_encoders": arm.pipeline.text_fingerprint(),
-            "prediction_type": arm.denoiser.prediction_type,
-            "clamp": str(arm.denoiser.clamp if isinstance(arm.denoiser, Clamped) else None),
+            "denoiser": fingerprint(model.denoiser.module),
+            "text_encoders": model.pipeline.text_fingerprint(),
+            "prediction_type": model.denoiser.prediction_type,
+            "clamp": str(model.denoiser.clamp if isinstance(model.denoiser, Clamped) else None),
             "plan": plan,
-            "transition": arm.plan.transition,
+            "transition": model.plan.transition,
         }
 
     def latents(self, name: str, number: int, rows: Tensor, stream: str = NOISE) -> Tensor:
-        """The latents of samples `rows`, batch `number`, in an arm.
+        """The latents of samples `rows`, batch `number`, in a model.
 
         Raises:
             ValueError: if they are not finite.
@@ -213,8 +217,8 @@ class Drawing:
         return found
 
     def _draw(self, name: str, rows: Tensor, stream: str) -> Tensor:
-        arm, config = self._arms[name], self._sheet.config
-        noise = noise_draws(config.seed, stream, rows, arm.pipeline.latent_shape)
-        condition = arm.pipeline.encode_prompt(self._sheet.texts(rows))
+        model, config = self._models[name], self._samples.config
+        noise = noise_draws(config.seed, stream, rows, model.pipeline.latent_shape)
+        condition = model.pipeline.encode_prompt(self._samples.texts(rows))
         draws = Draws(config.seed, 0, rows, purpose="evaluation")
-        return arm.draw(noise.to(arm.pipeline.device), condition, draws)
+        return model.draw(noise.to(model.pipeline.device), condition, draws)

@@ -1,7 +1,7 @@
 """Evaluation: teacher, naive one-step teacher and student side by side, on the same noise and prompts.
 
-Sample i of every arm has the same noise, from a stream of its own that no training pair comes from, and prompt
-`i mod P` of P prompts drawn from those given. The naive arm is the teacher itself in one step without guidance:
+Sample i of every model has the same noise, from a stream of its own that no training pair comes from, and prompt
+`i mod P` of P prompts drawn from those given. The naive model is the teacher itself in one step without guidance:
 what distillation has to beat. Floors say how far two sets of one distribution are apart at this number of
 samples, as no distance of finite sets is 0.
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from nitrodistill.evaluation.alignment import Alignment
-from nitrodistill.evaluation.arms import Arm, make_arms
-from nitrodistill.evaluation.bench import Bench
-from nitrodistill.evaluation.config import EvaluateConfig, Sheet
+from nitrodistill.evaluation.config import EvaluateConfig, SamplePlan
 from nitrodistill.evaluation.cost import cost_of
 from nitrodistill.evaluation.drawing import Drawing, draw_teacher
 from nitrodistill.evaluation.features import Extractor, Features, named_extractors
+from nitrodistill.evaluation.measurement import Measurement
 from nitrodistill.evaluation.meters import latent_features
+from nitrodistill.evaluation.models import Model, make_models
 from nitrodistill.evaluation.nearest import NearestPair
 from nitrodistill.evaluation.paired import PerceptualDistance
 from nitrodistill.evaluation.real import (
@@ -87,20 +87,20 @@ def evaluate(
 
     Raises:
         ValueError: without prompts, with too few real images, if features or resolutions do not fit each
-            other, if the plan does not fit the student, or if an arm's latents are not finite.
+            other, if the plan does not fit the student, or if a model's latents are not finite.
     """
     config = config or EvaluateConfig()
     extractors = named_extractors(features)
-    sheet = Sheet.of(prompts, config)
-    arms = make_arms(teacher, student, plan, config)
-    plan.check(arms["student"].denoiser.prediction_type)
+    samples = SamplePlan.of(prompts, config)
+    models = make_models(teacher, student, plan, config)
+    plan.check(models["student"].denoiser.prediction_type)
     place = None if cache is None else Path(cache)
-    drawing = Drawing(arms, sheet, place, progress, keep_student)
+    drawing = Drawing(models, samples, place, progress, keep_student)
     nearest = None
     if training_latents is not None:
         nearest = NearestPair(latent_features(training_latents))
     real = _real_source(real_images, config.num_samples)
-    with torch.no_grad(), evaluating(arms["student"].denoiser.module):
+    with torch.no_grad(), evaluating(models["student"].denoiser.module):
         folder = None
         if isinstance(real, ImageFolder):
             check_resolution(real[0], teacher.decode(torch.zeros(1, *teacher.latent_shape)))
@@ -113,9 +113,9 @@ def evaluate(
                 progress=progress,
             )
         source = None if isinstance(real, ImageFolder) else real
-        bench = Bench(
-            arms,
-            sheet,
+        measurement = Measurement(
+            models,
+            samples,
             drawing,
             extractors,
             alignment,
@@ -127,12 +127,12 @@ def evaluate(
         )
         drawing.prepare()
         for number, rows in enumerate(_batches(config, progress)):
-            bench.add(number, rows)
-        cost = cost_of(arms, sheet) if config.cost_repeats else {}
-        settings = _settings(teacher, arms["student"], plan, sheet, drawing.key, extractors)
+            measurement.add(number, rows)
+        cost = cost_of(models, samples) if config.cost_repeats else {}
+        settings = _settings(teacher, models["student"], plan, samples, drawing.key, extractors)
         if nearest is not None:
             settings["num_training_latents"] = len(nearest)
-        return bench.result(cost, settings)
+        return measurement.result(cost, settings)
 
 
 def help_draw(
@@ -158,7 +158,7 @@ def help_draw(
         cache: as for `evaluate`; a folder that all processes see.
         rank: number of this process.
         world_size: how many there are.
-        student: as for `evaluate`: then the naive arm's and the student's latents are drawn too, if the
+        student: as for `evaluate`: then the naive model's and the student's latents are drawn too, if the
             cache keeps them; None draws the teacher's alone.
         plan: how the student samples; needed with one.
         progress: show bars.
@@ -166,16 +166,16 @@ def help_draw(
     Raises:
         ValueError: if there is a student without a plan, or the plan does not fit it.
     """
-    sheet, place = Sheet.of(prompts, config), Path(cache)
-    draw_teacher(teacher, sheet, place, rank=rank, world_size=world_size, progress=progress)
+    samples, place = SamplePlan.of(prompts, config), Path(cache)
+    draw_teacher(teacher, samples, place, rank=rank, world_size=world_size, progress=progress)
     if student is None:
         return
     if plan is None:
         raise ValueError("there is a student and no plan; give the plan by which it samples.")
-    arms = make_arms(teacher, student, plan, config)
-    plan.check(arms["student"].denoiser.prediction_type)
-    with torch.no_grad(), evaluating(arms["student"].denoiser.module):
-        Drawing(arms, sheet, place, progress).draw_others(rank, world_size)
+    models = make_models(teacher, student, plan, config)
+    plan.check(models["student"].denoiser.prediction_type)
+    with torch.no_grad(), evaluating(models["student"].denoiser.module):
+        Drawing(models, samples, place, progress).draw_others(rank, world_size)
 
 
 def _batches(config: EvaluateConfig, progress: bool) -> Iterator[Tensor]:
@@ -203,15 +203,15 @@ def _real_source(
 
 def _settings(
     teacher: Pipeline,
-    student: Arm,
+    student: Model,
     plan: StepPlan,
-    sheet: Sheet,
+    samples: SamplePlan,
     key: str,
     extractors: Sequence[Extractor],
 ) -> dict[str, Any]:
     return {
-        **asdict(sheet.config),
-        "num_prompts": len(sheet.prompts),
+        **asdict(samples.config),
+        "num_prompts": len(samples.prompts),
         "student_timesteps": plan.timesteps().tolist(),
         "teacher_fingerprint": fingerprint(teacher.denoiser.module),
         "student_fingerprint": fingerprint(student.denoiser.module),

@@ -100,7 +100,7 @@ class FeatureSet:
         self._num_kept = 0
 
     def update(self, features: Tensor, places: Tensor) -> None:
-        """Adds features `(B, F)` at `places` `(B,)`, see `Sheet`.
+        """Adds features `(B, F)` at `places` `(B,)`, see `SamplePlan`.
 
         Raises:
             ValueError: if F is not that of earlier ones, or the features hold NaN or infinity.

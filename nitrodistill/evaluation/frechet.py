@@ -7,7 +7,7 @@ symmetric matrices by `eigh`, so that there is no complex part to drop and no `e
 rounding made negative count as 0.
 
 The estimate is biased: for two sets of one distribution its mean is close to `c (1/n_a + 1/n_b)` instead of 0
-(Chong & Forsyth 2020). Compare only numbers of equal `n`, and read them beside a floor; `extrapolated_floor`
+(Chong & Forsyth 2020). Compare only numbers of equal `n`, and compare them with a floor; `extrapolated_floor`
 gives one from two halves of a set.
 """
 

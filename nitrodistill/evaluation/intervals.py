@@ -5,7 +5,7 @@
     share      Agresti & Coull 1998, which knows that 24 of 24 is not 100%
     jackknife  v -+ t s, s^2 = (n - 1) / n sum (d_i - mean d)^2, where d_i is what leaving out sample i changes
                (Efron & Stein 1981: on average not too small); of a ratio of means, its logarithm's
-    bootstrap  n of the n samples with replacement (Efron 1979), the same ones in every arm, as sample i has the
+    bootstrap  n of the n samples with replacement (Efron 1979), the same ones in every model, as sample i has the
                same prompt and the same noise in all of them: what teacher and student have in common cancels
 
 A Fréchet distance gets v -+ t deviations of its bootstrap's replicates, not their percentiles: a replicate holds

@@ -1,4 +1,4 @@
-"""Streamed measurements of one arm: of its pictures a few numbers each are kept, and bounded sets of features."""
+"""Streamed measurements of one model: a few numbers of each picture are kept, and bounded sets of features."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Columns:
         self._places: dict[str, array[int]] = {}
 
     def update(self, values: Mapping[str, Tensor], places: Tensor) -> None:
-        """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `Sheet`.
+        """Adds values, each `(B,)`, of samples at `places` `(B,)`, see `SamplePlan`.
 
         Raises:
             ValueError: if one is NaN or infinite.
@@ -77,7 +77,7 @@ class Columns:
 
 
 class Meter:
-    """Measures the pictures, and where there are any the latents, of one arm.
+    """Measures the pictures, and where there are any the latents, of one model.
 
     Args:
         num_prompts: prompts are numbered 0..num_prompts - 1.

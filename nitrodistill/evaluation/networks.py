@@ -1,4 +1,4 @@
-"""Pretrained networks as feature extractors and judges of text: Inception, CLIP, DINO; from this machine alone.
+"""Pretrained networks as feature extractors and scores of text: Inception, CLIP, DINO; from this machine alone.
 
     inception  the 2048 numbers before the classifier of the original FID network, by torch-fidelity
     clip       CLIP's image embeddings, by transformers: the extractor of CMMD
@@ -6,8 +6,8 @@
     ClipScore  100 max(0, cos(image, text)) of CLIP's embeddings (Hessel et al. 2021)
 
 Nothing is downloaded: give a path, or a name whose files are in the library's cache. Pictures are brought to 8
-bits; then torch-fidelity's network, or transformers' processor by the preprocessor_config.json beside the weights,
-resizes and normalises them: none of it is done again here, as a pixel more or less is another number.
+bits; then torch-fidelity's network, or transformers' processor by the preprocessor_config.json next to the
+weights, resizes and normalises them: none of it is done again here, as a pixel more or less is another number.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def _levels(images: Tensor) -> Tensor:
 def _load(
     kind: Any, path: str | Path, device: torch.device | str
 ) -> tuple[Any, Callable[[Tensor], Tensor]]:
-    """A network, and what makes its input of pictures in [-1, 1]: the processor saved beside it."""
+    """A network, and what makes its input of pictures in [-1, 1]: the processor saved next to it."""
     without_broken_torchvision()
     from transformers import AutoImageProcessor
 
@@ -173,7 +173,7 @@ def _load(
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{str(path)!r} has no preprocessor_config.json, or an unknown one, which says what pictures the "
-            f"network wants ({' '.join(str(error).split())[:80]}); save its processor beside it."
+            f"network wants ({' '.join(str(error).split())[:80]}); save its processor next to it."
         ) from error
 
     def prepare(images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nitrodistill.evaluation.catalogue import info, ordered
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.manifold import MIN_SAMPLES
 from nitrodistill.evaluation.paired import SSIM_WINDOW
 from nitrodistill.evaluation.result import Metric
@@ -17,8 +17,8 @@ RATIOS = ("edge_ratio", "gradient_energy_ratio", "high_frequency_ratio")
 
 
 def left_out(
-    arms: Mapping[str, Mapping[str, Metric]],
-    sheet: Sheet,
+    models: Mapping[str, Mapping[str, Metric]],
+    samples: SamplePlan,
     *,
     side: int,
     same_latents: bool,
@@ -28,30 +28,30 @@ def left_out(
     """A sentence for each thing that is missing.
 
     Args:
-        arms: what was found.
-        sheet: prompts, and which sample has which.
+        models: what was found.
+        samples: which prompt and which half each belongs to.
         side: of the pictures, in pixels: the shorter one.
         same_latents: whether the student's latents have the shape of the teacher's.
         memorisation: whether training latents were given.
         num_real: how many real pictures there are; None without any.
     """
     return (
-        *_metrics(arms, sheet, side, same_latents, memorisation, num_real),
-        *_floors(arms, sheet),
+        *_metrics(models, samples, side, same_latents, memorisation, num_real),
+        *_floors(models, samples),
     )
 
 
 def _metrics(
-    arms: Mapping[str, Mapping[str, Metric]],
-    sheet: Sheet,
+    models: Mapping[str, Mapping[str, Metric]],
+    samples: SamplePlan,
     side: int,
     same_latents: bool,
     memorisation: bool,
     num_real: int | None,
 ) -> list[str]:
-    student, found = arms["student"], []
+    student, found = models["student"], []
     if "precision" not in student:
-        fewest = min(len(sheet.ids), num_real or len(sheet.ids))
+        fewest = min(len(samples.ids), num_real or len(samples.ids))
         found.append(
             f"Precision, recall, density and coverage are left out: there are {fewest} pictures; "
             f"they need at least {MIN_SAMPLES}."
@@ -71,7 +71,7 @@ def _metrics(
         if "diversity" not in student:
             why = (
                 "the teacher's pictures of a prompt are all alike"
-                if sheet.has_halves
+                if samples.has_halves
                 else "no prompt has two pictures; give more samples_per_prompt"
             )
             found.append(f"Diversity is left out: {why}.")
@@ -84,28 +84,28 @@ def _metrics(
             f"SSIM is left out: the pictures are {side} pixels, less than its window of {SSIM_WINDOW}."
         )
     texts = [name for name in ("alignment", "clip_score") if name in student]
-    if "real" in arms and any(name not in arms["real"] for name in texts):
+    if "real" in models and any(name not in models["real"] for name in texts):
         found.append(
             f"The real pictures have no {_labels(texts, small=True)}: they belong to no prompt."
         )
     return found
 
 
-def _floors(arms: Mapping[str, Mapping[str, Metric]], sheet: Sheet) -> list[str]:
+def _floors(models: Mapping[str, Mapping[str, Metric]], samples: SamplePlan) -> list[str]:
     bare: dict[str, list[str]] = {}
-    for name in ordered(arms["student"]):
-        if info(name).group != "cost" and arms["student"][name].floor is None:
-            bare.setdefault(_why_bare(name, sheet, "real" in arms), []).append(name)
+    for name in ordered(models["student"]):
+        if info(name).group != "cost" and models["student"][name].floor is None:
+            bare.setdefault(_why_bare(name, samples, "real" in models), []).append(name)
     return [f"No floor for {_labels(names, small=True)}: {why}." for why, names in bare.items()]
 
 
-def _why_bare(name: str, sheet: Sheet, has_real: bool) -> str:
+def _why_bare(name: str, samples: SamplePlan, has_real: bool) -> str:
     base = name.partition("@")[0]
     if base == "clip_score":
         return "it takes another prompt, and there is one alone"
     if base.endswith("_real") or (base in MANIFOLD and has_real):
         return "half of the real pictures are too few"
-    if not sheet.has_halves:
+    if not samples.has_halves:
         return "no prompt has two pictures; give more samples_per_prompt, or floor fresh"
     return "half of the teacher's pictures are too few; give more num_samples, or floor fresh"
 

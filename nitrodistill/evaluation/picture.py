@@ -28,14 +28,14 @@ def draw_grid(
     path: str | Path,
     titles: Mapping[str, str] | None = None,
 ) -> Path:
-    """Writes a PNG with a row for each prompt, its text above, and a column for each arm.
+    """Writes a PNG with a row for each prompt, its text above, and a column for each model.
 
     Pictures below 160 pixels are enlarged by a whole factor without smoothing, so that blur seen is blur drawn.
 
     Args:
         pictures: what `evaluate` hands back.
         path: the file.
-        titles: arm -> column title; by default the arm's name.
+        titles: model -> column title; by default the model's name.
 
     Raises:
         ValueError: if there are no pictures.
@@ -50,22 +50,22 @@ def draw_grid(
     width, height = factor * width, factor * height
     row = CAPTION + GAP + height + 2 * GAP
     size = (GAP + len(images) * (width + GAP), TITLE + 3 * GAP + len(pictures.prompts) * row)
-    sheet = Image.new("RGB", size, PAPER)
-    pen = ImageDraw.Draw(sheet)
+    canvas = Image.new("RGB", size, PAPER)
+    pen = ImageDraw.Draw(canvas)
     for column, (name, batch) in enumerate(images.items()):
         left = GAP + column * (width + GAP)
         title = (titles or {}).get(name, name)
         pen.text((left + width / 2, GAP), _fit(title, _font(TITLE), width), INK, _font(TITLE), "ma")
         for i, image in enumerate(batch):
             top = TITLE + 3 * GAP + i * row + CAPTION + GAP
-            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
+            canvas.paste(image.resize((width, height), Image.Resampling.NEAREST), (left, top))
     for i, prompt in enumerate(pictures.prompts):
         text = _fit(prompt, _font(CAPTION), size[0] - 2 * GAP)
         pen.text((GAP, TITLE + 3 * GAP + i * row), text, INK, _font(CAPTION))
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic(target) as temporary:
-        sheet.save(temporary, format="PNG")
+        canvas.save(temporary, format="PNG")
     return target
 
 

@@ -1,9 +1,9 @@
 """What an evaluation found; as JSON, as Markdown, as plain text.
 
     Evaluation
-      arms      "teacher" | "naive" | "student" | "real" -> metric name -> Metric
+      models      "teacher" | "naive" | "student" | "real" -> metric name -> Metric
       samples   Sample(index, prompt, distances): one for each picture, student against teacher
-      examples  Pictures: some samples of every arm; `worst`: those farthest from the teacher
+      examples  Pictures: some samples of every model; `worst`: those farthest from the teacher
       settings  what the numbers depend on: JSON values
   notes     what could not be measured, and why: sentences
 
@@ -90,11 +90,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Some pictures of the evaluation, at the same noise in every arm.
+    """Some pictures of the evaluation, at the same noise in every model.
 
     Attributes:
         prompts: K prompts.
-        images: arm -> `(K, 3, H, W)` in [-1, 1].
+        images: model -> `(K, 3, H, W)` in [-1, 1].
         indices: the K samples' numbers; empty if they belong to no evaluation.
     """
 
@@ -128,8 +128,8 @@ class Pictures:
         try:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata()
-                arms = json.loads(about["arms"])
-                levels = {name: file.get_tensor(name) for name in arms}
+                models = json.loads(about["arms"])
+                levels = {name: file.get_tensor(name) for name in models}
             said = "".join(about[name] for name in ("prompts", "indices", "arms"))
             if about[HASH] != digest(levels, said):
                 raise ValueError("they are not what was written")
@@ -144,12 +144,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Arms side by side, on the same noise and prompts.
+    """Models side by side, on the same noise and prompts.
 
     Attributes:
-        arms: `"teacher"`, `"naive"` (the teacher in one step without guidance), `"student"`, and
+        models: `"teacher"`, `"naive"` (the teacher in one step without guidance), `"student"`, and
             `"real"` where there were real pictures: what the oracle and the ratios say of them;
-            arm -> metric name -> Metric.
+            model -> metric name -> Metric.
         settings: what the numbers depend on: the configuration, the teacher, device, versions.
         samples: every sample's distances between student and teacher.
         examples: the first samples' pictures; not written to JSON.
@@ -158,7 +158,7 @@ class Evaluation:
         notes: a sentence for each thing that could not be measured, and why.
     """
 
-    arms: Mapping[str, Mapping[str, Metric]]
+    models: Mapping[str, Mapping[str, Metric]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     samples: Sequence[Sample] = ()
     examples: Pictures | None = None
@@ -167,34 +167,35 @@ class Evaluation:
 
     @property
     def student(self) -> Mapping[str, Metric]:
-        """The metrics of `arms["student"]`."""
-        return self.arms["student"]
+        """The metrics of `models["student"]`."""
+        return self.models["student"]
 
-    def value(self, arm: str, metric: str) -> float | None:
+    def value(self, model: str, metric: str) -> float | None:
         """A number; None where it was not measured."""
-        found = self.arms.get(arm, {}).get(metric)
+        found = self.models.get(model, {}).get(metric)
         return None if found is None else found.value
 
     def floor(self, metric: str) -> float | None:
-        """A metric's floor: the student's, or that of the first arm that has one."""
-        arms = [self.arms.get("student", {}), *self.arms.values()]
-        floors = (arm[metric].floor for arm in arms if metric in arm)
+        """A metric's floor: the student's, or that of the first model that has one."""
+        models = [self.models.get("student", {}), *self.models.values()]
+        floors = (model[metric].floor for model in models if metric in model)
         return next((floor for floor in floors if floor is not None), None)
 
     def metrics(self) -> list[str]:
-        """The names of all metrics that some arm has, in the catalogue's order."""
-        return ordered(name for metrics in self.arms.values() for name in metrics)
+        """The names of all metrics that some model has, in the catalogue's order."""
+        return ordered(name for metrics in self.models.values() for name in metrics)
 
     def table(self) -> dict[str, dict[str, float | None]]:
-        """Arm -> labelled metric -> value, the floor last; metrics that nobody has are left out."""
+        """Model -> labelled metric -> value, the floor last; metrics that nobody has are left out."""
         names = self.metrics()
         columns = {
-            arm: {info(name).label: self.value(arm, name) for name in names} for arm in self.arms
+            model: {info(name).label: self.value(model, name) for name in names}
+            for model in self.models
         }
         return {**columns, FLOOR: {info(name).label: self.floor(name) for name in names}}
 
     def markdown(self) -> str:
-        """A Markdown table with a row for each metric and a column for each arm, and the notes as a list."""
+        """A Markdown table with a row for each metric and a column for each model, and the notes as a list."""
         head, *rows = self._cells()
         rule = ["---", *["---:"] * (len(head) - 1)]
         table = [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
@@ -214,7 +215,7 @@ class Evaluation:
         return "\n".join([lines[0], rule, *lines[1:], *notes])
 
     def save(self, path: str | Path) -> Path:
-        """Writes `metrics.json`: format, settings, notes, arms, samples; never half of it."""
+        """Writes `metrics.json`: format, settings, notes, models, samples; never half of it."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         found = {
@@ -222,8 +223,8 @@ class Evaluation:
             "settings": dict(self.settings),
             "notes": list(self.notes),
             "arms": {
-                arm: {name: asdict(metric) for name, metric in metrics.items()}
-                for arm, metrics in self.arms.items()
+                model: {name: asdict(metric) for name, metric in metrics.items()}
+                for model, metrics in self.models.items()
             },
         }
         columns = _columns(self.samples)
@@ -246,12 +247,12 @@ class Evaluation:
                 raise ValueError(f"its format is not {FORMAT}")
             if found.pop("digest", None) != _digest(found):
                 raise ValueError("it is not what was written")
-            arms = {
-                arm: {name: Metric(**metric) for name, metric in metrics.items()}
-                for arm, metrics in found["arms"].items()
+            models = {
+                model: {name: Metric(**metric) for name, metric in metrics.items()}
+                for model, metrics in found["arms"].items()
             }
             notes = tuple(found.get("notes", ()))
-            return cls(arms, dict(found["settings"]), _rows(found["samples"]), notes=notes)
+            return cls(models, dict(found["settings"]), _rows(found["samples"]), notes=notes)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(
                 f"{str(path)!r} is not a metrics.json of format {FORMAT} ({error}); evaluate again."

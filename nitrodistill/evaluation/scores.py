@@ -35,7 +35,7 @@ KERNEL_METRICS = {"cubic": "kid", "gaussian": "cmmd"}
 
 
 class Scorer:
-    """Compares arms with the teacher and with real pictures.
+    """Compares models with the teacher and with real pictures.
 
     Args:
         extractors: in the order of the results; the first one's metrics have no suffix.
@@ -49,7 +49,7 @@ class Scorer:
     def metrics(
         self, mine: Meter, teacher: Meter, real: Meter | None, floors: Mapping[str, float]
     ) -> dict[str, Metric]:
-        """All metrics of an arm; what an arm would be compared with itself is left out."""
+        """All metrics of a model; what a model would be compared with itself is left out."""
         found = self._means(mine)
         found |= self._ratios(mine, teacher)
         found |= self._nearest(mine, teacher)

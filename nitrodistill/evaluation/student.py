@@ -1,4 +1,4 @@
-"""How a student is measured beside its teacher: with the oracle on the toy, else with networks at hand."""
+"""How a student is measured next to its teacher: with the oracle on the toy, else with networks at hand."""
 
 from __future__ import annotations
 

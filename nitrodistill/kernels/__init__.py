@@ -16,6 +16,5 @@ or float16, sum in a fixed order, and differentiate twice (the second time throu
 from __future__ import annotations
 
 from nitrodistill.kernels.backend import Backend, use
-from nitrodistill.kernels.warmup import warmup
 
-__all__ = ["Backend", "use", "warmup"]
+__all__ = ["Backend", "use"]

@@ -9,13 +9,11 @@ calibrated weights w_l. Trunks and heads are those of the `lpips` package, and s
   dropout on;
 * where a feature vector is zero its gradient is zero, not NaN;
 * the target's features can be computed once and passed (`target_features`);
-* latents go in if a `decoder` is given; with `chunk_size` they are decoded that many at a time, and each
-  chunk is computed again in the backward pass, so that memory does not grow with the batch;
 * nothing is downloaded.
 
-A mask is resized to every layer by area. The frames of a video are averaged. The trunk computes in its
-parameters' dtype (float32; `.double()` for float64, autocast or `.bfloat16()` for speed), the heads in
-float32 or better.
+For latents, some at a time, there is `DecodedLoss`. A mask is resized to every layer by area. The frames of a
+video are averaged. The trunk computes in its parameters' dtype (float32; `.double()` for float64, autocast or
+`.bfloat16()` for speed), the heads in float32 or better.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from typing import NamedTuple, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from nitrodistill.checks import (
     check_choice,
@@ -36,10 +33,9 @@ from nitrodistill.checks import (
     check_mask,
     check_pair,
     check_tensor,
-    check_whole,
 )
+from nitrodistill.kernels.lpips_head import lpips_head
 from nitrodistill.losses.base import Loss, Reduction, reduce, refuse_trainable
-from nitrodistill.losses.perceptual_head import perceptual_distance
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
 
 __all__ = ["FeatureTrunk", "LPIPSLoss", "TargetFeatures", "lpips_distance"]
@@ -49,6 +45,8 @@ FeatureTrunk = Callable[[Tensor], Sequence[Tensor]]
 
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
+_EPS = 1e-20
+"""Under the root: far below any feature, so that the value is that of `lpips` (1e-10 beside the root)."""
 
 
 class TargetFeatures(NamedTuple):
@@ -100,12 +98,12 @@ def lpips_distance(
                 "they must be (B, C, h, w) and (C,)."
             )
         layer_mask = None if mask is None else _resized(mask, fx)
-        distances.append(perceptual_distance(fx, fy, weight, layer_mask))
+        distances.append(lpips_head(fx, fy, weight, eps=_EPS, mask=layer_mask))
     return torch.stack(distances).sum(0)
 
 
 class LPIPSLoss(Loss):
-    """LPIPS of images, or of latents through a decoder; see the module.
+    """LPIPS of images; see the module.
 
     Args:
         network: "vgg", "alex" or "squeeze", or any callable from images to feature maps (its parameters
@@ -115,9 +113,6 @@ class LPIPSLoss(Loss):
         heads: channel weights, one `(C_l,)` per feature map; None is the calibrated v0.1 heads of
             the `lpips` package, and 1 for every channel with a callable `network`.
         value_range: (low, high) of the images; (0, 1) is what `lpips` calls normalize=True.
-        decoder: latents -> images; with it `pred` and `target` are latents.
-        chunk_size: samples that are decoded and compared at a time, each chunk computed again in
-            the backward pass; None is all at once.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -126,8 +121,6 @@ class LPIPSLoss(Loss):
     """
 
     value_range: tuple[float, float]
-    decoder: Callable[[Tensor], Tensor] | None
-    chunk_size: int | None
 
     def __init__(
         self,
@@ -136,8 +129,6 @@ class LPIPSLoss(Loss):
         weights: str | Path | Mapping[str, Tensor] | None = None,
         heads: Sequence[Tensor] | None = None,
         value_range: tuple[float, float] = (-1.0, 1.0),
-        decoder: Callable[[Tensor], Tensor] | None = None,
-        chunk_size: int | None = None,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
@@ -145,7 +136,6 @@ class LPIPSLoss(Loss):
         if not low < high:
             raise ValueError(f"value_range is {value_range}; it must be (low, high), low < high.")
         self.value_range = (low, high)
-        self.chunk_size = None if chunk_size is None else check_whole("chunk_size", chunk_size)
         self.trunk: Trunk | None = None
         if isinstance(network, str):
             name = check_choice("network", network, get_args(TrunkName))
@@ -155,10 +145,9 @@ class LPIPSLoss(Loss):
             raise ValueError(
                 "weights are given with a callable network; load them into it instead."
             )
-        for role, value in (("network", network), ("decoder", decoder)):
-            refuse_trainable(role, value)
+        refuse_trainable("network", network)
         # Held in a tuple, so that a network of the caller is no submodule of its loss.
-        self._callables = (None if isinstance(network, str) else network, decoder)
+        self._network = (None if isinstance(network, str) else network,)
         self.num_heads: int = 0 if heads is None else len(heads)
         for index, head in enumerate(heads or ()):
             self.register_buffer(f"head{index}", head.detach().flatten().clone(), persistent=False)
@@ -171,12 +160,7 @@ class LPIPSLoss(Loss):
         """
         check_tensor("target", target)
         with torch.no_grad():
-            images = _frames(target)
-            size = self.chunk_size or images.shape[0]
-            chunks = [self._features(chunk) for chunk in images.split(size)]
-        return TargetFeatures(
-            tuple(torch.cat(maps) for maps in zip(*chunks, strict=True)), target.shape
-        )
+            return TargetFeatures(tuple(self._features(_frames(target))), target.shape)
 
     def per_sample(
         self, pred: Tensor, target: Tensor | TargetFeatures, mask: Tensor | None = None
@@ -184,8 +168,7 @@ class LPIPSLoss(Loss):
         """The distance of every sample.
 
         Args:
-            pred: `(B, C, H, W)` or `(B, C, T, H, W)`: images with 3 channels in `value_range`, or
-                latents if there is a decoder.
+            pred: `(B, C, H, W)` or `(B, C, T, H, W)`: images with 3 channels in `value_range`.
             target: the same shape, or its features.
             mask: `(B, 1, H, W)`, `(B, 1, T, H, W)`, or with dimensions of size 1.
 
@@ -203,10 +186,8 @@ class LPIPSLoss(Loss):
                     f"pred has shape {tuple(pred.shape)} and the target's features are of "
                     f"{tuple(target.shape)}; they must be equal."
                 )
-            other: tuple[Tensor, ...] = target.maps
         else:
             check_pair(pred, target)
-            other = (_frames(target),)
         if mask is not None:
             check_mask(mask, pred)
             if mask.shape[1] != 1:
@@ -214,26 +195,14 @@ class LPIPSLoss(Loss):
                     f"mask has {mask.shape[1]} channels; LPIPS mixes channels, give it one."
                 )
             mask = _frames(mask.expand(pred.shape[0], 1, *pred.shape[2:]))
-        images = _frames(pred)
-        size = self.chunk_size or images.shape[0]
-        values = []
-        for start in range(0, images.shape[0], size):
-            part = slice(start, start + size)
-            arguments = (
-                images[part],
-                isinstance(target, TargetFeatures),
-                None if mask is None else mask[part],
-                *(tensor[part] for tensor in other),
-            )
-            if self.chunk_size is None or not torch.is_grad_enabled():
-                values.append(self._compare(*arguments))
-            else:
-                values.append(
-                    checkpoint(
-                        self._compare, *arguments, use_reentrant=False, preserve_rng_state=False
-                    )
-                )
-        return torch.cat(values).view(pred.shape[0], -1).mean(1)
+        features = self._features(_frames(pred))
+        if isinstance(target, TargetFeatures):
+            other: Sequence[Tensor] = target.maps
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
+                other = self._features(_frames(target))
+        values = lpips_distance(features, other, self._heads(features), mask=mask)
+        return values.view(pred.shape[0], -1).mean(1)
 
     def forward(
         self,
@@ -247,25 +216,10 @@ class LPIPSLoss(Loss):
         return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
 
     def extra_repr(self) -> str:
-        return (
-            f"value_range={self.value_range}, chunk_size={self.chunk_size}, {super().extra_repr()}"
-        )
-
-    def _compare(
-        self, images: Tensor, precomputed: bool, mask: Tensor | None, *other: Tensor
-    ) -> Tensor:
-        features = self._features(images)
-        if precomputed:
-            target: Sequence[Tensor] = other
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and other[0].requires_grad):
-                target = self._features(other[0])
-        return lpips_distance(features, target, self._heads(features), mask=mask)
+        return f"value_range={self.value_range}, {super().extra_repr()}"
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
-        network, decoder = self._callables
-        if decoder is not None:
-            images = decoder(images)
+        (network,) = self._network
         if network is not None:
             return network(images)
         trunk = self.trunk
@@ -273,7 +227,7 @@ class LPIPSLoss(Loss):
         if images.shape[1] != 3 or min(images.shape[-2:]) < trunk.smallest:
             raise ValueError(
                 f"the images are {tuple(images.shape)}; this trunk needs 3 channels and sides of "
-                f"{trunk.smallest} or more (latents need a decoder, or their own trunk as network=)."
+                f"{trunk.smallest} or more (latents need a DecodedLoss, or their own trunk as network=)."
             )
         return trunk(self._standardised(images))
 

@@ -21,15 +21,15 @@ AMD, "Nitro diffusion models", 2024.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import AdversarialLoss, WeightedSum
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
@@ -100,13 +100,8 @@ class LADDConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, kind in (("updates", Updates), ("head", Head), ("penalty", Penalty)):
-            value = getattr(self, name)
-            if value not in get_args(kind):
-                raise ValueError(f"{name} is {value!r}; it must be one of {get_args(kind)}.")
-        for name in ("adversarial_weight", "warmup_steps", "penalty_weight", "penalty_scale"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0.")
+        check_fields(self, adversarial_weight=0, penalty_weight=0, penalty_scale=0)
+        check_fields(self, warmup_steps=0, num_inference_steps=1)
         if not self.reconstruction and self.adversarial_weight == 0:
             raise ValueError("reconstruction is {} and adversarial_weight 0; nothing to do.")
         if not self.reconstruction and self.warmup_steps > 0:
@@ -116,10 +111,6 @@ class LADDConfig:
             )
         if not 0 <= self.fresh_fraction <= 1:
             raise ValueError(f"fresh_fraction is {self.fresh_fraction}; it must be in [0, 1].")
-        if self.num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}; it must be at least 1."
-            )
         if self.timestep is not None and self.num_inference_steps > 1:
             raise ValueError(
                 f"timestep={self.timestep} is for a one-step student, but num_inference_steps is "

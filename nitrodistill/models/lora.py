@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
@@ -55,10 +56,9 @@ class LoRAConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}; it must be at least 1.")
-        if self.alpha is not None and not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha}; it must be positive, or None for the rank.")
+        check_fields(self, rank=1)
+        if self.alpha is not None:
+            check_positive("alpha", self.alpha)
 
 
 def add_lora(

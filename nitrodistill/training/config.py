@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
+from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.settings import nearest, to_plain
 from nitrodistill.training.best import BestIs
 from nitrodistill.training.parallel import Parallel
@@ -69,16 +69,13 @@ class OptimizerConfig:
     eight_bit: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            "lr_warmup_updates", self.lr_warmup_updates, self.lr_warmup_updates >= 0, "at least 0"
-        )
+        check_fields(self, lr_warmup_updates=0, weight_decay=0)
         _check("lr_decay_from", self.lr_decay_from, 0 <= self.lr_decay_from <= 1, "in [0, 1]")
         norm = self.max_grad_norm
         _check("max_grad_norm", norm, norm is None or norm > 0, "above 0, or null")
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
-        for name in ("learning_rate", "eps"):
-            _check(name, getattr(self, name), 0 < getattr(self, name) < math.inf, "above 0")
-        _check("weight_decay", self.weight_decay, 0 <= self.weight_decay < math.inf, "at least 0")
+        check_positive("learning_rate", self.learning_rate)
+        check_positive("eps", self.eps)
         _check("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
 
 
@@ -130,16 +127,9 @@ class TrainerConfig:
     cpu_offload: bool = False
 
     def __post_init__(self) -> None:
-        least_one = ("steps", "batch_size", "accumulation", "max_skips", "keep_checkpoints")
-        for name in (*least_one, "log_every"):
-            _check(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        never = ("checkpoint_every", "preview_every", "evaluate_every")
-        for name in ("seed", *never):
-            _check(name, getattr(self, name), getattr(self, name) >= 0, "at least 0")
-        choices = {"mixed_precision": MixedPrecision, "parallel": Parallel, "best_is": BestIs}
-        for name, kind in choices.items():
-            known = get_args(kind)
-            _check(name, getattr(self, name), getattr(self, name) in known, f"one of {known}")
+        check_fields(self, seed=0, checkpoint_every=0, preview_every=0, evaluate_every=0)
+        check_fields(self, steps=1, batch_size=1, accumulation=1, max_skips=1)
+        check_fields(self, keep_checkpoints=1, log_every=1)
         self._check_together()
 
     def check_evaluates(self, can: bool) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from nitrodistill.checks import check_fields
 from nitrodistill.files import write_text
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
@@ -104,12 +105,7 @@ class Recipe:
     evaluate_samples: int = 64
 
     def __post_init__(self) -> None:
-        if self.evaluate_samples < 4:
-            raise ValueError(f"evaluate_samples is {self.evaluate_samples}; it must be at least 4.")
-        if self.num_inference_steps is not None and self.num_inference_steps < 1:
-            raise ValueError(
-                f"num_inference_steps is {self.num_inference_steps}; it must be at least 1, or null."
-            )
+        check_fields(self, evaluate_samples=4, num_inference_steps=1)
         if not self.stages:
             raise ValueError("stages is empty; a recipe has at least one stage.")
         for name in ("teacher", "student"):

@@ -216,10 +216,10 @@ def test_text_is_trimmed_to_its_mask(
         ({"guidance": 0.5}, "guidance is 0.5"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"seed": -1}, "seed is -1"),
-        ({"embeddings": "int4"}, "embeddings is 'int4'; it must be one of exact, int8"),
-        ({"noise": "none"}, "noise is 'none'; it must be one of stored, drawn"),
+        ({"embeddings": "int4"}, "embeddings is 'int4'; it must be one of 'exact', 'int8'"),
+        ({"noise": "none"}, "noise is 'none'; it must be one of 'stored', 'drawn'"),
         ({"compute": "int8"}, "compute is 'int8'"),
-        ({"dtype": "float64"}, "dtype is 'float64'; it must be one of float16"),
+        ({"dtype": "float64"}, "dtype is 'float64'; it must be one of 'float16'"),
     ],
 )
 def test_config_is_checked(changes: dict[str, object], message: str) -> None:

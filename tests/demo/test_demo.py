@@ -22,8 +22,8 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     said: list[str] = []
     found = run_demo(config, said.append)
 
-    naive, student = found.arms["naive"], found.student
-    assert found.arms["teacher"]["alignment"].value > 0.93
+    naive, student = found.models["naive"], found.student
+    assert found.models["teacher"]["alignment"].value > 0.93
     assert student["alignment"].value > naive["alignment"].value + 0.2
     assert student["fd_real"].value < naive["fd_real"].value / 3
     assert student["edge_ratio"].value > 0.75 > naive["edge_ratio"].value
@@ -31,7 +31,7 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     expected = stated(Length(config.pairs, config.steps, config.samples))
     assert expected is not None
     assert outside(found, expected) == []
-    assert found.arms["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
+    assert found.models["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
     assert json.loads((root / "metrics.json").read_text())["arms"]["student"]
     assert "where they are expected" in said[-1]
     assert "report.html" in said[-1]

@@ -1,4 +1,4 @@
-"""The sheet: prompts, repeats and halves; and settings that make no sense."""
+"""The samples: prompts, repeats and halves; and settings that make no sense."""
 
 from __future__ import annotations
 
@@ -6,25 +6,27 @@ import pytest
 import torch
 
 from nitrodistill.evaluation import EvaluateConfig
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
 
 
 def test_prompts_repeat_and_both_halves_have_them_all() -> None:
-    sheet = Sheet.of([f"p{i}" for i in range(330)], EvaluateConfig(num_samples=1024))
-    assert len(sheet.prompts) == 256
-    counts = torch.bincount(sheet.ids)
+    samples = SamplePlan.of([f"p{i}" for i in range(330)], EvaluateConfig(num_samples=1024))
+    assert len(samples.prompts) == 256
+    counts = torch.bincount(samples.ids)
     assert (counts == 4).all()
-    assert (torch.bincount(sheet.ids[sheet.in_first_half]) == 2).all()
-    assert sheet.has_halves
-    assert sheet.texts(torch.tensor([1, 257])) == [sheet.prompts[1]] * 2
-    other = Sheet.of([f"p{i}" for i in range(330)], EvaluateConfig(seed=1))
-    assert set(other.prompts) != set(sheet.prompts)
+    assert (torch.bincount(samples.ids[samples.in_first_half]) == 2).all()
+    assert samples.has_halves
+    assert samples.texts(torch.tensor([1, 257])) == [samples.prompts[1]] * 2
+    other = SamplePlan.of([f"p{i}" for i in range(330)], EvaluateConfig(seed=1))
+    assert set(other.prompts) != set(samples.prompts)
 
 
 def test_few_prompts_are_all_used_and_duplicates_count_once() -> None:
-    sheet = Sheet.of(["a", "b", "a"], EvaluateConfig(num_samples=7, samples_per_prompt=2))
-    assert sorted(sheet.prompts) == ["a", "b"]
-    single = Sheet.of(["a", "b", "c", "d"], EvaluateConfig(num_samples=4, samples_per_prompt=1))
+    samples = SamplePlan.of(["a", "b", "a"], EvaluateConfig(num_samples=7, samples_per_prompt=2))
+    assert sorted(samples.prompts) == ["a", "b"]
+    single = SamplePlan.of(
+        ["a", "b", "c", "d"], EvaluateConfig(num_samples=4, samples_per_prompt=1)
+    )
     assert len(single.prompts) == 4
     assert not single.has_halves
 
@@ -48,4 +50,4 @@ def test_senseless_settings_are_refused(settings: dict[str, object]) -> None:
 
 def test_no_prompts_are_refused() -> None:
     with pytest.raises(ValueError, match="no prompts"):
-        Sheet.of([], EvaluateConfig())
+        SamplePlan.of([], EvaluateConfig())

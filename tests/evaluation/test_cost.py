@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from nitrodistill.evaluation import EvaluateConfig, cost
-from nitrodistill.evaluation.arms import make_arms
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.cost import Timing, cost_of, count_flops, measure, peak_memory
+from nitrodistill.evaluation.models import make_models
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 
@@ -145,19 +145,19 @@ def test_the_clock_waits_for_the_gpu_and_the_first_run_does_not_count() -> None:
 
 
 @pytest.mark.gpu
-def test_the_cost_of_arms_on_a_gpu(tiny_diffusers: Any, tiny_scheduler: Any) -> None:
+def test_the_cost_of_models_on_a_gpu(tiny_diffusers: Any, tiny_scheduler: Any) -> None:
     """On the CPU and on a GPU equally many operations; guidance in more steps costs more of everything."""
     found = {}
     for device in ("cpu", "cuda"):
         teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler).to(device))
         config = EvaluateConfig(num_samples=4, num_inference_steps=8, cost_repeats=3)
         plan = StepPlan.from_schedule(teacher.denoiser.schedule)
-        arms = make_arms(teacher, teacher.denoiser, plan, config)
+        models = make_models(teacher, teacher.denoiser, plan, config)
         with torch.no_grad():
-            found[device] = cost_of(arms, Sheet.of(["a red ring"], config))
-    for arm, metrics in found["cuda"].items():
-        assert metrics["gflops"].value == pytest.approx(found["cpu"][arm]["gflops"].value)
-        assert metrics["weights_mb"] == found["cpu"][arm]["weights_mb"]
+            found[device] = cost_of(models, SamplePlan.of(["a red ring"], config))
+    for model, metrics in found["cuda"].items():
+        assert metrics["gflops"].value == pytest.approx(found["cpu"][model]["gflops"].value)
+        assert metrics["weights_mb"] == found["cpu"][model]["weights_mb"]
     teacher, student = found["cuda"]["teacher"], found["cuda"]["student"]
     assert teacher["denoise_ms"].value > 3 * student["denoise_ms"].value
     assert teacher["peak_mb"].value >= student["peak_mb"].value > 0

@@ -95,5 +95,5 @@ def test_too_few_and_unlike_features_are_refused() -> None:
         KernelDistance(normal(5, 0), normal(5, 0)[:, :3])
     with pytest.raises(ValueError, match="n >= 2"):
         KernelDistance(normal(1, 0), normal(1, 0))
-    with pytest.raises(ValueError, match="cubic, gaussian"):
+    with pytest.raises(ValueError, match="'cubic', 'gaussian'"):
         KernelDistance(normal(5, 0), normal(5, 0), "linear")  # pyright: ignore[reportArgumentType]

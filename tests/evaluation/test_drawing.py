@@ -12,9 +12,9 @@ import torch
 from diffusers import DDIMScheduler
 
 from nitrodistill.evaluation import EvaluateConfig, help_draw
-from nitrodistill.evaluation.arms import make_arms
-from nitrodistill.evaluation.config import Sheet
+from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.drawing import NOISE, OTHER_NOISE, Drawing, depends_on, noise_draws
+from nitrodistill.evaluation.models import make_models
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
@@ -38,13 +38,13 @@ def test_streams_of_noise_are_apart() -> None:
 
 def test_a_teacher_that_clamps_x0_is_another(tiny_diffusers: Callable[..., Any]) -> None:
     """Its latents are, though its weights are not."""
-    sheet, keys = Sheet.of(PROMPTS, CONFIG), []
+    samples, keys = SamplePlan.of(PROMPTS, CONFIG), []
     for clips in (False, True):
         scheduler: Any = DDIMScheduler(prediction_type="v_prediction", thresholding=clips)
         teacher = Pipeline.from_diffusers(tiny_diffusers(scheduler))
-        arms = make_arms(teacher, teacher.denoiser, None, CONFIG)
-        drawing = Drawing(arms, sheet, None, False)
-        keys.append((depends_on(teacher, sheet), drawing._of("naive")))
+        models = make_models(teacher, teacher.denoiser, None, CONFIG)
+        drawing = Drawing(models, samples, None, False)
+        keys.append((depends_on(teacher, samples), drawing._of("naive")))
     for plain, clipped in zip(*keys, strict=True):
         assert {key for key in plain if plain[key] != clipped[key]} >= {"clamp"}
 
@@ -54,9 +54,9 @@ def test_the_cache_holds_what_would_be_drawn(
 ) -> None:
     """And two workers of `generate` make it, and then the student's."""
     teacher = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
-    sheet = Sheet.of(PROMPTS, CONFIG)
+    samples = SamplePlan.of(PROMPTS, CONFIG)
     plan = StepPlan.from_schedule(teacher.denoiser.schedule, 2, "renoise")
-    arms = make_arms(teacher, teacher.denoiser, plan, CONFIG)
+    models = make_models(teacher, teacher.denoiser, plan, CONFIG)
     for rank in range(2):
         help_draw(teacher, PROMPTS, CONFIG, tmp_path, rank=rank, world_size=2, progress=False)
     (store,) = tmp_path.iterdir()
@@ -77,10 +77,10 @@ def test_the_cache_holds_what_would_be_drawn(
     assert sorted(kinds) == ["naive", "student", "teacher", "teacher"], "the other noise too"
     drawn = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert len(drawn) == 2 * 3
-    kept, fresh = (Drawing(arms, sheet, place, False) for place in (tmp_path, None))
+    kept, fresh = (Drawing(models, samples, place, False) for place in (tmp_path, None))
     with torch.no_grad():
         for number, rows in enumerate(torch.arange(12).split(5)):
-            for name in arms:
+            for name in models:
                 for _ in range(2):
                     found = kept.latents(name, number, rows)
                     expected = fresh.latents(name, number, rows)

@@ -181,4 +181,4 @@ def test_inception_is_torch_fidelitys(tmp_path: Path, monkeypatch: pytest.Monkey
         torch.testing.assert_close(extractor(images), network(levels)[0])
     assert (extractor.name, extractor.kernel) == ("inception", "cubic")
     assert extractor(images).shape == (2, 2048)
-    assert not torch.equal(*extractor(images)), "pictures are told apart"
+    assert not torch.equal(*extractor(images)), "pictures are distinguished"

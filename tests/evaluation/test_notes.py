@@ -99,7 +99,7 @@ def test_pictures_of_a_folder(teacher: Pipeline, tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (16, 16), (90 * i, 0, 0)).save(tmp_path / f"{i}.png")
     found = measured(teacher, alignment=right, real_images=ImageFolder(tmp_path))
-    assert "alignment" not in found.arms["real"]
+    assert "alignment" not in found.models["real"]
     assert found.floor("alignment") == found.value("teacher", "alignment")
     first, second, third = found.notes
     assert first.startswith(
@@ -126,7 +126,7 @@ def test_latents_of_another_shape(
     )
     for name in ("latent_distance", "fd_latents", "diversity", "nearest_ratio"):
         assert name not in found.student
-        assert name == "latent_distance" or name in found.arms["naive"]
+        assert name == "latent_distance" or name in found.models["naive"]
     assert found.student["fd_teacher"].value > 0
 
 

@@ -23,19 +23,19 @@ def pictures(size: int, prompts: tuple[str, ...]) -> Pictures:
 
 
 @pytest.mark.parametrize("size", [32, 256])
-def test_columns_are_arms_and_rows_prompts(tmp_path: Path, size: int) -> None:
+def test_columns_are_models_and_rows_prompts(tmp_path: Path, size: int) -> None:
     long = "a prompt that is much longer than the grid is wide, " * 20
     path = draw_grid(pictures(size, ("a ring", long)), tmp_path / "new" / "grid.png")
-    sheet = np.asarray(Image.open(path).convert("RGB"))
+    samples = np.asarray(Image.open(path).convert("RGB"))
     side = 160 if size == 32 else 256
-    assert sheet.shape[1] == 8 + 3 * (side + 8)
+    assert samples.shape[1] == 8 + 3 * (side + 8)
     for column, colour in enumerate(COLOURS.values()):
         levels = [round(127.5 * (c + 1)) for c in colour]
-        cells = (sheet == levels).all(-1)
+        cells = (samples == levels).all(-1)
         assert cells.sum() == 2 * side * side
         left = 8 + column * (side + 8)
         assert cells[:, left : left + side].sum() == 2 * side * side
-    assert (sheet < 128).all(-1).any(), "there is text"
+    assert (samples < 128).all(-1).any(), "there is text"
 
 
 def test_an_empty_grid_is_refused(tmp_path: Path) -> None:

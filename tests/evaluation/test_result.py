@@ -13,7 +13,7 @@ import torch
 from nitrodistill.evaluation import Evaluation, Metric, Pictures, Sample
 
 FOUND = Evaluation(
-    arms={
+    models={
         "teacher": {
             "denoise_ms": Metric(55.5, 55.1, 60.0),
             "fd_real": Metric(14.83, 13.1, 16.2, 4.9, 1024, "oracle"),

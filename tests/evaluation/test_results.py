@@ -21,7 +21,7 @@ from nitrodistill.evaluation.results import (
 )
 
 IMAGES = {
-    arm: torch.full((1, 3, 8, 8), level) for arm, level in [("teacher", 0.0), ("student", 1.0)]
+    model: torch.full((1, 3, 8, 8), level) for model, level in [("teacher", 0.0), ("student", 1.0)]
 }
 FOUND = Evaluation(
     {"student": {"fd_teacher": Metric(4.0, 3.0, 5.0, 3.5)}},
@@ -50,7 +50,7 @@ def test_results_can_be_read_again(tmp_path: Path) -> None:
         assert text in page
     assert "3.9" not in page, "the newest environment counts"
     found, pictures = load_results(tmp_path / "out")
-    assert found.arms == FOUND.arms
+    assert found.models == FOUND.models
     assert pictures is not None
     assert pictures.prompts == ("a red ring",)
     check_output(tmp_path / "out")

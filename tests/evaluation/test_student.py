@@ -78,7 +78,7 @@ def test_the_coco_recipe_runs_on_two_processes_and_again(
         monkeypatch.delenv(name)
     assert main(command) == 0
     assert {f: f.stat().st_mtime_ns for f in cache.rglob("*") if f.is_file()} == kept
-    assert Evaluation.load(run / "metrics.json").arms == first.arms
+    assert Evaluation.load(run / "metrics.json").models == first.models
     Image.new("RGB", (20, 30)).save(photos / "0.png")
     assert main(command) == 0
     assert len(list(cache.glob("real-*"))) == 2, "other pictures, other numbers"

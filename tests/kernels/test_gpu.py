@@ -8,8 +8,8 @@ import torch
 from nitrodistill import kernels
 from nitrodistill.kernels.dmd import dmd
 from nitrodistill.kernels.lpips_head import lpips_head
-from nitrodistill.kernels.warmup import OPERATIONS, step
 from nitrodistill.kernels.x0_loss import x0_loss
+from tools.kernels.steps import OPERATIONS, step
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device("cuda", 0)

@@ -129,7 +129,7 @@ def test_ddp_sees_the_role_alone(tiny_denoiser, inputs):
     ("settings", "message"),
     [
         ({"rank": 0}, "rank is 0; it must be at least 1"),
-        ({"alpha": 0.0}, r"alpha is 0\.0; it must be positive"),
+        ({"alpha": 0.0}, r"alpha is 0\.0; it must be finite and > 0"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -157,7 +157,7 @@ def test_it_is_measured_as_what_it_is(tiny, recipe, pipeline):
     numbers = evaluate(pipeline, found.denoiser, found.plan, tiny.prompts, _means, config=config)
     base = sum(p.nbytes for n, p in pipeline.denoiser.module.named_parameters() if "lora_" not in n)
     role = sum(p.nbytes for p in found.denoiser.module.parameters())
-    assert numbers.arms["teacher"]["weights_mb"].value == pytest.approx(base / 1e6)
+    assert numbers.models["teacher"]["weights_mb"].value == pytest.approx(base / 1e6)
     assert numbers.student["weights_mb"].value == pytest.approx((base + role) / 1e6)
 
 

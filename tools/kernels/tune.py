@@ -25,7 +25,7 @@ from nitrodistill.files import write_text
 from nitrodistill.kernels import launch
 from nitrodistill.kernels.backend import use
 from nitrodistill.kernels.launch import Options
-from nitrodistill.kernels.warmup import OPERATIONS, step
+from tools.kernels.steps import OPERATIONS, step
 
 SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "x0_loss": ((64, 16, 128, 128),),

@@ -8,15 +8,15 @@ from nitrodistill.evaluation.report.compare import (
 )
 from nitrodistill.evaluation.report.markdown import model_card_table
 from nitrodistill.evaluation.report.page import report_html, write_report
-from nitrodistill.evaluation.report.verdict import Judgement, Verdict, judge, verdict
+from nitrodistill.evaluation.report.verdict import Assessment, Verdict, assess, verdict
 
 __all__ = [
+    "Assessment",
     "Comparison",
-    "Judgement",
     "Verdict",
+    "assess",
     "compare",
     "comparison_html",
-    "judge",
     "model_card_table",
     "report_html",
     "verdict",

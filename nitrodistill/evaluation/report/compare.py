@@ -17,7 +17,7 @@ from typing import Any
 
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number, times
-from nitrodistill.evaluation.report.page import ARMS, READING, floors_in_words, render
+from nitrodistill.evaluation.report.page import MODELS, READING, floors_in_words, render
 from nitrodistill.evaluation.report.pictures import Gallery, compared_gallery
 from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.report.table import Column, make_table
@@ -60,13 +60,13 @@ class Comparison:
     verdicts: Mapping[str, Verdict]
 
     def together(self) -> Evaluation:
-        """The students and the teacher as the arms of one evaluation: its `text` and `markdown` are tables.
+        """The students and the teacher as the models of one evaluation: its `text` and `markdown` are tables.
 
         What the teacher cost was measured once with each student and compares with that one alone: in a note.
         """
-        first = next(iter(self.students.values())).arms.get("teacher", {})
-        arms = {name: found.student for name, found in self.students.items()}
-        arms["teacher"] = {name: m for name, m in first.items() if info(name).group != "cost"}
+        first = next(iter(self.students.values())).models.get("teacher", {})
+        models = {name: found.student for name, found in self.students.items()}
+        models["teacher"] = {name: m for name, m in first.items() if info(name).group != "cost"}
         label = info(self.cost).label
         notes = [
             f"{name}: {label} {times(1 / self.share(name))} below its own teacher's"
@@ -75,7 +75,7 @@ class Comparison:
         notes += [
             f"{name}: {note}" for name, found in self.students.items() for note in found.notes
         ]
-        return Evaluation(arms, notes=tuple(notes))
+        return Evaluation(models, notes=tuple(notes))
 
     def metric(self, name: str) -> Metric:
         """A student's quality."""
@@ -84,7 +84,7 @@ class Comparison:
     def share(self, name: str) -> float:
         """A student's cost over its teacher's."""
         found = self.students[name]
-        return found.student[self.cost].value / found.arms["teacher"][self.cost].value
+        return found.student[self.cost].value / found.models["teacher"][self.cost].value
 
     def front(self) -> frozenset[str]:
         """The students that no other one beats."""
@@ -101,7 +101,7 @@ class Comparison:
         )
 
     def best(self, metric: str) -> frozenset[str]:
-        """The students that are best in a metric, or cannot be told from the best by their intervals."""
+        """The students that are best in a metric, or cannot be distinguished from the best by their intervals."""
         known = {n: f.student[metric] for n, f in self.students.items() if metric in f.student}
         direction = info(metric).best
         if len(known) < 2 or direction == "none":
@@ -130,10 +130,10 @@ def compare(
     quality = _common("quality", quality, QUALITIES, students, ("student",))
     cost = _common("cost", cost, COSTS, students, ("student", "teacher"))
     for name, found in students.items():
-        for metric, arm in ((quality, "student"), (cost, "student"), (cost, "teacher")):
-            if not found.arms[arm][metric].value > 0:
+        for metric, model in ((quality, "student"), (cost, "student"), (cost, "teacher")):
+            if not found.models[model][metric].value > 0:
                 raise ValueError(
-                    f"{metric} of the {arm} of {name!r} is {found.arms[arm][metric].value}; the plot has "
+                    f"{metric} of the {model} of {name!r} is {found.models[model][metric].value}; the plot has "
                     "logarithmic axes, choose a metric that is above 0."
                 )
     return Comparison(students, quality, cost, {n: verdict(f) for n, f in students.items()})
@@ -225,10 +225,10 @@ def _common(
     asked: str | None,
     usual: Sequence[str],
     students: Mapping[str, Evaluation],
-    arms: Sequence[str],
+    models: Sequence[str],
 ) -> str:
-    """The metric asked for, or the first usual one, that all arms of all students have."""
-    columns = [found.arms.get(arm, {}) for found in students.values() for arm in arms]
+    """The metric asked for, or the first usual one, that all models of all students have."""
+    columns = [found.models.get(model, {}) for found in students.values() for model in models]
     names = [
         name
         for name in columns[0]
@@ -255,19 +255,21 @@ def _headline(compared: Comparison) -> str:
     best = [name for name in compared.students if name in compared.best(compared.quality)]
     label = info(compared.quality).label
     if len(best) == len(compared.students):
-        return f"In {label} the students cannot be told apart."
+        return f"In {label} the students cannot be distinguished."
     if len(best) > 1:
-        return f"{listed(best, 'and')} are best in {label}, and cannot be told apart."
+        return f"{listed(best, 'and')} are best in {label}, and cannot be distinguished."
     return f"{best[0]} is best in {label}."
 
 
 def _detail(compared: Comparison) -> str:
     """What the best in quality is like, and what is cheapest."""
     best = min(compared.students, key=lambda n: _away_of(compared, n))
-    metric, told = compared.metric(best), compared.verdicts[best]
+    metric, outcome = compared.metric(best), compared.verdicts[best]
     ends = interval(metric.low, metric.high, metric.value)
     matches = (
-        f" and matches it on {told.matched} of {told.decided} measures" if told.decided else ""
+        f" and matches it on {outcome.matched} of {outcome.decided} measures"
+        if outcome.decided
+        else ""
     )
     cheapest = min(compared.students, key=compared.share)
     cheap = (
@@ -284,9 +286,9 @@ def _detail(compared: Comparison) -> str:
 def _figures(compared: Comparison) -> list[dict[str, str]]:
     figures = []
     for name in sorted(compared.students, key=lambda n: _away_of(compared, n)):
-        metric, told = compared.metric(name), compared.verdicts[name]
+        metric, outcome = compared.metric(name), compared.verdicts[name]
         parts = [name, f"{times(1 / compared.share(name))} cheaper"]
-        parts += [f"matches on {told.matched} of {told.decided}"] if told.decided else []
+        parts += [f"matches on {outcome.matched} of {outcome.decided}"] if outcome.decided else []
         figures.append({"value": number(metric.value), "small": "", "about": " · ".join(parts)})
     return figures
 
@@ -306,7 +308,7 @@ def _plot(compared: Comparison) -> Any:
             )
         )
     first = next(iter(compared.students.values()))
-    teacher = first.arms["teacher"].get(compared.quality)
+    teacher = first.models["teacher"].get(compared.quality)
     floor = None
     if teacher is not None:
         points.append(Point(100.0, teacher.value, "teacher", "teacher"))
@@ -330,7 +332,7 @@ def _plot_lead(compared: Comparison) -> str:
 def _table(compared: Comparison, together: Evaluation) -> Any:
     names = together.metrics()
     columns = [Column(name, name) for name in compared.students]
-    columns += [Column("teacher", ARMS["teacher"]), Column("floor", "floor")]
+    columns += [Column("teacher", MODELS["teacher"]), Column("floor", "floor")]
     floors = {
         name: next((f.floor(name) for f in compared.students.values() if name in f.student), None)
         for name in names
@@ -340,10 +342,10 @@ def _table(compared: Comparison, together: Evaluation) -> Any:
     best = {name: winners for name, winners in best.items() if winners != everybody}
     lead = (
         "Underlined is what no other student beats; several where their intervals overlap, none where "
-        "nobody can be told apart."
+        "nobody can be distinguished."
     )
     return make_table(
-        together.arms,
+        together.models,
         names,
         floors,
         columns,

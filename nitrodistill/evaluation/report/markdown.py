@@ -21,26 +21,26 @@ def model_card_table(found: Evaluation) -> str:
     Raises:
         KeyError: if the evaluation has no student.
     """
-    told = verdict(found)
-    arms = [arm for arm in COLUMNS if arm in found.arms]
-    head = ["", *(COLUMNS[arm] for arm in arms), "floor"]
+    outcome = verdict(found)
+    models = [model for model in COLUMNS if model in found.models]
+    head = ["", *(COLUMNS[model] for model in models), "floor"]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name in found.metrics():
         if name in found.student and not is_part(name):
             label = info(name).label.replace("|", "\\|")
             rows.append(
-                [label, *(_cell(found, arm, name) for arm in arms), _known(found.floor(name))]
+                [label, *(_cell(found, model, name) for model in models), _known(found.floor(name))]
             )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n\n" + "\n".join(f"- {note}" for note in found.notes) if found.notes else ""
-    return f"**{told.headline}** {told.detail}\n\n{table}{notes}"
+    return f"**{outcome.headline}** {outcome.detail}\n\n{table}{notes}"
 
 
-def _cell(found: Evaluation, arm: str, name: str) -> str:
-    metric = found.arms[arm].get(name)
+def _cell(found: Evaluation, model: str, name: str) -> str:
+    metric = found.models[model].get(name)
     if metric is None:
         return "-"
-    ends = interval(metric.low, metric.high, metric.value) if arm == "student" else ""
+    ends = interval(metric.low, metric.high, metric.value) if model == "student" else ""
     return f"{_known(metric.value)}{f' ({ends})' if ends else ''}"
 
 

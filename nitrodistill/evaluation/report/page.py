@@ -23,7 +23,7 @@ __all__ = ["READING", "floors_in_words", "render", "report_html", "write_report"
 
 TEMPLATES = Path(__file__).parent / "templates"
 
-ARMS = {"teacher": "teacher", "naive": "teacher, 1 step", "student": "student", "real": "real"}
+MODELS = {"teacher": "teacher", "naive": "teacher, 1 step", "student": "student", "real": "real"}
 
 READING = (
     "Below a number stands its 95% interval: where it would lie in 95 of 100 evaluations with other samples. "
@@ -33,7 +33,7 @@ READING = (
     "A measure matches where the student's interval reaches the teacher's own number, or the floor where the "
     "teacher has none; for ratios, where it holds 1. Else it differs. Of twenty measures of an equal student "
     "one is expected to differ by chance.",
-    "Distances to the teacher's picture of the same noise are not judged: they reward the average of all "
+    "Distances to the teacher's picture of the same noise are not assessed: they reward the average of all "
     "pictures, and another picture may be as good.",
 )
 
@@ -78,8 +78,8 @@ def report_html(
     environment: Mapping[str, Any] | None = None,
 ) -> str:
     """The page of `write_report` as text; the arguments are the same."""
-    told = verdict(found)
-    pictures = gallery(found, {**ARMS, "naive": "1-step teacher"})
+    outcome = verdict(found)
+    pictures = gallery(found, {**MODELS, "naive": "1-step teacher"})
     costs = _costs(found)
     curves, more_curves = training_curves(logs)
     sections = {
@@ -93,11 +93,11 @@ def report_html(
         "report.html",
         title=title,
         subtitle=_subtitle(found),
-        verdict=told,
-        figures=_figures(found, told),
+        verdict=outcome,
+        figures=_figures(found, outcome),
         contents=[(key, name) for key, (name, there) in sections.items() if there],
         gallery=pictures,
-        table=_table(found, told),
+        table=_table(found, outcome),
         legend=_legend(found),
         reading=READING,
         floors=floors_in_words(found),
@@ -135,12 +135,12 @@ def render(name: str, **values: Any) -> str:
 
 
 def steps_of(found: Evaluation) -> dict[str, str]:
-    """Arm -> its number of steps in words, where the settings say it."""
+    """Model -> its number of steps in words, where the settings say it."""
     counts = {
         "teacher": found.settings.get("num_inference_steps"),
         "student": len(found.settings.get("student_timesteps", ())),
     }
-    return {arm: f"{n} step" + ("s" if n != 1 else "") for arm, n in counts.items() if n}
+    return {model: f"{n} step" + ("s" if n != 1 else "") for model, n in counts.items() if n}
 
 
 def _subtitle(found: Evaluation) -> str:
@@ -151,7 +151,7 @@ def _subtitle(found: Evaluation) -> str:
     return " · ".join(parts)
 
 
-def _figures(found: Evaluation, told: Verdict) -> list[dict[str, str]]:
+def _figures(found: Evaluation, outcome: Verdict) -> list[dict[str, str]]:
     """Up to four numbers for the head: what is gained, then what is lost."""
     shown = []
     faster = speedup(found, "denoise_ms")
@@ -159,38 +159,51 @@ def _figures(found: Evaluation, told: Verdict) -> list[dict[str, str]]:
         whole = speedup(found, "pipeline_ms")
         more = f"; {times(whole)} from prompt to picture" if whole else ""
         shown.append({"value": times(faster), "about": f"faster in denoising{more}"})
-    if told.decided:
+    if outcome.decided:
         about = "measures match the teacher within the sampling error"
-        shown.append({"value": str(told.matched), "small": f"of {told.decided}", "about": about})
+        shown.append(
+            {"value": str(outcome.matched), "small": f"of {outcome.decided}", "about": about}
+        )
     for group in ("text", "distribution", "diversity"):
-        judged = next((j for n, j in told.judgements.items() if info(n).group == group), None)
-        if judged is not None and judged.reference is not None:
-            label = info(judged.metric).label
-            value = {"value": number(judged.value), "small": "", "about": f"{label}; {judged.told}"}
+        assessed = next((j for n, j in outcome.assessments.items() if info(n).group == group), None)
+        if assessed is not None and assessed.reference is not None:
+            label = info(assessed.metric).label
+            value = {
+                "value": number(assessed.value),
+                "small": "",
+                "about": f"{label}; {assessed.reference_text}",
+            }
             shown.append(value)
     return [{"small": "", **item} for item in shown[:4]]
 
 
-def _table(found: Evaluation, told: Verdict) -> Any:
+def _table(found: Evaluation, outcome: Verdict) -> Any:
     names = found.metrics()
     floors = {name: found.floor(name) for name in names}
-    order = [arm for arm in ("student", "teacher", "naive", "real") if arm in found.arms]
-    order += [arm for arm in found.arms if arm not in order]
+    order = [model for model in ("student", "teacher", "naive", "real") if model in found.models]
+    order += [model for model in found.models if model not in order]
     small = {**steps_of(found), "naive": "1 step"}
-    titles = {**ARMS, "naive": "teacher", "real": "real pictures"}
+    titles = {**MODELS, "naive": "teacher", "real": "real pictures"}
     columns = [
-        Column(arm, titles.get(arm, arm), arm == "student", small.get(arm, "")) for arm in order
+        Column(model, titles.get(model, model), model == "student", small.get(model, ""))
+        for model in order
     ]
     columns.append(Column("floor", "floor"))
     count = found.settings.get("num_samples")
-    lead = "Below each number its 95% interval; beside them what equal sets would come to."
+    lead = "Below each number its 95% interval; next to them what equal sets would come to."
     if count:
         lead = (
-            f"All on the same noise and prompts, {number(float(count), 0)} samples an arm. Below each "
+            f"All on the same noise and prompts, {number(float(count), 0)} samples a model. Below each "
             "number its 95% interval; the floor is what two sets of one distribution come to."
         )
     return make_table(
-        found.arms, names, floors, columns, "Metrics of every arm", lead, judged=told.judgements
+        found.models,
+        names,
+        floors,
+        columns,
+        "Metrics of every model",
+        lead,
+        assessed=outcome.assessments,
     )
 
 
@@ -204,9 +217,11 @@ def floors_in_words(found: Evaluation) -> list[tuple[str, str]]:
 
 
 def _legend(found: Evaluation) -> list[tuple[Any, str]]:
-    words = {"student": "student", "naive": ARMS["naive"], "teacher": "teacher", "floor": "floor"}
+    words = {"student": "student", "naive": MODELS["naive"], "teacher": "teacher", "floor": "floor"}
     return [
-        (_key(kind), text) for kind, text in words.items() if kind == "floor" or kind in found.arms
+        (_key(kind), text)
+        for kind, text in words.items()
+        if kind == "floor" or kind in found.models
     ]
 
 
@@ -225,16 +240,20 @@ def _costs(found: Evaluation) -> list[dict[str, Any]]:
         if info(name).group != "cost":
             continue
         title, _, unit = info(name).label.partition(", ")
-        arms = [arm for arm in ("teacher", "naive", "student") if name in found.arms.get(arm, {})]
-        most = max(found.arms[arm][name].value for arm in arms) or 1.0
+        models = [
+            model
+            for model in ("teacher", "naive", "student")
+            if name in found.models.get(model, {})
+        ]
+        most = max(found.models[model][name].value for model in models) or 1.0
         bars = [
             {
-                "label": ARMS[arm],
-                "kind": arm,
-                "share": f"{found.arms[arm][name].value / most:.4f}",
-                "text": f"{number(found.arms[arm][name].value)} {unit}".strip(),
+                "label": MODELS[model],
+                "kind": model,
+                "share": f"{found.models[model][name].value / most:.4f}",
+                "text": f"{number(found.models[model][name].value)} {unit}".strip(),
             }
-            for arm in arms
+            for model in models
         ]
         charts.append({"title": title, "bars": bars})
     return charts
@@ -250,7 +269,7 @@ def _cost_lead(found: Evaluation) -> str:
     batch = settings.get("cost_batch_size")
     size = f", {batch} pictures at a time where it says nothing else" if batch else ""
     return (
-        f"Measured{where}{threads}{size}: warmed up, the arms in turns, the device idle before the clock is "
+        f"Measured{where}{threads}{size}: warmed up, the models in turns, the device idle before the clock is "
         "read, the median of the runs."
     )
 

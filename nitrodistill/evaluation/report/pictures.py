@@ -27,15 +27,15 @@ class Gallery:
     """What the template shows.
 
     Attributes:
-        cards: one a sample: index, prompt, fair, images (arm, title, uri), distances, shown.
+        cards: one a sample: index, prompt, fair, images (model, title, uri), distances, shown.
         distances: what can be sorted by: name, label, and which direction is worst and best first.
         lead: how the samples were chosen, in words.
         width: of a picture, in pixels.
         height: of a picture.
         pixelated: whether the pictures are so small that they are enlarged without smoothing.
-        has_naive: whether there is an arm that can be hidden.
+        has_naive: whether there is a model that can be hidden.
         has_fair: whether some cards are a fair sample and others not.
-        always_all: whether all arms are shown at once.
+        always_all: whether all models are shown at once.
         wide: least width of a card, as CSS, or empty.
         first: cards before "show all".
     """
@@ -72,7 +72,7 @@ def gallery(found: Evaluation, titles: Mapping[str, str]) -> Gallery | None:
 
     Args:
         found: the evaluation, with `examples`, `worst` or both.
-        titles: arm -> title.
+        titles: model -> title.
     """
     sets = [p for p in (found.worst, found.examples) if p is not None and len(p.prompts)]
     if not sets:
@@ -82,7 +82,7 @@ def gallery(found: Evaluation, titles: Mapping[str, str]) -> Gallery | None:
     rows: dict[int, tuple[str, Mapping[str, Tensor]]] = {}
     for pictures in sets:
         for i, index in enumerate(_indices(pictures)):
-            images = {arm: batch[i] for arm, batch in pictures.images.items()}
+            images = {model: batch[i] for model, batch in pictures.images.items()}
             rows.setdefault(index, (pictures.prompts[i], images))
     cards = [
         _card(index, prompt, images, titles, known.get(index, {}), index in fair)
@@ -169,8 +169,8 @@ def _card(
     fair: bool,
 ) -> dict[str, Any]:
     shown = [
-        {"arm": arm, "title": titles.get(arm, arm), "uri": data_uri(image)}
-        for arm, image in images.items()
+        {"model": model, "title": titles.get(model, model), "uri": data_uri(image)}
+        for model, image in images.items()
     ]
     return {
         "index": index,

@@ -28,7 +28,7 @@ class Point:
     Attributes:
         x: horizontal, above 0.
         y: vertical, above 0.
-        label: written beside it.
+        label: written next to it.
         kind: class of its colour.
         y_low: lower end of the interval of y, or None.
         y_high: upper end.
@@ -101,7 +101,7 @@ def line_chart(points: Sequence[tuple[float, float]], title: str, x_name: str = 
 def strip(
     marks: Sequence[Mark], logarithmic: bool, low: float | None = None, high: float | None = None
 ) -> Markup:
-    """Values on one line with their intervals, to be read beside their numbers; 160 by 22 units.
+    """Values on one line with their intervals, to be read next to their numbers; 160 by 22 units.
 
     It has no alternative text, as it repeats the numbers of its row.
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number
 from nitrodistill.evaluation.report.svg import Mark, strip
-from nitrodistill.evaluation.report.verdict import Judgement, is_part
+from nitrodistill.evaluation.report.verdict import Assessment, is_part
 from nitrodistill.evaluation.result import Metric
 
 __all__ = ["Cell", "Column", "Group", "Row", "Table", "make_table"]
@@ -26,7 +26,7 @@ TITLES = {
 
 @dataclass(frozen=True)
 class Column:
-    """A column: key of an arm or "floor", title, what stands below it, and whether it is set off."""
+    """A column: key of a model or "floor", title, what stands below it, and whether it is set off."""
 
     key: str
     title: str
@@ -103,7 +103,7 @@ def make_table(
     caption: str,
     lead: str,
     *,
-    judged: Mapping[str, Judgement] | None = None,
+    assessed: Mapping[str, Assessment] | None = None,
     best: Mapping[str, frozenset[str]] | None = None,
     cost: bool = False,
 ) -> Table:
@@ -116,7 +116,7 @@ def make_table(
         columns: which are shown; one may be "floor".
         caption: for screen readers.
         lead: the sentence above.
-        judged: metric -> Judgement, for a last column with verdicts.
+        assessed: metric -> Assessment, for a last column with verdicts.
         best: metric -> keys of the columns that nothing beats.
         cost: whether metrics of cost are in it, which else are left to charts.
     """
@@ -130,12 +130,12 @@ def make_table(
         cells = [
             _cell(c, mine, floors.get(name), (best or {}).get(name, frozenset())) for c in columns
         ]
-        line = _strip(name, mine, floors.get(name)) if judged is not None else Markup("")
-        state = _state((judged or {}).get(name))
+        line = _strip(name, mine, floors.get(name)) if assessed is not None else Markup("")
+        state = _state((assessed or {}).get(name))
         about = "" if is_part(name) else info(name).about
         groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, state))
     shown = [Group(titles[group], rows) for group, rows in groups.items()]
-    return Table(caption, lead, columns, shown, judged is not None, judged is not None)
+    return Table(caption, lead, columns, shown, assessed is not None, assessed is not None)
 
 
 def _cell(
@@ -154,10 +154,10 @@ def _strip(name: str, mine: Mapping[str, Metric], floor: float | None) -> Markup
     """Teacher (or floor), naive and student on one line: shares from 0 to 1, the rest by factors."""
     best = info(name).best
     marks = [Mark(floor, "floor")] if floor is not None and "teacher" not in mine else []
-    for arm in ("teacher", "naive", "student"):
-        if arm in mine:
-            metric = mine[arm]
-            marks.append(Mark(metric.value, arm, metric.low, metric.high))
+    for model in ("teacher", "naive", "student"):
+        if model in mine:
+            metric = mine[model]
+            marks.append(Mark(metric.value, model, metric.low, metric.high))
     if "student" not in mine:
         return Markup("")
     if best == "low":
@@ -165,7 +165,7 @@ def _strip(name: str, mine: Mapping[str, Metric], floor: float | None) -> Markup
     return strip(marks, logarithmic=False, low=0.0, high=1.0)
 
 
-def _state(judgement: Judgement | None) -> State | None:
-    if judgement is None or judgement.state == "open":
+def _state(assessment: Assessment | None) -> State | None:
+    if assessment is None or assessment.state == "open":
         return None
-    return State("matches", "good") if judgement.state == "matches" else State("differs", "off")
+    return State("matches", "good") if assessment.state == "matches" else State("differs", "off")

@@ -7,9 +7,9 @@ A measure **matches** where its 95% interval reaches what the teacher itself com
     near 1 is good  the interval holds 1, or the floor
 
 and **differs** elsewhere. Without an interval, or with nothing to compare with, it is **open**. Distances between
-the pictures of equal noise are not judged: another picture may be as good. Nor are the costs.
+the pictures of equal noise are not assessed: another picture may be as good. Nor are the costs.
 
-Each measure is judged by its own interval: of twenty measures of an equal student one is expected to differ.
+Each measure is assessed by its own interval: of twenty measures of an equal student one is expected to differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import number
 from nitrodistill.evaluation.result import Evaluation, Metric
 
-__all__ = ["GROUPS", "Judgement", "Verdict", "judge", "listed", "speedup", "verdict"]
+__all__ = ["GROUPS", "Assessment", "Verdict", "assess", "listed", "speedup", "verdict"]
 
 State = Literal["matches", "differs", "open"]
 
@@ -33,11 +33,11 @@ GROUPS: dict[str, str] = {
     "sharpness": "sharpness",
     "diversity": "variety",
 }
-"""The groups of the catalogue that are judged, as a sentence names them."""
+"""The groups of the catalogue that are assessed, as a sentence names them."""
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Assessment:
     """One measure of the student against its teacher.
 
     Attributes:
@@ -45,7 +45,7 @@ class Judgement:
         state: "matches", "differs" or "open".
         value: the student's number.
         reference: the teacher's number, the floor, or 1; None if there is none.
-        told: what the reference is, in words.
+        reference_text: what the reference is, in words.
         gap: how far value and reference are apart, in half widths of the value's interval.
     """
 
@@ -53,7 +53,7 @@ class Judgement:
     state: State
     value: float
     reference: float | None
-    told: str
+    reference_text: str
     gap: float = 0.0
 
 
@@ -64,26 +64,26 @@ class Verdict:
     Attributes:
         headline: one short sentence.
         detail: one sentence with numbers.
-        judgements: metric -> Judgement, in the catalogue's order.
+        assessments: metric -> Assessment, in the catalogue's order.
     """
 
     headline: str
     detail: str
-    judgements: Mapping[str, Judgement]
+    assessments: Mapping[str, Assessment]
 
     @property
     def matched(self) -> int:
         """How many measures match."""
-        return sum(j.state == "matches" for j in self.judgements.values())
+        return sum(j.state == "matches" for j in self.assessments.values())
 
     @property
     def decided(self) -> int:
         """How many match or differ."""
-        return sum(j.state != "open" for j in self.judgements.values())
+        return sum(j.state != "open" for j in self.assessments.values())
 
 
-def judge(name: str, student: Metric, teacher: Metric | None, floor: float | None) -> Judgement:
-    """Judges one measure.
+def assess(name: str, student: Metric, teacher: Metric | None, floor: float | None) -> Assessment:
+    """Assesses one measure.
 
     Args:
         name: the metric's.
@@ -93,21 +93,21 @@ def judge(name: str, student: Metric, teacher: Metric | None, floor: float | Non
     """
     best = info(name).best
     if best == "one":
-        reference, told, ends = 1.0, "1 is the teacher", [1.0, *([] if floor is None else [floor])]
+        reference, text, ends = 1.0, "1 is the teacher", [1.0, *([] if floor is None else [floor])]
     elif teacher is not None:
-        reference, told = teacher.value, f"teacher {number(teacher.value)}"
+        reference, text = teacher.value, f"teacher {number(teacher.value)}"
         ends = [e for e in (teacher.low, teacher.value, teacher.high) if e is not None]
     elif floor is not None:
-        reference, told, ends = floor, f"floor {number(floor)}", [floor]
+        reference, text, ends = floor, f"floor {number(floor)}", [floor]
     else:
-        return Judgement(name, "open", student.value, None, "")
+        return Assessment(name, "open", student.value, None, "")
     if student.low is None or student.high is None or best == "none":
-        return Judgement(name, "open", student.value, reference, told)
+        return Assessment(name, "open", student.value, reference, text)
     reaches_down = student.low <= max(ends) or best == "high"
     reaches_up = student.high >= min(ends) or best == "low"
     state: State = "matches" if reaches_down and reaches_up else "differs"
     gap = _gap(student.value, reference, student.low, student.high)
-    return Judgement(name, state, student.value, reference, told, gap)
+    return Assessment(name, state, student.value, reference, text, gap)
 
 
 def _gap(value: float, reference: float, low: float, high: float) -> float:
@@ -121,16 +121,16 @@ def verdict(found: Evaluation) -> Verdict:
     Raises:
         KeyError: if it has no student.
     """
-    teacher = found.arms.get("teacher", {})
-    judged = {
-        name: judge(name, found.student[name], teacher.get(name), found.floor(name))
+    teacher = found.models.get("teacher", {})
+    assessed = {
+        name: assess(name, found.student[name], teacher.get(name), found.floor(name))
         for name in found.metrics()
         if name in found.student and info(name).group in GROUPS and not is_part(name)
     }
-    decided = [j for j in judged.values() if j.state != "open"]
+    decided = [j for j in assessed.values() if j.state != "open"]
     if not decided:
-        return Verdict(*_undecided([*judged.values()]), judged)
-    return Verdict(_headline(decided), _detail(decided, found), judged)
+        return Verdict(*_undecided([*assessed.values()]), assessed)
+    return Verdict(_headline(decided), _detail(decided, found), assessed)
 
 
 def is_part(name: str) -> bool:
@@ -144,10 +144,10 @@ def speedup(found: Evaluation, metric: str) -> float | None:
     return teachers / mine if mine and teachers else None
 
 
-def _headline(decided: Sequence[Judgement]) -> str:
+def _headline(decided: Sequence[Assessment]) -> str:
     states: dict[str, set[State]] = {}
-    for judgement in decided:
-        states.setdefault(info(judgement.metric).group, set()).add(judgement.state)
+    for assessment in decided:
+        states.setdefault(info(assessment.metric).group, set()).add(assessment.state)
     good = [GROUPS[g] for g, found in states.items() if found == {"matches"}]
     bad = [GROUPS[g] for g in states if GROUPS[g] not in good]
     if not bad:
@@ -159,7 +159,7 @@ def _headline(decided: Sequence[Judgement]) -> str:
     )
 
 
-def _detail(decided: Sequence[Judgement], found: Evaluation) -> str:
+def _detail(decided: Sequence[Assessment], found: Evaluation) -> str:
     samples = max((m.num_samples or 0 for m in found.student.values()), default=0)
     size = f" of {number(float(samples), 0)} pictures" if samples else ""
     matched = sum(j.state == "matches" for j in decided)
@@ -171,13 +171,15 @@ def _detail(decided: Sequence[Judgement], found: Evaluation) -> str:
             if matched > 1
             else "the one measure"
         )
-        return f"On {every} it cannot be told from its teacher within the sampling error{size}."
-    worst: dict[str, Judgement] = {}
+        return f"On {every} it cannot be distinguished from its teacher within the sampling error{size}."
+    worst: dict[str, Assessment] = {}
     for j in decided:
         group = info(j.metric).group
         if j.state == "differs" and (group not in worst or j.gap > worst[group].gap):
             worst[group] = j
-    shown = [f"{info(j.metric).label} {number(j.value)} ({j.told})" for j in worst.values()]
+    shown = [
+        f"{info(j.metric).label} {number(j.value)} ({j.reference_text})" for j in worst.values()
+    ]
     agree = "agrees" if matched == 1 else "agree"
     return (
         f"{matched} of {len(decided)} measures {agree} within the sampling error{size}; farthest off: "
@@ -185,13 +187,13 @@ def _detail(decided: Sequence[Judgement], found: Evaluation) -> str:
     )
 
 
-def _undecided(judgements: Sequence[Judgement]) -> tuple[str, str]:
-    known = [j for j in judgements if j.reference is not None]
-    shown = [f"{info(j.metric).label} {number(j.value)} ({j.told})" for j in known]
+def _undecided(assessments: Sequence[Assessment]) -> tuple[str, str]:
+    known = [j for j in assessments if j.reference is not None]
+    shown = [f"{info(j.metric).label} {number(j.value)} ({j.reference_text})" for j in known]
     numbers = f" It measured {', '.join(shown[:4])}." if shown else ""
     return (
         "This evaluation cannot tell.",
-        f"Its numbers have no intervals, so that no difference can be told from chance.{numbers}",
+        f"Its numbers have no intervals, so that no difference can be distinguished from chance.{numbers}",
     )
 
 

@@ -134,11 +134,11 @@ def _loss_and_gradients(
             given = _Planes(
                 x=x[part].to(dtype),
                 y=y[part].to(dtype),
-                c1=_of_part(c1, part, window),
-                c2=_of_part(c2, part, window),
-                offset=_of_part(offset, part, window),
+                c1=_of_part(c1, part),
+                c2=_of_part(c2, part),
+                offset=_of_part(offset, part),
                 one=_constant(1.0, dtype, device),
-                weight=None if weight is None else _weight(window, weight[part]),
+                weight=None if weight is None else weight[part].transpose(0, 1).contiguous(),
             )
             to_x, to_y = (None if g is None else g[part] for g in (grad_x, grad_y))
             sums.append(_some_planes(given, window, options.mode, to_x, to_y, room))
@@ -160,11 +160,12 @@ def _some_planes(
 
     A name is taken over when the map before it is done with: memory is what bounds the speed.
     """
-    shape = window.map_shape(*planes.x.shape)
+    count, height, width = planes.x.shape
+    shape = height, count, width
     outer = _maps(room, 4, shape)
     s, d, square_s, square_d = outer
-    shift = window.per_plane(planes.y.mean((1, 2)))
-    x, y = window.gather(planes.x, square_s), window.gather(planes.y, square_d)
+    shift = planes.y.mean((1, 2)).unsqueeze(1)
+    x, y = square_s.copy_(planes.x.transpose(0, 1)), square_d.copy_(planes.y.transpose(0, 1))
     torch.sub(x, y, out=d)
     torch.add(d, y.sub_(shift), alpha=2, out=s)
     torch.addcmul(planes.c2, s, s, out=square_s)  # a constant passes through the window
@@ -185,7 +186,7 @@ def _some_planes(
         e = torch.addcmul(a, b, rest, out=rest)
     else:
         r, e = var_s.reciprocal_(), b
-    total = window.total(e if planes.weight is None else e * planes.weight)
+    total = (e if planes.weight is None else e * planes.weight).sum((0, 2))
     if grad_x is None and grad_y is None:
         return total
 
@@ -214,22 +215,18 @@ def _some_planes(
     along.addcmul_(s, by_ss, value=-1)
     if grad_x is not None and grad_y is not None:
         along_d = found[1].addcmul_(d, by_dd)
-        window.scatter(torch.add(along, along_d, out=by_ss), grad_x)
-        window.scatter(torch.sub(along, along_d, out=by_ss), grad_y)
+        grad_x.copy_(torch.add(along, along_d, out=by_ss).transpose(0, 1))
+        grad_y.copy_(torch.sub(along, along_d, out=by_ss).transpose(0, 1))
     elif grad_x is not None:
-        window.scatter(along.addcmul_(d, by_dd), grad_x)
+        grad_x.copy_(along.addcmul_(d, by_dd).transpose(0, 1))
     elif grad_y is not None:
-        window.scatter(along.addcmul_(d, by_dd, value=-1), grad_y)
+        grad_y.copy_(along.addcmul_(d, by_dd, value=-1).transpose(0, 1))
     return total
 
 
 def _maps(room: Tensor, count: int, shape: torch.Size | tuple[int, ...]) -> Tensor:
     """The first maps of the room, as a stack."""
     return room[: count * math.prod(shape)].view(count, *shape)
-
-
-def _weight(window: Window, planes: Tensor) -> Tensor:
-    return window.gather(planes, planes.new_empty(window.map_shape(*planes.shape)))
 
 
 def _per_plane(
@@ -242,8 +239,8 @@ def _per_plane(
     return value.repeat(batch) if value.ndim else value
 
 
-def _of_part(value: Tensor, part: slice, window: Window) -> Tensor:
-    return window.per_plane(value[part]) if value.ndim else value
+def _of_part(value: Tensor, part: slice) -> Tensor:
+    return value[part].unsqueeze(1) if value.ndim else value
 
 
 @lru_cache(maxsize=32)

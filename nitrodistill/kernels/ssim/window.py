@@ -41,26 +41,6 @@ class Window(NamedTuple):
         """Rows and columns of its positions."""
         return self.vertical.forward[-1].rows.stop, self.horizontal.forward[-1].rows.stop
 
-    def map_shape(self, planes: int, rows: int, columns: int) -> tuple[int, int, int]:
-        """The shape of a map."""
-        return rows, planes, columns
-
-    def gather(self, planes: Tensor, out: Tensor) -> Tensor:
-        """Copies planes `(P, rows, columns)` to a map."""
-        return out.copy_(planes.transpose(0, 1))
-
-    def scatter(self, values: Tensor, out: Tensor) -> Tensor:
-        """Copies a map to planes."""
-        return out.copy_(values.transpose(0, 1))
-
-    def per_plane(self, values: Tensor) -> Tensor:
-        """Views `(P,)` so that it broadcasts against maps."""
-        return values.unsqueeze(1)
-
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over each plane of a map, `(P,)`."""
-        return values.sum((0, 2))
-
     def mean(self, maps: Tensor) -> Tensor:
         """The mean of each map under the window, in new memory."""
         return _filter(maps, self.vertical.forward, self.horizontal.forward)

@@ -77,7 +77,7 @@ def metric(value: float, width: float = 0.1, floor: float | None = None) -> Metr
 
 def make_evaluation(prompts: tuple[str, ...] = ("a red ring", "a blue circle")) -> Evaluation:
     """Teacher, naive, student and real; K pictures of 8x8 pixels, the last one in `worst` alone."""
-    arms: Mapping[str, Mapping[str, Metric]] = {
+    models: Mapping[str, Mapping[str, Metric]] = {
         "teacher": {
             "alignment": metric(0.99, 0.005),
             "fd_real": metric(4.0, floor=2.5),
@@ -106,7 +106,7 @@ def make_evaluation(prompts: tuple[str, ...] = ("a red ring", "a blue circle")) 
     images = {"teacher": levels, "naive": levels * 0.5, "student": levels * 0.9}
     last = len(prompts) - 1
     return Evaluation(
-        arms,
+        models,
         {"num_samples": 64, "num_inference_steps": 25, "student_timesteps": [999], "device": "cpu"},
         samples,
         Pictures(prompts[:last], {n: x[:last] for n, x in images.items()}, tuple(range(last))),

@@ -28,7 +28,7 @@ def students(evaluation: Callable[..., Evaluation]) -> dict[str, Evaluation]:
 
     def make(distance: Metric, cost: float) -> Evaluation:
         student = {**found.student, "fd_teacher": distance, "denoise_ms": Metric(cost)}
-        return replace(found, arms={**found.arms, "student": student})
+        return replace(found, models={**found.models, "student": student})
 
     return {name: make(*place) for name, place in PLACES.items()}
 
@@ -46,7 +46,7 @@ def test_the_front_and_the_best(students: dict[str, Evaluation]) -> None:
 def test_high_is_good_for_alignment(students: dict[str, Evaluation]) -> None:
     found = students["slow"]
     better = {**found.student, "alignment": Metric(0.99, 0.985, 0.995)}
-    students["slow"] = replace(found, arms={**found.arms, "student": better})
+    students["slow"] = replace(found, models={**found.models, "student": better})
     compared = compare(students, quality="alignment")
     assert compared.best("alignment") == {"slow"}
     assert compared.front() == {"fast", "slow"}
@@ -55,7 +55,7 @@ def test_high_is_good_for_alignment(students: dict[str, Evaluation]) -> None:
 def test_equals_are_all_on_the_front(students: dict[str, Evaluation]) -> None:
     compared = compare({"a": students["good"], "b": students["good"]})
     assert compared.front() == compared.best("fd_teacher") == {"a", "b"}
-    assert "the students cannot be told apart" in comparison_html(compared)
+    assert "the students cannot be distinguished" in comparison_html(compared)
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_equals_are_all_on_the_front(students: dict[str, Evaluation]) -> None:
         ),
         (lambda f: replace(f, settings={**f.settings, "num_samples": 8}), "num_samples 8"),
         (lambda f: replace(f, samples=f.samples[::-1]), "on other prompts"),
-        (lambda f: replace(f, arms={**f.arms, "student": {}}), "share no quality"),
-        (lambda f: replace(f, arms={"student": f.student}), "cost_repeats of 1 or more"),
+        (lambda f: replace(f, models={**f.models, "student": {}}), "share no quality"),
+        (lambda f: replace(f, models={"student": f.student}), "cost_repeats of 1 or more"),
     ],
 )
 def test_what_was_not_made_alike_is_refused(
@@ -86,7 +86,9 @@ def test_mistakes_in_what_is_asked(students: dict[str, Evaluation]) -> None:
     ):
         compare(students, quality="fd_moon")
     none = {**students["good"].student, "fd_teacher": Metric(0.0)}
-    students["good"] = replace(students["good"], arms={**students["good"].arms, "student": none})
+    students["good"] = replace(
+        students["good"], models={**students["good"].models, "student": none}
+    )
     with pytest.raises(ValueError, match=r"fd_teacher of the student of 'good' is 0\.0"):
         compare(students)
 
@@ -105,7 +107,7 @@ def test_the_page(
     path = write_comparison(compare(students), tmp_path / "new" / "page.html", kept)
     page = read_page(path.read_text(encoding="utf-8"))
     assert page.all("h1")[0].text == (
-        "good and also good are best in FD to teacher, and cannot be told apart."
+        "good and also good are best in FD to teacher, and cannot be distinguished."
     )
     (card,) = page.all("li", "data-index")
     assert card.attributes["data-prompt"] == "a green cross", "the sample that all have"

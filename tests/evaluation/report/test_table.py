@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nitrodistill.evaluation import Metric
-from nitrodistill.evaluation.report import judge
+from nitrodistill.evaluation.report import assess
 from nitrodistill.evaluation.report.table import Column, make_table
 
 VALUES = {
@@ -19,13 +19,13 @@ NAMES = ["alignment", "fd_teacher", "denoise_ms"]
 
 
 def test_rows_and_cells() -> None:
-    judged = {
-        "alignment": judge(
+    assessed = {
+        "alignment": assess(
             "alignment", VALUES["student"]["alignment"], VALUES["teacher"]["alignment"], None
         )
     }
     table = make_table(
-        VALUES, NAMES, {"fd_teacher": 3.0}, COLUMNS, "caption", "lead", judged=judged
+        VALUES, NAMES, {"fd_teacher": 3.0}, COLUMNS, "caption", "lead", assessed=assessed
     )
     assert [group.title for group in table.groups] == [
         "Follows its prompt",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from nitrodistill.evaluation import Evaluation, Metric
-from nitrodistill.evaluation.report import judge, verdict
+from nitrodistill.evaluation.report import assess, verdict
 
 
 def metric(value: float, low: float | None = None, high: float | None = None) -> Metric:
@@ -39,31 +39,31 @@ def metric(value: float, low: float | None = None, high: float | None = None) ->
 def test_states(
     name: str, student: Metric, teacher: Metric | None, floor: float | None, state: str
 ) -> None:
-    assert judge(name, student, teacher, floor).state == state
+    assert assess(name, student, teacher, floor).state == state
 
 
 def test_the_sentence_has_the_numbers(evaluation: Callable[..., Evaluation]) -> None:
-    told = verdict(evaluation())
-    assert told.headline == (
+    outcome = verdict(evaluation())
+    assert outcome.headline == (
         "The student matches its teacher in variety, but not in following prompts, distribution or "
         "sharpness."
     )
-    assert told.detail == (
+    assert outcome.detail == (
         "1 of 5 measures agrees within the sampling error of 64 pictures; farthest off: alignment 0.900 "
         "(teacher 0.990), FD to real 12.0 (teacher 4.00), edge ratio 0.900 (1 is the teacher)."
     )
-    assert (told.matched, told.decided) == (1, 5)
-    assert "alignment@colour" not in told.judgements, "the whole counts its parts"
-    assert "pixel_distance" not in told.judgements, "another picture may be as good"
+    assert (outcome.matched, outcome.decided) == (1, 5)
+    assert "alignment@colour" not in outcome.assessments, "the whole counts its parts"
+    assert "pixel_distance" not in outcome.assessments, "another picture may be as good"
 
 
 def test_the_teacher_as_its_own_student_matches() -> None:
-    arm = {"alignment": metric(0.99, 0.98, 1.0), "fd_real": metric(4.0, 3.0, 5.0)}
-    told = verdict(Evaluation({"teacher": arm, "student": arm}))
-    assert told.headline == "The student matches its teacher."
+    model = {"alignment": metric(0.99, 0.98, 1.0), "fd_real": metric(4.0, 3.0, 5.0)}
+    outcome = verdict(Evaluation({"teacher": model, "student": model}))
+    assert outcome.headline == "The student matches its teacher."
     assert (
-        told.detail
-        == "On both measures it cannot be told from its teacher within the sampling error."
+        outcome.detail
+        == "On both measures it cannot be distinguished from its teacher within the sampling error."
     )
     assert verdict(
         Evaluation({"student": {"fd_teacher": Metric(2.0, 1.0, 3.0, 2.5)}})
@@ -72,24 +72,24 @@ def test_the_teacher_as_its_own_student_matches() -> None:
 
 def test_a_hopeless_student_is_told_so() -> None:
     student = {"fd_teacher": Metric(700.0, 690.0, 710.0, 3.0), "diversity": Metric(0.0, 0.0, 0.0)}
-    told = verdict(Evaluation({"student": student}))
-    assert told.headline == "The student does not match its teacher yet."
-    assert "0 of 2 measures agree" in told.detail
-    assert "diversity 0 (1 is the teacher)" in told.detail
+    outcome = verdict(Evaluation({"student": student}))
+    assert outcome.headline == "The student does not match its teacher yet."
+    assert "0 of 2 measures agree" in outcome.detail
+    assert "diversity 0 (1 is the teacher)" in outcome.detail
 
 
 def test_the_farthest_off_is_so_in_widths_of_its_interval() -> None:
     """Squared discrepancies and their floors may be negative, so that factors mean nothing."""
-    sure = judge("kid_teacher", Metric(9.0, 8.0, 10.0), None, -1.0)
-    unsure = judge("fd_teacher", Metric(900.0, 100.0, 1700.0), None, 3.0)
+    sure = assess("kid_teacher", Metric(9.0, 8.0, 10.0), None, -1.0)
+    unsure = assess("fd_teacher", Metric(900.0, 100.0, 1700.0), None, 3.0)
     assert sure.gap == pytest.approx(10.0)
     assert unsure.gap == pytest.approx(897 / 800)
-    assert judge("diversity", Metric(1.0, 1.0, 1.0), None, None).gap == 0
-    assert judge("diversity", Metric(0.0, 0.0, 0.0), None, None).gap == float("inf")
+    assert assess("diversity", Metric(1.0, 1.0, 1.0), None, None).gap == 0
+    assert assess("diversity", Metric(0.0, 0.0, 0.0), None, None).gap == float("inf")
 
 
 def test_without_intervals_nothing_is_claimed() -> None:
-    told = verdict(Evaluation({"student": {"fd_teacher": Metric(7.0, floor=3.0)}}))
-    assert told.headline == "This evaluation cannot tell."
-    assert told.detail.endswith("It measured FD to teacher 7.00 (floor 3.00).")
-    assert told.decided == 0
+    outcome = verdict(Evaluation({"student": {"fd_teacher": Metric(7.0, floor=3.0)}}))
+    assert outcome.headline == "This evaluation cannot tell."
+    assert outcome.detail.endswith("It measured FD to teacher 7.00 (floor 3.00).")
+    assert outcome.decided == 0

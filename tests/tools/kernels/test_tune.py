@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import torch
 
 from nitrodistill.kernels import launch
-from nitrodistill.kernels.warmup import OPERATIONS
 from tools.kernels import tune
+from tools.kernels.steps import OPERATIONS
 
 
 def test_search_finds_the_bottom_of_a_valley():

@@ -1,4 +1,4 @@
-"""The arms of an evaluation: teacher, naive one-step teacher, student; how each draws."""
+"""The models of an evaluation: teacher, naive one-step teacher, student; how each draws."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Arm", "make_arms"]
+__all__ = ["Model", "make_models"]
 
 
 @dataclass(frozen=True)
-class Arm:
+class Model:
     """Something that draws.
 
     Attributes:
@@ -51,9 +51,9 @@ def _follow(
     return sample(denoiser, plan, noise, condition, renoise)
 
 
-def make_arms(
+def make_models(
     teacher: Pipeline, student: Denoiser | Pipeline, plan: StepPlan, config: EvaluateConfig
-) -> dict[str, Arm]:
+) -> dict[str, Model]:
     """Teacher, naive and student, by name."""
     pipeline = student if isinstance(student, Pipeline) else teacher
     denoiser = student.denoiser if isinstance(student, Pipeline) else student
@@ -64,7 +64,7 @@ def make_arms(
     many = StepPlan.from_schedule(teacher.denoiser.schedule, config.num_inference_steps)
     one = StepPlan.from_schedule(teacher.denoiser.schedule)
     return {
-        "teacher": Arm(guide(), many, teacher, guide),
-        "naive": Arm(teacher.denoiser, one, teacher, lambda: teacher.denoiser),
-        "student": Arm(denoiser, plan, pipeline, lambda: denoiser),
+        "teacher": Model(guide(), many, teacher, guide),
+        "naive": Model(teacher.denoiser, one, teacher, lambda: teacher.denoiser),
+        "student": Model(denoiser, plan, pipeline, lambda: denoiser),
     }
