@@ -120,11 +120,13 @@ def check_fields(config: Any, **least: float) -> None:
         if get_origin(hint) is Literal:
             check_choice(name, getattr(config, name), get_args(hint))
     for name, low in least.items():
-        value, kinds = getattr(config, name), (hints[name], *get_args(hints[name]))
-        allowed = value is None and type(None) in kinds
-        if not allowed and int in kinds:
+        kinds = (hints[name], *get_args(hints[name]))
+        value: Any = getattr(config, name)
+        if type(None) in kinds and value is None:
+            continue
+        if int in kinds:
             check_whole(name, value, int(low))
-        elif not allowed and check_finite(name, value) < low:
+        elif check_finite(name, value) < low:
             raise ValueError(f"{name} is {value}; it must be at least {low}.")
 
 
