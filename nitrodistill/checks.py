@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -120,14 +120,13 @@ def check_fields(config: Any, **least: float) -> None:
         if get_origin(hint) is Literal:
             check_choice(name, getattr(config, name), get_args(hint))
     for name, low in least.items():
-        value: Any = getattr(config, name)
         kinds = (hints[name], *get_args(hints[name]))
-        if value is None and type(None) in kinds:
+        value: Any = getattr(config, name)
+        if type(None) in kinds and value is None:
             continue
-        number = cast(Any, value)
         if int in kinds:
-            check_whole(name, number, int(low))
-        elif check_finite(name, number) < low:
+            check_whole(name, value, int(low))
+        elif check_finite(name, value) < low:
             raise ValueError(f"{name} is {value}; it must be at least {low}.")
 
 

@@ -111,7 +111,3 @@ def _dispatch(arguments: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(VERBS)}."
         raise ValueError(f"there is no verb {verb!r}; {hint}")
     return importlib.import_module(f"nitrodistill.cli.{verb}").main(arguments[1:])
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from nitrodistill.checks import check_whole
 from nitrodistill.types import Batch
@@ -48,12 +47,7 @@ class Prefetch:
     def __enter__(self) -> Prefetch:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._readers.shutdown(wait=True, cancel_futures=True)
 
     def _read(self, numbers: Iterable[int]) -> None:

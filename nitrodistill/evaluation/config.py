@@ -91,11 +91,6 @@ class SamplePlan:
         return cls(tuple(known[i] for i in chosen), prompt, places, config)
 
     @property
-    def in_first_half(self) -> Tensor:
-        """`(num_samples,)` bool."""
-        return self.places % 2 == 0
-
-    @property
     def has_halves(self) -> bool:
         """Whether every prompt is in both halves."""
         return len(self.ids) >= 2 * len(self.prompts)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from types import TracebackType
 from typing import Literal
 
 import torch
@@ -53,12 +52,7 @@ class use:
     def __enter__(self) -> use:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         _forced[0] = self._previous
 
 

@@ -128,16 +128,9 @@ class DiffusersDenoiser:
 
     def with_module(self, module: nn.Module) -> DiffusersDenoiser:
         """Another network of the family on the same schedule."""
-        return self._with(module, self._schedule)
-
-    def with_schedule(self, schedule: NoiseSchedule) -> DiffusersDenoiser:
-        """The same network (not a copy) on another schedule."""
-        return self._with(self.module, schedule)
-
-    def _with(self, module: nn.Module, schedule: NoiseSchedule) -> DiffusersDenoiser:
         return DiffusersDenoiser(
             module,
-            schedule,
+            self._schedule,
             self._prediction_type,
             adapter=self.adapter,
             preconditioning=self.preconditioning,

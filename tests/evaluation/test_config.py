@@ -14,7 +14,7 @@ def test_prompts_repeat_and_both_halves_have_them_all() -> None:
     assert len(samples.prompts) == 256
     counts = torch.bincount(samples.ids)
     assert (counts == 4).all()
-    assert (torch.bincount(samples.ids[samples.in_first_half]) == 2).all()
+    assert (torch.bincount(samples.ids[samples.places % 2 == 0]) == 2).all()
     assert samples.has_halves
     assert samples.texts(torch.tensor([1, 257])) == [samples.prompts[1]] * 2
     other = SamplePlan.of([f"p{i}" for i in range(330)], EvaluateConfig(seed=1))
