@@ -92,8 +92,7 @@ def load_run_recipe(run: str | Path) -> Recipe:
             f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
         )
     recipe = load_recipe(file)
-    checkpoint = next(iter(find_checkpoints(Path(run))), None)
-    record = None if checkpoint is None else checkpoint.state().get("recipe")
+    record = _recorded(Path(run))
     if record is not None:
         changed = differences(_fixed(parse_recipe(record)), _fixed(recipe))
         if changed:
@@ -102,6 +101,18 @@ def load_run_recipe(run: str | Path) -> Recipe:
                 "write there what it was."
             )
     return recipe
+
+
+def _recorded(run: Path) -> object:
+    """The recipe in the newest checkpoint that says one; None without any."""
+    for checkpoint in find_checkpoints(run):
+        try:
+            return checkpoint.state().get("recipe")
+        except (
+            ValueError
+        ):  # it is named where its weights are read, and the one before is taken there too
+            continue
+    return None
 
 
 def find_student(run: str | Path, which: Which = "newest") -> Checkpoint:

@@ -48,5 +48,5 @@ def lpips_head(
     dtype = math_dtype(fx, fy)
     difference = unit_normalize(fx.to(dtype), eps) - unit_normalize(fy.to(dtype), eps)
     with without_autocast(fx.device):  # a product with a vector: on a CPU twice as fast as a sum
-        values = torch.einsum("bchw,c->bhw", difference.square(), weight.to(dtype))
+        values = torch.einsum("bc...,c->b...", difference.square(), weight.to(dtype))
     return masked_mean(values.unsqueeze(1), mask)
