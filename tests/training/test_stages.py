@@ -160,8 +160,10 @@ def test_a_recipe_that_was_changed_after_the_training_is_noticed(recipe, pipelin
                 run_recipe(given, pipeline)
     file.write_text(text)
     assert load_run_recipe(run) == recipe
-    state = find_checkpoints(run)[0].path / "state.json"
-    state.write_text(state.read_text().replace('"seed": 0', '"seed": 7'))
+    for checkpoint in find_checkpoints(run):
+        assert load_run_recipe(run) == recipe  # by the one before
+        state = checkpoint.path / "state.json"
+        state.write_text(state.read_text().replace('"seed": 0', '"seed": 7'))
     with pytest.raises(ValueError, match=r"is damaged: state\.json is not what was written"):
         load_run_recipe(run)
 
