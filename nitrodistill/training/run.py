@@ -104,14 +104,19 @@ def load_run_recipe(run: str | Path) -> Recipe:
 
 
 def _recorded(run: Path) -> object:
-    """The recipe in the newest checkpoint that says one; None without any."""
+    """The recipe in the newest checkpoint that can be read; None without any.
+
+    Raises:
+        ValueError: if none of them can.
+    """
+    damaged: ValueError | None = None
     for checkpoint in find_checkpoints(run):
         try:
             return checkpoint.state().get("recipe")
-        except (
-            ValueError
-        ):  # it is named where its weights are read, and the one before is taken there too
-            continue
+        except ValueError as error:  # named, and the one before taken, where its weights are read
+            damaged = damaged or error
+    if damaged is not None:
+        raise damaged
     return None
 
 
