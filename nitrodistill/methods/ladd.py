@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -139,7 +139,7 @@ class LADD(DistillationMethod):
             discriminator.
     """
 
-    Config = LADDConfig
+    Config: ClassVar[type[LADDConfig]] = LADDConfig
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class LADD(DistillationMethod):
         self.discriminator: LatentDiscriminator | None = (
             discriminator if self.config.adversarial_weight > 0 else None
         )
-        self.plan = plan.check(student.prediction_type)
+        self.plan: StepPlan = plan.check(student.prediction_type)
         if reconstruction is None and self.config.reconstruction:
             reconstruction = named_loss(self.config.reconstruction)
         self.reconstruction: WeightedSum | None = reconstruction
