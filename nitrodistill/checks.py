@@ -14,23 +14,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-__all__ = [
-    "check_choice",
-    "check_fields",
-    "check_finite",
-    "check_floating",
-    "check_fraction",
-    "check_mask",
-    "check_numbers",
-    "check_pair",
-    "check_positive",
-    "check_scales",
-    "check_tensor",
-    "check_weight",
-    "check_whole",
-    "check_within",
-]
-
 _T = TypeVar("_T", bound=str)
 
 

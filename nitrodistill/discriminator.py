@@ -24,8 +24,6 @@ from nitrodistill.models.denoiser import device_of, frozen
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["ConvHead", "DiscriminatorHeads", "LatentDiscriminator", "TokenHead"]
-
 
 class ConvHead(nn.Sequential):
     """Nitro's convolutional head: a feature map `(B, C, H, W)` -> patch logits `(B, 1, H', W')`.

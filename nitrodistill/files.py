@@ -23,26 +23,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = [
-    "atomic",
-    "atomic_folder",
-    "blake2",
-    "complete_folder",
-    "damage",
-    "hash_file",
-    "is_temporary",
-    "read_lines",
-    "read_text",
-    "record_of",
-    "remove_stale",
-    "replace_folder",
-    "sync",
-    "temporary_of",
-    "write_json",
-    "write_new_text",
-    "write_text",
-]
-
 Data: TypeAlias = "str | bytes | memoryview"
 
 _BLOCK = 1 << 20

@@ -32,8 +32,6 @@ from nitrodistill.files import blake2
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
 
-__all__ = ["Cast", "DistillationMethod", "Draws", "Frozen", "Role", "frozen_within"]
-
 
 @dataclass(frozen=True)
 class Role:

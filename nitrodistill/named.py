@@ -19,16 +19,6 @@ from typing import Any, TypeVar, get_type_hints
 
 from nitrodistill.settings import convert, nearest
 
-__all__ = [
-    "build",
-    "check_settings",
-    "import_class",
-    "import_object",
-    "one_name",
-    "pick_class",
-    "snake_case",
-]
-
 _T = TypeVar("_T")
 
 # A capital after a small letter or a digit, the last capital of several, and SSIM (in MSSSIM).

@@ -28,16 +28,6 @@ from torch import Tensor
 from nitrodistill.checks import check_floating, check_scales
 from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
 
-__all__ = [
-    "Clamp",
-    "Clamped",
-    "check_convertible",
-    "convert_prediction",
-    "prediction_target",
-    "to_eps",
-    "to_x0",
-]
-
 
 @dataclass(frozen=True)
 class Clamp:

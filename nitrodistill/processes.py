@@ -10,8 +10,6 @@ from datetime import timedelta
 
 import torch
 
-__all__ = ["PATIENCE", "Place", "meeting", "place"]
-
 PATIENCE = timedelta(minutes=10)
 """How long processes wait for each other, at the start and in each operation that they do together."""
 

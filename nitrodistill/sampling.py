@@ -28,8 +28,6 @@ from nitrodistill.checks import check_choice, check_finite
 from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
-__all__ = ["Step", "StepPlan", "Transition", "ode_step", "predict_both", "predict_x0", "sample"]
-
 Transition = Literal["renoise", "ode"]
 
 

@@ -15,18 +15,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from unicodedata import category
 
-__all__ = [
-    "build",
-    "convert",
-    "differences",
-    "nearest",
-    "parse_yaml",
-    "printable",
-    "read_yaml",
-    "shown",
-    "to_plain",
-]
-
 _T = TypeVar("_T")
 
 _MOST_NODES = 100_000

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from nitrodistill.models.pipeline import Pipeline
 
-__all__ = ["EMBEDDED", "load_teacher"]
-
 EMBEDDED = ("toy", "toy-dit")
 """The teachers that ship with the package."""
 

@@ -19,8 +19,6 @@ from torch import Tensor
 from nitrodistill.checks import check_finite, check_fraction, check_positive
 from nitrodistill.named import build, check_settings, one_name, pick_class
 
-__all__ = ["LogitNormal", "Shifted", "TimestepLaw", "Uniform", "named_law"]
-
 
 @runtime_checkable
 class TimestepLaw(Protocol):

@@ -20,22 +20,6 @@ from torch import Tensor, nn
 
 from nitrodistill.checks import check_floating, check_scales
 
-__all__ = [
-    "PREDICTION_TYPES",
-    "Batch",
-    "Condition",
-    "Denoiser",
-    "Latents",
-    "NoiseSchedule",
-    "Pairs",
-    "Part",
-    "PredictionType",
-    "Scales",
-    "Terms",
-    "check_prediction_type",
-    "expand",
-]
-
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in diffusers' words; `flow_prediction` is `eps - x0`, always."""
 

@@ -21,8 +21,6 @@ from torch import Tensor
 from nitrodistill.checks import check_positive, check_scales
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 
-__all__ = ["min_snr_weight", "snr_plus_one_weight", "truncated_snr_weight"]
-
 
 def min_snr_weight(scales: Scales, prediction_type: PredictionType, gamma: float = 5.0) -> Tensor:
     """min-SNR-gamma weights for a squared error on the network's own target.

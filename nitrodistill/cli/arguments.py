@@ -14,20 +14,6 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 
 from nitrodistill.settings import read_yaml
 
-__all__ = [
-    "add_config",
-    "add_device",
-    "add_quiet",
-    "add_run",
-    "add_teacher",
-    "describe",
-    "make_parser",
-    "option_names",
-    "parse",
-    "underscored",
-]
-
-
 _VALUE = re.compile(r"(Got value: )(.{57}).{4,}")
 """What an option was given, where it is too long for a message."""
 

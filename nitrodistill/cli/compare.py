@@ -8,8 +8,6 @@ from pathlib import Path
 from nitrodistill.cli.arguments import make_parser, parse
 from nitrodistill.cli.terminal import say
 
-__all__ = ["main"]
-
 ABOUT = """
 Put several students of one teacher side by side: a page with a plot of quality against cost, the pictures that
 all drew from the same noise, and every number with its interval. Each folder must hold an evaluation (what

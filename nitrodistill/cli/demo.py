@@ -9,8 +9,6 @@ from nitrodistill.cli.arguments import make_parser, parse
 from nitrodistill.cli.terminal import say
 from nitrodistill.demo import DemoConfig, run_demo
 
-__all__ = ["main"]
-
 ABOUT = """
 Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, into a student that draws in
 one step, on the CPU, in a few minutes: the teacher makes pairs of noise and latent, LADD trains a copy of it on

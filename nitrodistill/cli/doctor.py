@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 from nitrodistill.cli.arguments import make_parser, parse
 
-__all__ = ["doctor", "main"]
-
 ABOUT = """
 Say what this machine can do, and what is missing: Python and torch, the GPUs and whether torch was built for
 them, Triton, and which fused kernels run and why.

@@ -8,8 +8,6 @@ from dataclasses import fields
 from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
 from nitrodistill.cli.terminal import say
 
-__all__ = ["main"]
-
 ABOUT = """
 Turn real images with captions into latents and text conditioning, through a teacher's VAE and text encoder, for
 methods that learn from data. The images are a folder, with a .txt file of the same name beside each image, or tar

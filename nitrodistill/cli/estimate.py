@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
     from nitrodistill.training.estimate import Memory
 
-__all__ = ["main"]
-
 ABOUT = """
 Count what a recipe needs: parameters, weights, gradients, AdamW's moments and moving average of every role,
 exactly, and the activations that the backward passes keep, by running the losses on shapes alone. Then say which

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from nitrodistill.training import Recipe
 
-__all__ = ["main"]
-
 ABOUT = """
 Measure the newest student of a run (the moving average of its weights) beside its teacher and beside the naive
 student, the teacher itself in one step, all on the same noise and prompts. Prints a table and writes

@@ -14,8 +14,6 @@ from nitrodistill.cli.terminal import say
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
 
-__all__ = ["main"]
-
 ABOUT = """
 Write the newest student of a run (the moving average of its weights) as a diffusers pipeline, with the teacher's
 text encoder and VAE. Nobody who uses it needs nitrodistill:

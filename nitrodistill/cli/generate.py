@@ -12,8 +12,6 @@ from nitrodistill.cli.terminal import say
 if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
 
-__all__ = ["main"]
-
 ABOUT = """
 Let a teacher draw pairs: noise, and the latent that the teacher makes of it in many steps, with the text
 conditioning of its prompt. A student learns from them to do the same in one step. The pairs are written to a

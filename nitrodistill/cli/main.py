@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from nitrodistill.cli.terminal import harmless_warnings, say
 
-__all__ = ["main"]
-
 VERBS = {
     "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",

@@ -15,8 +15,6 @@ from nitrodistill.cli.terminal import say
 if TYPE_CHECKING:
     from nitrodistill.data import Statistics
 
-__all__ = ["main"]
-
 ABOUT = """
 Work with stores of pairs. `nitrodistill pairs ACTION --help` explains an action, with an example:
 

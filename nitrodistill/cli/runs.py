@@ -12,8 +12,6 @@ from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
 from nitrodistill.training.run import Which
 from nitrodistill.training.sources import recipe_prompts
 
-__all__ = ["Run", "open_run", "prompts_of"]
-
 
 @dataclass(frozen=True)
 class Run:

@@ -9,8 +9,6 @@ from typing import TextIO
 
 from nitrodistill.settings import printable
 
-__all__ = ["harmless_warnings", "say"]
-
 
 def say(text: object, file: TextIO | None = None) -> None:
     """Prints a text with its control characters written out; None is the standard output."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from nitrodistill.training import Checkpoint, Recipe, State
     from nitrodistill.training.run import Resume
 
-__all__ = ["main"]
-
 ABOUT = """
 Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
 trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the

@@ -24,8 +24,6 @@ from nitrodistill.data.columns import REPAIR, Column
 from nitrodistill.data.manifest import Manifest
 from nitrodistill.files import atomic
 
-__all__ = ["ArrowFile", "Layout", "Table", "write_rows"]
-
 Rows = Mapping[str, Sequence[Any]]
 """Column name -> one value a row: an int, a text, a tensor of the row's shape, or its encoded bytes."""
 

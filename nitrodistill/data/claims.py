@@ -23,8 +23,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Claims", "own_first"]
-
 _log = logging.getLogger(__name__)
 _PRESENCE = 0
 """The byte that every worker shares while it works; the claims of files come behind it."""

@@ -19,8 +19,6 @@ from torch import Tensor
 from nitrodistill.data.columns import BLOCK, PROBE, REPAIR, Column
 from nitrodistill.method import Draws
 
-__all__ = ["drawn", "from_buffers", "probe_error", "relative_error", "to_bytes"]
-
 
 def to_bytes(tensor: Tensor | bytes, column: Column, name: str) -> bytes:
     """The bytes of one row's tensor; bytes were encoded before and are passed through.

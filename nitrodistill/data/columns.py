@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["BLOCK", "DTYPES", "ENCODINGS", "PROBE", "REPAIR", "Column"]
-
 REPAIR = "run what made the store again, with the same settings, to repair it."
 """The way out of damage."""
 

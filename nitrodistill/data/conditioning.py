@@ -14,19 +14,6 @@ from nitrodistill.data.text import token_lengths
 from nitrodistill.models.pipeline import Pipeline
 from nitrodistill.types import Condition
 
-__all__ = [
-    "Embeddings",
-    "FloatType",
-    "batches",
-    "check_finite",
-    "check_seed",
-    "encode_texts",
-    "encoded_prompts",
-    "prompt_columns",
-    "tensor_columns",
-    "trimmed",
-]
-
 FloatType = Literal["float16", "bfloat16", "float32"]
 """The element types that a store's floating-point tensors may have."""
 

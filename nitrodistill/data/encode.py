@@ -36,8 +36,6 @@ from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.method import Draws
 from nitrodistill.models.pipeline import Pipeline
 
-__all__ = ["EncodeConfig", "Encoding", "encode"]
-
 
 @dataclass(frozen=True)
 class EncodeConfig:

@@ -9,8 +9,6 @@ from pathlib import Path
 from nitrodistill.data.manifest import File
 from nitrodistill.files import hash_file, is_temporary
 
-__all__ = ["check_folder", "digest_of", "explained"]
-
 
 def digest_of(path: Path, root: Path, rows: int) -> File:
     """What the manifest says of a file: its size and hash are read from it."""

@@ -10,8 +10,6 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.work import Work
 from nitrodistill.models.pipeline import Pipeline
 
-__all__ = ["complete", "generate"]
-
 
 def generate(
     pipeline: Pipeline,

@@ -45,8 +45,6 @@ from nitrodistill.models.pipeline import Pipeline, as_texts, fingerprint
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition
 
-__all__ = ["DryRun", "FloatType", "GenerateConfig", "Generation"]
-
 Noise = Literal["stored", "drawn"]
 """Whether a store holds the noise, or the seed that it is drawn from."""
 

@@ -12,8 +12,6 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
 from nitrodistill.types import Condition, Latents, Part
 
-__all__ = ["LatentStore", "Prompts"]
-
 
 class LatentStore:
     """Real latents with captions, as `encode` writes them. The latents of pairs serve as well.

@@ -18,8 +18,6 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.files import blake2
 from nitrodistill.types import Batch, Condition, Latents, Pairs, Part
 
-__all__ = ["BatchStream", "DictRows", "RowPairs", "Source", "together"]
-
 
 class DictRows(Protocol):
     """A sequence of dicts: a list, or a torch or `datasets` Dataset."""

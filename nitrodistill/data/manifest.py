@@ -17,8 +17,6 @@ from nitrodistill.data.columns import Column, check_integer, check_text
 from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
 from nitrodistill.files import blake2
 
-__all__ = ["FORMAT", "VERSION", "File", "Manifest"]
-
 FORMAT = "nitrodistill.pairs"
 VERSION = 2
 

@@ -16,8 +16,6 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import Work
 
-__all__ = ["Merge", "merge"]
-
 _BATCH = 64
 
 

@@ -39,8 +39,6 @@ from nitrodistill.data.text import hash_texts
 from nitrodistill.data.work import DRAFT, Work
 from nitrodistill.types import Condition
 
-__all__ = ["NitroConfig", "NitroImport", "is_nitro"]
-
 FOLDERS = ("latents", "noises", "txt_embs")
 
 

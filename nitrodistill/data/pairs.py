@@ -37,8 +37,6 @@ from nitrodistill.data.text import hash_texts
 from nitrodistill.files import hash_file, read_text
 from nitrodistill.types import Condition, Latents, Pairs, Part
 
-__all__ = ["MANIFEST", "PairStore", "read_condition"]
-
 MANIFEST = "manifest.json"
 
 

@@ -13,8 +13,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from nitrodistill.checks import check_whole
 from nitrodistill.types import Batch
 
-__all__ = ["Prefetch"]
-
 
 class Prefetch:
     """A stream that is read ahead inside of a `with` block.

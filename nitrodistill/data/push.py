@@ -9,8 +9,6 @@ from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.remote import reaching
 from nitrodistill.data.sources import Encoded, Generated, Source
 
-__all__ = ["card", "push_store"]
-
 
 def push_store(store: PairStore, repo: str, *, private: bool = True) -> str:
     """Verifies a store and uploads it to a dataset repository of the Hub; a broken upload can be repeated.

@@ -17,8 +17,6 @@ from nitrodistill.data.files import explained
 from nitrodistill.data.manifest import File
 from nitrodistill.files import atomic, hash_file
 
-__all__ = ["Remote", "default_cache", "is_address", "reaching"]
-
 
 @contextmanager
 def reaching(what: str) -> Iterator[None]:

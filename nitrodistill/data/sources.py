@@ -9,8 +9,6 @@ from typing import ClassVar
 from nitrodistill.data.columns import check_integer, check_number, check_text
 from nitrodistill.types import check_prediction_type
 
-__all__ = ["Encoded", "Generated", "Grid", "Imported", "Source", "code_version"]
-
 
 @dataclass(frozen=True)
 class Grid:

@@ -10,8 +10,6 @@ import torch
 from nitrodistill.data.codec import from_buffers, probe_error, relative_error
 from nitrodistill.data.pairs import PairStore
 
-__all__ = ["Statistics", "Values", "statistics"]
-
 _BATCH = 64
 
 

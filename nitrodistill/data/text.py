@@ -10,8 +10,6 @@ import torch
 from nitrodistill.files import blake2
 from nitrodistill.types import Condition
 
-__all__ = ["hash_texts", "read_lines", "read_prompts", "token_lengths"]
-
 
 def read_prompts(path: str | Path) -> list[str]:
     """Reads a UTF-8 file with a prompt a line; lines are stripped and empty ones dropped.

@@ -34,8 +34,6 @@ from nitrodistill.data.pairs import MANIFEST, PairStore, read_condition
 from nitrodistill.files import remove_stale, write_new_text, write_text
 from nitrodistill.types import Condition
 
-__all__ = ["DRAFT", "Work"]
-
 DRAFT = "settings.json"
 _LOCK = ".lock"
 _KINDS = ("prompts", "shards")

@@ -36,8 +36,6 @@ from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.run import load_student, training_latents
 from nitrodistill.training.stages import run_recipe
 
-__all__ = ["DemoConfig", "run_demo", "shuffled_captions", "toy_recipe"]
-
 PIPELINE = "pipeline"
 FILES = ("pairs", "student", "teacher", *RESULTS, PIPELINE)
 """What a demo's folder may hold."""

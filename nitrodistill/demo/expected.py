@@ -20,8 +20,6 @@ from pathlib import Path
 from nitrodistill.evaluation import Evaluation, info
 from nitrodistill.evaluation.report.numbers import number
 
-__all__ = ["FILE", "Length", "Range", "outside", "stated"]
-
 FILE = Path(__file__).with_name("demo_intervals.json")
 
 

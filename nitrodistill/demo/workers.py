@@ -23,8 +23,6 @@ from torch import distributed
 
 from nitrodistill.processes import meeting
 
-__all__ = ["beside", "can_train_together", "cores", "training_together"]
-
 PATIENCE = 30.0
 """Seconds that a worker gets to end by itself."""
 

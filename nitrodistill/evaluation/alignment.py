@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Alignment", "check_verdicts"]
-
 Alignment = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """`(images, prompts) -> attribute name -> (B,) bool`."""
 

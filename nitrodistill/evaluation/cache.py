@@ -18,8 +18,6 @@ from torch import Tensor
 from nitrodistill.data.claims import Claims, own_first
 from nitrodistill.files import atomic
 
-__all__ = ["HASH", "LatentCache", "digest", "keep", "kept"]
-
 HASH = "blake2b"
 
 

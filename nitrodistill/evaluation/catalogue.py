@@ -10,8 +10,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-__all__ = ["CATALOGUE", "MetricInfo", "info", "ordered"]
-
 Group = Literal["text", "distribution", "sharpness", "diversity", "paired", "cost"]
 """Tables show the groups in this order."""
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["colour_features"]
-
 
 def colour_features(images: Tensor) -> Tensor:
     """Features `(B, 2 C)` of images `(B, C, H, W)`: the channels' means, then their standard deviations."""

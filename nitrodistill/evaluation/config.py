@@ -12,8 +12,6 @@ from torch import Tensor
 from nitrodistill.checks import check_fields
 from nitrodistill.method import Draws
 
-__all__ = ["EvaluateConfig", "SamplePlan"]
-
 
 @dataclass(frozen=True)
 class EvaluateConfig:

@@ -33,8 +33,6 @@ from nitrodistill.evaluation.result import Metric
 from nitrodistill.method import Draws
 from nitrodistill.models.wrappers import role_in, unwrapped
 
-__all__ = ["Timing", "cost_of", "count_flops", "measure", "peak_memory", "synchronize"]
-
 
 @dataclass(frozen=True)
 class Timing:

@@ -25,8 +25,6 @@ from nitrodistill.checks import check_choice
 from nitrodistill.evaluation.frechet import finite
 from nitrodistill.evaluation.intervals import Interval, jackknife_deviation, t_interval
 
-__all__ = ["Kernel", "KernelDistance"]
-
 Kernel = Literal["cubic", "gaussian"]
 BLOCK = 512  # samples whose pairs are in memory at a time, with as many others
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0

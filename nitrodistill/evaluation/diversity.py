@@ -14,8 +14,6 @@ from torch import Tensor
 
 from nitrodistill.evaluation.frechet import finite
 
-__all__ = ["PromptSpread"]
-
 
 class PromptSpread:
     """Streams samples and gives the spread within prompts.

@@ -27,8 +27,6 @@ from nitrodistill.prediction import Clamped
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import printable
 
-__all__ = ["Drawing", "depends_on", "draw_teacher", "noise_draws"]
-
 NOISE = "evaluation"
 OTHER_NOISE = "evaluation floor"
 MIN_SHARD = 256

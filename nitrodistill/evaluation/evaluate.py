@@ -43,8 +43,6 @@ from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Denoiser
 
-__all__ = ["EvaluateConfig", "evaluate", "help_draw"]
-
 
 def evaluate(
     teacher: Pipeline,

@@ -24,8 +24,6 @@ from nitrodistill.evaluation.frechet import (
     gaussian_distance,
 )
 
-__all__ = ["Extractor", "FeatureSet", "Features", "frechet_replicates", "named_extractors"]
-
 Features = Callable[[Tensor], Tensor]
 """Images `(B, 3, H, W)` in [-1, 1] -> `(B, F)`."""
 

@@ -18,14 +18,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "GaussianStatistics",
-    "extrapolated_floor",
-    "finite",
-    "frechet_distance",
-    "gaussian_distance",
-]
-
 
 @dataclass(frozen=True)
 class GaussianStatistics:

@@ -23,18 +23,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Interval",
-    "Resampler",
-    "jackknife_deviation",
-    "mean_interval",
-    "percentile_interval",
-    "ratio_interval",
-    "share_interval",
-    "t_interval",
-    "t_quantile",
-]
-
 Interval = tuple[float, float]
 TAIL = 0.025
 NORMAL = 1.959963984540054  # quantile of the normal distribution for that tail

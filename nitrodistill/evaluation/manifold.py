@@ -32,8 +32,6 @@ from nitrodistill.evaluation.intervals import (
     t_interval,
 )
 
-__all__ = ["MIN_SAMPLES", "ManifoldScore", "manifold_scores"]
-
 NUM_NEIGHBOURS = 5
 MIN_SAMPLES = NUM_NEIGHBOURS + 2
 BLOCK = 512

@@ -25,8 +25,6 @@ from nitrodistill.evaluation.scores import Scorer
 from nitrodistill.evaluation.sharpness import TextureFeatures
 from nitrodistill.evaluation.text import TextScore
 
-__all__ = ["Measurement"]
-
 PAIRED = ("latent_distance", "pixel_distance", "ssim", "lpips")
 RANKED_BY = "pixel_distance"
 

@@ -22,8 +22,6 @@ from nitrodistill.evaluation.sharpness import (
 )
 from nitrodistill.evaluation.text import TextScore
 
-__all__ = ["Columns", "Meter", "latent_features"]
-
 MAX_LATENT_FEATURES = 1024
 
 

@@ -13,8 +13,6 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["Model", "make_models"]
-
 
 @dataclass(frozen=True)
 class Model:

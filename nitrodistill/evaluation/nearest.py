@@ -17,8 +17,6 @@ from torch import Tensor
 
 from nitrodistill.evaluation.frechet import finite
 
-__all__ = ["COPY_QUANTILE", "NearestPair"]
-
 COPY_QUANTILE = 0.01
 
 

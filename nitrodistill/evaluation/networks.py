@@ -25,8 +25,6 @@ from nitrodistill.evaluation.frechet import finite
 from nitrodistill.files import hash_file
 from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
 
-__all__ = ["ClipScore", "clip", "dino", "inception"]
-
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/" + INCEPTION_FILE

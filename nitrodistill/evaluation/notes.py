@@ -10,8 +10,6 @@ from nitrodistill.evaluation.manifold import MIN_SAMPLES
 from nitrodistill.evaluation.paired import SSIM_WINDOW
 from nitrodistill.evaluation.result import Metric
 
-__all__ = ["left_out"]
-
 MANIFOLD = ("precision", "recall", "density", "coverage")
 RATIOS = ("edge_ratio", "gradient_energy_ratio", "high_frequency_ratio")
 

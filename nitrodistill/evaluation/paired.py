@@ -18,8 +18,6 @@ from torch import Tensor
 
 from nitrodistill.losses.ssim import ssim_loss
 
-__all__ = ["PerceptualDistance", "latent_distance", "paired_distances"]
-
 PerceptualDistance = Callable[[Tensor, Tensor], Tensor]
 """`(images (B, 3, H, W), images) in [-1, 1] -> (B,)`."""
 

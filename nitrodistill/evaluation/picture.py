@@ -15,8 +15,6 @@ from nitrodistill.files import atomic
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
 
-__all__ = ["draw_grid", "to_pil"]
-
 CELL = 160  # pixels: small pictures are enlarged to about this
 GAP = 8
 TITLE, CAPTION = 18, 14  # font sizes

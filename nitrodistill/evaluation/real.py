@@ -14,8 +14,6 @@ from nitrodistill.evaluation.features import Extractor
 from nitrodistill.evaluation.meters import Meter
 from nitrodistill.files import blake2
 
-__all__ = ["ImageFolder", "RealImages", "check_resolution", "measure_folder"]
-
 RealImages = Callable[[Sequence[str], Tensor], Tensor]
 """`(B prompts, (B,) sample numbers) -> (B, 3, H, W)` in [-1, 1]; equal arguments give equal pictures."""
 

@@ -39,8 +39,6 @@ from nitrodistill.evaluation.cache import HASH, digest
 from nitrodistill.evaluation.catalogue import info, ordered
 from nitrodistill.files import atomic, blake2, read_text, write_text
 
-__all__ = ["Evaluation", "Metric", "Pictures", "Sample"]
-
 FORMAT = 3
 FLOOR = "floor"
 

@@ -13,16 +13,6 @@ from nitrodistill.evaluation import Evaluation, Pictures, draw_grid
 from nitrodistill.evaluation.report import write_report
 from nitrodistill.files import read_lines, read_text
 
-__all__ = [
-    "METRICS",
-    "RESULTS",
-    "background",
-    "check_output",
-    "check_page",
-    "load_results",
-    "write_results",
-]
-
 METRICS = "metrics.json"
 REPORT = "report.html"
 GRID = "grid.png"

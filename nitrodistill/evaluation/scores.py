@@ -23,8 +23,6 @@ from nitrodistill.evaluation.meters import Meter
 from nitrodistill.evaluation.nearest import COPY_QUANTILE
 from nitrodistill.evaluation.result import Metric
 
-__all__ = ["Scorer"]
-
 MEANS = ("clip_score", "latent_distance", "pixel_distance", "ssim", "lpips")
 RATIOS = {
     "edge_ratio": "edge",

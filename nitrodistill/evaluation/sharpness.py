@@ -17,14 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
-__all__ = [
-    "TextureFeatures",
-    "edge_strength",
-    "gradient_energy",
-    "gradient_magnitude",
-    "high_frequency_energy",
-]
-
 PERCENTILE = 0.98
 CUTOFF_CYCLES_PER_PIXEL = 0.25
 

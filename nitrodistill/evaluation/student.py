@@ -30,8 +30,6 @@ from nitrodistill.sampling import StepPlan
 from nitrodistill.teachers import EMBEDDED
 from nitrodistill.types import Denoiser
 
-__all__ = ["MetricNetworks", "measure_student"]
-
 
 @dataclass(frozen=True)
 class MetricNetworks:

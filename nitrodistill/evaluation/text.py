@@ -6,7 +6,5 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-__all__ = ["TextScore"]
-
 TextScore = Callable[[Tensor, Sequence[str]], Tensor]
 """`(images (B, 3, H, W) in [-1, 1], B prompts) -> (B,)`, higher is better; `clip.ClipScore` is one."""

@@ -12,8 +12,6 @@ from typing import Any
 from nitrodistill.export.folder import RECORD
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["Card", "is_hub_name"]
-
 _TASKS = {"prompt": "text-to-image", "batch_size": "unconditional-image-generation"}
 
 

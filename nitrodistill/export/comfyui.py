@@ -25,8 +25,6 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
-__all__ = ["WORKFLOW", "Workflow", "workflow_for"]
-
 WORKFLOW = "comfyui.json"
 
 Link = list[Any]  # [node id, output index]

@@ -15,17 +15,6 @@ from nitrodistill.files import atomic_folder, damage, record_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
-__all__ = [
-    "CARD",
-    "RECORD",
-    "check_target",
-    "folder_for",
-    "plan_record",
-    "verify_export",
-    "visible",
-    "write_record",
-]
-
 RECORD = (
     "nitrodistill.json"  # in every export: plan, versions, self-test, hashes of the other files
 )

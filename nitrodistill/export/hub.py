@@ -9,8 +9,6 @@ from typing import Any
 
 from nitrodistill.export.folder import CARD, RECORD, verify_export, visible
 
-__all__ = ["check_hub", "push"]
-
 
 def check_hub(repo_id: str, api: Any = None) -> Any:
     """Refuses, before any work, a name or a login that a push would fail with; returns the API.

@@ -36,8 +36,6 @@ from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.wrappers import LoRARole, role_in
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["export_lora"]
-
 WEIGHTS = "pytorch_lora_weights.safetensors"  # where load_lora_weights looks
 KOHYA = "kohya_lora.safetensors"
 

@@ -34,8 +34,6 @@ from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
-__all__ = ["assembled", "card_of", "check_export", "export", "told_guidance", "without_lora"]
-
 
 def export(
     pipeline: Pipeline,

@@ -20,8 +20,6 @@ from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
-__all__ = ["scheduler_for_plan"]
-
 TOLERANCE = 1e-5
 
 

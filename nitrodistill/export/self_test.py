@@ -28,8 +28,6 @@ from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.denoiser import dtype_of, evaluating
 from nitrodistill.sampling import StepPlan, sample
 
-__all__ = ["SelfTest", "absent_parts", "self_test"]
-
 
 @dataclass(frozen=True)
 class SelfTest:

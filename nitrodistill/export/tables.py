@@ -29,8 +29,6 @@ from torch import Tensor
 
 from nitrodistill.sampling import StepPlan
 
-__all__ = ["beta_tables", "flow_tables"]
-
 
 def beta_tables(plan: StepPlan, scheduler: Any) -> Iterator[dict[str, Any]]:
     """The teacher's betas, rescaled or not, whole or cut after the plan's first t.

@@ -14,16 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Banded",
-    "Tile",
-    "banded",
-    "filter_leading",
-    "filter_trailing",
-    "plane_chunks",
-    "rows_first",
-]
-
 _ROWS_ON_CPU, _ROWS_ELSEWHERE = 16, 128
 _CHUNK = 1 << 18
 """Elements of a map that are worked on at a time, per CPU thread: some twenty stay in a cache."""

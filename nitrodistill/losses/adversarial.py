@@ -29,25 +29,6 @@ from torch import Tensor
 from nitrodistill.checks import check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
 
-__all__ = [
-    "AdversarialLoss",
-    "HingeGANLoss",
-    "LeastSquaresGANLoss",
-    "Logits",
-    "NonSaturatingGANLoss",
-    "RelativisticGANLoss",
-    "as_heads",
-    "hinge_discriminator",
-    "hinge_generator",
-    "least_squares_discriminator",
-    "least_squares_generator",
-    "mean_of_heads",
-    "non_saturating_discriminator",
-    "non_saturating_generator",
-    "relativistic_discriminator",
-    "relativistic_generator",
-]
-
 Logits = Tensor | Sequence[Tensor]
 """One tensor of logits `(B, *)`, or one per head."""
 

@@ -19,16 +19,6 @@ from torch import Tensor, nn
 
 from nitrodistill.checks import check_choice, check_weight
 
-__all__ = [
-    "Loss",
-    "Reduction",
-    "check_part",
-    "expand_frames",
-    "reduce",
-    "refuse_trainable",
-    "to_frames",
-]
-
 Reduction = Literal["mean", "sum", "none"]
 """How per-sample values become the result; "none" keeps them."""
 

@@ -17,8 +17,6 @@ from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.base import Loss, Reduction, check_part
 from nitrodistill.losses.decoded import DecodedLoss, decoded_values
 
-__all__ = ["MultiScaleLoss", "WeightedSum"]
-
 
 class MultiScaleLoss(Loss):
     """A loss summed over scales, each half the size of the one before.

@@ -19,8 +19,6 @@ from torch.utils.checkpoint import checkpoint
 from nitrodistill.checks import check_mask, check_pair, check_whole
 from nitrodistill.losses.base import Loss, Reduction, check_part, refuse_trainable
 
-__all__ = ["DecodedLoss", "decoded_values"]
-
 
 class DecodedLoss(Loss):
     """A loss on what latents decode to.

@@ -24,8 +24,6 @@ from nitrodistill.kernels.x0_loss import ElementwiseLoss, x0_loss, x0_loss_mean
 from nitrodistill.losses.base import Reduction
 from nitrodistill.types import PredictionType, Scales, check_prediction_type
 
-__all__ = ["denoising_loss"]
-
 _PARAMETERS: dict[str, float] = {"pseudo_huber": 1e-3, "charbonnier": 1e-3}
 
 

@@ -17,8 +17,6 @@ from torch import Tensor
 from nitrodistill.checks import check_tensor
 from nitrodistill.kernels.dmd import dmd
 
-__all__ = ["distribution_matching"]
-
 
 def distribution_matching(
     x0: Tensor, real: Tensor, fake: Tensor, *, weight: Tensor | None = None

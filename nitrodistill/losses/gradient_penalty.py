@@ -24,8 +24,6 @@ from nitrodistill.checks import check_positive, check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
 
-__all__ = ["approximate_gradient_penalty", "gradient_penalty"]
-
 
 def gradient_penalty(logits: Logits, inputs: Tensor | Sequence[Tensor]) -> Tensor:
     """The squared gradient norm of every sample's logits, exact R1 on real and R2 on fake samples.

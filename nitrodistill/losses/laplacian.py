@@ -24,8 +24,6 @@ from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.laplacian.reference import PyramidConvention, pyramid_shapes
 from nitrodistill.losses.base import Loss, Reduction, expand_frames, to_frames
 
-__all__ = ["LaplacianPyramidLoss", "laplacian_pyramid_loss"]
-
 
 def laplacian_pyramid_loss(
     pred: Tensor,

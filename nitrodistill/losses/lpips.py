@@ -38,8 +38,6 @@ from nitrodistill.kernels.lpips_head import lpips_head
 from nitrodistill.losses.base import Loss, Reduction, reduce, refuse_trainable
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
 
-__all__ = ["FeatureTrunk", "LPIPSLoss", "TargetFeatures", "lpips_distance"]
-
 FeatureTrunk = Callable[[Tensor], Sequence[Tensor]]
 """Images `(B, C, H, W)` to feature maps `(B, C_l, h_l, w_l)`."""
 

@@ -30,8 +30,6 @@ from nitrodistill.losses.windows import (
     window_weights,
 )
 
-__all__ = ["MSSSIMLoss", "ms_ssim_loss"]
-
 _MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 
 

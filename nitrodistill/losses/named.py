@@ -39,8 +39,6 @@ from nitrodistill.losses.reconstruction import (
 from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
 from nitrodistill.named import build, check_settings, one_name, pick_class, snake_case
 
-__all__ = ["LossSpec", "check_losses", "named_adversarial", "named_loss"]
-
 LossSpec = str | Mapping[str, Any]
 """A loss's name, or name -> weight or settings."""
 

@@ -27,22 +27,6 @@ from nitrodistill.kernels.arithmetic import masked_mean, math_dtype
 from nitrodistill.kernels.x0_loss.reference import elementwise_loss
 from nitrodistill.losses.base import Loss, Reduction
 
-__all__ = [
-    "CharbonnierLoss",
-    "HuberLoss",
-    "L1Loss",
-    "L2Loss",
-    "NormDim",
-    "PseudoHuberLoss",
-    "SmoothL1Loss",
-    "charbonnier_loss",
-    "huber_loss",
-    "l1_loss",
-    "l2_loss",
-    "pseudo_huber_loss",
-    "smooth_l1_loss",
-]
-
 NormDim = Literal["element", "sample"]
 """What pseudo-Huber takes the norm of: every element, or the whole sample."""
 

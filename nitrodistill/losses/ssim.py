@@ -46,13 +46,6 @@ from nitrodistill.losses.windows import (
     window_weights,
 )
 
-__all__ = [
-    "LatentSSIMLoss",
-    "SSIMLoss",
-    "SignMode",
-    "ssim_loss",
-]
-
 _SIGMAS_IN_RANGE = 8.0
 
 

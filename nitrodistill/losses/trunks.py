@@ -14,8 +14,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Trunk", "TrunkName", "load_heads", "load_trunk"]
-
 TrunkName = Literal["vgg", "alex", "squeeze"]
 """VGG-16 (Simonyan & Zisserman 2014), AlexNet, SqueezeNet 1.1."""
 

@@ -21,18 +21,6 @@ from nitrodistill.checks import (
 )
 from nitrodistill.kernels.ssim.reference import SSIMPadding, window_mean
 
-__all__ = [
-    "DataRange",
-    "SSIMOptions",
-    "SignMode",
-    "channel_constant",
-    "check_size",
-    "checked_range",
-    "gaussian_taps",
-    "per_channel",
-    "window_weights",
-]
-
 DataRange = float | Sequence[float]
 """One number for all channels, or one per channel."""
 

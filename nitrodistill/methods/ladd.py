@@ -39,8 +39,6 @@ from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import TimestepLaw, named_law
 from nitrodistill.types import Batch, Condition, Denoiser, Terms
 
-__all__ = ["LADD", "LADDConfig"]
-
 Updates = Literal["alternating", "shared"]
 Head = Literal["conv", "token"]
 Penalty = Literal["none", "r1", "approximate_r1", "approximate_r1_r2"]

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from nitrodistill.models.denoiser import device_of, dtype_of
 
-__all__ = ["decode_latents", "encode_images", "pixels_a_latent"]
-
 
 def pixels_a_latent(vae: Any) -> int:
     """How many pixels wide a latent pixel is."""

@@ -19,8 +19,6 @@ from nitrodistill.models.wrappers import checkpointed, has_roles, unwrapped
 from nitrodistill.prediction import Clamp
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
 
-__all__ = ["DiffusersDenoiser", "check_wide", "device_of", "dtype_of", "evaluating", "frozen"]
-
 
 class DiffusersDenoiser:
     """A diffusers network as a Denoiser.

@@ -9,8 +9,6 @@ from typing import Any
 
 from nitrodistill.models.adapters import PIPELINES
 
-__all__ = ["UnsupportedPipeline", "absent_parts", "check_kind", "check_local", "only_variant"]
-
 
 class UnsupportedPipeline(ValueError):
     """A pipeline that is whole and cannot be used."""

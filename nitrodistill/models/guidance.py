@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
 
-__all__ = ["EmbeddedGuidance", "Guided"]
-
 
 class _Around:
     """What a guided network has of the network in it."""

@@ -31,8 +31,6 @@ from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
 
-__all__ = ["LoRAConfig", "add_lora", "base_copy", "check_lora", "fused", "merged"]
-
 
 @dataclass(frozen=True)
 class LoRAConfig:

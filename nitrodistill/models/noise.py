@@ -18,8 +18,6 @@ from nitrodistill.prediction import Clamp
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow
 from nitrodistill.types import NoiseSchedule, PredictionType, check_prediction_type
 
-__all__ = ["clamp_of", "noise_of"]
-
 _BENT = (
     "invert_sigmas",
     "shift_terminal",

@@ -36,13 +36,6 @@ from nitrodistill.models.weights import fingerprint
 from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = [
-    "Pipeline",
-    "as_texts",
-    "fingerprint",
-    "without_broken_torchvision",
-]
-
 
 class Pipeline:
     """A diffusers text-to-image pipeline, taken apart into what distillation needs.

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from nitrodistill.types import expand
 
-__all__ = ["EDMPreconditioning"]
-
 
 @dataclass(frozen=True)
 class EDMPreconditioning:

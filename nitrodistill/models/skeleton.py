@@ -13,8 +13,6 @@ from nitrodistill.models.adapters import PIPELINES
 from nitrodistill.models.folders import check_kind, check_local
 from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
 
-__all__ = ["shapes_of", "skeleton"]
-
 
 def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> Pipeline:
     """Builds a pipeline of which only the shapes are real; it costs no memory and cannot draw.

@@ -27,8 +27,6 @@ from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.models.wrappers import is_compiled, plain_name, unwrapped
 from nitrodistill.types import Condition, Denoiser
 
-__all__ = ["FeatureShape", "FeatureTaps"]
-
 
 class FeatureShape(NamedTuple):
     """What a tap returns for an example.

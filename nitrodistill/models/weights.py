@@ -21,8 +21,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nitrodistill.models.wrappers import plain_name, role_in, unwrapped
 
-__all__ = ["acting_weights", "fingerprint"]
-
 
 def fingerprint(module: nn.Module) -> str:
     """A hex hash of all that makes a network draw what it draws: which teacher made a store.

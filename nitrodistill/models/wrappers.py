@@ -9,17 +9,6 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-__all__ = [
-    "ROLES",
-    "LoRARole",
-    "checkpointed",
-    "has_roles",
-    "is_compiled",
-    "plain_name",
-    "role_in",
-    "unwrapped",
-]
-
 ROLES = "_nitrodistill_lora_roles"
 """The attribute of a shared network that lists its roles."""
 

@@ -16,8 +16,6 @@ from nitrodistill.checks import check_fraction, check_positive, check_whole, che
 from nitrodistill.schedules.discrete import double
 from nitrodistill.types import Scales
 
-__all__ = ["KarrasSchedule", "RectifiedFlow"]
-
 
 @dataclass(frozen=True)
 class RectifiedFlow:

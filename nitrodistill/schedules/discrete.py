@@ -14,8 +14,6 @@ from torch import Tensor
 from nitrodistill.checks import check_fraction, check_whole, check_within
 from nitrodistill.types import Scales
 
-__all__ = ["DiscreteSchedule", "double"]
-
 
 def double(device: torch.device) -> torch.dtype:
     """float64 where the device has it (Apple's MPS has not), else float32."""

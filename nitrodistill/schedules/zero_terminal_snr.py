@@ -25,8 +25,6 @@ from torch import Tensor
 
 from nitrodistill.schedules.discrete import DiscreteSchedule, check_alphas_cumprod
 
-__all__ = ["ZeroTerminalSNR"]
-
 Schedule = TypeVar("Schedule")
 
 _SUPPORTED = "DDIM, DDPM, LCM, DPM++ Multistep, UniPC, Euler and Euler ancestral"

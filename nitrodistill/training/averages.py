@@ -10,8 +10,6 @@ from nitrodistill.settings import nearest
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.roles import TrainedRole
 
-__all__ = ["Averages"]
-
 
 class Averages:
     """All averages, which start at the weights.

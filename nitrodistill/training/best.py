@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
 
-__all__ = ["Best", "BestIs"]
-
 BestIs = Literal["lowest", "highest"]
 
 

@@ -34,16 +34,6 @@ from nitrodistill.files import (
     temporary_of,
 )
 
-__all__ = [
-    "Checkpoint",
-    "CheckpointWriter",
-    "best_checkpoint",
-    "find_checkpoint",
-    "find_checkpoints",
-    "newest_checkpoint",
-    "prune",
-]
-
 _FOLDER = "checkpoints"
 _NAME = re.compile(r"stage-(\d{1,9})-step-(\d{1,18})")
 

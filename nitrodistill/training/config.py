@@ -11,15 +11,6 @@ from nitrodistill.settings import nearest, to_plain
 from nitrodistill.training.best import BestIs
 from nitrodistill.training.parallel import Parallel
 
-__all__ = [
-    "FREE",
-    "MixedPrecision",
-    "OptimizerConfig",
-    "TrainerConfig",
-    "check_optimizers",
-    "learning_rate_factor",
-]
-
 MixedPrecision = Literal["no", "bf16"]
 
 FREE = (

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from nitrodistill.models.wrappers import plain_name
 from nitrodistill.training.parallel import laid_out_like, local
 
-__all__ = ["EMA"]
-
 
 class EMA:
     """The moving average of the parameters that are trained; all others and buffers are as they are.

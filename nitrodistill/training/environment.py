@@ -17,8 +17,6 @@ from nitrodistill.settings import shown
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["note_environment", "noted_environments"]
-
 
 def note_environment(file: Path, accelerator: Accelerator) -> None:
     """Adds the environment to the list in `file`, unless it is the last of it.

@@ -32,8 +32,6 @@ from nitrodistill.training.saved import Autocast, SavedTensors
 from nitrodistill.training.stages import build_on_shapes
 from nitrodistill.types import Batch, Latents, Pairs
 
-__all__ = ["Backward", "Line", "Memory", "RoleMemory", "estimate", "what_helps"]
-
 _SIZES = (
     6,
     12,

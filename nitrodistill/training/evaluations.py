@@ -18,8 +18,6 @@ from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.sources import Sources, teacher_draws
 from nitrodistill.types import Denoiser
 
-__all__ = ["student_scores"]
-
 FOLDER = "evaluation"
 """Where, in the folder of a run, the teacher's latents are kept: they are drawn once."""
 

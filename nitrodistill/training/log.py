@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from nitrodistill.training.state import State
 
-__all__ = ["RunLog", "make_accelerator", "with_progress"]
-
 
 def make_accelerator(
     mixed_precision: str = "no",

@@ -31,16 +31,6 @@ from nitrodistill.types import Condition, Denoiser
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "STUDENT",
-    "TEACHER",
-    "StageNetworks",
-    "cast_base",
-    "check_cast",
-    "place_frozen",
-    "stage_cast",
-]
-
 STUDENT, TEACHER = "student", "teacher"
 
 

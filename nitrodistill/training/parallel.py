@@ -26,20 +26,6 @@ from nitrodistill.processes import place
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "Parallel",
-    "any_process",
-    "check_launch",
-    "gather_rows",
-    "gather_text",
-    "laid_out_like",
-    "local",
-    "on_main",
-    "prepare_frozen",
-    "prepare_module",
-    "whole",
-]
-
 Parallel = Literal["ddp", "fsdp"]
 
 

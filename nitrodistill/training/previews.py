@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from nitrodistill.training.trainer import Trainer
 
-__all__ = ["Previewer"]
-
 
 class Previewer:
     """Draws a grid: a column each for teacher, student and average, a row a prompt, the same noise.

@@ -18,8 +18,6 @@ from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
-__all__ = ["RECIPE", "Recipe", "Stage", "load_recipe", "override", "parse_recipe", "save_recipe"]
-
 RECIPE = "recipe.yaml"
 """Name of the recipe's file in the folder of a run."""
 

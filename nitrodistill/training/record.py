@@ -23,8 +23,6 @@ from nitrodistill.settings import build, to_plain
 from nitrodistill.training.checkpoint import Checkpoint
 from nitrodistill.types import Denoiser, Scales
 
-__all__ = ["load_denoiser", "network_record", "plan_of", "student_record"]
-
 
 def student_record(denoiser: Denoiser, plan: StepPlan) -> dict[str, object]:
     """How a student samples."""

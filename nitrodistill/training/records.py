@@ -10,8 +10,6 @@ from torch import Tensor
 
 from nitrodistill.types import Batch, Condition, Pairs, Terms
 
-__all__ = ["Record", "causes", "mean_parts", "non_finite"]
-
 
 @dataclass(frozen=True)
 class Record:

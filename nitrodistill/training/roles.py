@@ -25,8 +25,6 @@ from nitrodistill.training.parallel import (
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["TrainedRole", "checkpoint_gradients", "kept"]
-
 _log = logging.getLogger(__name__)
 _SAMPLE = 256
 

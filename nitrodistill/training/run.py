@@ -40,19 +40,6 @@ from nitrodistill.training.record import load_denoiser, plan_of
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = [
-    "Resume",
-    "TrainedStudent",
-    "Which",
-    "check_folder",
-    "find_student",
-    "load_run_recipe",
-    "load_student",
-    "newest_stage",
-    "owned",
-    "training_latents",
-]
-
 Resume = Literal["auto", "never"]
 Which = Literal["newest", "best"]
 

@@ -21,8 +21,6 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Autocast", "SavedTensors"]
-
 
 class SavedTensors:
     """Counts the bytes that autograd saves, apart from weights; each storage once.

@@ -5,8 +5,6 @@ from __future__ import annotations
 import signal
 from types import FrameType
 
-__all__ = ["StopSignals"]
-
 
 class StopSignals:
     """Notes SIGINT, SIGTERM and SIGUSR1 that arrive inside of a `with` block; pass it to a trainer as `stop`.

@@ -16,8 +16,6 @@ from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.types import Part
 
-__all__ = ["Sources", "recipe_prompts", "teacher_draws"]
-
 
 @dataclass(frozen=True)
 class Sources:

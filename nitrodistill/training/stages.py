@@ -36,8 +36,6 @@ from nitrodistill.types import Batch
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["Evaluate", "build_on_shapes", "check_stages", "run_recipe"]
-
 Evaluate = Callable[[DiffusersDenoiser, StepPlan], Mapping[str, float]]
 """`(the student, how it samples) -> name -> number`; equal students give equal numbers."""
 

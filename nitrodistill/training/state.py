@@ -9,8 +9,6 @@ from torch import Tensor
 
 from nitrodistill.training.log import fetch
 
-__all__ = ["State"]
-
 
 @dataclass(frozen=True)
 class State:

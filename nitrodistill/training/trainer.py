@@ -66,8 +66,6 @@ from nitrodistill.types import Batch, Terms
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["State", "Trainer"]
-
 
 class Trainer:
     """Trains a method's roles; `fit` yields after every step.

@@ -9,8 +9,6 @@ from torch import nn
 from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import local
 
-__all__ = ["Watch", "check_disjoint"]
-
 _Marks = list[tuple[int, int] | None]
 
 

@@ -25,8 +25,6 @@ from nitrodistill.evaluation.report.verdict import Verdict, listed, verdict
 from nitrodistill.evaluation.result import Evaluation, Metric, Pictures
 from nitrodistill.files import write_text
 
-__all__ = ["Comparison", "compare", "comparison_html", "write_comparison"]
-
 ALIKE = (
     "teacher_fingerprint",
     "num_samples",

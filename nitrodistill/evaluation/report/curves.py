@@ -7,8 +7,6 @@ from typing import Any
 
 from nitrodistill.evaluation.report.svg import line_chart
 
-__all__ = ["training_curves"]
-
 ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds")
 """Endings of names that say how training went, not what was learnt."""
 

@@ -7,8 +7,6 @@ from nitrodistill.evaluation.report.numbers import interval, number
 from nitrodistill.evaluation.report.verdict import is_part, verdict
 from nitrodistill.evaluation.result import Evaluation
 
-__all__ = ["model_card_table"]
-
 COLUMNS = {"student": "student (95% interval)", "teacher": "teacher", "naive": "teacher, 1 step"}
 
 

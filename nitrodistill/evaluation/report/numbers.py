@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-__all__ = ["decimals", "interval", "nice_ticks", "number", "times"]
-
 DIGITS = 3
 MOST_DECIMALS = 6
 

@@ -19,8 +19,6 @@ from nitrodistill.evaluation.result import Evaluation
 from nitrodistill.files import write_text
 from nitrodistill.settings import printable
 
-__all__ = ["READING", "floors_in_words", "render", "report_html", "write_report"]
-
 TEMPLATES = Path(__file__).parent / "templates"
 
 MODELS = {"teacher": "teacher", "naive": "teacher, 1 step", "student": "student", "real": "real"}

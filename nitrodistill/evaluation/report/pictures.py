@@ -15,8 +15,6 @@ from nitrodistill.evaluation.picture import to_pil
 from nitrodistill.evaluation.report.numbers import number
 from nitrodistill.evaluation.result import Evaluation, Pictures, Sample
 
-__all__ = ["Gallery", "compared_gallery", "data_uri", "gallery"]
-
 LOSSLESS_UP_TO = 128  # pixels a side; larger pictures are compressed
 QUALITY = 92
 FIRST = 12  # cards that are shown before "show all"

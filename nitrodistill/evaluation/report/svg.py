@@ -16,8 +16,6 @@ from markupsafe import Markup
 
 from nitrodistill.evaluation.report.numbers import nice_ticks, number
 
-__all__ = ["Mark", "Point", "line_chart", "scatter", "strip"]
-
 MOST_POINTS = 240
 
 

@@ -13,8 +13,6 @@ from nitrodistill.evaluation.report.svg import Mark, strip
 from nitrodistill.evaluation.report.verdict import Assessment, is_part
 from nitrodistill.evaluation.result import Metric
 
-__all__ = ["Cell", "Column", "Group", "Row", "Table", "make_table"]
-
 TITLES = {
     "text": "Follows its prompt",
     "distribution": "Distribution of pictures",

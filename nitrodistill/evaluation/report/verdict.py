@@ -23,8 +23,6 @@ from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import number
 from nitrodistill.evaluation.result import Evaluation, Metric
 
-__all__ = ["GROUPS", "Assessment", "Verdict", "assess", "listed", "speedup", "verdict"]
-
 State = Literal["matches", "differs", "open"]
 
 GROUPS: dict[str, str] = {

@@ -36,8 +36,6 @@ from nitrodistill.kernels.banded import (
     rows_first,
 )
 
-__all__ = ["PyramidConvention", "laplacian_loss", "pyramid_shapes"]
-
 PyramidConvention = Literal["burt_adelson", "kornia"]
 
 _BINOMIAL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)

@@ -21,8 +21,6 @@ from nitrodistill.kernels.ssim import reference
 from nitrodistill.kernels.ssim.reference import SSIMMode, SSIMPadding
 from nitrodistill.kernels.ssim.window import Window, window_of
 
-__all__ = ["Options", "ssim_loss"]
-
 _MAPS, _ROOM = 6, 12
 """Maps of working memory besides what the window allocates, and how many are asked for.
 

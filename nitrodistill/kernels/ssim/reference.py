@@ -27,8 +27,6 @@ from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
 
-__all__ = ["SSIMMode", "SSIMPadding", "ssim_loss", "window_mean"]
-
 SSIMMode = Literal["full", "structure"]
 SSIMPadding = Literal["valid", "reflect"]
 

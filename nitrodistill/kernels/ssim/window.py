@@ -19,8 +19,6 @@ from nitrodistill.kernels.banded import (
 )
 from nitrodistill.kernels.ssim.reference import SSIMPadding
 
-__all__ = ["Window", "window_of"]
-
 
 class _Axis(NamedTuple):
     forward: Banded

@@ -18,16 +18,6 @@ from torch import Tensor, nn
 
 from nitrodistill.types import Condition
 
-__all__ = [
-    "JOINT_TARGETS",
-    "Adapter",
-    "Entry",
-    "PipelineAdapter",
-    "first_tensor",
-    "image_tokens",
-    "on_grid",
-]
-
 JOINT_TARGETS: tuple[str, ...] = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The text's projections in joint attention."""
 

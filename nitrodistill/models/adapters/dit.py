@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.types import Condition
 
-__all__ = ["DiTAdapter", "DiTPipelineAdapter"]
-
 
 class DiTAdapter(Adapter):
     """Class labels; the learned-sigma half of the output is dropped. Square latents only.

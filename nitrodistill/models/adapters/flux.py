@@ -22,8 +22,6 @@ from nitrodistill.models.adapters.base import (
 )
 from nitrodistill.types import Condition
 
-__all__ = ["FluxAdapter", "FluxPipelineAdapter"]
-
 _DEFAULT_SIDE = 128  # the network knows no size; diffusers' FluxPipeline.default_sample_size
 
 

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.types import Condition
 
-__all__ = ["PixArtAdapter", "PixArtPipelineAdapter"]
-
 
 class PixArtAdapter(Adapter):
     """Text with a mask; the learned-sigma half of the output is dropped.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.types import Condition
 
-__all__ = ["SanaAdapter", "SanaPipelineAdapter"]
-
 
 class SanaAdapter(Adapter):
     """Text with a mask; t runs to 1000 times the config's `timestep_scale`.

@@ -17,8 +17,6 @@ from nitrodistill.models.adapters.base import (
 )
 from nitrodistill.types import Condition
 
-__all__ = ["SD3Adapter", "SD3PipelineAdapter"]
-
 
 class SD3Adapter(Adapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""

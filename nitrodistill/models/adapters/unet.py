@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.types import Condition
 
-__all__ = ["StableDiffusionPipelineAdapter", "StableDiffusionXLPipelineAdapter", "UNetAdapter"]
-
 _TIME_IDS = 6  # original size, crop, target size: (height, width) each
 
 

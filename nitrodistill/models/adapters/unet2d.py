@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.types import Condition
 
-__all__ = ["UNet2DAdapter", "UNet2DPipelineAdapter"]
-
 
 class UNet2DAdapter(Adapter):
     """`class_labels` where the network embeds them; else the Condition may be empty."""
