@@ -12,34 +12,25 @@ and the VAE's own activations add is not counted; leave room for it. `benchmarks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.method import Cast, DistillationMethod, Draws
+from nitrodistill.method import DistillationMethod
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.networks import TEACHER, cast_base
+from nitrodistill.training.passes import LossesOnShapes, Passes
 from nitrodistill.training.recipe import Stage
-from nitrodistill.training.saved import Autocast, SavedTensors
 from nitrodistill.training.stages import build_on_shapes
-from nitrodistill.types import Batch, Latents, Pairs
 
-_SIZES = (
-    6,
-    12,
-)  # micro-batches that are counted: shares of a batch by halves and thirds come out even
-_STATE_BLOCK, _SMALL = (
-    256,
-    4096,
-)  # bitsandbytes: elements a scale, and fewest that are kept in 8 bits
+_STATE_BLOCK, _SMALL = 256, 4096
+"""bitsandbytes: elements a scale, and fewest that are kept in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -63,32 +54,6 @@ class RoleMemory:
     average: int = 0
 
 
-class Line(NamedTuple):
-    """Bytes as they grow with the micro-batch."""
-
-    fixed: int
-    each: int
-
-    def at(self, batch_size: int) -> int:
-        """Bytes for so many samples."""
-        return self.fixed + batch_size * self.each
-
-
-@dataclass(frozen=True)
-class Backward:
-    """One role's backward pass.
-
-    Attributes:
-        role: whose.
-        kept: what autograd holds when it begins.
-        block: what the largest checkpointed block computes anew, for as long as it is gone through.
-    """
-
-    role: str
-    kept: Line
-    block: Line
-
-
 @dataclass(frozen=True)
 class Memory:
     """What a stage needs on its device.
@@ -101,7 +66,7 @@ class Memory:
     """
 
     roles: Mapping[str, RoleMemory]
-    turns: Mapping[tuple[str, ...], tuple[Backward, ...]]
+    turns: Mapping[tuple[str, ...], Passes]
     batch_size: int
     accumulates: bool
 
@@ -115,7 +80,7 @@ class Memory:
         size = self.batch_size if batch_size is None else batch_size
         return self.resident + max(self._peak(turn, size) for turn in self.turns.values())
 
-    def _peak(self, turn: tuple[Backward, ...], size: int) -> int:
+    def _peak(self, turn: Passes, size: int) -> int:
         """Bytes on top of what is resident at the worst moment of a turn."""
         gradients = [self.roles[backward.role].gradients for backward in turn]
         most = 0
@@ -157,21 +122,7 @@ def estimate(
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
-    shapes = shapes_of(pipeline)
-    method, cast = build_on_shapes(stage, shapes, text_length)
-    bf16 = stage.trainer.mixed_precision == "bf16"
-    roles = _pipeline_roles(shapes) | _frozen_roles(shapes, method, stage)
-    for name, role in method.trainable().items():
-        optimizer = stage.trainer.optimizers.get(name, OptimizerConfig())
-        share = _trained_role(role.module, optimizer.ema_decay > 0, optimizer.eight_bit)
-        if stage.trainer.cpu_offload:
-            size = 2 if bf16 else 4
-            share = replace(
-                share, weights=_fetched(role.module) * size, gradients=0, optimizer=0, average=0
-            )
-        roles[name] = share
-    count = _Count(method, cast, stage, shapes, text_length)
-    return Memory(roles, count.turns(), stage.trainer.batch_size, stage.trainer.accumulation > 1)
+    return _Counts(pipeline, text_length).memory(stage)
 
 
 def what_helps(
@@ -185,7 +136,7 @@ def what_helps(
         text_length: tokens of a prompt.
         lora_rank: of the student's adapters, where it has them.
     """
-    trainer, count = stage.trainer, partial(estimate, pipeline, text_length=text_length)
+    trainer, count = stage.trainer, _Counts(pipeline, text_length).memory
     found = {"as it is": count(stage)}
     if not trainer.gradient_checkpointing:
         found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
@@ -207,6 +158,72 @@ def what_helps(
         found["checkpointing, bf16, 8 bits"] = count(both)
     found["checkpointing, bf16, 8 bits, LoRA"] = count(replace(both, lora=lora))
     return found
+
+
+class _Counts:
+    """What variants of a stage need. What they have in common is built and run once.
+
+    Args:
+        pipeline: the teacher.
+        text_length: tokens of a prompt.
+    """
+
+    def __init__(self, pipeline: Pipeline, text_length: int) -> None:
+        self._pipeline, self._text_length = pipeline, text_length
+        self._counted: dict[tuple[LoRAConfig | None, str], _Counted] = {}
+        self._heaviest: dict[tuple[str, ...], int] = {}
+
+    def memory(self, stage: Stage) -> Memory:
+        """What the stage needs."""
+        trainer = stage.trainer
+        key = stage.lora, trainer.mixed_precision
+        if key not in self._counted:
+            self._counted[key] = self._count(stage)
+        method, untrained, plain, checkpointed = self._counted[key]
+        roles = dict(untrained)
+        for name, role in method.trainable().items():
+            optimizer = trainer.optimizers.get(name, OptimizerConfig())
+            share = _trained_role(role.module, optimizer.ema_decay > 0, optimizer.eight_bit)
+            if trainer.cpu_offload:
+                fetched = _fetched(role.module) * (2 if trainer.mixed_precision == "bf16" else 4)
+                share = RoleMemory(share.parameters, share.trained, fetched)
+            roles[name] = share
+        turns = checkpointed if trainer.gradient_checkpointing else plain
+        return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1)
+
+    def _count(self, stage: Stage) -> _Counted:
+        shapes = shapes_of(self._pipeline)
+        method, cast = build_on_shapes(stage, shapes, self._text_length)
+        untrained = _pipeline_roles(shapes) | _frozen_roles(shapes, method, stage)
+        run = LossesOnShapes(method, cast, stage, shapes, self._text_length)
+        steps: dict[tuple[str, ...], list[int]] = {}
+        for step in range(stage.trainer.steps):
+            steps.setdefault(tuple(method.active(step)), []).append(step)
+        plain, checkpointed = dict[tuple[str, ...], Passes](), dict[tuple[str, ...], Passes]()
+        for active, those in steps.items():
+            # a method may begin with less than it ends with: the first of them and the last
+            ends = list(dict.fromkeys((those[0], those[-1])))
+            if len(ends) > 1 and active not in self._heaviest:
+                self._heaviest[active] = max(ends, key=run.kept)
+            step = self._heaviest.get(active, ends[0])
+            plain[active], checkpointed[active] = run.passes(step)
+        return _Counted(method, untrained, plain, checkpointed)
+
+
+class _Counted(NamedTuple):
+    """What variants of a stage with the same networks have in common.
+
+    Attributes:
+        method: on the meta device.
+        untrained: the shares of all networks that it does not train.
+        plain: see `Memory.turns`; without gradient checkpointing.
+        checkpointed: with it.
+    """
+
+    method: DistillationMethod
+    untrained: Mapping[str, RoleMemory]
+    plain: Mapping[tuple[str, ...], Passes]
+    checkpointed: Mapping[tuple[str, ...], Passes]
 
 
 def _with(stage: Stage, **changes: Any) -> Stage:
@@ -283,112 +300,6 @@ def _moments(weight: Tensor, eight_bit: bool) -> int:
     if weight.numel() < _SMALL:
         return 2 * weight.nbytes
     return 2 * (weight.numel() + 4 * -(-weight.numel() // _STATE_BLOCK))
-
-
-class _Count:
-    """Runs a method's losses on shapes, and counts what its backward passes keep.
-
-    Args:
-        method: on the meta device.
-        cast: what it took.
-        stage: its settings.
-        pipeline: the shapes of latents and text.
-        text_length: tokens of a prompt.
-    """
-
-    def __init__(
-        self,
-        method: DistillationMethod,
-        cast: Cast,
-        stage: Stage,
-        pipeline: Pipeline,
-        text_length: int,
-    ) -> None:
-        self._method, self._stage, self._pipeline = method, stage, pipeline
-        modules = [role.module for role in method.trainable().values()]
-        modules += [entry.module for entry in method.frozen().values()]
-        modules += [denoiser.module for denoiser in cast.taken.values()]
-        self._networks = [unwrapped(module) for module in modules] + modules
-        x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
-        self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
-
-    def turns(self) -> dict[tuple[str, ...], tuple[Backward, ...]]:
-        """The roles of a step -> their backward passes; of steps with the same roles those that keep most."""
-        steps: dict[tuple[str, ...], list[int]] = {}
-        for step in range(self._stage.trainer.steps):
-            steps.setdefault(tuple(self._method.active(step)), []).append(step)
-        found = {}
-        for active, those in steps.items():
-            # a method may begin with less than it ends with: the first of them and the last
-            passes = [self._passes(step) for step in dict.fromkeys((those[0], those[-1]))]
-            found[active] = max(passes, key=lambda p: sum(b.kept.at(_SIZES[1]) for b in p))
-        return found
-
-    def _passes(self, step: int) -> tuple[Backward, ...]:
-        """The backward passes of a step, from micro-batches of two sizes."""
-        small, large = (self._saved(step, size) for size in _SIZES)
-        return tuple(
-            Backward(role, _line(kept, more_kept), _line(block, larger_block))
-            for (role, kept, block), (_, more_kept, larger_block) in zip(small, large, strict=True)
-        )
-
-    def _saved(self, step: int, size: int) -> list[tuple[str, int, int]]:
-        """(role, bytes kept, bytes of the largest block) of each backward pass, for a micro-batch of `size`."""
-        saved, trainer = SavedTensors(*self._networks), self._stage.trainer
-        for network in self._networks:  # the frozen ones too, as a run does
-            _checkpoint(network, saved if trainer.gradient_checkpointing else None)
-        batch, found = self._batch(size), []
-        draws = Draws(0, step, batch.index)
-        with saved.counting(), _autocast(self._method, trainer.mixed_precision == "bf16"):
-            for role, terms in self._method.losses(batch, self._method.active(step), draws):
-                del terms
-                found.append((role, saved.kept, saved.largest_block))
-                saved.clear()
-        return found
-
-    def _batch(self, size: int) -> Batch:
-        """A micro-batch of shapes, with all that a method may read."""
-        x0 = self._x0.expand(size, -1, -1, -1)
-        text = self._text.index([0] * size)
-        pairs = Pairs(torch.empty_like(x0), torch.empty_like(x0), text)
-        return Batch(torch.arange(size), pairs, Latents(torch.empty_like(x0), text), text)
-
-
-def _line(small: int, large: int) -> Line:
-    """The line through what two sizes need."""
-    slope = (large - small) // (_SIZES[1] - _SIZES[0])
-    return Line(small - _SIZES[0] * slope, slope)
-
-
-def _checkpoint(module: nn.Module, saved: SavedTensors | None) -> None:
-    from diffusers import ModelMixin
-
-    for part in module.modules():
-        if isinstance(part, ModelMixin) and saved is not None:
-            part.enable_gradient_checkpointing(saved.checkpointed)
-        elif isinstance(
-            part, ModelMixin
-        ):  # an earlier count of the same network may have switched it on
-            part.disable_gradient_checkpointing()
-
-
-@contextmanager
-def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
-    """Autocast around the networks that are trained, as Accelerate puts it there."""
-    networks = [role.module for role in method.trainable().values()] if enabled else []
-    plain = [network.forward for network in networks]
-    for network, forward in zip(networks, plain, strict=True):
-        network.forward = partial(_cast_forward, forward)
-    try:
-        yield
-    finally:
-        for network in networks:
-            del network.forward
-
-
-def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with Autocast():
-        return forward(*args, **kwargs)
 
 
 def _count(module: nn.Module) -> int:

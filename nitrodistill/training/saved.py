@@ -6,20 +6,35 @@ every tensor that autograd saves. Three things differ from a run on a GPU, and a
 - attention on the meta device takes the unfused way, which saves the matrix of all pairs; a GPU takes a fused
   kernel, which saves queries, keys, values, output and one number a query (Dao et al. 2022);
 - the meta device knows no autocast; `Autocast` casts as CUDA's does, and keeps the cast weights as that does;
-- a checkpointed block saves what it is given, and what it computes is there once, for one block at a time.
+- a checkpointed block saves what it is given, and what it computes is there once, for one block at a time; one run
+  counts both, with checkpointing and without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+
+
+class Saved(NamedTuple):
+    """Bytes that autograd keeps for a backward pass.
+
+    Attributes:
+        plain: without gradient checkpointing.
+        kept: with it; of a checkpointed block what it was given.
+        block: what the largest checkpointed block saves on top, while backward recomputes it.
+    """
+
+    plain: int
+    kept: int
+    block: int
 
 
 class SavedTensors:
@@ -35,23 +50,18 @@ class SavedTensors:
             for module in modules
             for tensor in (*module.parameters(), *module.buffers())
         }
+        self._plain: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
         self._largest_block = 0
 
-    @property
-    def kept(self) -> int:
-        """Bytes that are saved now; of a checkpointed block what it was given."""
-        return sum(_size(t) for t in self._kept.values())
-
-    @property
-    def largest_block(self) -> int:
-        """Bytes that the largest checkpointed block saves on top, while backward recomputes it."""
-        return self._largest_block
-
-    def clear(self) -> None:
-        """Forgets all, as a backward pass does."""
+    def take(self) -> Saved:
+        """What is saved now; then forgets it, as a backward pass does."""
+        plain, kept = (sum(map(_size, saved.values())) for saved in (self._plain, self._kept))
+        found = Saved(plain, kept, self._largest_block)
+        self._plain.clear()
         self._kept.clear()
         self._largest_block = 0
+        return found
 
     @contextmanager
     def counting(self) -> Iterator[None]:
@@ -61,10 +71,9 @@ class SavedTensors:
 
     def checkpointed(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Stands in for `torch.utils.checkpoint.checkpoint`."""
-        keep = self._pack(self._kept)
         for argument in arguments:
             if isinstance(argument, Tensor):
-                keep(argument)
+                self._keep(argument, self._kept)
         inside: dict[int, Tensor] = {}
         with saved_tensors_hooks(self._pack(inside), _unchanged):
             result = function(*arguments)
@@ -74,11 +83,15 @@ class SavedTensors:
 
     def _pack(self, kept: dict[int, Tensor]) -> Callable[[Tensor], Tensor]:
         def pack(tensor: Tensor) -> Tensor:
-            if _storage(tensor) not in self._weights:
-                kept[_storage(tensor)] = tensor  # alive, so that no other storage gets its address
+            self._keep(tensor, self._plain, kept)
             return tensor
 
         return pack
+
+    def _keep(self, tensor: Tensor, *where: dict[int, Tensor]) -> None:
+        if _storage(tensor) not in self._weights:
+            for kept in where:  # alive, so that no other storage gets its address
+                kept[_storage(tensor)] = tensor
 
 
 class Autocast(TorchFunctionMode):

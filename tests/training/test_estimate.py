@@ -11,13 +11,12 @@ from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.estimate import (
-    Backward,
-    Line,
     Memory,
     RoleMemory,
     estimate,
     what_helps,
 )
+from nitrodistill.training.passes import Backward, Line
 from nitrodistill.training.recipe import Stage
 from nitrodistill.types import Batch, Pairs
 
@@ -175,7 +174,7 @@ def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline, switch
         assert estimate(pipeline, stage, text_length=5) == switched[switch]
         assert not any("_lora" in name for name, _ in pipeline.denoiser.module.named_parameters())
         with monkeypatch.context() as patch:  # what is offered; the counts are those from above
-            patch.setattr("nitrodistill.training.estimate.estimate", lambda *_, **__: None)
+            patch.setattr("nitrodistill.training.estimate._Counts.memory", lambda *_: None)
             assert switch not in what_helps(pipeline, stage, text_length=5, lora_rank=2)
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from nitrodistill.training.saved import Autocast, SavedTensors
+from nitrodistill.training.saved import Autocast, Saved, SavedTensors
 
 
 def counted(module: nn.Module, *inputs: torch.Tensor) -> int:
@@ -14,7 +14,7 @@ def counted(module: nn.Module, *inputs: torch.Tensor) -> int:
     saved = SavedTensors(module)
     with saved.counting():
         module(*(x.to("meta") for x in inputs))
-    return saved.kept
+    return saved.take().plain
 
 
 def test_the_count_is_that_of_a_real_forward_pass(tiny_denoiser, tiny_condition):
@@ -36,7 +36,7 @@ def test_the_count_is_that_of_a_real_forward_pass(tiny_denoiser, tiny_condition)
     saved = SavedTensors(shapes)
     with saved.counting():
         shapes(x_t.to("meta"), t, encoder_hidden_states=text.to("meta"))
-    assert saved.kept == expected
+    assert saved.take() == Saved(expected, expected, 0), "nothing was checkpointed"
 
 
 def test_attention_saves_no_matrix_of_pairs():
@@ -63,9 +63,9 @@ def test_checkpointed_blocks_keep_their_inputs_and_one_blocks_own():
     with saved.counting():
         x = saved.checkpointed(first, torch.empty(6, 4, device="meta"))
         saved.checkpointed(second, x)
-    assert (saved.kept, saved.largest_block) == (4 * (6 * 4 + 6 * 4), 4 * 6 * 50)
-    saved.clear()
-    assert saved.kept == saved.largest_block == 0
+    plain = 4 * 6 * (4 + 30 + 4 + 50)
+    assert saved.take() == Saved(plain, kept=4 * 6 * (4 + 4), block=4 * 6 * 50)
+    assert saved.take() == Saved(0, 0, 0)
 
 
 def test_autocast_casts_as_cuda_does_and_keeps_each_cast_weight_once():
@@ -79,4 +79,4 @@ def test_autocast_casts_as_cuda_does_and_keeps_each_cast_weight_once():
         assert norm(y).dtype == torch.float32
     assert y.dtype == torch.bfloat16
     twice_x, weight, norm_input, norm_statistics = 2 * 2 * 6 * 8, 2 * 8 * 8, 4 * 6 * 8, 2 * 4 * 6
-    assert saved.kept == twice_x + weight + norm_input + norm_statistics
+    assert saved.take().plain == twice_x + weight + norm_input + norm_statistics

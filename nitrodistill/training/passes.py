@@ -1,0 +1,146 @@
+"""What the backward passes of a method's step keep, counted by running its losses on shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from nitrodistill.method import Cast, DistillationMethod, Draws
+from nitrodistill.models import Pipeline
+from nitrodistill.models.wrappers import unwrapped
+from nitrodistill.training.recipe import Stage
+from nitrodistill.training.saved import Autocast, Saved, SavedTensors
+from nitrodistill.types import Batch, Latents, Pairs
+
+_SIZES = 6, 12
+"""Micro-batches that are counted: shares of a batch by halves and thirds come out even."""
+
+
+class Line(NamedTuple):
+    """Bytes as they grow with the micro-batch."""
+
+    fixed: int
+    each: int
+
+    def at(self, batch_size: int) -> int:
+        """Bytes for so many samples."""
+        return self.fixed + batch_size * self.each
+
+
+@dataclass(frozen=True)
+class Backward:
+    """One role's backward pass.
+
+    Attributes:
+        role: whose.
+        kept: what autograd holds when it begins.
+        block: what the largest checkpointed block computes anew, for as long as it is gone through.
+    """
+
+    role: str
+    kept: Line
+    block: Line
+
+
+Passes = tuple[Backward, ...]
+"""The backward passes of a step, in order."""
+
+
+class LossesOnShapes:
+    """Runs a method's losses on shapes, and counts what its backward passes keep.
+
+    Args:
+        method: on the meta device.
+        cast: what it took.
+        stage: its settings.
+        pipeline: the shapes of latents and text.
+        text_length: tokens of a prompt.
+    """
+
+    def __init__(
+        self,
+        method: DistillationMethod,
+        cast: Cast,
+        stage: Stage,
+        pipeline: Pipeline,
+        text_length: int,
+    ) -> None:
+        self._method, self._bf16 = method, stage.trainer.mixed_precision == "bf16"
+        modules = [role.module for role in method.trainable().values()]
+        modules += [entry.module for entry in method.frozen().values()]
+        modules += [denoiser.module for denoiser in cast.taken.values()]
+        self._saved = SavedTensors(*(unwrapped(module) for module in modules), *modules)
+        for module in modules:  # the frozen ones too, as a run does
+            _checkpoint(module, self._saved)
+        x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
+        self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
+
+    def passes(self, step: int) -> tuple[Passes, Passes]:
+        """The backward passes of a step without gradient checkpointing, and with it."""
+        small, large = (self._of(step, size) for size in _SIZES)
+        plain, checkpointed = [], []
+        for (role, few), (_, more) in zip(small, large, strict=True):
+            all_of, kept, block = (_line(*sizes) for sizes in zip(few, more, strict=True))
+            plain.append(Backward(role, all_of, Line(0, 0)))
+            checkpointed.append(Backward(role, kept, block))
+        return tuple(plain), tuple(checkpointed)
+
+    def kept(self, step: int) -> int:
+        """Bytes that a step's backward passes keep of a small micro-batch, without gradient checkpointing."""
+        return sum(saved.plain for _, saved in self._of(step, _SIZES[0]))
+
+    def _of(self, step: int, size: int) -> list[tuple[str, Saved]]:
+        """What each backward pass of a step keeps, for a micro-batch of `size`."""
+        batch, found = self._batch(size), []
+        draws = Draws(0, step, batch.index)
+        with self._saved.counting(), _autocast(self._method, self._bf16):
+            for role, terms in self._method.losses(batch, self._method.active(step), draws):
+                del terms
+                found.append((role, self._saved.take()))
+        return found
+
+    def _batch(self, size: int) -> Batch:
+        """A micro-batch of shapes, with all that a method may read."""
+        x0 = self._x0.expand(size, -1, -1, -1)
+        text = self._text.index([0] * size)
+        pairs = Pairs(torch.empty_like(x0), torch.empty_like(x0), text)
+        return Batch(torch.arange(size), pairs, Latents(torch.empty_like(x0), text), text)
+
+
+def _line(small: int, large: int) -> Line:
+    """The line through what two sizes need."""
+    slope = (large - small) // (_SIZES[1] - _SIZES[0])
+    return Line(small - _SIZES[0] * slope, slope)
+
+
+def _checkpoint(module: nn.Module, saved: SavedTensors) -> None:
+    from diffusers import ModelMixin
+
+    for part in unwrapped(module).modules():
+        if isinstance(part, ModelMixin) and part._supports_gradient_checkpointing:
+            part.enable_gradient_checkpointing(saved.checkpointed)
+
+
+@contextmanager
+def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
+    """Autocast around the networks that are trained, as Accelerate puts it there."""
+    networks = [role.module for role in method.trainable().values()] if enabled else []
+    plain = [network.forward for network in networks]
+    for network, forward in zip(networks, plain, strict=True):
+        network.forward = partial(_cast_forward, forward)
+    try:
+        yield
+    finally:
+        for network in networks:
+            del network.forward
+
+
+def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with Autocast():
+        return forward(*args, **kwargs)
