@@ -39,14 +39,7 @@ from nitrodistill.method import DistillationMethod, Draws
 from nitrodistill.settings import differences, to_plain
 from nitrodistill.training.averages import Averages
 from nitrodistill.training.best import Best
-from nitrodistill.training.checkpoint import (
-    Checkpoint,
-    CheckpointWriter,
-    find_checkpoint,
-    find_checkpoints,
-    newest_checkpoint,
-    prune,
-)
+from nitrodistill.training.checkpoint import Checkpoint
 from nitrodistill.training.config import TrainerConfig, check_optimizers, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, make_accelerator
@@ -55,10 +48,10 @@ from nitrodistill.training.parallel import (
     check_launch,
     gather_rows,
     gather_text,
-    on_main,
 )
 from nitrodistill.training.records import Record, causes, mean_parts, non_finite
-from nitrodistill.training.roles import TrainedRole, kept
+from nitrodistill.training.roles import TrainedRole
+from nitrodistill.training.saving import RunCheckpoints, last_good, to_resume
 from nitrodistill.training.state import State
 from nitrodistill.training.watch import Watch, check_disjoint
 from nitrodistill.types import Batch, Terms
@@ -131,7 +124,7 @@ class Trainer:
             config.mixed_precision, self.output, cpu_offload=config.cpu_offload
         )
         check_launch(self.accelerator, config.batch_size)
-        checkpoint = self._find_checkpoint(resume)
+        checkpoint = to_resume(self.accelerator, self.output, stage, resume)
         roles = method.trainable()
         check_disjoint({n: _learning(role.module) for n, role in roles.items()})
         self._trained = {
@@ -141,8 +134,13 @@ class Trainer:
         self._weights = {n: tuple(t.weights.values()) for n, t in self._trained.items()}
         self._averages = Averages(self._trained, method.frozen())
         self._totals: dict[str, Tensor] = {}
-        if checkpoint is not None:
-            self._load(checkpoint)
+        self._checkpoints: RunCheckpoints | None = None
+        if self.output is not None:
+            self._checkpoints = RunCheckpoints(
+                self.output, stage, config, self.accelerator, self._trained, self._averages
+            )
+            if checkpoint is not None:
+                self._load(self._checkpoints, checkpoint)
         self._updates = self._count_updates(self.step)
         self._all_updates = self._count_updates(config.steps)
 
@@ -194,7 +192,7 @@ class Trainer:
                 elif skips >= self.config.max_skips or self.step == self.config.steps:
                     raise FloatingPointError(
                         f"stopped after {skips} non-finite steps in a row ({state.skipped}); "
-                        f"{self._last_good()}."
+                        f"{last_good(self.output, self.stage)}."
                     )
                 yield state
                 if state.stopped:
@@ -210,41 +208,10 @@ class Trainer:
             FloatingPointError: if a weight is not finite; then nothing is written.
             RuntimeError: if the processes' copies of a network have come apart.
         """
-        if self.output is None:
+        if self._checkpoints is None:
             return None
-        self._check_weights()
-        main, output, failed = self.accelerator.is_main_process, self.output, None
-        writer: CheckpointWriter | None = None
-        for name, gather in self._contents().items():
-            tensors = gather()  # by all processes, even when the main one cannot write any more
-            try:
-                if main and failed is None:
-                    writer = writer or CheckpointWriter(output, self.stage, self.step)
-                    writer.add(name, tensors)
-            except OSError as error:
-                failed = error
-
-        def finish() -> None:
-            if failed is not None:
-                raise failed
-            assert writer is not None
-            writer.finish(self._state())
-            best = None if self.best is None else self.best.step
-            prune(output, self.stage, self.config.keep_checkpoints, best)
-
-        on_main(self.accelerator, finish)
-        return find_checkpoint(output, self.stage, self.step)
-
-    def _contents(self) -> dict[str, Callable[[], dict[str, Tensor]]]:
-        """File name -> what gathers its tensors, whole in the main process and nothing in the others."""
-        main, frozen = self.accelerator.is_main_process, self.config.save_frozen
-        contents: dict[str, Callable[[], dict[str, Tensor]]] = {}
-        for name, trained in self._trained.items():
-            contents[name] = lambda trained=trained: trained.tensors(frozen, main)
-            contents[f"{name}.optimizer"] = lambda trained=trained: trained.optimizer_tensors(main)
-        for name, average in self._averages.files().items():
-            contents[name] = lambda average=average: kept(average.state_dict(), main)
-        return contents
+        best = None if self.best is None else self.best.step
+        return self._checkpoints.write(self.step, self._state(), best)
 
     def _state(self) -> dict[str, object]:
         return {
@@ -255,23 +222,6 @@ class Trainer:
             **self.record,
             "fixed": self.fixed,
         }
-
-    def _check_weights(self) -> None:
-        holders = {f"weights of {n!r}": t for n, t in self._trained.items()}
-        averages = {f"averages in {n!r}": a for n, a in self._averages.files().items()}
-        for name, holder in {**holders, **averages}.items():
-            (broken,) = any_process(self.accelerator, [~holder.is_finite()])
-            if broken:
-                raise FloatingPointError(
-                    f"the {name} are not finite after step {self.step}; {self._last_good()}."
-                )
-        for name, trained in self._trained.items():
-            if self.config.parallel == "ddp" and (apart := trained.disagreements(self.accelerator)):
-                raise RuntimeError(
-                    f"the processes' copies of {name!r} have come apart after step {self.step} ({apart[0]}): its "
-                    "gradients were not averaged. Its method must use the module that the Role holds, in its "
-                    "whole forward pass, alike in all processes."
-                )
 
     def _train_step(self, stream: Callable[[int], Batch]) -> State:
         started = time.perf_counter()
@@ -399,7 +349,7 @@ class Trainer:
                 counts[name] = counts.get(name, 0) + 1
         return counts
 
-    def _load(self, checkpoint: Checkpoint) -> None:
+    def _load(self, checkpoints: RunCheckpoints, checkpoint: Checkpoint) -> None:
         state = checkpoint.state()
         self.config.check_resumes(state.get("trainer"), checkpoint.path)
         before, now = state.get("fixed"), json.loads(json.dumps(self.fixed))
@@ -409,41 +359,15 @@ class Trainer:
                 f"checkpoint {checkpoint.path} was made with other settings ({'; '.join(changed[:3])}); resume "
                 "with the same, or choose another output."
             )
-        for name, trained in self._trained.items():
-            trained.load(checkpoint.tensors(name))
-            trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
-        for name, average in self._averages.files().items():
-            average.load_state_dict(checkpoint.tensors(name))
+        checkpoints.read(checkpoint)
         self.step = checkpoint.step
         self.best = Best.from_plain(state.get("best"), self.config.best_metric)
-
-    def _find_checkpoint(self, resume: str) -> Checkpoint | None:
-        output = self.output
-        if output is None:
-            return None
-
-        def choose() -> int | None:
-            if resume == "auto":
-                newest = newest_checkpoint(output, self.stage)
-                return None if newest is None else newest.step
-            if find_checkpoints(output, self.stage):
-                raise FileExistsError(
-                    f"{output} holds checkpoints already; resume from them, or choose another output."
-                )
-            return None
-
-        step = on_main(self.accelerator, choose)
-        return find_checkpoint(output, self.stage, step) if isinstance(step, int) else None
 
     def _open_log(self) -> RunLog | None:
         if self.output is None:
             return None
         file, every = self.output / "log.jsonl", self.config.log_every
         return RunLog(file, self.accelerator, every, self.stage, self.step)
-
-    def _last_good(self) -> str:
-        saved = find_checkpoints(self.output, self.stage) if self.output is not None else []
-        return f"the last good checkpoint is {saved[0].path}" if saved else "there is no checkpoint"
 
 
 def _learning(module: nn.Module) -> Sequence[nn.Parameter]:

@@ -5,7 +5,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import signal
 
 import pytest
@@ -206,11 +205,6 @@ def test_a_finished_run_does_nothing_more(tiny, tmp_path):
     assert torch.equal(_weights(tiny, again), _weights(tiny, done))
 
 
-def test_only_the_last_checkpoints_are_kept(tiny, tmp_path):
-    tiny.train(tiny.config(checkpoint_every=2, keep_checkpoints=2), output=tmp_path)
-    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 4]
-
-
 def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
     config = tiny.config()
     tiny.train(config, output=tmp_path)
@@ -219,12 +213,6 @@ def test_resuming_with_other_settings_is_refused(tiny, tmp_path):
         tiny.train(other, output=tmp_path)
     longer = dataclasses.replace(config, steps=8, log_every=3)
     assert tiny.train(longer, output=tmp_path).step == 8
-
-
-def test_resume_never_refuses_a_folder_with_checkpoints(tiny, tmp_path):
-    tiny.train(tiny.config(), output=tmp_path)
-    with pytest.raises(FileExistsError, match="holds checkpoints already"):
-        tiny.train(tiny.config(), output=tmp_path, resume="never")
 
 
 def test_a_non_finite_step_is_skipped_and_named(tiny):
@@ -261,48 +249,6 @@ def test_too_many_non_finite_steps_stop_the_run_and_name_the_last_checkpoint(tin
     ):
         tiny.train(config, method, output=tmp_path)
     assert torch.isfinite(_weights(tiny, Trainer(method, tiny.Stream(4), config))).all()
-
-
-def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
-    method, config = tiny.Method(), tiny.config(checkpoint_every=2)
-    trainer = Trainer(method, tiny.Stream(4), config, output=tmp_path)
-
-    def train():
-        for state in trainer.fit():
-            if state.step == 3:
-                method.student_network[0].weight.data[0, 0] = torch.nan
-
-    with (
-        pytest.warns(RuntimeWarning, match="skipped step"),
-        pytest.raises(FloatingPointError, match=r"after 3 non-finite.*step-00000002"),
-    ):
-        train()
-    with pytest.raises(FloatingPointError, match=r"'student' are not finite.*step-00000002"):
-        trainer.save()
-    assert [c.step for c in find_checkpoints(tmp_path)] == [2]
-
-
-def _save_on_a_full_disk(tiny, output, results):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    method = tiny.Method()
-    trainer = Trainer(method, tiny.Stream(4), tiny.config(steps=1), output=None)
-    trainer.output = output
-    method.student_network.register_buffer("large", torch.zeros(4000))
-    try:
-        trainer.save()
-    except OSError as error:
-        results.put(str(error))
-
-
-def test_a_full_disk_is_an_error_and_leaves_nothing(tiny, tmp_path):
-    context = multiprocessing.get_context("fork")
-    results = context.SimpleQueue()
-    child = context.Process(target=_save_on_a_full_disk, args=(tiny, tmp_path, results))
-    child.start()
-    assert "could not be written" in results.get()
-    child.join(60)
-    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def test_the_log_averages_between_lines(tiny, tmp_path):
@@ -483,23 +429,6 @@ def test_a_signal_in_a_skipped_step_is_heard_at_the_next_good_one(tiny, tmp_path
         told = [(state.step, state.stopped) for state in trainer.fit()]
     assert told == [(1, ""), (2, ""), (3, ""), (4, "SIGTERM")]
     assert [c.step for c in find_checkpoints(tmp_path)] == [4]
-
-
-def test_averages_that_are_not_finite_are_never_saved(tiny, tmp_path):
-    trainer = Trainer(
-        tiny.Method(), tiny.Stream(4), tiny.config(checkpoint_every=2), output=tmp_path
-    )
-
-    def train():
-        for state in trainer.fit():
-            if state.step == 3:
-                trainer.averages["student"].state_dict()["0.weight"][0, 0] = torch.inf
-
-    with pytest.raises(
-        FloatingPointError, match=r"averages in 'student.ema' are not.*step-00000002"
-    ):
-        train()
-    assert [c.step for c in find_checkpoints(tmp_path)] == [2]
 
 
 def test_resuming_under_other_settings_of_the_method_or_other_data_is_refused(tiny, tmp_path):
