@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
 from nitrodistill.settings import read_yaml
 
+_Config = TypeVar("_Config")
 _VALUE = re.compile(r"(Got value: )(.{57}).{4,}")
 """What an option was given, where it is too long for a message."""
 
@@ -22,19 +24,20 @@ class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Defaults and types beside every option; paragraphs and examples as they were written."""
 
 
-def make_parser(verb: str, about: str, example: str) -> ArgumentParser:
+def make_parser(verb: str, text: str | None, below: str = "") -> ArgumentParser:
     """A parser for `nitrodistill VERB`.
 
     Args:
         verb: its name.
-        about: what it does, a paragraph.
-        example: what stands below the options.
+        text: a docstring: what it does, and behind a line "example:" what stands below the options.
+        below: what stands between the two.
     """
+    about, example, lines = inspect.cleandoc(text or "").partition("example:\n")
     return ArgumentParser(
         prog=f"nitrodistill {verb}",
         usage=f"nitrodistill {verb} [options]",
         description=about.strip(),
-        epilog=example.strip("\n"),
+        epilog=below + example + lines,
         formatter_class=_Formatter,
         exit_on_error=False,
         print_config=None,
@@ -108,6 +111,12 @@ def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ())
         return parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         raise ValueError(_sentence(parser, str(error), more)) from error
+
+
+def read_config(given: Namespace, kind: type[_Config], **others: object) -> _Config:
+    """A dataclass from the options of its fields' names; `others` instead of those."""
+    names = [field.name for field in fields(cast(Any, kind))]
+    return kind(**{name: given.get(name) for name in names} | others)
 
 
 def option_names(kind: type[Any], prefix: str = "") -> list[str]:

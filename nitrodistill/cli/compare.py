@@ -1,4 +1,15 @@
-"""`nitrodistill compare`: several evaluated students of one teacher on one page."""
+"""`nitrodistill compare`: several evaluated students of one teacher on one page.
+
+Put several students of one teacher side by side: a page with a plot of quality against cost, the pictures that
+all drew from the same noise, and every number with its interval. Each folder must hold an evaluation (what
+`nitrodistill evaluate` leaves), made with the same teacher, prompts, noise and number of samples; nothing is drawn
+or measured again. Prints the table too.
+
+example:
+  nitrodistill evaluate --run runs/ladd --cache runs/teacher
+  nitrodistill evaluate --run runs/regression --cache runs/teacher
+  nitrodistill compare --runs runs/ladd runs/regression --output runs/comparison.html
+"""
 
 from __future__ import annotations
 
@@ -8,24 +19,10 @@ from pathlib import Path
 from nitrodistill.cli.arguments import make_parser, parse
 from nitrodistill.cli.terminal import say
 
-ABOUT = """
-Put several students of one teacher side by side: a page with a plot of quality against cost, the pictures that
-all drew from the same noise, and every number with its interval. Each folder must hold an evaluation (what
-`nitrodistill evaluate` leaves), made with the same teacher, prompts, noise and number of samples; nothing is drawn
-or measured again. Prints the table too.
-"""
-
-EXAMPLE = """
-example:
-  nitrodistill evaluate --run runs/ladd --cache runs/teacher
-  nitrodistill evaluate --run runs/regression --cache runs/teacher
-  nitrodistill compare --runs runs/ladd runs/regression --output runs/comparison.html
-"""
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill compare --help`."""
-    parser = make_parser("compare", ABOUT, EXAMPLE)
+    parser = make_parser("compare", __doc__)
     parser.add_argument(
         "--runs",
         type=str,

@@ -1,33 +1,29 @@
-"""`nitrodistill demo`: the whole road on the embedded teacher."""
+"""`nitrodistill demo`: the whole road on the embedded teacher.
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import fields
-
-from nitrodistill.cli.arguments import make_parser, parse
-from nitrodistill.cli.terminal import say
-from nitrodistill.demo import DemoConfig, run_demo
-
-ABOUT = """
 Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, into a student that draws in
 one step, on the CPU, in a few minutes: the teacher makes pairs of noise and latent, LADD trains a copy of it on
 them, teacher, naive one-step teacher and student are measured side by side, and the student is written as a
 diffusers pipeline. Open report.html in the folder; metrics.json has its numbers. A killed demo goes on where it
 stopped.
-"""
 
-EXAMPLE = """
 example:
   nitrodistill demo
   nitrodistill demo --output runs/small --pairs 200 --steps 150 --samples 256
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nitrodistill.cli.arguments import make_parser, parse, read_config
+from nitrodistill.cli.terminal import say
+from nitrodistill.demo import DemoConfig, run_demo
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill demo --help`."""
-    parser = make_parser("demo", ABOUT, EXAMPLE)
+    parser = make_parser("demo", __doc__)
     parser.add_class_arguments(DemoConfig)
     given = parse(parser, argv)
-    run_demo(DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}), say)
+    run_demo(read_config(given, DemoConfig), say)
     return 0

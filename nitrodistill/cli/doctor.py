@@ -1,4 +1,11 @@
-"""`nitrodistill doctor`: what this machine can do, and what is missing."""
+"""`nitrodistill doctor`: what this machine can do, and what is missing.
+
+Say what this machine can do, and what is missing: Python and torch, the GPUs and whether torch was built for
+them, Triton, and which fused kernels run and why.
+
+example:
+  nitrodistill doctor
+"""
 
 from __future__ import annotations
 
@@ -9,20 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from nitrodistill.cli.arguments import make_parser, parse
 
-ABOUT = """
-Say what this machine can do, and what is missing: Python and torch, the GPUs and whether torch was built for
-them, Triton, and which fused kernels run and why.
-"""
-
-EXAMPLE = """
-example:
-  nitrodistill doctor
-"""
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill doctor --help`."""
-    parse(make_parser("doctor", ABOUT, EXAMPLE), argv)
+    parse(make_parser("doctor", __doc__), argv)
     return doctor()
 
 

@@ -1,26 +1,29 @@
-"""`nitrodistill encode`: latents from real images."""
+"""`nitrodistill encode`: latents from real images.
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import fields
-
-from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
-from nitrodistill.cli.terminal import say
-
-ABOUT = """
 Turn real images with captions into latents and text conditioning, through a teacher's VAE and text encoder, for
 methods that learn from data. The images are a folder, with a .txt file of the same name beside each image, or tar
 files as webdataset writes them (KEY.jpg, KEY.txt). Each image is scaled until it covers the teacher's size, and
 the middle is cut out. The same command goes on with, or repairs, a folder that it began; several processes share
 the work, as in generate. What is written is a pair store whose noise is drawn and belongs to no image.
-"""
 
-EXAMPLE = """
 example:
   nitrodistill encode --teacher ./my-pipeline --images photos --output runs/real
   torchrun --nproc_per_node 8 -m nitrodistill encode --images shards --output runs/real
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nitrodistill.cli.arguments import (
+    add_device,
+    add_quiet,
+    add_teacher,
+    make_parser,
+    parse,
+    read_config,
+)
+from nitrodistill.cli.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import EncodeConfig, encode, open_images
     from nitrodistill.processes import place
 
-    parser = make_parser("encode", ABOUT, EXAMPLE)
+    parser = make_parser("encode", __doc__)
     add_teacher(parser)
     parser.add_argument(
         "--images",
@@ -41,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     add_device(parser)
     add_quiet(parser)
     given = parse(parser, argv)
-    config = EncodeConfig(**{field.name: given[field.name] for field in fields(EncodeConfig)})
+    config = read_config(given, EncodeConfig)
     images = open_images(given.images)
     here = place()
     device = here.device(given.device)

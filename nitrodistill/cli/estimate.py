@@ -1,4 +1,15 @@
-"""`nitrodistill estimate`: what a recipe needs, before anything is downloaded or allocated."""
+"""`nitrodistill estimate`: what a recipe needs, before anything is downloaded or allocated.
+
+Count what a recipe needs: parameters, weights, gradients, AdamW's moments and moving average of every role,
+exactly, and the activations that the backward passes keep, by running the losses on shapes alone. Then say which
+switches help, and the largest micro-batch that fits. Of the teacher only the config files are read: a directory
+without weights is enough, and of a name on the Hub no weights are downloaded. Not counted: what the allocator and
+the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
+
+example:
+  nitrodistill estimate --config examples/recipes/toy.yaml
+  nitrodistill estimate --config examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
+"""
 
 from __future__ import annotations
 
@@ -12,26 +23,12 @@ if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
     from nitrodistill.training.estimate import Memory
 
-ABOUT = """
-Count what a recipe needs: parameters, weights, gradients, AdamW's moments and moving average of every role,
-exactly, and the activations that the backward passes keep, by running the losses on shapes alone. Then say which
-switches help, and the largest micro-batch that fits. Of the teacher only the config files are read: a directory
-without weights is enough, and of a name on the Hub no weights are downloaded. Not counted: what the allocator and
-the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
-"""
-
-EXAMPLE = """
-example:
-  nitrodistill estimate --config examples/recipes/toy.yaml
-  nitrodistill estimate --config examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
-"""
-
 _GIB = 2**30
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill estimate --help`."""
-    parser = make_parser("estimate", ABOUT, EXAMPLE)
+    parser = make_parser("estimate", __doc__)
     parser.add_argument("--config", type=str, required=True, help="recipe, a YAML file")
     parser.add_argument(
         "--teacher", type=str, default=None, help="null takes the recipe's; a directory or a name"

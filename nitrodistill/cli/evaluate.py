@@ -1,22 +1,5 @@
-"""`nitrodistill evaluate`: the numbers of a run's student beside its teacher's."""
+"""`nitrodistill evaluate`: the numbers of a run's student beside its teacher's.
 
-from __future__ import annotations
-
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-from nitrodistill.cli.arguments import add_config, add_device, add_run, make_parser, parse
-from nitrodistill.cli.terminal import say
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from nitrodistill.training import Recipe
-
-ABOUT = """
 Measure the newest student of a run (the moving average of its weights) beside its teacher and beside the naive
 student, the teacher itself in one step, all on the same noise and prompts. Prints a table and writes
 report.html (open it in a browser: pictures side by side, numbers with intervals, curves, cost), metrics.json and
@@ -30,9 +13,7 @@ features. All options may stand in a YAML file: examples/recipes/evaluation/coco
 With --cache, a stopped evaluation goes on where it was and the next student of this teacher costs only itself.
 Started by torchrun, accelerate launch or srun, all processes draw for teacher and student; the first one measures.
 (The two dashes below keep torchrun from taking --run for an option of its own.)
-"""
 
-EXAMPLE = """
 example:
   nitrodistill evaluate --run runs/student --num_samples 256
   nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
@@ -40,14 +21,77 @@ example:
   torchrun --nproc_per_node 8 -m -- nitrodistill evaluate --run runs/student --cache runs/teacher
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nitrodistill.cli.arguments import (
+    add_config,
+    add_device,
+    add_run,
+    make_parser,
+    parse,
+    read_config,
+)
+from nitrodistill.cli.terminal import say
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from torch import Tensor
+
+    from nitrodistill.evaluation import EvaluateConfig
+    from nitrodistill.training import Recipe
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
-    from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
-    parser = make_parser("evaluate", ABOUT, EXAMPLE)
+    given = parse(_parser(), argv)
+    networks = read_config(given, MetricNetworks)
+    here = place()
+    if here.world_size > 1 and given.cache is None:
+        raise ValueError("several processes share their work in a folder; give one with --cache.")
+
+    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.evaluation import help_draw
+    from nitrodistill.evaluation.results import background, check_output, write_results
+    from nitrodistill.evaluation.student import measure_student
+
+    output = Path(given.output or given.run)
+    check_output(output)
+    run = open_run(given.run, given.checkpoint)
+    made, student, device = background(run.path), run.student, here.device(given.device)
+    run.pipeline.diffusers.to(device)
+    student.denoiser.module.to(device)
+    prompts, config = prompts_of(run, given.prompts), _config(given, student.recipe)
+    if here.world_size > 1:
+        help_draw(
+            run.pipeline, prompts, config, given.cache, rank=here.rank, world_size=here.world_size,
+            student=student.denoiser, plan=student.plan,
+        )  # fmt: skip
+        if here.rank > 0:
+            return 0
+    found = measure_student(
+        student.recipe.teacher, run.pipeline, student.denoiser, student.plan, prompts, config,
+        networks=networks, training_latents=_trained_on(student.recipe), cache=given.cache,
+    )  # fmt: skip
+    report = write_results(found, output, made, title=run.path.resolve().name)
+    say(found.text())
+    others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
+    say(f"written to {report}, with {others} in the same folder")
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    from nitrodistill.evaluation import EvaluateConfig
+    from nitrodistill.evaluation.student import MetricNetworks
+
+    parser = make_parser("evaluate", __doc__)
     add_config(parser)
     add_run(parser)
     parser.add_argument(
@@ -80,67 +124,29 @@ def main(argv: Sequence[str]) -> int:
         default=None,
         help="the teacher's guidance scale, 1 is none; null takes what it made the pairs with",
     )
-    given = parse(parser, argv)
-    networks = MetricNetworks(**{f.name: given[f.name] for f in fields(MetricNetworks)})
-    here = place()
-    if here.world_size > 1 and given.cache is None:
-        raise ValueError("several processes share their work in a folder; give one with --cache.")
+    return parser
 
-    from nitrodistill.cli.runs import open_run, prompts_of
-    from nitrodistill.evaluation import help_draw
-    from nitrodistill.evaluation.results import background, check_output, write_results
-    from nitrodistill.evaluation.student import measure_student
-    from nitrodistill.training.run import training_latents
+
+def _config(given: Namespace, recipe: Recipe) -> EvaluateConfig:
+    """The settings; the teacher draws as it made the pairs where nothing else is said."""
+    from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.training.sources import teacher_draws
 
-    output = Path(given.output or given.run)
-    check_output(output)
-    run = open_run(given.run, given.checkpoint)
-    made = background(run.path)
-    device = here.device(given.device)
-    run.pipeline.diffusers.to(device)
-    run.student.denoiser.module.to(device)
-    prompts = prompts_of(run, given.prompts)
-    steps, guidance = teacher_draws(run.student.recipe)
-    settings = {f.name: given[f.name] for f in fields(EvaluateConfig)}
-    settings["num_inference_steps"] = given.num_inference_steps or steps
-    settings["guidance"] = guidance if given.guidance is None else given.guidance
-    config = EvaluateConfig(**settings)
-    if here.world_size > 1:
-        help_draw(
-            run.pipeline,
-            prompts,
-            config,
-            given.cache,
-            rank=here.rank,
-            world_size=here.world_size,
-            student=run.student.denoiser,
-            plan=run.student.plan,
-        )
-        if here.rank > 0:
-            return 0
-    found = measure_student(
-        run.student.recipe.teacher,
-        run.pipeline,
-        run.student.denoiser,
-        run.student.plan,
-        prompts,
-        config,
-        networks=networks,
-        training_latents=_trained_on(run.student.recipe, training_latents),
-        cache=given.cache,
+    steps, guidance = teacher_draws(recipe)
+    return read_config(
+        given,
+        EvaluateConfig,
+        num_inference_steps=given.num_inference_steps or steps,
+        guidance=guidance if given.guidance is None else given.guidance,
     )
-    report = write_results(found, output, made, title=run.path.resolve().name)
-    say(found.text())
-    beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
-    say(f"written to {report}, with {beside} beside it")
-    return 0
 
 
-def _trained_on(recipe: Recipe, read: Callable[[Recipe], Tensor]) -> Tensor | None:
+def _trained_on(recipe: Recipe) -> Tensor | None:
     """What the student was trained on; None, and a line that says so, where that is gone."""
+    from nitrodistill.training.run import training_latents
+
     try:
-        return read(recipe)
+        return training_latents(recipe)
     except FileNotFoundError as error:
         say(f"memorisation is not measured: {error}", sys.stderr)
         return None

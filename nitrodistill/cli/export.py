@@ -1,4 +1,21 @@
-"""`nitrodistill export`: a run's student as a diffusers pipeline."""
+"""`nitrodistill export`: a run's student as a diffusers pipeline.
+
+Write the newest student of a run (the moving average of its weights) as a diffusers pipeline, with the teacher's
+text encoder and VAE. Nobody who uses it needs nitrodistill:
+
+    pipe = DiffusionPipeline.from_pretrained("runs/pipeline")
+    pipe("a small red circle on a black background", num_inference_steps=1, guidance_scale=0)
+
+Of a run whose recipe has `lora` that is the role merged into the teacher's weights; --lora writes the role alone,
+as a file that the teacher's pipeline loads.
+
+The folder is loaded by a fresh process and compared with the student before it is put in place. The numbers of
+`nitrodistill evaluate`, if the run has them of this student, go into its model card.
+
+example:
+  nitrodistill export --run runs/student --output runs/pipeline
+  nitrodistill export --run runs/lora-student --output runs/lora --lora
+"""
 
 from __future__ import annotations
 
@@ -14,30 +31,10 @@ from nitrodistill.cli.terminal import say
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
 
-ABOUT = """
-Write the newest student of a run (the moving average of its weights) as a diffusers pipeline, with the teacher's
-text encoder and VAE. Nobody who uses it needs nitrodistill:
-
-    pipe = DiffusionPipeline.from_pretrained("runs/pipeline")
-    pipe("a small red circle on a black background", num_inference_steps=1, guidance_scale=0)
-
-Of a run whose recipe has `lora` that is the role merged into the teacher's weights; --lora writes the role alone,
-as a file that the teacher's pipeline loads.
-
-The folder is loaded by a fresh process and compared with the student before it is put in place. The numbers of
-`nitrodistill evaluate`, if the run has them of this student, go into its model card.
-"""
-
-EXAMPLE = """
-example:
-  nitrodistill export --run runs/student --output runs/pipeline
-  nitrodistill export --run runs/lora-student --output runs/lora --lora
-"""
-
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
-    parser = make_parser("export", ABOUT, EXAMPLE)
+    parser = make_parser("export", __doc__)
     add_run(parser)
     parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
     parser.add_argument(

@@ -1,27 +1,12 @@
-"""`nitrodistill generate`: pairs from a teacher."""
+"""`nitrodistill generate`: pairs from a teacher.
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-from dataclasses import fields
-from typing import TYPE_CHECKING
-
-from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
-from nitrodistill.cli.terminal import say
-
-if TYPE_CHECKING:
-    from nitrodistill.data import DryRun, Generation
-
-ABOUT = """
 Let a teacher draw pairs: noise, and the latent that the teacher makes of it in many steps, with the text
 conditioning of its prompt. A student learns from them to do the same in one step. The pairs are written to a
 folder with a manifest that says how they were made. The same command goes on with, or repairs, a folder that it
 began; a finished one is left as it is. Started by torchrun, accelerate launch or srun, on any number of machines
 that share the folder, or simply twice, the processes share the work; one and many write the same bytes on one type
 of machine.
-"""
 
-EXAMPLE = """
 example:
   printf 'a small red circle on a black background\\na large blue ring on a gray background\\n' > prompts.txt
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs --num_pairs 64
@@ -30,13 +15,31 @@ example:
     --output runs/pairs --num_pairs 64
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nitrodistill.cli.arguments import (
+    add_device,
+    add_quiet,
+    add_teacher,
+    make_parser,
+    parse,
+    read_config,
+)
+from nitrodistill.cli.terminal import say
+
+if TYPE_CHECKING:
+    from nitrodistill.data import DryRun, Generation
+
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
     from nitrodistill.processes import place
 
-    parser = make_parser("generate", ABOUT, EXAMPLE)
+    parser = make_parser("generate", __doc__)
     add_teacher(parser)
     parser.add_argument(
         "--prompts",
@@ -62,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     )
     add_quiet(parser)
     given = parse(parser, argv)
-    config = GenerateConfig(**{field.name: given[field.name] for field in fields(GenerateConfig)})
+    config = read_config(given, GenerateConfig)
     prompts = read_prompts(given.prompts)
     here = place()
     device = here.device(given.device)

@@ -1,4 +1,19 @@
-"""`nitrodistill pairs ACTION`: what one does with finished stores."""
+"""`nitrodistill pairs ACTION`: what one does with finished stores.
+
+Work with stores of pairs. `nitrodistill pairs ACTION --help` explains an action, with an example:
+
+  verify   read a whole store, and compare every file with its hash and every row with its checksum
+  stats    say what a store holds: sizes, prompts, values, and what its encodings lost
+  merge    copy several stores into a new one
+  import   read what another program made: Nitro's folders of .pth files, or images with captions
+  push     upload a store to the Hub
+
+A store is a folder that `generate`, `encode` or `pairs import` wrote.
+
+example:
+  nitrodistill pairs verify runs/pairs
+  nitrodistill pairs merge runs/pairs runs/more --output runs/all
+"""
 
 from __future__ import annotations
 
@@ -9,94 +24,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_quiet, make_parser, parse
+from nitrodistill.cli.arguments import add_quiet, make_parser, parse, read_config
 from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.data import Statistics
-
-ABOUT = """
-Work with stores of pairs. `nitrodistill pairs ACTION --help` explains an action, with an example:
-
-  verify   read a whole store, and compare every file with its hash and every row with its checksum
-  stats    say what a store holds: sizes, prompts, values, and what its encodings lost
-  merge    copy several stores into a new one
-  import   read what another program made: Nitro's folders of .pth files, or images with captions
-  push     upload a store to the Hub
-
-A store is a folder that `generate`, `encode` or `pairs import` wrote.
-"""
-
-EXAMPLE = """
-example:
-  nitrodistill pairs verify runs/pairs
-  nitrodistill pairs merge runs/pairs runs/more --output runs/all
-"""
-
-VERIFY = """
-Read a whole store. Every file is compared with its hash, every row with its checksum, and drawn
-noise with what the teacher saw. Damage is told in one sentence that names the file, with exit code
-2; the command that made the store repairs it.
-"""
-
-VERIFY_EXAMPLE = """
-example:
-  nitrodistill pairs verify runs/pairs
-"""
-
-STATS = """
-Say what a store holds: how its samples were made, sizes, token counts, the values of latents and
-noise, and what int8 embeddings and drawn noise lost. Standard deviations far from 1 hint at a
-missing scaling factor.
-"""
-
-STATS_EXAMPLE = """
-example:
-  nitrodistill pairs stats runs/pairs
-  nitrodistill pairs stats runs/pairs --json
-"""
-
-MERGE = """
-Copy several stores into a new one, bit for bit. Prompts that are the same are kept once. The stores
-must have equal shapes, dtypes, encodings and text encoders. The same command goes on with a copy
-that was stopped.
-"""
-
-MERGE_EXAMPLE = """
-example:
-  nitrodistill pairs merge runs/pairs runs/more --output runs/all
-"""
-
-IMPORT = """
-Read what another program made into a store. A folder with latents/, noises/ and txt_embs/ is taken
-for Nitro's: three .pth files a sample, read without running any pickled code; --teacher must be the
-teacher that made them. Anything else is taken for images with captions, a folder or tar files of
-webdataset, and encoded as by `nitrodistill encode`, which has more options.
-"""
-
-IMPORT_EXAMPLE = """
-example:
-  nitrodistill pairs import generated_data --teacher ./pixart --prompts prompts.txt --output runs/pairs
-  nitrodistill pairs import photos --teacher ./pixart --output runs/real
-"""
-
-PUSH = """
-Verify a store and upload it to a dataset repository of the Hub, with a card that says how it was
-made. Log in before with `hf auth login`. A broken upload can be repeated; what is there is not sent
-again.
-"""
-
-PUSH_EXAMPLE = """
-example:
-  nitrodistill pairs push runs/pairs my-name/my-pairs
-"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill pairs --help`."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
-            make_parser("pairs", ABOUT, EXAMPLE)
+            make_parser("pairs", __doc__)
             .format_help()
             .replace("pairs [options]", "pairs ACTION [options]")
         )
@@ -110,9 +49,16 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _verify(argv: Sequence[str]) -> int:
+    """Read a whole store. Every file is compared with its hash, every row with its checksum, and drawn
+    noise with what the teacher saw. Damage is told in one sentence that names the file, with exit code
+    2; the command that made the store repairs it.
+
+    example:
+      nitrodistill pairs verify runs/pairs
+    """
     from nitrodistill.data import PairStore
 
-    parser = make_parser("pairs verify", VERIFY, VERIFY_EXAMPLE)
+    parser = make_parser("pairs verify", _verify.__doc__)
     parser.add_argument("store", type=str, help="folder of the store")
     add_quiet(parser)
     given = parse(parser, argv)
@@ -123,9 +69,17 @@ def _verify(argv: Sequence[str]) -> int:
 
 
 def _stats(argv: Sequence[str]) -> int:
+    """Say what a store holds: how its samples were made, sizes, token counts, the values of latents and
+    noise, and what int8 embeddings and drawn noise lost. Standard deviations far from 1 hint at a
+    missing scaling factor.
+
+    example:
+      nitrodistill pairs stats runs/pairs
+      nitrodistill pairs stats runs/pairs --json
+    """
     from nitrodistill.data import PairStore, statistics
 
-    parser = make_parser("pairs stats", STATS, STATS_EXAMPLE)
+    parser = make_parser("pairs stats", _stats.__doc__)
     parser.add_argument("store", type=str, help="folder of the store")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parse(parser, argv)
@@ -174,9 +128,16 @@ def _told(found: Statistics) -> str:
 
 
 def _merge(argv: Sequence[str]) -> int:
+    """Copy several stores into a new one, bit for bit. Prompts that are the same are kept once. The stores
+    must have equal shapes, dtypes, encodings and text encoders. The same command goes on with a copy
+    that was stopped.
+
+    example:
+      nitrodistill pairs merge runs/pairs runs/more --output runs/all
+    """
     from nitrodistill.data import PairStore, merge
 
-    parser = make_parser("pairs merge", MERGE, MERGE_EXAMPLE)
+    parser = make_parser("pairs merge", _merge.__doc__)
     parser.add_argument("stores", type=str, nargs="+", help="folders of the stores, in order")
     parser.add_argument("--output", type=str, required=True, help="folder of the new store")
     add_quiet(parser)
@@ -188,10 +149,19 @@ def _merge(argv: Sequence[str]) -> int:
 
 
 def _import(argv: Sequence[str]) -> int:
+    """Read what another program made into a store. A folder with latents/, noises/ and txt_embs/ is taken
+    for Nitro's: three .pth files a sample, read without running any pickled code; --teacher must be the
+    teacher that made them. Anything else is taken for images with captions, a folder or tar files of
+    webdataset, and encoded as by `nitrodistill encode`, which has more options.
+
+    example:
+      nitrodistill pairs import generated_data --teacher ./pixart --prompts prompts.txt --output runs/pairs
+      nitrodistill pairs import photos --teacher ./pixart --output runs/real
+    """
     from nitrodistill.data import NitroConfig, NitroImport, complete, read_lines
     from nitrodistill.data.nitro import is_nitro
 
-    parser = make_parser("pairs import", IMPORT, IMPORT_EXAMPLE)
+    parser = make_parser("pairs import", _import.__doc__)
     parser.add_argument("path", type=str, help="folder or tar file")
     parser.add_argument("--output", type=str, required=True, help="folder of the new store")
     parser.add_argument(
@@ -219,7 +189,7 @@ def _import(argv: Sequence[str]) -> int:
         options = ("dtype", "embeddings", "shard_size", "teacher", "output", "batch_size")
         more = [f"--{name}={given[name]}" for name in options]
         return encode.main([f"--images={given.path}", *more, *["--quiet"] * given.quiet])
-    config = NitroConfig(**{f.name: given[f.name] for f in dataclasses.fields(NitroConfig)})
+    config = read_config(given, NitroConfig)
     prompts = None if given.prompts is None else read_lines(given.prompts)
 
     from nitrodistill.models.pipeline import fingerprint
@@ -234,10 +204,17 @@ def _import(argv: Sequence[str]) -> int:
 
 
 def _push(argv: Sequence[str]) -> int:
+    """Verify a store and upload it to a dataset repository of the Hub, with a card that says how it was
+    made. Log in before with `hf auth login`. A broken upload can be repeated; what is there is not sent
+    again.
+
+    example:
+      nitrodistill pairs push runs/pairs my-name/my-pairs
+    """
     from nitrodistill.data import PairStore
     from nitrodistill.data.push import push_store
 
-    parser = make_parser("pairs push", PUSH, PUSH_EXAMPLE)
+    parser = make_parser("pairs push", _push.__doc__)
     parser.add_argument("store", type=str, help="folder of the store")
     parser.add_argument("repo", type=str, help="user/name")
     parser.add_argument("--public", action="store_true", help="a new repository is public")

@@ -1,4 +1,19 @@
-"""`nitrodistill train`: a recipe, with overrides."""
+"""`nitrodistill train`: a recipe, with overrides.
+
+Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
+trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the
+file. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
+bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130. The folder
+holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
+
+Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
+nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
+over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
+
+example:
+  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
+  nitrodistill train --config recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
+"""
 
 from __future__ import annotations
 
@@ -22,30 +37,6 @@ from nitrodistill.processes import place
 if TYPE_CHECKING:
     from nitrodistill.training import Checkpoint, Recipe, State
     from nitrodistill.training.run import Resume
-
-ABOUT = """
-Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
-trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the
-file. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
-bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130. The folder
-holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
-
-Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
-nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
-over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
-"""
-
-EXAMPLE = """
-the entries of a recipe (those of `stages` change the last stage; --stages.0.trainer.steps the first):
-{entries}
-
-methods: {methods}, or package.module:Class for one of your own. Their settings:
-{settings}
-
-example:
-  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
-  nitrodistill train --config recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
-"""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -95,13 +86,15 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
     from nitrodistill.methods import find_method, known_methods
     from nitrodistill.training.recipe import Recipe, load_recipe
 
-    settings = "\n".join(
-        describe(find_method(m).Config, "stages.settings.") for m in known_methods()
+    entries, methods = describe(Recipe), known_methods()
+    settings = "\n".join(describe(find_method(m).Config, "stages.settings.") for m in methods)
+    parser = make_parser(
+        "train",
+        __doc__,
+        "the entries of a recipe (those of `stages` change the last stage; --stages.0.trainer.steps the first):\n"
+        f"{entries}\n\nmethods: {', '.join(methods)}, or package.module:Class for one of your own. Their "
+        f"settings:\n{settings}\n\n",
     )
-    example = EXAMPLE.format(
-        entries=describe(Recipe), methods=", ".join(known_methods()), settings=settings
-    )
-    parser = make_parser("train", ABOUT, example)
     parser.add_argument("--config", type=str, default=None, help="recipe, a YAML file")
     parser.add_argument(
         "--steps", type=int, default=None, help="optimizer steps of the last stage, in short"
