@@ -2,32 +2,30 @@
 
     python benchmarks/demo_quality.py [--seeds 0 1 2] [--long 12000] [--output runs/quality]
 
-Arms at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 1024 held-out noises and prompts:
+Variants at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 1024 held-out noises and
+prompts:
 
     naive          the teacher itself in one step
     smooth_l1      regression on the pairs alone
     adversarial    the discriminator alone, on fresh noise
     both           LADD as `nitrodistill demo` runs it
 
-and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished arms are kept, a killed
-one goes on. The steps of an arm (STEPS) were chosen so that each takes about 120 CPU seconds on the machine of the
-committed result; the CPU time that an arm really took is in its row. Writes benchmarks/results/demo_quality.json
-and the tables in docs/demo_quality.md.
+and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished variants are kept, a killed
+one goes on. The steps of a variant (STEPS) were chosen so that each takes about 120 CPU seconds on the machine of
+the committed result; the CPU time that a variant really took is in its row. Writes
+benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import platform
-import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from _toy import METRICS, columns, environment, kept, make_parser, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions, toy_recipe
@@ -35,114 +33,91 @@ from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
-from nitrodistill.training import OptimizerConfig, with_progress
+from nitrodistill.training import OptimizerConfig
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.run import load_student
-from nitrodistill.training.stages import run_recipe
 
 RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
 STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 640}
-METRICS = {
-    "alignment": "alignment",
-    "fd_real": "FD to real",
-    "fd_teacher": "FD to teacher",
-    "fd_texture": "texture-FD",
-    "edge_ratio": "edge ratio",
-    "high_frequency_ratio": "high-frequency ratio",
-    "diversity": "diversity",
-}
 
 
-def arm_recipe(arm: str, root: Path, seed: int) -> Recipe:
-    """The demo's recipe with what the arm leaves out."""
-    recipe = toy_recipe(str(root / "pairs"), str(root / arm), STEPS[arm], seed)
+def variant_recipe(variant: str, root: Path, seed: int) -> Recipe:
+    """The demo's recipe with what the variant leaves out."""
+    recipe = toy_recipe(str(root / "pairs"), str(root / variant), STEPS[variant], seed)
     stage = recipe.stages[0]
     settings, trainer = stage.settings, replace(stage.trainer, preview_every=0)
     average: dict[str, Any] = {
         "ema_decay": trainer.optimizers["student"].ema_decay,
         "lr_decay_from": 0.5,
     }
-    if arm == "smooth_l1":
+    if variant == "smooth_l1":
         settings = replace(settings, adversarial_weight=0.0, fresh_fraction=0.0)
         student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999), **average)
         trainer = replace(trainer, optimizers={"student": student})
-    if arm == "adversarial":
+    if variant == "adversarial":
         settings = replace(settings, reconstruction={}, fresh_fraction=1.0, warmup_steps=0)
         student = OptimizerConfig(learning_rate=3e-4, betas=(0.0, 0.999), **average)
         trainer = replace(trainer, optimizers={**trainer.optimizers, "student": student})
     return replace(recipe, stages=[replace(stage, settings=settings, trainer=trainer)])
 
 
-def train(recipe: Recipe, pipeline: Pipeline) -> float:
-    """Trains a recipe, or what is left of it; returns the CPU seconds that it took, over all tries."""
-    counter = Path(recipe.output).with_suffix(".cpu_seconds")
-    before = float(counter.read_text()) if counter.is_file() else 0.0
-    start, seconds = time.process_time(), before
-    for state in with_progress(run_recipe(recipe, pipeline), show=True):
-        seconds = before + time.process_time() - start
-        every = recipe.stages[0].trainer.checkpoint_every
-        if state.step % every == 0 or state.step == state.steps:
-            counter.write_text(str(seconds))
-    return seconds
-
-
 def measured(
     recipe: Recipe, pipeline: Pipeline, num_pairs: int, seed: int, root: Path, cost: bool
 ) -> dict[str, Any]:
-    """Trains and evaluates one arm; kept in `result.json` of its folder."""
+    """Trains and evaluates one variant; kept in `result.json` of its folder."""
     folder = Path(recipe.output)
-    kept = folder / "result.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    config = GenerateConfig(num_pairs=num_pairs, seed=seed, batch_size=64)
-    generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name="toy")
-    seconds = train(recipe, pipeline)
-    settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
-    student = load_student(folder, pipeline)
-    found = measure_student(
-        "toy",
-        pipeline,
-        student.denoiser,
-        student.plan,
-        shuffled_captions(),
-        settings,
-        cache=root / "teacher",
-    )
-    found.save(folder / "metrics.json")
-    steps = recipe.stages[0].trainer.steps
-    row = {"seed": seed, "pairs": num_pairs, "steps": steps, "cpu_seconds": round(seconds, 1)}
-    kept.write_text(json.dumps(row))
-    return row
+
+    def measure() -> dict[str, Any]:
+        config = GenerateConfig(num_pairs=num_pairs, seed=seed, batch_size=64)
+        generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name="toy")
+        seconds = train(recipe, pipeline)
+        settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
+        student, prompts = load_student(folder, pipeline), shuffled_captions()
+        found = measure_student(
+            "toy",
+            pipeline,
+            student.denoiser,
+            student.plan,
+            prompts,
+            settings,
+            cache=root / "teacher",
+        )
+        found.save(folder / "metrics.json")
+        steps = recipe.stages[0].trainer.steps
+        return {"seed": seed, "pairs": num_pairs, "steps": steps, "cpu_seconds": round(seconds, 1)}
+
+    return kept(folder / "result.json", measure)
 
 
-def arms(pipeline: Pipeline, root: Path, seeds: list[int]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every arm of every seed, with its row."""
+def variants(
+    pipeline: Pipeline, root: Path, seeds: list[int]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every variant of every seed, with its row."""
     for seed in seeds:
-        for arm in STEPS:
+        for variant in STEPS:
             folder = root / f"seed-{seed}"
-            recipe = arm_recipe(arm, folder, seed)
+            recipe = variant_recipe(variant, folder, seed)
             row = measured(recipe, pipeline, 600, seed, root, cost=False)
-            yield arm, row | scores(folder / arm)
-            print(f"{arm}, seed {seed}: {row}")
+            yield variant, row | scores(folder / variant)
+            print(f"{variant}, seed {seed}: {row}")
 
 
 def scores(folder: Path) -> dict[str, Any]:
     """What the evaluation in `folder` found of teacher, naive, student and floor."""
     found = Evaluation.load(folder / "metrics.json")
-    columns = {name: {key: found.value(name, key) for key in METRICS} for name in found.models}
     cost = {
         name: [found.value(name, "denoise_ms"), found.value(name, "pipeline_ms")]
         for name in found.models
     }
-    return {**columns, "floor": {key: found.floor(key) for key in METRICS}, "cost": cost}
+    return {**columns(found, METRICS), "cost": cost}
 
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row an arm, mean and spread (standard deviation) over the seeds."""
+    """Markdown: a row a variant, mean and spread (standard deviation) over the seeds."""
     first = next(iter(rows.values()))[0]
     lines = [
-        "| arm | CPU s | " + " | ".join(METRICS.values()) + " |",
+        "| variant | CPU s | " + " | ".join(METRICS.values()) + " |",
         "|---|" + "---:|" * (len(METRICS) + 1),
     ]
     for name in ("teacher", "naive", "floor"):
@@ -155,33 +130,8 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def table_cell(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
-        return "-"
-    mean = statistics.mean(known)
-    digits = 0 if abs(mean) >= 100 else 1 if abs(mean) >= 10 else 4 if abs(mean) < 0.1 else 3
-    spread = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers were measured on."""
-    model = [
-        line.split(":")[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": model[0] if model else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }
-
-
 def keep(**found: Any) -> None:
-    """Adds to the results file, which two runs (of the arms, of the long one) may share."""
+    """Adds to the results file, which two runs (of the variants, of the long one) may share."""
     RESULTS.parent.mkdir(exist_ok=True)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     RESULTS.write_text(
@@ -189,30 +139,20 @@ def keep(**found: Any) -> None:
     )
 
 
-def write_docs(name: str, text: str) -> None:
-    """Replaces what stands between the markers of `name` in docs/demo_quality.md."""
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    page = DOCS.read_text()
-    before, rest = page.split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser = make_parser(__doc__, "runs/quality")
     parser.add_argument("--long", type=int, default=12000, help="steps of the long run; 0: none")
     parser.add_argument("--long-pairs", type=int, default=8000)
-    parser.add_argument("--output", type=Path, default=Path("runs/quality"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     pipeline = load_teacher("toy")
     if options.seeds:
         rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
-        for arm, row in arms(pipeline, options.output, options.seeds):
-            rows[arm].append(row)
-        keep(arms=rows)
+        for variant, row in variants(pipeline, options.output, options.seeds):
+            rows[variant].append(row)
+        keep(variants=rows)
         print(table(rows))
-        write_docs("arms", table(rows))
+        write_docs(DOCS, "variants", table(rows))
     if options.long:
         folder = options.output / f"long-{options.long}"
         recipe = toy_recipe(str(folder / "pairs"), str(folder / "both"), options.long)
@@ -225,7 +165,7 @@ def main() -> None:
         row |= scores(folder / "both")
         keep(long=row)
         print(table({"long run": [row]}))
-        write_docs("long", table({"long run": [row]}))
+        write_docs(DOCS, "long", table({"long run": [row]}))
 
 
 if __name__ == "__main__":

@@ -132,8 +132,8 @@ def main() -> None:
     if any(worker.exitcode for worker in workers):
         raise SystemExit("a process that draws for the teacher failed")
     drawing = time.perf_counter() - start
-    for arm in ("student", "naive"):  # of an earlier run: they are part of the measurement
-        for folder in given.root.glob(f"{arm}-*"):
+    for model in ("student", "naive"):  # of an earlier run: they are part of the measurement
+        for folder in given.root.glob(f"{model}-*"):
             shutil.rmtree(folder)
     found = measured(given.samples, given.root)
     found |= {

@@ -66,12 +66,12 @@ def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
     found = []
     common = {name: normal(size, width) for name, width in FEATURES.items()}
     shared = {name: normal(size) for name in RATIOS}
-    for arm in ("student", "teacher", "real"):
+    for model in ("student", "teacher", "real"):
         meter = Meter(len(samples.prompts), EXTRACTORS)
-        moved, spread = (shift, scale) if arm == "student" else (0.0, 1.0)
+        moved, spread = (shift, scale) if model == "student" else (0.0, 1.0)
         for name, width in FEATURES.items():
             own = normal(size, width)
-            values = own if arm == "real" else 0.7 * common[name] + 0.51**0.5 * own
+            values = own if model == "real" else 0.7 * common[name] + 0.51**0.5 * own
             values = spread * shaped(values) + moved
             if name == "latents":
                 meter.latent_shape = torch.Size([width, 1, 1])
@@ -86,7 +86,7 @@ def draw_trial(case: str, size: int, seed: int) -> tuple[Meter, Meter, Meter]:
             name: (sigma * (0.7 * shared[name] + 0.51**0.5 * normal(size)) + moved).exp()
             for name in RATIOS
         }
-        if arm == "student":
+        if model == "student":
             columns |= {name: (sigma * normal(size)).exp() for name in MEANS}
             uniform = torch.rand(len(SHARES), size, generator=generator, dtype=torch.float64)
             columns |= {

@@ -160,7 +160,7 @@ def _host_microseconds(loss: Callable[[], Tensor], leaves: list[Tensor], calls: 
 
 
 def proven(rows: list[dict[str, Any]]) -> list[str]:
-    """The operations that the kill rule leaves, judged on all of their shapes of record."""
+    """The operations that the kill rule leaves, decided on all of their shapes of record."""
     verdicts: dict[str, bool] = {}
     for key, group in grouped(rows).items():
         named = {row["implementation"]: row for row in group if "ms" in row}
@@ -270,7 +270,7 @@ def main() -> int:
 
 
 def description(trial: bool) -> dict[str, Any]:
-    """The machine, the software and the two numbers that everything is judged by."""
+    """The machine, the software and the two numbers that everything is measured against."""
     import triton
 
     commit = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]

@@ -1,4 +1,4 @@
-"""What the verbs share: parsers whose --help teaches, and mistakes told in one sentence."""
+"""What the verbs share: parsers whose --help teaches, and mistakes in one sentence."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _VALUE = re.compile(r"(Got value: )(.{57}).{4,}")
 
 
 class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults and types beside every option; paragraphs and examples as they were written."""
+    """Defaults and types of every option; paragraphs and examples as they were written."""
 
 
 def make_parser(verb: str, text: str | None, below: str = "") -> ArgumentParser:
@@ -46,7 +46,7 @@ def make_parser(verb: str, text: str | None, below: str = "") -> ArgumentParser:
 
 
 def add_teacher(parser: ArgumentParser) -> None:
-    """The option that `cli.teachers.load_teacher` takes."""
+    """The option that `load_teacher` takes."""
     parser.add_argument(
         "--teacher",
         type=str,
@@ -73,7 +73,7 @@ def add_config(parser: ArgumentParser) -> None:
 
 
 def add_device(parser: ArgumentParser) -> None:
-    """The option that `cli.launched.Place.device` takes."""
+    """The option that `Place.device` takes."""
     parser.add_argument(
         "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
     )

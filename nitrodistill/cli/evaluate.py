@@ -1,6 +1,6 @@
-"""`nitrodistill evaluate`: the numbers of a run's student beside its teacher's.
+"""`nitrodistill evaluate`: the numbers of a run's student and of its teacher.
 
-Measure the newest student of a run (the moving average of its weights) beside its teacher and beside the naive
+Measure the newest student of a run (the moving average of its weights) with its teacher and with the naive
 student, the teacher itself in one step, all on the same noise and prompts. Prints a table and writes
 report.html (open it in a browser: pictures side by side, numbers with intervals, curves, cost), metrics.json and
 grid.png into the run's folder.

@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:
-            say(_told(work.dry_run(), here.world_size, given.output))
+            say(_summary(work.dry_run(), here.world_size, given.output))
         return 0
     if given.limit is not None and given.limit < config.num_pairs:
         return _part(work, given.limit, here.rank, here.world_size, not given.quiet)
@@ -100,7 +100,7 @@ def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bo
     return 0
 
 
-def _told(found: DryRun, world_size: int, output: str) -> str:
+def _summary(found: DryRun, world_size: int, output: str) -> str:
     workers = "one process" if world_size == 1 else f"{world_size} processes"
     return (
         f"{found.pairs} pairs of {found.prompts} prompts: about {_size(found.size_bytes)} in "

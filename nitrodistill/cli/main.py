@@ -19,7 +19,7 @@ VERBS = {
     "encode": "turn real images with captions into latents, for methods that learn from data",
     "pairs": "verify, merge, describe, import or push stores of pairs",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
-    "evaluate": "measure a run's student beside its teacher",
+    "evaluate": "measure a run's student and its teacher",
     "compare": "put several evaluated students of one teacher on one page",
     "export": "write a run's student as a diffusers pipeline",
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",
@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as leaving:  # argparse: --help is 0, a mistake 2
         return leaving.code if isinstance(leaving.code, int) else 2
-    except _told() as error:  # asked only when something went wrong
+    except _expected() as error:  # asked only when something went wrong
         if show_traceback:
             raise
         say(f"nitrodistill: {str(error).strip() or type(error).__name__}", sys.stderr)
         return 2
 
 
-def _told() -> tuple[type[Exception], ...]:
-    """The errors that are told in one sentence; others are mistakes of ours and keep their traceback."""
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that are shown as one sentence; others are mistakes of ours and keep their traceback."""
     from safetensors import SafetensorError  # derives from none of the others
 
     return (

@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _verify(argv: Sequence[str]) -> int:
     """Read a whole store. Every file is compared with its hash, every row with its checksum, and drawn
-    noise with what the teacher saw. Damage is told in one sentence that names the file, with exit code
+    noise with what the teacher saw. Damage is an error that names the file, with exit code
     2; the command that made the store repairs it.
 
     example:
@@ -92,7 +92,7 @@ def _stats(argv: Sequence[str]) -> int:
     for source in sources:
         named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
         say(f"{source['kind']:<12}{', '.join(named)}")
-    say(_told(found))
+    say(_summary(found))
     return 0
 
 
@@ -107,7 +107,7 @@ _SHOWN = (
 )
 
 
-def _told(found: Statistics) -> str:
+def _summary(found: Statistics) -> str:
     lines = [
         f"samples     {found.samples} of {found.prompts} prompts in {found.files} files",
         f"bytes       {found.size_bytes:,}, {found.size_bytes / found.samples:,.0f} a sample",

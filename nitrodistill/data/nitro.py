@@ -44,7 +44,7 @@ FOLDERS = ("latents", "noises", "txt_embs")
 
 @dataclass(frozen=True)
 class NitroConfig:
-    """What an import must be told, because the folder does not say it.
+    """What an import needs to know, because the folder does not say it.
 
     Attributes:
         num_inference_steps: that the teacher took (the script's default).

@@ -1,6 +1,6 @@
 """PairStore: what the teacher made, on disk.
 
-A pair is the noise the teacher really saw and the x0 it made of it, with the prompt it was told:
+A pair is the noise the teacher really saw and the x0 it made of it, with its prompt:
 
     x0 = sample(Guided(teacher), plan, noise, condition)
 

@@ -12,7 +12,7 @@ from nitrodistill.types import check_prediction_type
 
 @dataclass(frozen=True)
 class Grid:
-    """The steps that the teacher took, noisiest first: what it was told and its scales there.
+    """The steps that the teacher took, noisiest first: the timestep and the scales of each.
 
     Attributes:
         schedule: class of the NoiseSchedule.

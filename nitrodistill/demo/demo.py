@@ -21,7 +21,7 @@ from nitrodistill import toy
 from nitrodistill.checks import check_fields
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.expected import Length, outside, stated
-from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
+from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, help_draw
 from nitrodistill.evaluation.report import model_card_table, verdict
 from nitrodistill.evaluation.results import RESULTS, background, check_output, write_results
@@ -132,7 +132,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     count = max(trainers, min(cores(), files))
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
-        with beside(_share, config, meeting, trainers, count=count):
+        with other_processes(_share, config, meeting, trainers, count=count):
             pipeline = _share(config, meeting, trainers, 0, count, say)
     student, made = load_student(root / "student", pipeline), background(root / "student")
     found = measure_student(

@@ -63,10 +63,10 @@ def stated(length: Length) -> Mapping[str, Range] | None:
 
 def outside(found: Evaluation, expected: Mapping[str, Range]) -> list[str]:
     """The student's numbers that lie elsewhere, each in words; those that are missing are among them."""
-    told = []
+    sentences = []
     for name, ends in expected.items():
         value = found.value("student", name)
         if value is None or not ends.low <= value <= ends.high:
             where = f"{number(ends.low)} to {number(ends.high)}"
-            told.append(f"{info(name).label} is {number(value)}, expected {where}")
-    return told
+            sentences.append(f"{info(name).label} is {number(value)}, expected {where}")
+    return sentences

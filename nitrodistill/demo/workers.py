@@ -1,6 +1,6 @@
 """A process for each core of this machine, for networks too small to be shared between threads.
 
-    with beside(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
+    with other_processes(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
         work(argument, 0, 2)
 
 A worker that fails prints its error; what the first one computes with it fails then too.
@@ -38,7 +38,7 @@ def cores() -> int:
 
 
 @contextmanager
-def beside(work: Callable[..., object], *arguments: object, count: int) -> Iterator[None]:
+def other_processes(work: Callable[..., object], *arguments: object, count: int) -> Iterator[None]:
     """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes that end with the block.
 
     Args:

@@ -10,11 +10,11 @@
     Metric      value, low, high (95% interval), floor, num_samples, extractor
 
 `evaluation.catalogue.info(name)` gives a metric's label, group, direction and meaning. A metric that was not
-measured is absent, not None; if it was asked for, a note says why. JSON (`format` 3) holds all but the pictures,
+measured is absent, not None; if it was asked for, a note says why. JSON (`format` 4) holds all but the pictures,
 which `Pictures.save` writes:
 
-    {"format": 3, "digest": "...", "settings": {...}, "notes": ["SSIM is left out: ...", ...],
-     "arms": {"student": {"fd_teacher": {"value": 14.1, "low": 13.2, "high": 15.0, "floor": 7.9,
+    {"format": 4, "digest": "...", "settings": {...}, "notes": ["SSIM is left out: ...", ...],
+     "models": {"student": {"fd_teacher": {"value": 14.1, "low": 13.2, "high": 15.0, "floor": 7.9,
                                          "num_samples": 1024, "extractor": "oracle"}, ...}, ...},
      "samples": {"prompts": ["a red ring", ...], "index": [0, ...], "prompt": [0, ...],
                  "distances": {"pixel_distance": [0.1, ...], ...}}}
@@ -39,7 +39,7 @@ from nitrodistill.evaluation.cache import HASH, digest
 from nitrodistill.evaluation.catalogue import info, ordered
 from nitrodistill.files import atomic, blake2, read_text, write_text
 
-FORMAT = 3
+FORMAT = 4
 FLOOR = "floor"
 
 
@@ -108,7 +108,7 @@ class Pictures:
             name: ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().contiguous()
             for name, x in self.images.items()
         }
-        said = {"prompts": self.prompts, "indices": self.indices, "arms": list(levels)}
+        said = {"prompts": self.prompts, "indices": self.indices, "models": list(levels)}
         about = {name: json.dumps(value) for name, value in said.items()}
         with atomic(target) as temporary:
             metadata = {**about, HASH: digest(levels, "".join(about.values()))}
@@ -126,9 +126,9 @@ class Pictures:
         try:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata()
-                models = json.loads(about["arms"])
+                models = json.loads(about["models"])
                 levels = {name: file.get_tensor(name) for name in models}
-            said = "".join(about[name] for name in ("prompts", "indices", "arms"))
+            said = "".join(about[name] for name in ("prompts", "indices", "models"))
             if about[HASH] != digest(levels, said):
                 raise ValueError("they are not what was written")
             images = {name: level.float() / 127.5 - 1 for name, level in levels.items()}
@@ -220,7 +220,7 @@ class Evaluation:
             "format": FORMAT,
             "settings": dict(self.settings),
             "notes": list(self.notes),
-            "arms": {
+            "models": {
                 model: {name: asdict(metric) for name, metric in metrics.items()}
                 for model, metrics in self.models.items()
             },
@@ -247,7 +247,7 @@ class Evaluation:
                 raise ValueError("it is not what was written")
             models = {
                 model: {name: Metric(**metric) for name, metric in metrics.items()}
-                for model, metrics in found["arms"].items()
+                for model, metrics in found["models"].items()
             }
             notes = tuple(found.get("notes", ()))
             return cls(models, dict(found["settings"]), _rows(found["samples"]), notes=notes)

@@ -35,7 +35,7 @@ def write_results(
         folder: where.
         background: of the student's run; see the function of that name.
         title: the report's.
-        titles: arm -> title of its column in the grid.
+        titles: model -> title of its column in the grid.
     """
     for name in (PICTURES, GRID):  # of an earlier student: better none than those
         (folder / name).unlink(missing_ok=True)

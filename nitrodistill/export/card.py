@@ -24,7 +24,7 @@ class Card:
         plan: how the student samples.
         call: the keyword arguments of the call that the self-test made.
         asked: those that ask for the example's picture: its prompt, its class, or how many.
-        absent: parts that the pipeline lacks, which diffusers wants to be told.
+        absent: parts that the pipeline lacks, which diffusers wants named.
         base_model: the teacher's name; it goes into the YAML too if it can be a Hub name.
         metrics: a Markdown table of what was measured.
         licence: the licence's short name.
@@ -65,7 +65,7 @@ class Card:
     def _page(self, tags: list[str], imports: list[str], more: list[str], loaded: str) -> str:
         steps = f"{len(self.plan)} step" + ("s" if len(self.plan) > 1 else "")
         scale = self.call.get("guidance_scale")
-        guidance = f", told a guidance of {scale:g}" if scale else ", without guidance"
+        guidance = f", with an embedded guidance of {scale:g}" if scale else ", without guidance"
         said = "Both" if scale is not None else "That"
         absent = "".join(f", {name}=None" for name in self.absent)
         load = f"pipe = DiffusionPipeline.from_pretrained({json.dumps(loaded)}{absent})"

@@ -6,7 +6,7 @@ was executed in ComfyUI, and every workflow says so in its first node's title.
 
 ComfyUI samples in sigma = sigma_t / alpha_t (flows: sigma_t) and feeds a discrete network x / sqrt(1 + sigma^2).
 `ManualSigmas` then is the whole plan. At the table's largest sigma ComfyUI scales the first noise by
-sqrt(1 + sigma^2), so that the network sees unit noise as in diffusers. For a student told an earlier t it would
+sqrt(1 + sigma^2), so that the network sees unit noise as in diffusers. For a student of an earlier t it would
 scale by sigma: there `AddNoise` makes the noise with sqrt(1 + sigma^2), and the sampler adds none.
 """
 
@@ -166,8 +166,8 @@ def _sampler(plan: StepPlan) -> str:
 
 
 def _is_zero_snr(pipeline: Pipeline, plan: StepPlan) -> bool:
-    told = bool(torch.stack([step.output.alpha == 0 for step in plan.steps]).any())
-    return told or bool(pipeline.scheduler.config.get("rescale_betas_zero_snr", False))
+    zero = bool(torch.stack([step.output.alpha == 0 for step in plan.steps]).any())
+    return zero or bool(pipeline.scheduler.config.get("rescale_betas_zero_snr", False))
 
 
 def _noise(flow: Workflow, model: Link, scale: list[float], latent: Link) -> Link:

@@ -22,7 +22,7 @@ def _load(settings: dict[str, Any]) -> Any:
     import torch
 
     dtype = getattr(torch, settings["dtype"])
-    absent = dict.fromkeys(settings["absent"])  # diffusers wants to be told
+    absent = dict.fromkeys(settings["absent"])  # diffusers wants them named
     pipe = diffusers.DiffusionPipeline.from_pretrained(
         settings["pipeline"], torch_dtype=dtype, **absent
     )

@@ -27,7 +27,7 @@ from nitrodistill.export.pipeline import (
     assembled,
     card_of,
     check_export,
-    told_guidance,
+    embedded_guidance,
     without_lora,
 )
 from nitrodistill.export.self_test import self_test
@@ -99,7 +99,7 @@ def export_lora(
         ready.save_pretrained(partial / "scheduler")
         with _base(pipeline) as base:
             test = self_test(
-                base, pipeline, student, plan, prompts, partial, told_guidance(pipeline)
+                base, pipeline, student, plan, prompts, partial, embedded_guidance(pipeline)
             )
         file = KOHYA if (partial / KOHYA).exists() else WEIGHTS
         flow = workflow_for(

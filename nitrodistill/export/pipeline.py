@@ -168,11 +168,11 @@ def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Modul
     if role_in(denoiser.module) is not None:
         denoiser = merged(denoiser)
     network = without_lora(denoiser.network)
-    return denoiser.adapter.with_guidance_baked(network, told_guidance(pipeline))
+    return denoiser.adapter.with_guidance_baked(network, embedded_guidance(pipeline))
 
 
-def told_guidance(pipeline: Pipeline) -> float:
-    """The scale that students are told in training where it is embedded (Flux-dev), else 0."""
+def embedded_guidance(pipeline: Pipeline) -> float:
+    """The scale of the guidance that students are trained with where it is embedded (Flux-dev), else 0."""
     if not pipeline.denoiser.adapter.embeds_guidance:
         return 0
     return float(pipeline.null_condition()["guidance"])

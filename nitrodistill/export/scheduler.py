@@ -1,6 +1,6 @@
 """The diffusers scheduler that does what a StepPlan says.
 
-Candidates come from `tables`, and none is believed: each is run beside the plan on a probe, as a pipeline would
+Candidates come from `tables`, and none is believed: each is run against the plan on a probe, as a pipeline would
 run it, and the first that agrees to 1e-5 is taken.
 """
 
@@ -131,11 +131,11 @@ def _trailing_schedule(plan: StepPlan, teacher_scheduler: Any) -> DiscreteSchedu
 def _neighbours(num_inference_steps: int, total: int) -> list[int]:
     """Other step counts, the nearest first: one and two away, and those that divide the timesteps."""
     divisors = [n for n in range(2, total + 1) if total % n == 0]
-    beside = {num_inference_steps + shift for shift in (-2, -1, 1, 2)}
-    beside |= set([n for n in divisors if n < num_inference_steps][-1:])
-    beside |= set([n for n in divisors if n > num_inference_steps][:1])
+    near = {num_inference_steps + shift for shift in (-2, -1, 1, 2)}
+    near |= set([n for n in divisors if n < num_inference_steps][-1:])
+    near |= set([n for n in divisors if n > num_inference_steps][:1])
     return sorted(
-        (n for n in beside if 1 < n <= total), key=lambda n: (abs(n - num_inference_steps), n)
+        (n for n in near if 1 < n <= total), key=lambda n: (abs(n - num_inference_steps), n)
     )
 
 
@@ -180,10 +180,10 @@ def _disagreement(
     else:
         scheduler.set_timesteps(sigmas=list(call_sigmas))
     if not _same_timesteps(scheduler, plan, prediction_type):
-        found, told = scheduler.timesteps.tolist(), plan.timesteps().tolist()
-        if len(found) != len(told):
+        found, wanted = scheduler.timesteps.tolist(), plan.timesteps().tolist()
+        if len(found) != len(wanted):
             return f"it would take {len(found)} steps"
-        other = next(i for i, (a, b) in enumerate(zip(found, told, strict=True)) if a != b)
+        other = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
         return f"its timesteps would be {_brief(scheduler.timesteps)}, step {other + 1} at {found[other]:g}"
     noise = Draws(0, 0, torch.arange(2), purpose="export").normal("noise", (4, 8, 8))
     probe = _Probe(prediction_type)
@@ -198,19 +198,19 @@ def _disagreement(
 
 
 def _same_timesteps(scheduler: Any, plan: StepPlan, prediction_type: PredictionType) -> bool:
-    """Whether the network is told what the plan says.
+    """Whether the network gets the timesteps of the plan.
 
     A flow's timestep is sigma in a unit that only the network knows (1000 or 1), so that the plan's unit is
     divided out.
     """
-    found, told = scheduler.timesteps.double().cpu(), plan.timesteps().double()
-    if found.shape != told.shape:
+    found, wanted = scheduler.timesteps.double().cpu(), plan.timesteps().double()
+    if found.shape != wanted.shape:
         return False
     if prediction_type != "flow_prediction":
-        return torch.equal(found, told)
-    unit = told[0] / plan.steps[0].output.sigma.double()
+        return torch.equal(found, wanted)
+    unit = wanted[0] / plan.steps[0].output.sigma.double()
     total = scheduler.config.num_train_timesteps
-    return bool(((found / total - told / unit).abs() <= TOLERANCE).all())
+    return bool(((found / total - wanted / unit).abs() <= TOLERANCE).all())
 
 
 def _renoise(noise: Tensor) -> Any:
@@ -226,8 +226,8 @@ def _own_draws(scheduler: Any) -> dict[str, torch.Generator]:
 
 def _brief(timesteps: Tensor) -> str:
     """At most eight of them."""
-    told = [str(round(t, 4)) for t in timesteps.tolist()]
-    return f"[{', '.join(told if len(told) <= 8 else [*told[:6], '...', told[-1]])}]"
+    words = [str(round(t, 4)) for t in timesteps.tolist()]
+    return f"[{', '.join(words if len(words) <= 8 else [*words[:6], '...', words[-1]])}]"
 
 
 class _Probe:

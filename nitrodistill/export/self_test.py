@@ -114,7 +114,7 @@ def self_test(
 
 
 def absent_parts(pipe: Any) -> list[str]:
-    """The parts that a pipeline lacks and diffusers would miss when it is loaded, unless it is told."""
+    """The parts that a pipeline lacks and diffusers would miss when it is loaded, unless they are named."""
     found = [name for name, part in pipe.components.items() if part is None]
     return [name for name in found if name not in pipe._optional_components]
 

@@ -1,7 +1,7 @@
 """Candidates for the noise tables of an exported scheduler, as arguments of diffusers' classes.
 
-**Betas.** For a student that is told t = T - 1 it is the teacher's own table (rescaled to zero SNR or not, as
-the plan says) with "trailing" spacing, whose only step is then T - 1. For a student told an earlier t
+**Betas.** For a student of t = T - 1 it is the teacher's own table (rescaled to zero SNR or not, as
+the plan says) with "trailing" spacing, whose only step is then T - 1. For a student of an earlier t
 (Nitro-PixArt 400, DMD2-SDXL 399) it is the table cut after t: K = t + 1 timesteps, for linear betas with
 
     beta_end' = b_0 + (b_1 - b_0) (K - 1) / (T - 1)        (scaled_linear: the same for the square roots),

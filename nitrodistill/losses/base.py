@@ -47,7 +47,7 @@ class Loss(nn.Module, ABC):
         """The loss of every sample.
 
         Args:
-            pred: what is judged, `(B, *)`.
+            pred: what is compared, `(B, *)`.
             target: what it should be, the same shape.
             mask: non-negative, broadcasts to `pred`, of the same number of dimensions.
 
@@ -70,7 +70,7 @@ class Loss(nn.Module, ABC):
         """The reduced loss.
 
         Args:
-            pred: what is judged, `(B, *)`.
+            pred: what is compared, `(B, *)`.
             target: what it should be, the same shape.
             mask: non-negative, broadcasts to `pred`, of the same number of dimensions.
             weight: `(B,)`, a factor for every sample.

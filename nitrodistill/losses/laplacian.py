@@ -6,7 +6,7 @@
 The conventions of `down` and `up` are those of `nitrodistill.kernels.laplacian.reference`.
 "burt_adelson" takes any size (a side n becomes ceil(n / 2)); "kornia" equals the bands of `kornia`'s
 pyramid, which mirrors most sizes that are no powers of two up to the next one, so that mirrored pixels
-count too. A mask weights a band by its mean over the band's pixels. Videos are judged frame by frame.
+count too. A mask weights a band by its mean over the band's pixels. Videos are compared frame by frame.
 """
 
 from __future__ import annotations

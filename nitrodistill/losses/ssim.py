@@ -18,11 +18,11 @@ So there are three modes:
 `data_range` acts only through C1 and C2, a noise floor: C2 should lie well under the usual local
 variance. For latents of unit variance L = 8 gives C2 = 0.058; L = 1 reacts to noise; L = 255 makes
 everything similar. It must be a constant of the VAE: a statistic of the batch would make the loss
-depend on what it judges, and stall the device.
+depend on what it compares, and stall the device.
 
 Sizes follow one rule. padding="valid" looks at whole windows and needs both sides >= window_size;
 padding="reflect" mirrors the border, looks at every position, and needs both sides > window_size // 2.
-Anything smaller is an error. A mask weights the map by its mean under the window. Videos are judged
+Anything smaller is an error. A mask weights the map by its mean under the window. Videos are compared
 frame by frame.
 """
 

@@ -38,7 +38,7 @@ def gaussian_taps(window_size: int, sigma: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class SSIMOptions:
-    """How similarity under a window is judged: what functions and modules of SSIM share, checked once.
+    """How similarity under a window is measured: what functions and modules of SSIM share, checked once.
 
     Args:
         data_range: L > 0, one number or one per channel.

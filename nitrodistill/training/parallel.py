@@ -209,18 +209,17 @@ def on_main(accelerator: Accelerator, act: Callable[[], object]) -> object:
     """
     if accelerator.num_processes == 1:
         return act()
-    told, error = "", None
+    sent, error = "", None
     if accelerator.is_main_process:
         try:
-            told = json.dumps({"value": act()})
+            sent = json.dumps({"value": act()})
         except (
             Exception
-        ) as raised:  # told to the others, which would wait for ever, and raised below
-            error, told = raised, json.dumps({"error": f"{raised}"})
-    told = gather_text(accelerator, told)[0]
+        ) as raised:  # sent to the others, which would wait for ever, and raised below
+            error, sent = raised, json.dumps({"error": f"{raised}"})
+    answer = json.loads(gather_text(accelerator, sent)[0])
     if error is not None:
         raise error
-    answer = json.loads(told)
     if "error" in answer:
         raise RuntimeError(f"the main process failed: {answer['error']}")
     return answer["value"]

@@ -72,9 +72,9 @@ class Previewer:
             return
         draw_grid(Pictures(self.prompts, images), file)
         with Image.open(file) as picture:
-            sheet = np.asarray(picture.convert("RGB"))
+            pixels = np.asarray(picture.convert("RGB"))
         for tracker in trainer.accelerator.trackers:
-            _show(tracker, file, sheet, trainer.step)
+            _show(tracker, file, pixels, trainer.step)
 
     @cached_property
     def _teacher(self) -> Tensor:
@@ -95,7 +95,7 @@ class Previewer:
         return self.pipeline.decode(x0).cpu()
 
 
-def _show(tracker: GeneralTracker, file: Path, sheet: np.ndarray, step: int) -> None:
+def _show(tracker: GeneralTracker, file: Path, pixels: np.ndarray, step: int) -> None:
     """Passes a picture, `(H, W, 3)` in uint8, to a tracker, in the form that each of Accelerate's wants it."""
     from accelerate.tracking import (
         AimTracker,
@@ -107,10 +107,10 @@ def _show(tracker: GeneralTracker, file: Path, sheet: np.ndarray, step: int) -> 
     )
 
     if isinstance(tracker, TensorBoardTracker):
-        tracker.log_images({"previews": sheet[None]}, step=step, dataformats="NHWC")
+        tracker.log_images({"previews": pixels[None]}, step=step, dataformats="NHWC")
     elif isinstance(tracker, (WandBTracker, SwanLabTracker)):
-        tracker.log_images({"previews": [sheet]}, step=step)
+        tracker.log_images({"previews": [pixels]}, step=step)
     elif isinstance(tracker, (AimTracker, ClearMLTracker)):
-        tracker.log_images({"previews": sheet}, step=step)
+        tracker.log_images({"previews": pixels}, step=step)
     elif isinstance(tracker, MLflowTracker):
         tracker.log_artifact(str(file), "previews")

@@ -263,7 +263,7 @@ def _locked(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[
         claims = Claims(output / LOCK)
         claims.open()
     except OSError as error:
-        raise _told(error, output) from error
+        raise _not_writable(error, output) from error
     try:
         with claims.claimed(0) as granted:
             if not granted:
@@ -276,13 +276,13 @@ def _locked(output: Path, recipe: Recipe, accelerator: Accelerator) -> Iterator[
                 save_recipe(recipe, output / RECIPE)
                 note_environment(output / ENVIRONMENT, accelerator)
             except OSError as error:
-                raise _told(error, output) from error
+                raise _not_writable(error, output) from error
             yield
     finally:
         claims.close()
 
 
-def _told(error: OSError, output: Path) -> OSError:
+def _not_writable(error: OSError, output: Path) -> OSError:
     return type(error)(
         f"cannot write the run to {str(output)!r}: {error.strerror or error}; choose a folder that "
         "can be written."

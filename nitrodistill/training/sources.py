@@ -150,10 +150,10 @@ def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
         steps = StepPlan.from_schedule(denoiser.schedule, source.num_inference_steps).steps
         here = [(s.t.item(), s.output.alpha.item(), s.output.sigma.item()) for s in steps]
         there = zip(source.grid.t, source.grid.alpha, source.grid.sigma, strict=True)
-        for (t, *scales), (told, *known) in zip(here, there, strict=True):
-            if t != told or not all(map(_close, scales, known)):
+        for (t, *scales), (its_t, *known) in zip(here, there, strict=True):
+            if t != its_t or not all(map(_close, scales, known)):
                 raise ValueError(
-                    f"{made} signal and noise scales {known} at timestep {told}, and this teacher's are "
+                    f"{made} signal and noise scales {known} at timestep {its_t}, and this teacher's are "
                     f"{scales} at {t}; {way_out}"
                 )
 

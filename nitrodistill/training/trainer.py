@@ -255,8 +255,8 @@ class Trainer:
         broken, stop = any_process(self.accelerator, [non_finite(records, norms), bool(reason)])
         skipped = stopped = ""
         if broken:
-            told = gather_text(self.accelerator, "; ".join(causes(records, norms)))
-            named = dict.fromkeys(text for text in told if text)
+            texts = gather_text(self.accelerator, "; ".join(causes(records, norms)))
+            named = dict.fromkeys(text for text in texts if text)
             skipped = f"step {self.step + 1}: not finite: {'; '.join(named)}"
         if stop and not broken:  # after a skipped step nothing is saved: the next good one stops
             stopped = next(text for text in gather_text(self.accelerator, reason) if text)

@@ -18,12 +18,12 @@ SETTINGS = {"num_samples": 4, "seed": 0, "teacher_fingerprint": "abc"}
 def evaluated(folder: Path, distance: float, **settings: object) -> Path:
     """An evaluation as it lies on the disk."""
     cost = {"pipeline_ms": Metric(50.0)}
-    arms = {
+    models = {
         "teacher": cost,
         "student": {"fd_teacher": Metric(distance, distance - 1, distance + 1, 3.0), **cost},
     }
-    Evaluation(arms, {**SETTINGS, **settings}).save(folder / "metrics.json")
-    images = {arm: torch.zeros(1, 3, 8, 8) for arm in arms}
+    Evaluation(models, {**SETTINGS, **settings}).save(folder / "metrics.json")
+    images = {name: torch.zeros(1, 3, 8, 8) for name in models}
     Pictures(("a red ring",), images, (0,)).save(folder / PICTURES)
     return folder
 

@@ -76,7 +76,7 @@ def test_train_evaluate_and_the_numbers(place, capsys):
     assert main(["evaluate", "--run", str(run), *more]) == 0
     assert "student" in capsys.readouterr().out
     metrics = json.loads((run / "metrics.json").read_text())
-    assert {"teacher", "naive", "student"} <= set(metrics["arms"])
+    assert {"teacher", "naive", "student"} <= set(metrics["models"])
     assert (run / "grid.png").is_file()
     report = (run / "report.html").read_text()
     assert "The whole recipe" in report

@@ -32,7 +32,7 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     assert expected is not None
     assert outside(found, expected) == []
     assert found.models["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
-    assert json.loads((root / "metrics.json").read_text())["arms"]["student"]
+    assert json.loads((root / "metrics.json").read_text())["models"]["student"]
     assert "where they are expected" in said[-1]
     assert "report.html" in said[-1]
     for name in (

@@ -14,7 +14,7 @@ import torch
 from torch import distributed
 
 from nitrodistill.demo import workers
-from nitrodistill.demo.workers import beside, can_train_together, cores, training_together
+from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
 
 WORK = """
 import os
@@ -56,7 +56,7 @@ def folder(tmp_path):
 
 
 def test_workers_are_numbered_and_use_one_thread_each(work, folder):
-    with beside(work.note, folder, count=2):
+    with other_processes(work.note, folder, count=2):
         until = time.monotonic() + 60
         while not any(folder.iterdir()) and time.monotonic() < until:
             time.sleep(0.05)
@@ -65,7 +65,7 @@ def test_workers_are_numbered_and_use_one_thread_each(work, folder):
 
 def test_processes_that_train_together_hear_each_other(work, folder):
     before = set(os.environ)
-    with beside(work.add, folder, count=2):
+    with other_processes(work.add, folder, count=2):
         work.add(folder, 0, 2)
     assert (folder / "0").read_text() == "11.0 0"
     assert (folder / "1").read_text() == "11.0 1"
@@ -90,7 +90,7 @@ def test_one_process_alone_is_left_as_it_is(folder):
 
 
 def test_others_end_when_this_process_fails(work, folder):
-    with pytest.raises(RuntimeError, match="mine"), beside(work.add, folder, count=2):
+    with pytest.raises(RuntimeError, match="mine"), other_processes(work.add, folder, count=2):
         raise RuntimeError("mine")
     assert not (folder / "1").exists()
 
@@ -101,10 +101,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 from nitrodistill.demo import workers
-from nitrodistill.demo.workers import beside
+from nitrodistill.demo.workers import other_processes
 import {work.__name__} as work
 if __name__ == "__main__":
-    with beside(work.stay, Path({str(folder)!r}), count=2):
+    with other_processes(work.stay, Path({str(folder)!r}), count=2):
         time.sleep(600)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -94,18 +94,18 @@ def test_metrics_json_round_trips(tmp_path: Path) -> None:
     ("held", "words"),
     [
         ({"format": 2}, "its format is not 3"),
-        ({"format": 3}, "'arms'"),
-        ({"format": 3, "arms": {"student": {"fd": {"valu": 1}}}}, "valu"),
-        ({"format": 3, "arms": []}, "no attribute 'items'"),
+        ({"format": 4}, "'models'"),
+        ({"format": 4, "models": {"student": {"fd": {"valu": 1}}}}, "valu"),
+        ({"format": 4, "models": []}, "no attribute 'items'"),
         (
             {
-                "format": 3, "arms": {}, "settings": {},
+                "format": 4, "models": {}, "settings": {},
                 "samples": {"prompts": [], "index": [0], "prompt": [0], "distances": {}},
             },
             "index out of range",
         ),
-        ('{"format": 3', "delimiter"),
-        ('{"format": 3}', "it is not what was written"),
+        ('{"format": 4', "delimiter"),
+        ('{"format": 4}', "it is not what was written"),
     ],
 )  # fmt: skip
 def test_a_metrics_json_that_is_none_is_named(

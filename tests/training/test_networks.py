@@ -123,11 +123,11 @@ def test_a_recipe_shares_its_teacher_out_and_gives_it_back(tiny, make_recipe, pi
         for run in ("run", "shared")
     )
     torch.testing.assert_close(shared, alone, rtol=0, atol=1e-6)
-    sheets = [
+    previews = [
         np.asarray(Image.open(tmp_path / run / "previews" / "stage-0-step-00000002.png"), int)
         for run in ("run", "shared")
     ]
-    assert np.abs(sheets[0] - sheets[1]).max() <= 1, "a rounding, of 255"
+    assert np.abs(previews[0] - previews[1]).max() <= 1, "a rounding, of 255"
 
 
 def test_stages_change_how_they_share_and_a_mistake_gives_the_teacher_back(

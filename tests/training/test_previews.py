@@ -13,8 +13,8 @@ from nitrodistill.models import Pipeline
 from nitrodistill.training import run_recipe
 from nitrodistill.training.previews import _show
 
-SHEET = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
-LISTED = {"previews": [SHEET]}
+PIXELS = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+LISTED = {"previews": [PIXELS]}
 
 
 @pytest.mark.parametrize(
@@ -22,16 +22,16 @@ LISTED = {"previews": [SHEET]}
     [
         (tracking.WandBTracker, "log_images", (LISTED,)),
         (tracking.SwanLabTracker, "log_images", (LISTED,)),
-        (tracking.AimTracker, "log_images", ({"previews": SHEET},)),
-        (tracking.ClearMLTracker, "log_images", ({"previews": SHEET},)),
-        (tracking.MLflowTracker, "log_artifact", ("sheet.png", "previews")),
+        (tracking.AimTracker, "log_images", ({"previews": PIXELS},)),
+        (tracking.ClearMLTracker, "log_images", ({"previews": PIXELS},)),
+        (tracking.MLflowTracker, "log_artifact", ("preview.png", "previews")),
     ],
 )
 def test_each_tracker_gets_the_sheet_as_its_method_takes_it(kind, method, given):
     """Against the signatures of Accelerate's own trackers; the services themselves are not asked."""
     tracker = object.__new__(kind)
     with mock.patch.object(kind, method, autospec=True) as called:
-        _show(tracker, Path("sheet.png"), SHEET, 7)
+        _show(tracker, Path("preview.png"), PIXELS, 7)
     ((_, *arguments), named) = called.call_args
     assert repr(arguments) == repr([*given])
     assert named == ({"step": 7} if method == "log_images" else {})
