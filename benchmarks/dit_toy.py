@@ -1,4 +1,4 @@
-"""Nitro-PixArt's road on the embedded transformer teacher: one step of the student beside one of the teacher.
+"""Nitro-PixArt's road on the embedded transformer teacher: one step of the student and one of the teacher.
 
     python benchmarks/dit_toy.py [--seeds 0 1 2] [--output runs/dit_toy]
 
@@ -7,8 +7,8 @@ noises and prompts:
 
     teacher         25 steps, guidance 3
     naive           the teacher in one step, at the last timestep, as its pipeline would
-    naive at 400    the teacher in one step as the student takes it: fed pure noise, told timestep 400
-    student         one step, told timestep 400
+    naive at 400    the teacher in one step as the student takes it: fed pure noise at timestep 400
+    student         one step, at timestep 400
 
 Resumable: finished seeds are kept, a killed one goes on. Writes benchmarks/results/dit_toy.json and the table in
 docs/dit_toy.md.
@@ -16,18 +16,17 @@ docs/dit_toy.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_quality import METRICS, environment, table_cell, train
+from _toy import METRICS, columns, environment, kept, make_parser, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions
-from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
@@ -62,55 +61,45 @@ def recipe_of(folder: Path, seed: int) -> Recipe:
 def measured(
     pipeline: Pipeline, student: Denoiser, plan: StepPlan, root: Path, cost: bool
 ) -> dict[str, Any]:
-    """Every arm's metrics, and the floors: name -> metric -> value."""
+    """Every model's metrics, and the floors: name -> metric -> value."""
     settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
     prompts = shuffled_captions()
     found = measure_student(
         TEACHER, pipeline, student, plan, prompts, settings, cache=root / "teacher"
     )
-    return columns(found)
-
-
-def columns(found: Evaluation) -> dict[str, Any]:
-    """Arm -> metric -> value; the floors are an arm of their own."""
-    arms = {
-        name: {key: found.value(name, key) for key in (*METRICS, "denoise_ms")}
-        for name in found.models
-    }
-    return {**arms, "floor": {key: found.floor(key) for key in METRICS}}
+    return columns(found, (*METRICS, "denoise_ms"))
 
 
 def run_seed(pipeline: Pipeline, root: Path, seed: int) -> dict[str, Any]:
     """Pairs, training and evaluation of one seed; kept in `result.json` of its folder."""
     folder = root / f"seed-{seed}"
-    kept = folder / "result.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    recipe = recipe_of(folder, seed)
-    config = GenerateConfig(num_pairs=PAIRS, seed=seed, batch_size=64)
-    generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name=TEACHER)
-    seconds = train(recipe, pipeline)
-    student = load_student(recipe.output, pipeline)
-    row = {
-        "seed": seed,
-        "steps": recipe.stages[0].trainer.steps,
-        "cpu_seconds": round(seconds, 1),
-        **measured(pipeline, student.denoiser, student.plan, root, cost=seed == 0),
-    }
-    kept.write_text(json.dumps(row))
-    return row
+
+    def measure() -> dict[str, Any]:
+        recipe = recipe_of(folder, seed)
+        config = GenerateConfig(num_pairs=PAIRS, seed=seed, batch_size=64)
+        generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name=TEACHER)
+        seconds = train(recipe, pipeline)
+        student = load_student(recipe.output, pipeline)
+        return {
+            "seed": seed,
+            "steps": recipe.stages[0].trainer.steps,
+            "cpu_seconds": round(seconds, 1),
+            **measured(pipeline, student.denoiser, student.plan, root, cost=seed == 0),
+        }
+
+    return kept(folder / "result.json", measure)
 
 
 def naive_at(pipeline: Pipeline, root: Path) -> dict[str, Any]:
     """The teacher in one step as the student takes it; kept in `naive.json`."""
-    kept = root / "naive.json"
-    if not kept.is_file():
+
+    def measure() -> dict[str, Any]:
         timestep = load_recipe(RECIPE).stages[0].settings.timestep
         assert timestep is not None
         plan = StepPlan.from_noise(pipeline.denoiser.schedule, timestep)
-        found = measured(pipeline, pipeline.denoiser, plan, root, cost=False)
-        kept.write_text(json.dumps(found["student"]))
-    return json.loads(kept.read_text())
+        return measured(pipeline, pipeline.denoiser, plan, root, cost=False)["student"]
+
+    return kept(root / "naive.json", measure)
 
 
 def distance(key: str, value: float) -> float:
@@ -120,17 +109,17 @@ def distance(key: str, value: float) -> float:
 
 
 def verdicts(rows: list[dict[str, Any]], naive: dict[str, Any]) -> list[str]:
-    """A line for each naive arm: on which metrics every seed's student is better."""
+    """A line for each naive model: on which metrics every seed's student is better."""
     lines = []
-    for name, arms in (
+    for name, models in (
         ("naive", [row["naive"] for row in rows]),
         ("naive at 400", [naive] * len(rows)),
     ):
         pairs = [
-            (key, row["student"][key], arm[key])
-            for row, arm in zip(rows, arms, strict=True)
+            (key, row["student"][key], model[key])
+            for row, model in zip(rows, models, strict=True)
             for key in METRICS
-            if row["student"][key] is not None and arm[key] is not None
+            if row["student"][key] is not None and model[key] is not None
         ]
         lost = sorted(
             {key for key, mine, other in pairs if distance(key, mine) >= distance(key, other)}
@@ -157,19 +146,8 @@ def table(rows: list[dict[str, Any]], naive: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_docs(text: str) -> None:
-    """Replaces what stands between the markers in docs/dit_toy.md."""
-    begin, end = "<!-- result -->", "<!-- end of result -->"
-    page = DOCS.read_text()
-    before, rest = page.split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/dit_toy"))
-    options = parser.parse_args()
+    options = make_parser(__doc__, "runs/dit_toy").parse_args()
     torch.set_num_threads(1)
     pipeline = load_teacher(TEACHER)
     rows = [run_seed(pipeline, options.output, seed) for seed in options.seeds]
@@ -185,7 +163,7 @@ def main() -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     found = {"environment": environment(), "naive at 400": naive, "seeds": rows}
     RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    write_docs(text)
+    write_docs(DOCS, "result", text)
     print(text)
 
 

@@ -1,4 +1,4 @@
-"""What `nitrodistill estimate` counts, beside what runs of middle size take.
+"""What `nitrodistill estimate` counts, and what runs of middle size take.
 
     python benchmarks/estimate.py [--networks sd2 unet pixart sd3 flux] [--batch-sizes 1 4]
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from demo_quality import environment
+from _toy import environment
 
 if TYPE_CHECKING:
     from nitrodistill.models import Pipeline

@@ -15,18 +15,17 @@ docs/extending.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_quality import METRICS, environment, table_cell, train
+from _toy import METRICS, columns, environment, kept, make_parser, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions
-from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
@@ -47,76 +46,65 @@ def measured(
 ) -> dict[str, dict[str, float | None]]:
     """Metric -> value of a student, the teacher and the floor, by name."""
     settings = EvaluateConfig(SAMPLES, seed=1000, bootstrap=2, cost_repeats=0, num_pictures=0)
-    found: Evaluation = measure_student(
+    found = measure_student(
         "toy", pipeline, denoiser, plan, shuffled_captions(), settings, cache=root / "teacher"
     )
-    arms = {
-        name: {key: found.value(name, key) for key in METRICS} for name in ("student", "teacher")
-    }
-    return {**arms, "floor": {key: found.floor(key) for key in METRICS}}
+    return columns(found, METRICS)
 
 
 def run_seed(pipeline: Pipeline, root: Path, seed: int) -> dict[str, Any]:
     """Training and evaluation of one seed; kept in `result.json` of its folder."""
     folder = root / f"seed-{seed}"
-    kept = folder / "result.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
-    recipe = load_recipe(RECIPE)
-    trainer = replace(recipe.stages[0].trainer, seed=seed, preview_every=0)
-    stages = [replace(recipe.stages[0], trainer=trainer)]
-    recipe = replace(recipe, pairs=str(root / "pairs"), output=str(folder), stages=stages)
-    seconds = train(recipe, pipeline)
-    student = load_student(folder, pipeline).denoiser
-    row: dict[str, Any] = {"seed": seed, "steps": trainer.steps, "cpu_seconds": round(seconds, 1)}
-    for steps in STEPS:
-        plan = StepPlan.from_schedule(student.schedule, steps, "renoise")
-        row[str(steps)] = measured(pipeline, student, plan, root)["student"]
-    kept.write_text(json.dumps(row))
-    return row
+
+    def measure() -> dict[str, Any]:
+        recipe = load_recipe(RECIPE)
+        trainer = replace(recipe.stages[0].trainer, seed=seed, preview_every=0)
+        stages = [replace(recipe.stages[0], trainer=trainer)]
+        recipe = replace(recipe, pairs=str(root / "pairs"), output=str(folder), stages=stages)
+        seconds = train(recipe, pipeline)
+        student = load_student(folder, pipeline).denoiser
+        row: dict[str, Any] = {"seed": seed, "steps": trainer.steps}
+        row["cpu_seconds"] = round(seconds, 1)
+        for steps in STEPS:
+            plan = StepPlan.from_schedule(student.schedule, steps, "renoise")
+            row[str(steps)] = measured(pipeline, student, plan, root)["student"]
+        return row
+
+    return kept(folder / "result.json", measure)
 
 
 def teachers(pipeline: Pipeline, root: Path) -> dict[str, Any]:
-    """The teacher in as few steps, beside its 25 and the floor; kept in `teacher.json`."""
-    kept = root / "teacher.json"
-    if not kept.is_file():
+    """The teacher in as few steps, in its 25, and the floor; kept in `teacher.json`."""
+
+    def measure() -> dict[str, Any]:
         found: dict[str, Any] = {}
         for steps in STEPS:
             plan = StepPlan.from_schedule(pipeline.denoiser.schedule, steps)
-            arms = measured(pipeline, pipeline.guided(3.0), plan, root)
-            found |= {str(steps): arms["student"], "25": arms["teacher"], "floor": arms["floor"]}
-        kept.write_text(json.dumps(found))
-    return json.loads(kept.read_text())
+            models = measured(pipeline, pipeline.guided(3.0), plan, root)
+            found[str(steps)] = models["student"]
+            found |= {"25": models["teacher"], "floor": models["floor"]}
+        return found
+
+    return kept(root / "teacher.json", measure)
 
 
 def table(rows: list[dict[str, Any]], teacher: dict[str, Any]) -> str:
-    """Markdown: a row an arm; the student's mean and spread (standard deviation) over the seeds."""
+    """Markdown: a row a model; the student's mean and spread (standard deviation) over the seeds."""
     lines = [
         f"| | steps | {' | '.join(METRICS.values())} |",
         "|---|" + "---:|" * (len(METRICS) + 1),
     ]
-    arms = [("LCM", str(n), [row[str(n)] for row in rows]) for n in STEPS]
-    arms += [("teacher", n, [teacher[n]]) for n in (*map(str, STEPS), "25")]
-    arms += [("floor", "", [teacher["floor"]])]
-    for name, steps, found in arms:
+    models = [("LCM", str(n), [row[str(n)] for row in rows]) for n in STEPS]
+    models += [("teacher", n, [teacher[n]]) for n in (*map(str, STEPS), "25")]
+    models += [("floor", "", [teacher["floor"]])]
+    for name, steps, found in models:
         cells = [table_cell([one[key] for one in found]) for key in METRICS]
         lines.append(f"| {name} | {steps} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def write_docs(text: str) -> None:
-    """Replaces what stands between the markers in docs/extending.md."""
-    begin, end = "<!-- result -->", "<!-- end of result -->"
-    page = DOCS.read_text()
-    before, rest = page.split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--output", type=Path, default=Path("runs/lcm_toy"))
-    options = parser.parse_args()
+    options = make_parser(__doc__, "runs/lcm_toy").parse_args()
     torch.set_num_threads(1)
     pipeline = load_teacher("toy")
     config = GenerateConfig(num_pairs=PAIRS, batch_size=64)
@@ -134,7 +122,7 @@ def main() -> None:
     RESULTS.write_text(
         json.dumps({"environment": known, "teacher": teacher, "seeds": rows}, indent=1) + "\n"
     )
-    write_docs(text)
+    write_docs(DOCS, "result", text)
     print(text)
 
 

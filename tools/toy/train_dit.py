@@ -23,7 +23,7 @@ from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.toy import scenes
 from tools.toy.loop import LoopConfig, build, fit
 from tools.toy.text import END, MAX_TOKENS, TEXT_WIDTH, make_tokenizer
-from tools.toy.train_teacher import CAPTION_DROPOUT, captioned_latents, random_timesteps
+from tools.toy.train_teacher import captioned_latents, draw_batch
 
 LATENT_CHANNELS = 4
 
@@ -124,12 +124,7 @@ class MaskedLatents:
 
     def loss(self, teacher: DiTTeacher, batch_size: int, generator: torch.Generator) -> Tensor:
         """Mean squared error of epsilon on a random batch of the pool."""
-        device = self.x0.device
-        pick = torch.randint(len(self.x0), (batch_size,), generator=generator).to(device)
-        dropped = (torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT).to(device)
-        t = random_timesteps(batch_size, generator).to(device)
-        x0 = self.x0[pick]
-        eps = torch.randn(x0.shape, generator=generator).to(device)
+        pick, dropped, t, x0, eps = draw_batch(self.x0, batch_size, generator)
         tokens = torch.where(dropped, self.no_text[0], self.tokens[pick])
         mask = torch.where(dropped, self.no_text[1], self.mask[pick])
         return mse_loss(teacher(self.schedule(t).mix(x0, eps), t, tokens, mask), eps)

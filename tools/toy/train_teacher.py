@@ -90,16 +90,27 @@ class Latents:
 
     def loss(self, teacher: Teacher, batch_size: int, generator: torch.Generator) -> Tensor:
         """Mean squared error of v on a random batch of the pool."""
-        device = self.x0.device
-        pick = torch.randint(len(self.x0), (batch_size,), generator=generator).to(device)
-        dropped = (torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT).to(device)
-        t = random_timesteps(batch_size, generator).to(device)
-        x0 = self.x0[pick]
-        eps = torch.randn(x0.shape, generator=generator).to(device)
+        pick, dropped, t, x0, eps = draw_batch(self.x0, batch_size, generator)
         scales = self.schedule(t)
         tokens = torch.where(dropped, self.no_tokens, self.tokens[pick])
         target = prediction_target(x0, eps, scales, "v_prediction")
         return mse_loss(teacher(scales.mix(x0, eps), t, tokens), target)
+
+
+def draw_batch(
+    pool: Tensor, batch_size: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Draws a batch of a pool of latents.
+
+    Returns:
+        the samples' numbers `(B,)`, which of them lose their captions `(B, 1)`, timesteps `(B,)`, x0 and eps.
+    """
+    device = pool.device
+    pick = torch.randint(len(pool), (batch_size,), generator=generator).to(device)
+    dropped = (torch.rand(batch_size, 1, generator=generator) < CAPTION_DROPOUT).to(device)
+    t = random_timesteps(batch_size, generator).to(device)
+    x0 = pool[pick]
+    return pick, dropped, t, x0, torch.randn(x0.shape, generator=generator).to(device)
 
 
 def random_timesteps(count: int, generator: torch.Generator) -> Tensor:
