@@ -53,6 +53,18 @@ def banded(matrix: Tensor, dtype: torch.dtype, device: torch.device) -> Banded:
     return tuple(tiles)
 
 
+class Axis(NamedTuple):
+    """A linear map along one axis, and its adjoint."""
+
+    forward: Banded
+    adjoint: Banded
+
+    @classmethod
+    def of(cls, dense: Tensor, dtype: torch.dtype, device: torch.device) -> Axis:
+        """From a float64 matrix on the CPU."""
+        return cls(banded(dense, dtype, device), banded(dense.T, dtype, device))
+
+
 def filter_leading(x: Tensor, matrix: Banded, out: Tensor | None = None) -> Tensor:
     """Filters the first axis of a contiguous tensor, `(columns, *) -> (rows, *)`."""
     if out is None:

@@ -7,6 +7,7 @@ channels is fine).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -51,6 +52,14 @@ def empty_aligned(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty_strided(
         tensor.shape, strides, dtype=dtype or tensor.dtype, device=tensor.device
     )
+
+
+def empty_gradients(inputs: Sequence[Tensor], wanted: Sequence[bool], like: Tensor) -> list[Tensor]:
+    """What a backward kernel returns, uninitialised; empty for an input that wants no gradient."""
+    return [
+        empty_aligned(tensor) if want else like.new_empty(0)
+        for tensor, want in zip(inputs, wanted, strict=True)
+    ]
 
 
 class FlatMask(NamedTuple):

@@ -8,7 +8,7 @@ bottleneck. ROCm devices dispatch on the CUDA key too; the CPU key is Triton's i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -34,6 +34,20 @@ def define(schema: str, launch: Callable[..., Any], fake: Callable[..., Any]) ->
     _LIBRARY.impl(name, on_its_device(launch), "CUDA")
     torch.library.register_fake(f"nitrodistill::{name}", fake, lib=_LIBRARY)
     return getattr(torch.ops.nitrodistill, name).default
+
+
+def with_graph(
+    loss: Tensor, inputs: Sequence[Tensor], wanted: Sequence[bool], upstream: Tensor
+) -> list[Tensor | None]:
+    """The gradients of a reference that can be differentiated again; None for an input that wants none."""
+    chosen = [tensor for tensor, want in zip(inputs, wanted, strict=True) if want]
+    found = iter(torch.autograd.grad(loss, chosen, upstream, create_graph=True))
+    return [next(found) if want else None for want in wanted]
+
+
+def none_as_empty(gradients: Sequence[Tensor | None], like: Tensor) -> list[Tensor]:
+    """Gradients as an operation must return them: an empty tensor where there is none."""
+    return [like.new_empty(0) if gradient is None else gradient for gradient in gradients]
 
 
 def on_its_device(launch: Callable[..., Any]) -> Callable[..., Any]:

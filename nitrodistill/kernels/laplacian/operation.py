@@ -9,7 +9,8 @@ from torch import Tensor
 
 from nitrodistill.kernels.laplacian import reference
 from nitrodistill.kernels.launch import options
-from nitrodistill.kernels.library import define
+from nitrodistill.kernels.layout import empty_gradients
+from nitrodistill.kernels.library import define, none_as_empty, with_graph
 
 _CALL = "Tensor x, Tensor y, float[] weights, Tensor[] weight_maps"
 
@@ -40,9 +41,7 @@ class Laplacian(torch.autograd.Function):
             loss = reference.laplacian_loss(
                 x, y, weights=ctx.weights, weight_maps=tuple(weight_maps) or None
             )
-            inputs = [image for image, want in zip((x, y), wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
-            gradients = [next(found) if want else None for want in wanted]
+            gradients = with_graph(loss, (x, y), wanted, upstream)
         else:
             gradients = _backward(upstream, x, y, ctx.weights, weight_maps, signs, *wanted)
         return *[g if w else None for g, w in zip(gradients, wanted, strict=True)], None, None
@@ -71,15 +70,12 @@ def _launch_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     gradients = triton.backward(
         upstream, triton.Call(*given), signs, want_x, want_y, options("laplacian", upstream.device)
     )
-    to_x, to_y = (upstream.new_empty(0) if g is None else g for g in gradients)
+    to_x, to_y = none_as_empty(gradients, upstream)
     return to_x, to_y
 
 
 def _fake_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    to_x, to_y = (
-        torch.empty_like(image) if want else upstream.new_empty(0)
-        for image, want in zip(call[:2], call[-2:], strict=True)
-    )
+    to_x, to_y = empty_gradients(call[:2], call[-2:], upstream)
     return to_x, to_y
 
 

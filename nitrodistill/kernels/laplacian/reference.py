@@ -21,20 +21,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
-from nitrodistill.kernels.banded import (
-    Banded,
-    banded,
-    filter_leading,
-    filter_trailing,
-    rows_first,
-)
+from nitrodistill.kernels.banded import Axis, filter_leading, filter_trailing, rows_first
 
 PyramidConvention = Literal["burt_adelson", "kornia"]
 
@@ -98,13 +92,6 @@ def _both_axes(x: Tensor, shape: tuple[int, int], matrix: Callable[[int, int], T
     return _Filter.apply(x, *(_axis(matrix, *size, x.dtype, x.device) for size in sizes))
 
 
-class _Axis(NamedTuple):
-    """A linear map along one axis, and its adjoint."""
-
-    forward: Banded
-    adjoint: Banded
-
-
 @lru_cache(maxsize=128)
 def _axis(
     matrix: Callable[[int, int], Tensor],
@@ -112,23 +99,22 @@ def _axis(
     target: int,
     dtype: torch.dtype,
     device: torch.device,
-) -> _Axis:
-    dense = matrix(source, target)
-    return _Axis(banded(dense, dtype, device), banded(dense.T, dtype, device))
+) -> Axis:
+    return Axis.of(matrix(source, target), dtype, device)
 
 
 class _Filter(torch.autograd.Function):
     """Two maps, one along each axis; its derivative is the same of their adjoints."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, vertical: _Axis, horizontal: _Axis) -> Tensor:
+    def forward(ctx: Any, x: Tensor, vertical: Axis, horizontal: Axis) -> Tensor:
         ctx.maps = vertical, horizontal
         rows = filter_leading(x.contiguous(), vertical.forward)
         return filter_trailing(rows, horizontal.forward)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        adjoints = (_Axis(axis.adjoint, axis.forward) for axis in ctx.maps)
+        adjoints = (Axis(axis.adjoint, axis.forward) for axis in ctx.maps)
         return _Filter.apply(grad_outputs[0], *adjoints), None, None
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.kernels.launch import options
-from nitrodistill.kernels.layout import empty_aligned
-from nitrodistill.kernels.library import define
+from nitrodistill.kernels.layout import empty_gradients
+from nitrodistill.kernels.library import define, none_as_empty, with_graph
 from nitrodistill.kernels.lpips_head import reference
 
 _CALL = "Tensor fx, Tensor fy, Tensor weight, Tensor? mask, float eps"
@@ -36,9 +36,7 @@ class LPIPSHead(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
             distance = reference.lpips_head(fx, fy, weight, eps=ctx.eps, mask=mask)
-            inputs = [f for f, want in zip((fx, fy), wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(distance, inputs, upstream, create_graph=True))
-            gradients = [next(found) if want else None for want in wanted]
+            gradients = with_graph(distance, (fx, fy), wanted, upstream)
         else:
             call = (fx, fy, weight, flat, ctx.eps)
             gradients = _backward(upstream, *call, inverse, saved, wanted)
@@ -85,14 +83,11 @@ def _launch_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
         wanted,
         options("lpips_head", upstream.device),
     )
-    return [upstream.new_empty(0) if g is None else g for g in gradients]
+    return none_as_empty(gradients, upstream)
 
 
 def _fake_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
-    return [
-        empty_aligned(features) if want else upstream.new_empty(0)
-        for features, want in zip(call[:2], call[-1], strict=True)
-    ]
+    return empty_gradients(call[:2], call[-1], upstream)
 
 
 _forward = define(

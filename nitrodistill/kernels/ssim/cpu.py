@@ -17,12 +17,13 @@ from torch import Tensor
 
 from nitrodistill.kernels.arithmetic import math_dtype, without_autocast
 from nitrodistill.kernels.banded import plane_chunks
+from nitrodistill.kernels.library import with_graph
 from nitrodistill.kernels.ssim import reference
 from nitrodistill.kernels.ssim.reference import SSIMMode, SSIMPadding
 from nitrodistill.kernels.ssim.window import Window, window_of
 
-_MAPS, _ROOM = 6, 12
-"""Maps of working memory besides what the window allocates, and how many are asked for.
+_ROOM = 12
+"""Maps of working memory that are asked for, besides what the window allocates; half of them are used.
 
 The C library keeps freed memory up to twice the largest block it has seen. The unused half costs no
 memory, and keeps the window's from going back to the system, page by page, at every call.
@@ -78,29 +79,18 @@ class _SSIM(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x, y, grad_x, grad_y = ctx.saved_tensors
         (grad,) = grad_outputs
         if torch.is_grad_enabled():
-            return *_differentiable_gradients(x, y, ctx, grad), None
+            loss = reference.ssim_loss(x, y, **ctx.options._asdict())
+            return *with_graph(loss, (x, y), ctx.needs_input_grad[:2], grad), None
         scale = grad.view(-1, 1, 1, 1) * ctx.factor
         return (
             None if grad_x is None else (grad_x * scale).to(x.dtype),
             None if grad_y is None else (grad_y * scale).to(y.dtype),
             None,
         )
-
-
-def _differentiable_gradients(
-    x: Tensor, y: Tensor, ctx: Any, grad: Tensor
-) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients with a graph of their own, for a second derivative."""
-    need_x, need_y, _ = ctx.needs_input_grad
-    wanted = [tensor for tensor, need in ((x, need_x), (y, need_y)) if need]
-    found = torch.autograd.grad(
-        reference.ssim_loss(x, y, **ctx.options._asdict()), wanted, grad, create_graph=True
-    )
-    return found[0] if need_x else None, found[-1] if need_y else None
 
 
 def _loss_and_gradients(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nitrodistill.kernels.launch import options
-from nitrodistill.kernels.library import define
+from nitrodistill.kernels.layout import empty_gradients
+from nitrodistill.kernels.library import define, none_as_empty, with_graph
 from nitrodistill.kernels.ssim import reference
 
 _CALL = (
@@ -22,22 +23,11 @@ class SSIM(torch.autograd.Function):
     """One value per sample; three or four maps are kept for the backward pass."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        taps: tuple[float, ...],
-        constants: Tensor | None,
-        weight: Tensor | None,
-        c1: float,
-        c2: float,
-        offset: float,
-        structure: bool,
-        reflect: bool,
-    ) -> Tensor:
-        ctx.taps, ctx.choices = taps, (c1, c2, offset, structure, reflect)
-        wanted = ctx.needs_input_grad[:2]
-        loss, slopes, centre = _forward(x, y, taps, constants, weight, *ctx.choices, *wanted)
+    def forward(ctx: Any, x: Tensor, y: Tensor, *settings: Any) -> Tensor:
+        """`settings`: what `_CALL` lists behind x and y."""
+        taps, constants, weight, *ctx.choices = settings
+        loss, slopes, centre = _forward(x, y, *settings, *ctx.needs_input_grad[:2])
+        ctx.taps = taps
         ctx.save_for_backward(x, y, constants, weight, slopes, centre)
         return loss
 
@@ -48,9 +38,7 @@ class SSIM(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():
             loss = _reference(x, y, ctx.taps, constants, weight, *ctx.choices)
-            inputs = [image for image, want in zip((x, y), wanted, strict=True) if want]
-            found = iter(torch.autograd.grad(loss, inputs, upstream, create_graph=True))
-            gradients = [next(found) if want else None for want in wanted]
+            gradients = with_graph(loss, (x, y), wanted, upstream)
         else:
             call = (x, y, ctx.taps, constants, weight, *ctx.choices)
             gradients = _backward(upstream, *call, slopes, centre, *wanted)
@@ -58,29 +46,14 @@ class SSIM(torch.autograd.Function):
 
 
 def _reference(
-    x: Tensor,
-    y: Tensor,
-    taps: tuple[float, ...],
-    constants: Tensor | None,
-    weight: Tensor | None,
-    c1: float,
-    c2: float,
-    offset: float,
-    structure: bool,
-    reflect: bool,
+    x: Tensor, y: Tensor, taps: tuple[float, ...], constants: Tensor | None, *settings: Any
 ) -> Tensor:
-    values = (c1, c2, offset) if constants is None else constants.unbind(0)
+    weight, *numbers, structure, reflect = settings
+    c1, c2, offset = numbers if constants is None else constants.unbind(0)
     return reference.ssim_loss(
-        x,
-        y,
-        taps=taps,
-        c1=values[0],
-        c2=values[1],
-        offset=values[2],
-        mode="structure" if structure else "full",
-        padding="reflect" if reflect else "valid",
-        weight_map=weight,
-    )
+        x, y, taps=taps, c1=c1, c2=c2, offset=offset, weight_map=weight,
+        mode="structure" if structure else "full", padding="reflect" if reflect else "valid",
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=32)
@@ -122,15 +95,12 @@ def _launch_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     gradients = triton.backward(
         upstream, _call(*given), slopes, centre, want_x, want_y, options("ssim", upstream.device)
     )
-    to_x, to_y = (upstream.new_empty(0) if g is None else g for g in gradients)
+    to_x, to_y = none_as_empty(gradients, upstream)
     return to_x, to_y
 
 
 def _fake_backward(upstream: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
-    to_x, to_y = (
-        torch.empty_like(image) if want else upstream.new_empty(0)
-        for image, want in zip(call[:2], call[-2:], strict=True)
-    )
+    to_x, to_y = empty_gradients(call[:2], call[-2:], upstream)
     return to_x, to_y
 
 

@@ -11,18 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nitrodistill.kernels.banded import (
-    Banded,
-    banded,
-    filter_leading,
-    filter_trailing,
-)
+from nitrodistill.kernels.banded import Axis, Banded, filter_leading, filter_trailing
 from nitrodistill.kernels.ssim.reference import SSIMPadding
-
-
-class _Axis(NamedTuple):
-    forward: Banded
-    adjoint: Banded
 
 
 class Window(NamedTuple):
@@ -31,8 +21,8 @@ class Window(NamedTuple):
     Maps are `(H, P, W)`: with the planes between rows and columns both are filtered without a transposition.
     """
 
-    vertical: _Axis
-    horizontal: _Axis
+    vertical: Axis
+    horizontal: Axis
 
     @property
     def size(self) -> tuple[int, int]:
@@ -79,7 +69,7 @@ def _axis(
     padding: SSIMPadding,
     dtype: torch.dtype,
     device: torch.device,
-) -> _Axis:
+) -> Axis:
     """The window along an axis of length `size`."""
     reach = len(taps) // 2
     start = reach if padding == "valid" else 0
@@ -89,4 +79,4 @@ def _axis(
         column = (rows + start + k - reach).abs()
         column = torch.minimum(column, 2 * (size - 1) - column)
         matrix[rows, column] += tap
-    return _Axis(banded(matrix, dtype, device), banded(matrix.T, dtype, device))
+    return Axis.of(matrix, dtype, device)

@@ -59,17 +59,9 @@ def x0_loss(
     parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter, weight)
     if not backend.fused("x0_loss", (output, x_t, target), (alpha, sigma, mask)):
         return reference.x0_loss(
-            output,
-            x_t,
-            target,
-            alpha,
-            sigma,
-            prediction_type=prediction_type,
-            loss=loss,
-            parameter=parameter,
-            mask=mask,
-            weight=weight,
-        )
+            output, x_t, target, alpha, sigma, prediction_type=prediction_type,
+            loss=loss, parameter=parameter, mask=mask, weight=weight,
+        )  # fmt: skip
     inside = None if weight is None or weight.requires_grad else weight
     per_sample = X0Loss.apply(
         *aligned(output, x_t, target),
@@ -113,17 +105,9 @@ def x0_loss_mean(
     )
     if not one_pass:
         return x0_loss(
-            output,
-            x_t,
-            target,
-            alpha,
-            sigma,
-            prediction_type=prediction_type,
-            loss=loss,
-            parameter=parameter,
-            mask=mask,
-            weight=weight,
-        ).mean()
+            output, x_t, target, alpha, sigma, prediction_type=prediction_type,
+            loss=loss, parameter=parameter, mask=mask, weight=weight,
+        ).mean()  # fmt: skip
     parameter = _check(output, x_t, target, alpha, sigma, prediction_type, loss, parameter, weight)
     return X0LossMean.apply(
         *aligned(output, x_t, target),

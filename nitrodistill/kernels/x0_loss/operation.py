@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from nitrodistill.kernels.launch import options
-from nitrodistill.kernels.layout import empty_aligned, flatten_mask
-from nitrodistill.kernels.library import define
+from nitrodistill.kernels.layout import empty_aligned, empty_gradients, flatten_mask
+from nitrodistill.kernels.library import define, none_as_empty, with_graph
 from nitrodistill.kernels.x0_loss import reference
-from nitrodistill.kernels.x0_loss.reference import ElementwiseLoss
-from nitrodistill.types import PredictionType
 
 _CALL = (
     "Tensor output, Tensor x_t, Tensor target, Tensor alpha, Tensor sigma, Tensor? mask, "
@@ -25,21 +23,10 @@ class X0Loss(torch.autograd.Function):
     """One value per sample; the backward pass recomputes x0."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        output: Tensor,
-        x_t: Tensor,
-        target: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        mask: Tensor | None,
-        weight: Tensor | None,
-        prediction_type: PredictionType,
-        loss: ElementwiseLoss,
-        parameter: float,
-    ) -> Tensor:
+    def forward(ctx: Any, *call: Any) -> Tensor:
+        """`call`: output, x_t, target, alpha, sigma, mask, weight, prediction type, loss, its parameter."""
+        output, x_t, target, alpha, sigma, mask, weight, *ctx.choices = call
         values, ctx.divisor = (None, 1) if mask is None else flatten_mask(mask, output)
-        ctx.choices = (prediction_type, loss, parameter)
         per_sample, inverse = _forward(
             output, x_t, target, alpha, sigma, values, ctx.divisor, weight, *ctx.choices
         )
@@ -63,19 +50,9 @@ class X0LossMean(torch.autograd.Function):
     """The mean over the batch; the forward pass writes the gradient of `output`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        output: Tensor,
-        x_t: Tensor,
-        target: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        weight: Tensor | None,
-        prediction_type: PredictionType,
-        loss: ElementwiseLoss,
-        parameter: float,
-    ) -> Tensor:
-        ctx.choices = (prediction_type, loss, parameter)
+    def forward(ctx: Any, *given: Any) -> Tensor:
+        """`given`: as for `X0Loss`, without the mask."""
+        output, x_t, target, alpha, sigma, weight, *ctx.choices = given
         call = (output, x_t, target, alpha, sigma, None, 1, weight, *ctx.choices)
         total, ctx.gradient = _forward_mean(*call)
         ctx.save_for_backward(output, x_t, target, alpha, sigma, weight)
@@ -104,28 +81,18 @@ def _twice_differentiable(
     call: Sequence[Tensor],
     mask: Tensor | None,
     weight: Tensor | None,
-    choices: tuple[PredictionType, ElementwiseLoss, float],
+    choices: Sequence[Any],
     wanted: Sequence[bool],
     upstream: Tensor,
 ) -> list[Tensor | None]:
-    """Gradients of (output, x_t, target) through the reference, for `create_graph`."""
-    prediction_type, loss, parameter = choices
+    """Gradients of (output, x_t, target) through the reference."""
     output, x_t, target, alpha, sigma = call
+    prediction_type, loss, parameter = choices
     per_sample = reference.x0_loss(
-        output,
-        x_t,
-        target,
-        alpha,
-        sigma,
-        prediction_type=prediction_type,
-        loss=loss,
-        parameter=parameter,
-        mask=mask,
-        weight=weight,
-    )
-    inputs = [tensor for tensor, want in zip(call[:3], wanted, strict=True) if want]
-    found = iter(torch.autograd.grad(per_sample, inputs, upstream, create_graph=True))
-    return [next(found) if want else None for want in wanted]
+        output, x_t, target, alpha, sigma, mask=mask, weight=weight,
+        prediction_type=prediction_type, loss=loss, parameter=parameter,
+    )  # fmt: skip
+    return with_graph(per_sample, call[:3], wanted, upstream)
 
 
 def _launch_forward(*call: Any) -> tuple[Tensor, Tensor]:
@@ -147,7 +114,7 @@ def _launch_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
     gradients = triton.backward(
         upstream, triton.Call(*given), inverse, wanted, options("x0_loss", upstream.device)
     )
-    return [upstream.new_empty(0) if g is None else g for g in gradients]
+    return none_as_empty(gradients, upstream)
 
 
 def _launch_backward_mean(upstream: Tensor, *call: Any) -> None:
@@ -159,13 +126,9 @@ def _launch_backward_mean(upstream: Tensor, *call: Any) -> None:
     )
 
 
-def _per_sample(call: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _fake_forward(*call: Any) -> tuple[Tensor, Tensor]:
     loss = torch.empty(call[0].shape[0], dtype=torch.float32, device=call[0].device)
     return loss, torch.empty_like(loss) if call[5] is not None else loss.new_empty(0)
-
-
-def _fake_forward(*call: Any) -> tuple[Tensor, Tensor]:
-    return _per_sample(call)
 
 
 def _fake_forward_mean(*call: Any) -> tuple[Tensor, Tensor]:
@@ -174,10 +137,7 @@ def _fake_forward_mean(*call: Any) -> tuple[Tensor, Tensor]:
 
 
 def _fake_backward(upstream: Tensor, *call: Any) -> list[Tensor]:
-    return [
-        empty_aligned(tensor) if want else upstream.new_empty(0)
-        for tensor, want in zip(call[:3], call[-1], strict=True)
-    ]
+    return empty_gradients(call[:3], call[-1], upstream)
 
 
 def _fake_backward_mean(upstream: Tensor, *call: Any) -> None:
