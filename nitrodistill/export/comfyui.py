@@ -1,8 +1,8 @@
 """ComfyUI workflows for exported students, in ComfyUI's API format. They were not run: see below.
 
 Written from ComfyUI's node definitions (comfyanonymous/ComfyUI: nodes.py, comfy_extras/nodes_custom_sampler.py,
-nodes_model_advanced.py, comfy/model_sampling.py) and, for Sana, those of city96/ComfyUI_ExtraModels. Nothing here
-was executed in ComfyUI, and every workflow says so in its first node's title.
+nodes_model_advanced.py, comfy/model_sampling.py). Nothing here was executed in ComfyUI, and every workflow says so
+in its first node's title.
 
 ComfyUI samples in sigma = sigma_t / alpha_t (flows: sigma_t) and feeds a discrete network x / sqrt(1 + sigma^2).
 `ManualSigmas` then is the whole plan. At the table's largest sigma ComfyUI scales the first noise by
@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -101,7 +100,7 @@ def workflow_for(
     if family is None:
         return None
     flow = Workflow()
-    parts = family(flow, pipeline, name, prompt)
+    parts = _load(family, flow, pipeline, name, prompt)
     model = parts.model
     if lora is not None:
         model = flow.add(
@@ -191,71 +190,46 @@ class _Parts:
     latent: Link
 
 
-def _core(
-    loader: str, kind: str | None, num_encoders: int, latent: str
-) -> Callable[[Workflow, Pipeline, str, str], _Parts]:
-    """A family that ComfyUI itself knows: it reads diffusers' weights as they are."""
+class _Family(NamedTuple):
+    """What ComfyUI calls the parts of a pipeline of diffusers, whose weights it reads as they are."""
 
-    def build(flow: Workflow, pipeline: Pipeline, name: str, prompt: str) -> _Parts:
-        height, width = pipeline.resolution
-        weights = f"{pipeline.adapter.network}/diffusion_pytorch_model.safetensors"
-        model = flow.add(
-            "UNETLoader",
-            f"Load Diffusion Model ({NOT_RUN})",
-            unet_name=flow.place(weights, "diffusion_models", f"{name}.safetensors"),
-            weight_dtype="default",
-        )
-        files = {}
-        for i in range(1, num_encoders + 1):
-            part = "text_encoder" if i == 1 else f"text_encoder_{i}"
-            key = "clip_name" if num_encoders == 1 else f"clip_name{i}"
-            source = f"{part}/model.safetensors"
-            files[key] = flow.place(source, "text_encoders", f"{name}_{part}.safetensors")
-        settings = files if kind is None else {**files, "type": kind}
-        clip = flow.add(loader, **settings)
-        vae = "vae/diffusion_pytorch_model.safetensors"
-        return _Parts(
-            model,
-            flow.add("CLIPTextEncode", "Prompt", clip=clip, text=prompt),
-            flow.add("CLIPTextEncode", "Negative prompt (unused)", clip=clip, text=""),
-            flow.add("VAELoader", vae_name=flow.place(vae, "vae", f"{name}_vae.safetensors")),
-            flow.add(latent, width=width, height=height, batch_size=1),
-        )
-
-    return build
+    loader: str  # of the text encoders
+    kind: str | None
+    num_encoders: int
+    latent: str
 
 
-def _sana(flow: Workflow, pipeline: Pipeline, name: str, prompt: str) -> _Parts:
-    """Sana needs the nodes of ComfyUI_ExtraModels."""
+def _load(family: _Family, flow: Workflow, pipeline: Pipeline, name: str, prompt: str) -> _Parts:
     height, width = pipeline.resolution
-    config: Any = pipeline.denoiser.network.config
-    weights = "transformer/diffusion_pytorch_model.safetensors"
+    weights = f"{pipeline.adapter.network}/diffusion_pytorch_model.safetensors"
     model = flow.add(
-        "SanaCheckpointLoader",
-        f"Load Sana with ComfyUI_ExtraModels ({NOT_RUN})",
-        ckpt_name=flow.place(weights, "checkpoints", f"{name}.safetensors"),
-        model="SanaMS_600M_P1_D28" if config.num_layers == 28 else "SanaMS_1600M_P1_D20",
-        dtype="auto",
+        "UNETLoader",
+        f"Load Diffusion Model ({NOT_RUN})",
+        unet_name=flow.place(weights, "diffusion_models", f"{name}.safetensors"),
+        weight_dtype="default",
     )
-    text = {"model_name": "Efficient-Large-Model/gemma-2-2b-it", "device": "cpu"}
-    gemma = flow.add("GemmaLoader", **text, dtype="default")
-    source = "vae/diffusion_pytorch_model.safetensors"
-    vae = flow.place(source, "vae", f"{name}_vae.safetensors")
+    files = {}
+    for i in range(1, family.num_encoders + 1):
+        part = "text_encoder" if i == 1 else f"text_encoder_{i}"
+        key = "clip_name" if family.num_encoders == 1 else f"clip_name{i}"
+        source = f"{part}/model.safetensors"
+        files[key] = flow.place(source, "text_encoders", f"{name}_{part}.safetensors")
+    settings = files if family.kind is None else {**files, "type": family.kind}
+    clip = flow.add(family.loader, **settings)
+    vae = "vae/diffusion_pytorch_model.safetensors"
     return _Parts(
         model,
-        flow.add("SanaTextEncode", "Prompt", GEMMA=gemma, text=prompt),
-        flow.add("SanaTextEncode", "Negative prompt (unused)", GEMMA=gemma, text=""),
-        flow.add("ExtraVAELoader", vae_name=vae, vae_type="dcae-f32c32-sana-1.0", dtype="auto"),
-        flow.add("EmptySanaLatentImage", width=width, height=height, batch_size=1),
+        flow.add("CLIPTextEncode", "Prompt", clip=clip, text=prompt),
+        flow.add("CLIPTextEncode", "Negative prompt (unused)", clip=clip, text=""),
+        flow.add("VAELoader", vae_name=flow.place(vae, "vae", f"{name}_vae.safetensors")),
+        flow.add(family.latent, width=width, height=height, batch_size=1),
     )
 
 
-# what ComfyUI calls the parts of diffusers' pipelines
-_FAMILIES: dict[str, Callable[[Workflow, Pipeline, str, str], _Parts]] = {
-    "StableDiffusionPipeline": _core("CLIPLoader", "stable_diffusion", 1, "EmptyLatentImage"),
-    "StableDiffusionXLPipeline": _core("DualCLIPLoader", "sdxl", 2, "EmptyLatentImage"),
-    "PixArtSigmaPipeline": _core("CLIPLoader", "pixart", 1, "EmptyLatentImage"),
-    "StableDiffusion3Pipeline": _core("TripleCLIPLoader", None, 3, "EmptySD3LatentImage"),
-    "FluxPipeline": _core("DualCLIPLoader", "flux", 2, "EmptySD3LatentImage"),
-    "SanaPipeline": _sana,
+_FAMILIES = {
+    "StableDiffusionPipeline": _Family("CLIPLoader", "stable_diffusion", 1, "EmptyLatentImage"),
+    "StableDiffusionXLPipeline": _Family("DualCLIPLoader", "sdxl", 2, "EmptyLatentImage"),
+    "PixArtSigmaPipeline": _Family("CLIPLoader", "pixart", 1, "EmptyLatentImage"),
+    "StableDiffusion3Pipeline": _Family("TripleCLIPLoader", None, 3, "EmptySD3LatentImage"),
+    "FluxPipeline": _Family("DualCLIPLoader", "flux", 2, "EmptySD3LatentImage"),
 }
