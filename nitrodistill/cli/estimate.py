@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import make_parser, parse
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import say, size_text
 
 if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
@@ -92,38 +92,29 @@ def _own_memory() -> int | None:
 
 
 def _roles(memory: Memory) -> str:
-    lines = [
-        f"{'role':<16}{'parameters':>15}{'trained':>15}{'weights':>10}{'gradients':>10}{'moments':>10}{'average':>10}"
-    ]
-    lines += [
-        f"{name:<16}{role.parameters:>15,}{role.trained:>15,}{_size(role.weights):>10}{_size(role.gradients):>10}"
-        f"{_size(role.optimizer):>10}{_size(role.average):>10}"
-        for name, role in memory.roles.items()
-    ]
+    names = ("weights", "gradients", "moments", "average")
+    columns = "".join(f"{name:>10}" for name in names)
+    lines = [f"{'role':<16}{'parameters':>15}{'trained':>15}{columns}"]
+    for name, role in memory.roles.items():
+        sizes = role.weights, role.gradients, role.optimizer, role.average
+        columns = "".join(f"{size_text(size):>10}" for size in sizes)
+        lines.append(f"{name:<16}{role.parameters:>15,}{role.trained:>15,}{columns}")
     lines.append("")
     lines += [
         f"activations, {' and '.join(turn)} learning, {backward.role}'s backward pass: "
-        f"{_size(backward.kept.fixed + backward.block.fixed)} + "
-        f"{_size(backward.kept.each + backward.block.each)} a sample"
+        f"{size_text(backward.kept.fixed + backward.block.fixed)} + "
+        f"{size_text(backward.kept.each + backward.block.each)} a sample"
         for turn, passes in memory.turns.items()
         for backward in passes
     ]
-    lines.append(f"peak with micro-batches of {memory.batch_size}: {_size(memory.peak())}\n")
+    lines.append(f"peak with micro-batches of {memory.batch_size}: {size_text(memory.peak())}\n")
     return "\n".join(lines)
 
 
 def _switches(found: dict[str, Memory], capacity: int | None) -> str:
-    fits = "" if capacity is None else f"   largest micro-batch in {_size(capacity)}"
+    fits = "" if capacity is None else f"   largest micro-batch in {size_text(capacity)}"
     lines = [f"{'what helps':<36}{'peak':>10}{fits}"]
     for name, memory in found.items():
         size = "" if capacity is None else f"   {memory.largest_batch(capacity) or 'none fits'}"
-        lines.append(f"{name:<36}{_size(memory.peak()):>10}{size}")
+        lines.append(f"{name:<36}{size_text(memory.peak()):>10}{size}")
     return "\n".join(lines)
-
-
-def _size(size: int) -> str:
-    """Three digits and a unit."""
-    value, units = float(size), ["B", "KiB", "MiB", "GiB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1024, units[1:]
-    return f"{value:.3g} {units[0]}" if value < 1000 else f"{value:.0f} {units[0]}"

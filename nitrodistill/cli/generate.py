@@ -28,7 +28,7 @@ from nitrodistill.cli.arguments import (
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import say, size_text
 
 if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
@@ -103,18 +103,10 @@ def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bo
 def _summary(found: DryRun, world_size: int, output: str) -> str:
     workers = "one process" if world_size == 1 else f"{world_size} processes"
     return (
-        f"{found.pairs} pairs of {found.prompts} prompts: about {_size(found.size_bytes)} in "
+        f"{found.pairs} pairs of {found.prompts} prompts: about {size_text(found.size_bytes)} in "
         f"{output}; {found.missing} are missing, about {_time(found.seconds / world_size)} for "
         f"{workers} like this one. Nothing was written."
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def _time(seconds: float) -> str:

@@ -6,12 +6,12 @@ A verb's module is imported when it is called, so that nothing is loaded in vain
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Sequence
 
 from nitrodistill.cli.terminal import harmless_warnings, say
+from nitrodistill.settings import nearest
 
 VERBS = {
     "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
@@ -82,15 +82,8 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that are shown as one sentence; others are mistakes of ours and keep their traceback."""
     from safetensors import SafetensorError  # derives from none of the others
 
-    return (
-        ValueError,
-        TypeError,
-        OSError,
-        RuntimeError,
-        ArithmeticError,
-        ImportError,
-        SafetensorError,
-    )
+    known = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError)
+    return (*known, SafetensorError)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -105,7 +98,5 @@ def _dispatch(arguments: list[str]) -> int:
         print(f"nitrodistill {version('nitrodistill')}")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(VERBS)}."
-        raise ValueError(f"there is no verb {verb!r}; {hint}")
+        raise ValueError(f"there is no verb {verb!r}; {nearest(verb, VERBS)}")
     return importlib.import_module(f"nitrodistill.cli.{verb}").main(arguments[1:])

@@ -18,7 +18,6 @@ example:
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import add_quiet, make_parser, parse, read_config
 from nitrodistill.cli.terminal import say
+from nitrodistill.settings import nearest
 
 if TYPE_CHECKING:
     from nitrodistill.data import Statistics
@@ -42,9 +42,7 @@ def main(argv: Sequence[str]) -> int:
         return 0 if argv else 2
     action = argv[0]
     if action not in ACTIONS:
-        near = difflib.get_close_matches(action, ACTIONS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"they are {', '.join(ACTIONS)}."
-        raise ValueError(f"pairs has no action {action!r}; {hint}")
+        raise ValueError(f"pairs has no action {action!r}; {nearest(action, ACTIONS)}")
     return ACTIONS[action](argv[1:])
 
 

@@ -24,3 +24,11 @@ def harmless_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.formatwarning = before
+
+
+def size_text(size: float) -> str:
+    """Bytes in three digits and a unit."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1000 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 from nitrodistill.method import Frozen
 from nitrodistill.settings import nearest
@@ -57,8 +57,6 @@ class Averages:
         followers = {name: average for name, (_, average) in self._followers.items()}
         return {f"{name}.ema": average for name, average in self.roles.items()} | followers
 
-    @contextmanager
-    def applied(self, role: str) -> Iterator[None]:
+    def applied(self, role: str) -> AbstractContextManager[None]:
         """Puts the average of a role's weights in their place, where there is one, for a `with` block."""
-        with self.roles[role].applied() if role in self.roles else nullcontext():
-            yield
+        return self.roles[role].applied() if role in self.roles else nullcontext()

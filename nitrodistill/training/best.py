@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Literal
+
+from nitrodistill.settings import nearest
 
 BestIs = Literal["lowest", "highest"]
 
@@ -40,9 +41,8 @@ class Best:
             ValueError: if the evaluation has no such metric; the nearest name is shown.
         """
         if metric not in found:
-            near = difflib.get_close_matches(metric, found, n=1, cutoff=0) or ["none at all"]
             raise ValueError(
-                f"best_metric is {metric!r}, which the evaluation does not return; the nearest is {near[0]!r}."
+                f"best_metric is {metric!r}, which the evaluation does not return; {nearest(metric, found)}"
             )
         value = float(found[metric])
         sign = 1 if best_is == "lowest" else -1

@@ -78,6 +78,7 @@ class LossesOnShapes:
         self._saved = SavedTensors(*(unwrapped(module) for module in modules), *modules)
         for module in modules:  # the frozen ones too, as a run does
             _checkpoint(module, self._saved)
+        self._seen: dict[tuple[int, int], list[tuple[str, Saved]]] = {}
         x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
         self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
 
@@ -97,12 +98,15 @@ class LossesOnShapes:
 
     def _of(self, step: int, size: int) -> list[tuple[str, Saved]]:
         """What each backward pass of a step keeps, for a micro-batch of `size`."""
+        if (step, size) in self._seen:
+            return self._seen[step, size]
         batch, found = self._batch(size), []
         draws = Draws(0, step, batch.index)
         with self._saved.counting(), _autocast(self._method, self._bf16):
             for role, terms in self._method.losses(batch, self._method.active(step), draws):
                 del terms
                 found.append((role, self._saved.take()))
+        self._seen[step, size] = found
         return found
 
     def _batch(self, size: int) -> Batch:

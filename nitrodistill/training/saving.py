@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+@dataclass(frozen=True)
 class RunCheckpoints:
     """The checkpoints of a stage: weights and optimizer of every role, and all averages.
 
-    Args:
+    Attributes:
         output: folder of the run.
         stage: number of the stage.
         config: the trainer's settings.
@@ -37,18 +39,12 @@ class RunCheckpoints:
         averages: of those roles.
     """
 
-    def __init__(
-        self,
-        output: Path,
-        stage: int,
-        config: TrainerConfig,
-        accelerator: Accelerator,
-        trained: Mapping[str, TrainedRole],
-        averages: Averages,
-    ) -> None:
-        self._output, self._stage, self._config = output, stage, config
-        self._accelerator = accelerator
-        self._trained, self._averages = trained, averages
+    output: Path
+    stage: int
+    config: TrainerConfig
+    accelerator: Accelerator
+    trained: Mapping[str, TrainedRole]
+    averages: Averages
 
     def write(self, step: int, state: Mapping[str, object], best: int | None) -> Checkpoint:
         """Writes a checkpoint and removes the oldest; all processes call it, the main one writes.
@@ -64,12 +60,12 @@ class RunCheckpoints:
             RuntimeError: if the processes' copies of a network have come apart.
         """
         self._check_weights(step)
-        output, stage, failed = self._output, self._stage, None
+        output, stage, failed = self.output, self.stage, None
         writer: CheckpointWriter | None = None
         for name, gather in self._contents().items():
             tensors = gather()  # by all processes, even when the main one cannot write any more
             try:
-                if self._accelerator.is_main_process and failed is None:
+                if self.accelerator.is_main_process and failed is None:
                     writer = writer or CheckpointWriter(output, stage, step)
                     writer.add(name, tensors)
             except OSError as error:
@@ -80,9 +76,9 @@ class RunCheckpoints:
                 raise failed
             assert writer is not None
             writer.finish(state)
-            prune(output, stage, self._config.keep_checkpoints, best)
+            prune(output, stage, self.config.keep_checkpoints, best)
 
-        on_main(self._accelerator, finish)
+        on_main(self.accelerator, finish)
         return find_checkpoint(output, stage, step)
 
     def read(self, checkpoint: Checkpoint) -> None:
@@ -91,36 +87,36 @@ class RunCheckpoints:
         Raises:
             ValueError: if it lacks a file, or its weights are another network's.
         """
-        for name, trained in self._trained.items():
+        for name, trained in self.trained.items():
             trained.load(checkpoint.tensors(name))
             trained.load_optimizer(checkpoint.tensors(f"{name}.optimizer"))
-        for name, average in self._averages.files().items():
+        for name, average in self.averages.files().items():
             average.load_state_dict(checkpoint.tensors(name))
 
     def _contents(self) -> dict[str, Callable[[], dict[str, Tensor]]]:
         """File name -> what gathers its tensors, whole in the main process and nothing in the others."""
-        main, frozen = self._accelerator.is_main_process, self._config.save_frozen
+        main, frozen = self.accelerator.is_main_process, self.config.save_frozen
         contents: dict[str, Callable[[], dict[str, Tensor]]] = {}
-        for name, trained in self._trained.items():
+        for name, trained in self.trained.items():
             contents[name] = lambda trained=trained: trained.tensors(frozen, main)
             contents[f"{name}.optimizer"] = lambda trained=trained: trained.optimizer_tensors(main)
-        for name, average in self._averages.files().items():
+        for name, average in self.averages.files().items():
             contents[name] = lambda average=average: kept(average.state_dict(), main)
         return contents
 
     def _check_weights(self, step: int) -> None:
-        holders = {f"weights of {n!r}": t for n, t in self._trained.items()}
-        averages = {f"averages in {n!r}": a for n, a in self._averages.files().items()}
+        holders = {f"weights of {n!r}": t for n, t in self.trained.items()}
+        averages = {f"averages in {n!r}": a for n, a in self.averages.files().items()}
         for name, holder in {**holders, **averages}.items():
-            (broken,) = any_process(self._accelerator, [~holder.is_finite()])
+            (broken,) = any_process(self.accelerator, [~holder.is_finite()])
             if broken:
                 raise FloatingPointError(
-                    f"the {name} are not finite after step {step}; {last_good(self._output, self._stage)}."
+                    f"the {name} are not finite after step {step}; {last_good(self.output, self.stage)}."
                 )
-        if self._config.parallel != "ddp":
+        if self.config.parallel != "ddp":
             return
-        for name, trained in self._trained.items():
-            if apart := trained.disagreements(self._accelerator):
+        for name, trained in self.trained.items():
+            if apart := trained.disagreements(self.accelerator):
                 raise RuntimeError(
                     f"the processes' copies of {name!r} have come apart after step {step} ({apart[0]}): its "
                     "gradients were not averaged. Its method must use the module that the Role holds, in its "

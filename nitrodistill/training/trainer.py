@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -305,9 +306,10 @@ class Trainer:
 
     def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[Record]:
         records = []
+        gather = partial(gather_rows, self.accelerator)
         watch = Watch(type(self.method).__name__, self._weights, active)
         with self.accelerator.accumulate(*(t.role.module for t in self._trained.values())):
-            draws = Draws(self.config.seed, self.step, batch.index, self._gather, self.stage)
+            draws = Draws(self.config.seed, self.step, batch.index, gather, self.stage)
             for role, terms in self.method.losses(batch, active, draws):
                 watch.before(role)
                 self.accelerator.backward(terms.total)
@@ -315,9 +317,6 @@ class Trainer:
                 records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch))
         watch.end()
         return records
-
-    def _gather(self, value: Tensor) -> Tensor:
-        return gather_rows(self.accelerator, value)
 
     def _update(
         self, active: tuple[str, ...], skip: bool

@@ -43,7 +43,7 @@ def test_a_dry_run_says_size_and_time_and_writes_nothing(place, command, capsys)
     assert main([*command, "--dry-run"]) == 0
     printed = capsys.readouterr().out
     assert "6 pairs of 2 prompts: about" in printed
-    assert "kB" in printed
+    assert "KiB" in printed
     assert "6 are missing" in printed
     assert "seconds for one process" in printed
     assert not (place.root / "pairs").exists()

@@ -31,7 +31,7 @@ def test_the_actions_are_listed_and_a_wrong_one_is_a_mistake(capsys):
     assert main(["pairs", "verfy"]) == 2
     assert "did you mean 'verify'?" in capsys.readouterr().err
     assert main(["pairs", "xyzzy"]) == 2
-    assert "they are verify, stats, merge, import, push" in capsys.readouterr().err
+    assert "known are verify, stats, merge, import, push" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named_as_it_is_given(capsys):

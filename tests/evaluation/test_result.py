@@ -93,7 +93,7 @@ def test_metrics_json_round_trips(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("held", "words"),
     [
-        ({"format": 2}, "its format is not 3"),
+        ({"format": 3}, "its format is not 4"),
         ({"format": 4}, "'models'"),
         ({"format": 4, "models": {"student": {"fd": {"valu": 1}}}}, "valu"),
         ({"format": 4, "models": []}, "no attribute 'items'"),
@@ -114,7 +114,7 @@ def test_a_metrics_json_that_is_none_is_named(
     path = tmp_path / "metrics.json"
     whole = held if isinstance(held, str) else json.dumps({**held, "digest": _hash(held)})
     path.write_text(whole)
-    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 3 .*{words}"):
+    with pytest.raises(ValueError, match=rf"metrics.json' is not .* of format 4 .*{words}"):
         Evaluation.load(path)
 
 
