@@ -174,7 +174,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'?", or the names that there are."""
     names = [str(one) for one in known]
     near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}."
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names) or 'none'}."
 
 
 def printable(text: str) -> str:
