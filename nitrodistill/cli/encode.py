@@ -54,9 +54,15 @@ def main(argv: Sequence[str]) -> int:
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(device)
     store = encode(
-        pipeline, images, given.output, config, teacher_name=given.teacher,
-        rank=here.rank, world_size=here.world_size, progress=not given.quiet,
-    )  # fmt: skip
+        pipeline,
+        images,
+        given.output,
+        config,
+        teacher_name=given.teacher,
+        rank=here.rank,
+        world_size=here.world_size,
+        progress=not given.quiet,
+    )
     if here.rank == 0:
         say(f"{len(store)} images with {len(store.prompts)} captions in {given.output}")
     return 0

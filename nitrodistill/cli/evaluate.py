@@ -71,15 +71,28 @@ def main(argv: Sequence[str]) -> int:
     prompts, config = prompts_of(run, given.prompts), _config(given, student.recipe)
     if here.world_size > 1:
         help_draw(
-            run.pipeline, prompts, config, given.cache, rank=here.rank, world_size=here.world_size,
-            student=student.denoiser, plan=student.plan,
-        )  # fmt: skip
+            run.pipeline,
+            prompts,
+            config,
+            given.cache,
+            rank=here.rank,
+            world_size=here.world_size,
+            student=student.denoiser,
+            plan=student.plan,
+        )
         if here.rank > 0:
             return 0
     found = measure_student(
-        student.recipe.teacher, run.pipeline, student.denoiser, student.plan, prompts, config,
-        networks=networks, training_latents=_trained_on(student.recipe), cache=given.cache,
-    )  # fmt: skip
+        student.recipe.teacher,
+        run.pipeline,
+        student.denoiser,
+        student.plan,
+        prompts,
+        config,
+        networks=networks,
+        training_latents=_trained_on(student.recipe),
+        cache=given.cache,
+    )
     report = write_results(found, output, made, title=run.path.resolve().name)
     say(found.text())
     others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"

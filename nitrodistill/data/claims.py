@@ -112,8 +112,9 @@ class Claims:
             if self._locks:
                 _log.warning(
                     "%s cannot be locked (%s): workers beside this one may do the same work twice.",
-                    self._path, error.strerror,
-                )  # fmt: skip
+                    self._path,
+                    error.strerror,
+                )
                 self._locks = False
         return True
 

@@ -246,9 +246,19 @@ class Trainer:
         self._totals |= {name: parts[f"{name}/total"] for name in active}
         seconds = time.perf_counter() - started
         return State(
-            self.stage, self.step + 1, self.config.steps, active, skipped, parts, rates,
-            num_samples, seconds, data_seconds, dict(self._totals), stopped=stopped,
-        )  # fmt: skip
+            self.stage,
+            self.step + 1,
+            self.config.steps,
+            active,
+            skipped,
+            parts,
+            rates,
+            num_samples,
+            seconds,
+            data_seconds,
+            dict(self._totals),
+            stopped=stopped,
+        )
 
     def _verdict(self, records: list[Record], norms: Mapping[str, Tensor]) -> tuple[str, str]:
         """Why the step must be skipped and why the run must stop, the same in all processes."""
