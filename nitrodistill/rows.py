@@ -34,7 +34,8 @@ class Rows:
     networks.
 
     Attributes:
-        rows: their places in the batch.
+        rows: their places in the batch, where the latents are.
+        places: the same on the CPU, where the draws and the student's steps are.
         x0: the teacher's latents.
         condition: their prompts.
         draws: their draws.
@@ -43,6 +44,7 @@ class Rows:
     """
 
     rows: Tensor
+    places: Tensor
     x0: Tensor
     condition: Condition
     draws: Draws
@@ -58,8 +60,9 @@ class Rows:
         rows = chosen.nonzero().flatten() if there else torch.tensor([0])
         place = rows.to(x0.device)
         if len(rows) == len(batch) and there:
-            return cls(place, x0, condition, draws, expected, True)
-        return cls(place, x0[place], condition.index(place), draws.take(rows), expected, there)
+            return cls(place, rows, x0, condition, draws, expected, True)
+        mine = draws.take(rows)
+        return cls(place, rows, x0[place], condition.index(place), mine, expected, there)
 
     def mean(self, per_sample: Tensor) -> Tensor:
         """Their part of the mean over many batches."""

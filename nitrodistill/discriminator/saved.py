@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from nitrodistill.discriminator.heads import HEADS, MakeHead, named_head
@@ -73,6 +72,8 @@ def save(folder: Path, heads: nn.Module, settings: HeadSettings) -> None:
     Raises:
         FileExistsError: if the folder holds something else.
     """
+    from safetensors.torch import save_file
+
     strange = {file.name for file in folder.glob("*")} - {_WEIGHTS, _CONFIG}
     if strange:
         raise FileExistsError(
@@ -97,6 +98,8 @@ def load(folder: Path) -> tuple[HeadSettings, dict[str, Tensor]]:
         FileNotFoundError: if there are none.
         ValueError: if they are damaged, or of another format.
     """
+    from safetensors.torch import load_file
+
     if not (folder / _CONFIG).is_file():
         raise FileNotFoundError(
             f"no discriminator's heads in {str(folder)!r}; it has no {_CONFIG}."

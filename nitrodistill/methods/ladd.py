@@ -193,7 +193,7 @@ def make_noising(config: LADDConfig) -> Noising:
 
 
 class LADD(DistillationMethod):
-    """Nitro's method on the contract of `nitrodistill.method`.
+    """Both forms on the contract of `nitrodistill.method`.
 
     Args:
         student: the denoiser that is trained; any Denoiser whose `module` can be assigned.
@@ -364,7 +364,9 @@ class LADD(DistillationMethod):
 
     @torch.no_grad()
     def _generate(self, judged: Rows, step: Step, x_t: Tensor) -> Tensor:
-        return predict_x0(self.student, step.take(judged.rows), x_t[judged.rows], judged.condition)
+        return predict_x0(
+            self.student, step.take(judged.places), x_t[judged.rows], judged.condition
+        )
 
     def _is_adversarial(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.config.warmup_steps
