@@ -105,7 +105,7 @@ class Misaligned:
                 "prompts; set misaligned_negatives: false."
             )
         index, x0 = draws.gather(batch.index), draws.gather(batch.pairs.x0)
-        if len(index) * (fraction or 1) < 2:
+        if len(index) * (fraction or 1) < 2 - 1e-6:
             raise ValueError(
                 f"misaligned_negatives shows a real latent with another sample's prompt, and a micro-batch over "
                 f"all processes has {len(index)} (fresh_fraction {fraction}); make it large enough for two, or "
@@ -121,17 +121,17 @@ class Misaligned:
         if ids is None:
             alone = torch.zeros(len(place), dtype=torch.bool, device=x0.device)
             return x0[place], alone if len(rows) < 2 else None
-        differ = ids[chosen.rows] != draws.gather(ids)[place]
-        self._look(differ)
-        return x0[place], differ
+        everyones = draws.gather(ids)
+        self._look(everyones)
+        return x0[place], ids[chosen.rows] != everyones[place]
 
-    def _look(self, differ: Tensor) -> None:
-        if self._looked or differ.is_meta:
+    def _look(self, ids: Tensor) -> None:
+        if self._looked or ids.is_meta:
             return
         self._looked = True
-        if not bool(differ.any()):
+        if bool((ids == ids[0]).all()):
             warnings.warn(
-                f"misaligned_negatives: all {len(differ)} prompts of the first micro-batch are one, so that no "
+                f"misaligned_negatives: all {len(ids)} prompts of the first micro-batch are one, so that no "
                 "real latent has a wrong prompt; if the store has no others, set misaligned_negatives: false.",
                 RuntimeWarning,
                 stacklevel=2,
