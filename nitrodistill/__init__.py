@@ -10,9 +10,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
+from nitrodistill.discriminator import (
+    AdversarialGame,
+    Augmentation,
+    ConvHead,
+    LatentDiscriminator,
+    MLPHead,
+    Noising,
+    TokenHead,
+)
 from nitrodistill.losses import (
     AdversarialLoss,
+    ApproximateR1Penalty,
+    ApproximateR1R2Penalty,
     CharbonnierLoss,
     DecodedLoss,
     HingeGANLoss,
@@ -21,15 +31,20 @@ from nitrodistill.losses import (
     L2Loss,
     LaplacianPyramidLoss,
     LatentSSIMLoss,
+    LazyPenalty,
     LeastSquaresGANLoss,
     Loss,
     LPIPSLoss,
     MSSSIMLoss,
     MultiScaleLoss,
     NonSaturatingGANLoss,
+    Penalty,
     PseudoHuberLoss,
+    R1Penalty,
+    R1R2Penalty,
     Reduction,
     RelativisticGANLoss,
+    Side,
     SmoothL1Loss,
     SSIMLoss,
     TargetFeatures,
@@ -39,6 +54,7 @@ from nitrodistill.losses import (
     functional,
     named_adversarial,
     named_loss,
+    named_penalties,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
 from nitrodistill.methods import LADD, LADDConfig
@@ -59,7 +75,15 @@ from nitrodistill.prediction import (
 )
 from nitrodistill.sampling import Step, StepPlan, ode_step, predict_both, predict_x0, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
-from nitrodistill.timesteps import LogitNormal, Shifted, TimestepLaw, Uniform, named_law
+from nitrodistill.timesteps import (
+    Histogram,
+    Karras,
+    LogitNormal,
+    Shifted,
+    TimestepLaw,
+    Uniform,
+    named_law,
+)
 from nitrodistill.types import (
     Batch,
     Condition,
@@ -107,7 +131,11 @@ _LAZY = {
 
 __all__ = [
     "LADD",
+    "AdversarialGame",
     "AdversarialLoss",
+    "ApproximateR1Penalty",
+    "ApproximateR1R2Penalty",
+    "Augmentation",
     "Batch",
     "BatchStream",
     "Cast",
@@ -125,7 +153,9 @@ __all__ = [
     "GenerateConfig",
     "Guided",
     "HingeGANLoss",
+    "Histogram",
     "HuberLoss",
+    "Karras",
     "KarrasSchedule",
     "L1Loss",
     "L2Loss",
@@ -136,21 +166,27 @@ __all__ = [
     "LatentSSIMLoss",
     "LatentStore",
     "Latents",
+    "LazyPenalty",
     "LeastSquaresGANLoss",
     "LoRAConfig",
     "LogitNormal",
     "Loss",
+    "MLPHead",
     "MSSSIMLoss",
     "MultiScaleLoss",
     "NoiseSchedule",
+    "Noising",
     "NonSaturatingGANLoss",
     "OptimizerConfig",
     "PairStore",
     "Pairs",
+    "Penalty",
     "Pipeline",
     "PredictionType",
     "Prompts",
     "PseudoHuberLoss",
+    "R1Penalty",
+    "R1R2Penalty",
     "RectifiedFlow",
     "Reduction",
     "RelativisticGANLoss",
@@ -158,6 +194,7 @@ __all__ = [
     "SSIMLoss",
     "Scales",
     "Shifted",
+    "Side",
     "SmoothL1Loss",
     "Step",
     "StepPlan",
@@ -186,6 +223,7 @@ __all__ = [
     "named_adversarial",
     "named_law",
     "named_loss",
+    "named_penalties",
     "ode_step",
     "predict_both",
     "predict_x0",

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_finite, check_fraction, check_positive
+from nitrodistill.checks import check_finite, check_fraction, check_numbers, check_positive
 from nitrodistill.named import build, check_settings, one_name, pick_class
 
 
@@ -116,6 +116,77 @@ class Shifted:
         return self.shift * v / (1 + (self.shift - 1) * v)
 
 
+@dataclass(frozen=True)
+class Karras:
+    """The ratio of noise to signal on the grid of Karras et al. 2022, eq. 5, for flows.
+
+    `u = ratio / (1 + ratio)`, and `ratio = (low + r (high - low))^rho` with `low = ratio_min^(1 / rho)` and
+    `high = ratio_max^(1 / rho)`. Under `RectifiedFlow()`, where sigma / alpha is `u / (1 - u)`, the ratio is EDM's
+    sigma. A `KarrasSchedule` is this grid itself: its law is `Uniform()`. EDM's law of training, ln sigma normal,
+    is `LogitNormal` here, with the same mean and std.
+
+    Args:
+        ratio_min: smallest sigma / alpha.
+        ratio_max: largest one.
+        rho: larger values favour little noise.
+
+    Raises:
+        ValueError: unless 0 < ratio_min < ratio_max and rho > 0.
+    """
+
+    ratio_min: float = 0.002
+    ratio_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        for name in ("ratio_min", "ratio_max", "rho"):
+            check_positive(name, getattr(self, name))
+        if not self.ratio_min < self.ratio_max:
+            raise ValueError(
+                f"ratio_min is {self.ratio_min} and ratio_max {self.ratio_max}; ratio_min must be the smaller."
+            )
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The quantile function at `r`."""
+        check_fraction("r", r)
+        low, high = self.ratio_min ** (1 / self.rho), self.ratio_max ** (1 / self.rho)
+        ratio = (low + r * (high - low)) ** self.rho
+        return ratio / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Bins of equal width over [0, 1], each drawn with its probability, evenly inside.
+
+    `plan.at(Histogram(p)(u))` chooses the steps of a plan with given probabilities, the noisiest first.
+
+    Args:
+        weights: one number >= 0 a bin, in proportion to its probability; not all of them 0.
+
+    Raises:
+        ValueError: for a negative weight, or none above 0.
+    """
+
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not sum(check_numbers("weights", self.weights, zero=True)) > 0:
+            raise ValueError(f"weights are {self.weights}; at least one must be above 0.")
+
+    def __call__(self, r: Tensor) -> Tensor:
+        """The quantile function at `r`."""
+        check_fraction("r", r)
+        weights = torch.tensor(self.weights, dtype=torch.float64, device=r.device)
+        share = weights / weights.sum()
+        edges = share.cumsum(0)
+        wide = r.to(torch.float64)
+        last = max(i for i, weight in enumerate(self.weights) if weight > 0)
+        # right: a bin of probability 0 is never drawn, and r = 1 falls in the last one that can be
+        bins = torch.searchsorted(edges, wide, right=True).clamp(max=last)
+        inside = (wide - (edges - share)[bins]) / share[bins]
+        return ((bins + inside.clamp(0, 1 - 1e-6)) / len(weights)).to(r.dtype)
+
+
 def named_law(spec: str | Mapping[str, Any]) -> TimestepLaw:
     """The law that a recipe names.
 
@@ -124,13 +195,14 @@ def named_law(spec: str | Mapping[str, Any]) -> TimestepLaw:
         Shifted(shift=3, law=Uniform(ranges=((0, 0.75),)))
 
     Args:
-        spec: a law's name, or its name with its settings: `uniform`, `logit_normal`, `shifted`, or
-            `package.module:Class`.
+        spec: a law's name, or its name with its settings: `uniform`, `logit_normal`, `shifted`, `karras`,
+            `histogram`, or `package.module:Class`.
 
     Raises:
         ValueError: for an unknown name or setting (shows the nearest), or a wrong value.
     """
     name, settings = one_name(spec, "timestep law")
-    kind = pick_class(name, (Uniform, LogitNormal, Shifted), TimestepLaw, "timestep law")
+    laws = (Uniform, LogitNormal, Shifted, Karras, Histogram)
+    kind = pick_class(name, laws, TimestepLaw, "timestep law")
     arguments = check_settings(kind, settings, name, nested={TimestepLaw: named_law})
     return build(kind, arguments, name)

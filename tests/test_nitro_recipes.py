@@ -118,8 +118,10 @@ def check_settings(recipe: Recipe, method: LADD) -> None:
     assert stage.settings.misaligned_negatives
     schedule = method.student.schedule
     u = torch.linspace(0, 1, 1001, dtype=torch.float64)[:-1]
-    t = schedule.timestep(method.law(u))
-    assert (int(t.min()), int(t.max())) == (0, 749)
+    assert method.game is not None
+    for use in ("generator", "real", "fake"):
+        t = schedule.timestep(method.game.noising.law(use)(u))
+        assert (int(t.min()), int(t.max())) == (0, 749)
     assert method.reconstruction is not None
     beta = method.reconstruction.per_sample(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     assert float(beta) == 0.5  # smooth L1 with beta 1 turns at 1: 0.5 there

@@ -13,11 +13,27 @@ from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
 from nitrodistill.losses.decoded import DecodedLoss
 from nitrodistill.losses.denoising import denoising_loss
-from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
+from nitrodistill.losses.gradient_penalty import (
+    ApproximateR1Penalty,
+    ApproximateR1R2Penalty,
+    LazyPenalty,
+    Penalty,
+    R1Penalty,
+    R1R2Penalty,
+    Side,
+    approximate_gradient_penalty,
+    gradient_penalty,
+)
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
 from nitrodistill.losses.lpips import LPIPSLoss, TargetFeatures
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
-from nitrodistill.losses.named import LossSpec, check_losses, named_adversarial, named_loss
+from nitrodistill.losses.named import (
+    LossSpec,
+    check_losses,
+    named_adversarial,
+    named_loss,
+    named_penalties,
+)
 from nitrodistill.losses.reconstruction import (
     CharbonnierLoss,
     HuberLoss,
@@ -30,6 +46,8 @@ from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
 
 __all__ = [
     "AdversarialLoss",
+    "ApproximateR1Penalty",
+    "ApproximateR1R2Penalty",
     "CharbonnierLoss",
     "DecodedLoss",
     "HingeGANLoss",
@@ -39,16 +57,21 @@ __all__ = [
     "LPIPSLoss",
     "LaplacianPyramidLoss",
     "LatentSSIMLoss",
+    "LazyPenalty",
     "LeastSquaresGANLoss",
     "Loss",
     "LossSpec",
     "MSSSIMLoss",
     "MultiScaleLoss",
     "NonSaturatingGANLoss",
+    "Penalty",
     "PseudoHuberLoss",
+    "R1Penalty",
+    "R1R2Penalty",
     "Reduction",
     "RelativisticGANLoss",
     "SSIMLoss",
+    "Side",
     "SmoothL1Loss",
     "TargetFeatures",
     "WeightedSum",
@@ -58,4 +81,5 @@ __all__ = [
     "gradient_penalty",
     "named_adversarial",
     "named_loss",
+    "named_penalties",
 ]

@@ -11,8 +11,9 @@ With r = D(real), f = D(fake) (logits, high = real):
 
 Logits are one tensor `(B, *)` or a sequence of them, one per head or scale. The value of a sample is
 the mean over the logits of a head, then the mean over heads, so that the number and the size of the
-heads do not change the strength of the term. (Nitro concatenates all logits of a sample first: pass
-that tensor.) Computed in float32 or better: half-precision logits neither overflow nor round.
+heads do not change the strength of the term. `weights`, one number a head, weigh that mean instead: Nitro
+concatenates all logits of a sample, which is a weight of each head's number of logits. Computed in float32
+or better: half-precision logits neither overflow nor round.
 """
 
 from __future__ import annotations
@@ -26,11 +27,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nitrodistill.checks import check_tensor
+from nitrodistill.checks import check_numbers, check_tensor
 from nitrodistill.kernels.arithmetic import math_dtype
 
 Logits = Tensor | Sequence[Tensor]
 """One tensor of logits `(B, *)`, or one per head."""
+
+Weights = Sequence[float] | None
+"""One number > 0 a head, in proportion; None weighs the heads equally."""
 
 
 def as_heads(name: str, logits: Logits) -> tuple[Tensor, ...]:
@@ -55,56 +59,76 @@ def as_heads(name: str, logits: Logits) -> tuple[Tensor, ...]:
     return heads
 
 
-def mean_of_heads(function: Callable[..., Tensor], *logits: tuple[Tensor, ...]) -> Tensor:
-    """Applies an elementwise function head by head; the mean over logits, then over heads: `(B,)`."""
+def mean_of_heads(
+    function: Callable[..., Tensor],
+    *logits: tuple[Tensor, ...],
+    weights: Weights = None,
+) -> Tensor:
+    """Applies an elementwise function head by head; the mean over logits, then over heads: `(B,)`.
+
+    Args:
+        function: of as many tensors as there are `logits`.
+        logits: one tensor a head each.
+        weights: of the heads, in proportion; None weighs them equally.
+
+    Raises:
+        ValueError: for another number of weights than heads.
+    """
     values = []
     for group in zip(*logits, strict=True):
         dtype = math_dtype(*group)
         value = function(*(head.to(dtype) for head in group))
         values.append(value.reshape(value.shape[0], -1).mean(1))
-    return torch.stack(values).mean(0)
+    if weights is None:
+        return torch.stack(values).mean(0)
+    if len(weights) != len(values):
+        raise ValueError(
+            f"there are {len(weights)} weights for {len(values)} heads; give one number a head, or none."
+        )
+    total = sum(weights)
+    return torch.stack([v * (w / total) for v, w in zip(values, weights, strict=True)]).sum(0)
 
 
-def non_saturating_generator(fake: Logits) -> Tensor:
-    """softplus(-D(fake)), `(B,)`; `fake` is `(B, *)` logits or one such tensor per head."""
-    return mean_of_heads(_softplus_negative, as_heads("fake", fake))
+def non_saturating_generator(fake: Logits, weights: Weights = None) -> Tensor:
+    """softplus(-D(fake)), `(B,)`; `fake` is `(B, *)` logits or one such tensor per head, weighed by `weights`."""
+    return mean_of_heads(_softplus_negative, as_heads("fake", fake), weights=weights)
 
 
-def non_saturating_discriminator(real: Logits, fake: Logits) -> Tensor:
+def non_saturating_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
     """softplus(-D(real)) + softplus(D(fake)), `(B,)`."""
-    return _sum_of_sides(_softplus_negative, F.softplus, real, fake)
+    return _sum_of_sides(_softplus_negative, F.softplus, real, fake, weights)
 
 
-def hinge_generator(fake: Logits) -> Tensor:
+def hinge_generator(fake: Logits, weights: Weights = None) -> Tensor:
     """-D(fake), `(B,)`."""
-    return mean_of_heads(torch.neg, as_heads("fake", fake))
+    return mean_of_heads(torch.neg, as_heads("fake", fake), weights=weights)
 
 
-def hinge_discriminator(real: Logits, fake: Logits) -> Tensor:
+def hinge_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
     """relu(1 - D(real)) + relu(1 + D(fake)), `(B,)`."""
-    return _sum_of_sides(_hinge_real, _hinge_fake, real, fake)
+    return _sum_of_sides(_hinge_real, _hinge_fake, real, fake, weights)
 
 
-def least_squares_generator(fake: Logits) -> Tensor:
+def least_squares_generator(fake: Logits, weights: Weights = None) -> Tensor:
     """(D(fake) - 1)^2 / 2, `(B,)`."""
-    return mean_of_heads(_square_real, as_heads("fake", fake))
+    return mean_of_heads(_square_real, as_heads("fake", fake), weights=weights)
 
 
-def least_squares_discriminator(real: Logits, fake: Logits) -> Tensor:
+def least_squares_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
     """((D(real) - 1)^2 + D(fake)^2) / 2, `(B,)`."""
-    return _sum_of_sides(_square_real, _square_fake, real, fake)
+    return _sum_of_sides(_square_real, _square_fake, real, fake, weights)
 
 
-def relativistic_generator(fake: Logits, real: Logits) -> Tensor:
+def relativistic_generator(fake: Logits, real: Logits, weights: Weights = None) -> Tensor:
     """softplus(D(real) - D(fake)), `(B,)`; every fake is paired with the real of its place."""
     fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
-    return mean_of_heads(_softplus_difference, reals, fakes)
+    return mean_of_heads(_softplus_difference, reals, fakes, weights=weights)
 
 
-def relativistic_discriminator(real: Logits, fake: Logits) -> Tensor:
+def relativistic_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
     """softplus(D(fake) - D(real)), `(B,)`; every fake is paired with the real of its place."""
     fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
-    return mean_of_heads(_softplus_difference, fakes, reals)
+    return mean_of_heads(_softplus_difference, fakes, reals, weights=weights)
 
 
 class AdversarialLoss(ABC):
@@ -112,9 +136,18 @@ class AdversarialLoss(ABC):
 
     Attributes:
         needs_real: whether the generator's side looks at the real logits too.
+        weights: one number > 0 a head, in proportion; None weighs the heads equally.
+
+    Raises:
+        ValueError: for a weight that is not positive; when called, for another number of weights than heads.
     """
 
     needs_real: ClassVar[bool] = False
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None:
+            check_numbers("weights", self.weights)
 
     @abstractmethod
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -142,33 +175,39 @@ class AdversarialLoss(ABC):
 class NonSaturatingGANLoss(AdversarialLoss):
     """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
 
+    weights: tuple[float, ...] | None = None
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
-        return non_saturating_generator(fake)
+        return non_saturating_generator(fake, self.weights)
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:
-        return non_saturating_discriminator(real, fake)
+        return non_saturating_discriminator(real, fake, self.weights)
 
 
 @dataclass(frozen=True)
 class HingeGANLoss(AdversarialLoss):
     """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
 
+    weights: tuple[float, ...] | None = None
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
-        return hinge_generator(fake)
+        return hinge_generator(fake, self.weights)
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:
-        return hinge_discriminator(real, fake)
+        return hinge_discriminator(real, fake, self.weights)
 
 
 @dataclass(frozen=True)
 class LeastSquaresGANLoss(AdversarialLoss):
     """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
 
+    weights: tuple[float, ...] | None = None
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
-        return least_squares_generator(fake)
+        return least_squares_generator(fake, self.weights)
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:
-        return least_squares_discriminator(real, fake)
+        return least_squares_discriminator(real, fake, self.weights)
 
 
 @dataclass(frozen=True)
@@ -177,16 +216,18 @@ class RelativisticGANLoss(AdversarialLoss):
 
     needs_real: ClassVar[bool] = True
 
+    weights: tuple[float, ...] | None = None
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         if real is None:
             raise ValueError(
                 "RelativisticGANLoss.generator got no real logits; it compares every fake with a real "
                 "one, call generator(fake, real)."
             )
-        return relativistic_generator(fake, real)
+        return relativistic_generator(fake, real, self.weights)
 
     def discriminator(self, real: Logits, fake: Logits) -> Tensor:
-        return relativistic_discriminator(real, fake)
+        return relativistic_discriminator(real, fake, self.weights)
 
 
 def _sum_of_sides(
@@ -194,6 +235,7 @@ def _sum_of_sides(
     of_fake: Callable[[Tensor], Tensor],
     real: Logits,
     fake: Logits,
+    weights: Weights,
 ) -> Tensor:
     reals, fakes = as_heads("real", real), as_heads("fake", fake)
     if reals[0].shape[0] != fakes[0].shape[0]:
@@ -201,7 +243,9 @@ def _sum_of_sides(
             f"real holds {reals[0].shape[0]} samples and fake {fakes[0].shape[0]}; one value per "
             "sample needs equally many."
         )
-    return mean_of_heads(of_real, reals) + mean_of_heads(of_fake, fakes)
+    return mean_of_heads(of_real, reals, weights=weights) + mean_of_heads(
+        of_fake, fakes, weights=weights
+    )
 
 
 def _paired(

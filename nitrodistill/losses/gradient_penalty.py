@@ -10,17 +10,21 @@ noise and timestep, else the penalty measures the noise and does not vanish with
 the discriminator is called with nothing but the samples, so that what it draws is fixed outside. At
 scale = 0 the penalty is 0.
 
-No factor is included: the usual gamma / 2 is the caller's weight.
+No factor is included: the usual gamma / 2 is the caller's weight. In recipes the penalties have names, as
+losses have (`named_penalties`); each is a `Penalty` on the two sides that a discriminator was shown.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_positive, check_tensor
+from nitrodistill.checks import check_positive, check_tensor, check_whole
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
 
@@ -113,3 +117,130 @@ def approximate_gradient_penalty(
 
 def _squared_difference(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square()
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the adversarial game, real or fake, and what the discriminator said of it.
+
+    Attributes:
+        samples: `(B, *)`, before any noise is added.
+        features: what the heads saw, `(B, C_i, H_i, W_i)` each; they require gradients for a penalty that
+            `differentiates` this side.
+        logits: `(B, *)`, one a head.
+        discriminate: samples -> logits, at the noise, the timesteps and the condition of `logits`.
+        perturbation: standard normal noise shaped like `samples`.
+    """
+
+    samples: Tensor
+    features: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...]
+    discriminate: Callable[[Tensor], Logits]
+    perturbation: Callable[[], Tensor]
+
+
+class Penalty(ABC):
+    """A regulariser of the discriminator, one value per sample; derive yours from it.
+
+    Attributes:
+        differentiates: the sides whose features must require gradients.
+    """
+
+    differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ()
+
+    @abstractmethod
+    def __call__(self, real: Side, fake: Side) -> Tensor:
+        """The penalty `(B,)`, differentiable in the discriminator's weights.
+
+        Args:
+            real: real samples.
+            fake: generated ones, as many.
+        """
+
+
+@dataclass(frozen=True)
+class R1Penalty(Penalty):
+    """Exact R1 on the heads' inputs, as in ADD (Sauer et al. 2023)."""
+
+    differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ("real",)
+
+    def __call__(self, real: Side, fake: Side) -> Tensor:
+        return gradient_penalty(real.logits, real.features)
+
+
+@dataclass(frozen=True)
+class R1R2Penalty(Penalty):
+    """Exact R1 + R2 on the heads' inputs (R3GAN: Huang et al. 2024)."""
+
+    differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ("real", "fake")
+
+    def __call__(self, real: Side, fake: Side) -> Tensor:
+        r1, r2 = (gradient_penalty(side.logits, side.features) for side in (real, fake))
+        return r1 + r2
+
+
+@dataclass(frozen=True)
+class ApproximateR1Penalty(Penalty):
+    """Approximate R1 (APT: Lin et al. 2025).
+
+    Args:
+        scale: standard deviation of the perturbation, in the samples' unit.
+    """
+
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+
+    def __call__(self, real: Side, fake: Side) -> Tensor:
+        return _approximate(real, self.scale)
+
+
+@dataclass(frozen=True)
+class ApproximateR1R2Penalty(Penalty):
+    """Approximate R1 + R2.
+
+    Args:
+        scale: standard deviation of the perturbation, in the samples' unit.
+    """
+
+    scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_positive("scale", self.scale)
+
+    def __call__(self, real: Side, fake: Side) -> Tensor:
+        return _approximate(real, self.scale) + _approximate(fake, self.scale)
+
+
+@dataclass(frozen=True)
+class LazyPenalty:
+    """A penalty with its weight, applied at every n-th update and n times as strong (StyleGAN2's lazy form).
+
+    Attributes:
+        penalty: what is added.
+        weight: its factor, >= 0.
+        every: n.
+    """
+
+    penalty: Penalty
+    weight: float = 1.0
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        check_positive("weight", self.weight, zero=True)
+        check_whole("every", self.every)
+
+    def factor(self, update: int) -> float:
+        """What the penalty is multiplied with at the discriminator's update number `update`: 0, or n weight."""
+        return self.weight * self.every if update % self.every == 0 else 0.0
+
+
+def _approximate(side: Side, scale: float) -> Tensor:
+    return approximate_gradient_penalty(
+        side.discriminate,
+        side.samples,
+        scale=scale,
+        noise=side.perturbation(),
+        logits=side.logits,
+    )

@@ -25,6 +25,14 @@ from nitrodistill.losses.adversarial import (
 from nitrodistill.losses.base import Loss
 from nitrodistill.losses.composition import MultiScaleLoss, WeightedSum
 from nitrodistill.losses.decoded import DecodedLoss
+from nitrodistill.losses.gradient_penalty import (
+    ApproximateR1Penalty,
+    ApproximateR1R2Penalty,
+    LazyPenalty,
+    Penalty,
+    R1Penalty,
+    R1R2Penalty,
+)
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
 from nitrodistill.losses.lpips import LPIPSLoss
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
@@ -38,6 +46,7 @@ from nitrodistill.losses.reconstruction import (
 )
 from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
 from nitrodistill.named import build, check_settings, one_name, pick_class, snake_case
+from nitrodistill.settings import convert
 
 LossSpec = str | Mapping[str, Any]
 """A loss's name, or name -> weight or settings."""
@@ -61,6 +70,12 @@ _ADVERSARIAL: tuple[type[AdversarialLoss], ...] = (
     HingeGANLoss,
     LeastSquaresGANLoss,
     RelativisticGANLoss,
+)
+_PENALTIES: tuple[type[Penalty], ...] = (
+    R1Penalty,
+    R1R2Penalty,
+    ApproximateR1Penalty,
+    ApproximateR1R2Penalty,
 )
 
 
@@ -111,6 +126,47 @@ def named_adversarial(spec: LossSpec) -> AdversarialLoss:
     what = "adversarial loss"
     kind = pick_class(name, _ADVERSARIAL, AdversarialLoss, what, "GANLoss")
     return build(kind, check_settings(kind, settings, name), name)
+
+
+def named_penalties(spec: LossSpec) -> dict[str, LazyPenalty]:
+    """The discriminator's penalties that a recipe names.
+
+    Example:
+        >>> found = named_penalties({"approximate_r1": {"weight": 100, "scale": 0.01, "every": 4}})
+        >>> [found["approximate_r1"].factor(update) for update in range(5)]
+        [400.0, 0.0, 0.0, 0.0, 400.0]
+
+    Args:
+        spec: `r1`, or name -> weight, or name -> {weight, every, arguments of the penalty}; a name is a class of
+            `losses.gradient_penalty` in snake case without "Penalty", or `package.module:Class`. {} is none.
+
+    Returns:
+        Name -> the penalty with its weight.
+
+    Raises:
+        ValueError: for an unknown name or argument (shows the nearest), or a value out of its range.
+    """
+    if isinstance(spec, str):
+        spec = {spec: 1.0}
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f"the penalties are {spec!r}; give a name, or names with their weights: {{r1: 0.1}}."
+        )
+    found: dict[str, LazyPenalty] = {}
+    for key, value in spec.items():
+        kind = pick_class(key, _PENALTIES, Penalty, "penalty", "Penalty")
+        name = snake_case(kind, "Penalty")
+        if name in found:
+            raise ValueError(f"there are two penalties {name!r}; keep one.")
+        settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
+        lazy = {
+            key: convert(hint, settings.pop(key), f"{name}.{key}")
+            for key, hint in (("weight", float), ("every", int))
+            if key in settings
+        }
+        penalty = build(kind, check_settings(kind, settings, name), name)
+        found[name] = build(LazyPenalty, {"penalty": penalty, **lazy}, name)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latent adversarial diffusion distillation, in the form of AMD's Nitro models.
+"""Latent adversarial diffusion distillation, in two forms: AMD's Nitro models, and the paper's.
 
 A student G, which starts as a copy of the teacher, turns noise into a latent in one step (or a few). Pairs
 (eps, z) of noise and the teacher's own latent for the same prompt c are precomputed. With x0 = G(eps, c),
@@ -7,9 +7,12 @@ x0 and z noised at random timesteps, and D the heads on the frozen teacher's fea
     L_G = lambda_r smooth_l1(x0, z) + lambda_a generator(D(alpha_t x0 + sigma_t eps', t, c))
     L_D = discriminator(D(alpha_t z + sigma_t eps'', t, c), D(alpha_t' x0 + sigma_t' eps''', t', c))
 
-Published settings: lambda_r = lambda_a = 1, non-saturating loss, t uniform on 0..749, strict alternation
-of G and D, "misaligned" negatives (real latents with another sample's prompt, which share the fake side
-half and half).
+**Nitro**: lambda_r = lambda_a = 1, non-saturating loss, t uniform on 0..749, strict alternation of G and D,
+"misaligned" negatives (real latents with another sample's prompt, which share the fake side half and half).
+
+**The paper**: no reconstruction, as the data are the teacher's own; heads behind every attention block (`taps:
+every_block`), conditioned; t biased to high noise (`discriminator_timesteps`); up to four steps of the student,
+chosen with given probabilities (`step_probabilities`).
 
 Departure: the adversarial term may see *fresh* noise, for which no pair exists (`fresh_fraction`). On the
 pairs' own noise a student of few pairs memorises, D stays at chance and the adversarial term does
@@ -30,18 +33,30 @@ import torch
 from torch import Tensor
 
 from nitrodistill.checks import check_fields
-from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
-from nitrodistill.losses import AdversarialLoss, WeightedSum
-from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
-from nitrodistill.losses.named import check_losses, named_adversarial, named_loss
+from nitrodistill.discriminator import (
+    AdversarialGame,
+    Augmentation,
+    Conditioned,
+    LatentDiscriminator,
+    Noising,
+    named_head,
+)
+from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side, WeightedSum
+from nitrodistill.losses.named import (
+    check_losses,
+    named_adversarial,
+    named_loss,
+    named_penalties,
+)
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
+from nitrodistill.rows import Misaligned, Rows, is_fresh
 from nitrodistill.sampling import Step, StepPlan, predict_x0
-from nitrodistill.timesteps import TimestepLaw, named_law
-from nitrodistill.types import Batch, Condition, Denoiser, Terms
+from nitrodistill.timesteps import Histogram, named_law
+from nitrodistill.types import Batch, Denoiser, Terms
 
-Updates = Literal["alternating", "shared"]
-Head = Literal["conv", "token"]
-Penalty = Literal["none", "r1", "approximate_r1", "approximate_r1_r2"]
+Updates = Literal["alternating", "shared", "shared_pass"]
+Taps = tuple[str | float, ...] | Literal["every_block"]
+Law = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,79 +64,136 @@ class LADDConfig:
     """Settings of LADD; the defaults are Nitro-SD2.1's.
 
     Attributes:
-        taps: what the discriminator sees of the teacher: names of submodules, or depths in (0, 1].
-        head: what stands on each map: "conv" (Nitro-SD2.1) or "token" (Nitro-PixArt, for transformers).
-        head_width: hidden channels of a head; null is a quarter of the map's channels for "conv", and all
-            of them for "token".
+        taps: what the discriminator sees of the teacher: names of submodules, depths in (0, 1], or every_block.
+        head: what stands on each map: conv (Nitro-SD2.1), token (Nitro-PixArt, for transformers), mlp (one logit
+            of the pooled map), or package.module:Class.
+        head_width: hidden channels of a head; null is a quarter of the map's channels for conv, and all of them
+            for the others.
+        conditioning: what the heads know beside the features: timestep, text (pooled), or both.
+        augmentation: of what the discriminator is shown: {flip: 0.5, translation: 0.125, crop: 0.8}; null is none.
         reconstruction: the losses between the student's latent and the teacher's, by name, each with its weight or
             its settings, as in {smooth_l1: 1.0, latent_ssim: {weight: 0.2, data_range: 8}}; `decode: true` takes
             a loss between the decoded pictures. {} leaves it out.
-        adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic.
+        adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic, also with
+            weights of the heads: {hinge: {weights: [1, 1, 2]}}.
         adversarial_weight: its weight in the student's loss; 0 trains no discriminator.
-        penalty: what keeps the discriminator smooth: "r1" on the real features that the heads see,
-            "approximate_r1" on real latents, "approximate_r1_r2" on real and generated ones, or "none".
-        penalty_weight: its weight in the discriminator's loss.
-        penalty_scale: standard deviation of the approximate ones' perturbation, in the latents' unit.
+        penalty: what keeps the discriminator smooth, by name, each with its weight or its settings, as in
+            {r1: 0.1, approximate_r1: {weight: 100, scale: 0.01, every: 4}}: r1 and r1_r2 on the features that the
+            heads see, approximate_r1 and approximate_r1_r2 on latents. `every: n` applies it at each n-th
+            update of the discriminator, n times as strong. {} is none.
         fresh_fraction: share of a batch that gets fresh noise and the adversarial term only, the rest
             gets its pair and the reconstruction only; 0 puts both terms on the pairs (Nitro).
         warmup_steps: steps of reconstruction alone before the adversarial term begins.
-        discriminator_timesteps: law of the discriminator's timesteps in u: uniform, logit_normal or shifted.
+        discriminator_timesteps: law of the discriminator's timesteps in u: uniform, logit_normal, shifted, karras
+            or histogram.
+        generator_timesteps: that of the adversarial term in the student's loss; null is discriminator_timesteps.
+        real_timesteps: that of real latents in the discriminator's loss; null is discriminator_timesteps.
+        fake_timesteps: that of fakes there; null is discriminator_timesteps.
+        noising: "independent" draws a timestep and noise for each real and each fake; with "shared" the real and
+            the fake in one place have the same.
         misaligned_negatives: show the discriminator real latents with another sample's prompt as
             fakes; the sample before's of the micro-batch (over all processes), where its prompt is another
             one.
-        updates: "alternating" trains the student and the discriminator in turns; "shared" trains
-            both at every step on one student sample.
+        updates: "alternating" trains the student and the discriminator in turns; "shared" trains both at every
+            step on one student sample; "shared_pass" also on one pass of it through the backbone.
         num_inference_steps: steps of the student.
+        step_probabilities: of those steps in training, the noisiest first; null is the same for all.
         timestep: the timestep a one-step student is told while it is fed pure noise (400 for
             Nitro-PixArt); null is the schedule's last.
         seed: of the discriminator's initial weights.
     """
 
-    taps: tuple[str | float, ...] = ("down_blocks.0", "down_blocks.1", "mid_block")
-    head: Head = "conv"
+    taps: Taps = ("down_blocks.0", "down_blocks.1", "mid_block")
+    head: str = "conv"
     head_width: int | None = None
+    conditioning: tuple[Conditioned, ...] = ()
+    augmentation: Augmentation | None = None
     reconstruction: dict[str, Any] = field(default_factory=lambda: {"smooth_l1": 1.0})
-    adversarial: str = "non_saturating"
+    adversarial: str | dict[str, Any] = "non_saturating"
     adversarial_weight: float = 1.0
-    penalty: Penalty = "none"
-    penalty_weight: float = 1.0
-    penalty_scale: float = 0.1
+    penalty: dict[str, Any] = field(default_factory=dict)
     fresh_fraction: float = 0.0
     warmup_steps: int = 0
-    discriminator_timesteps: dict[str, Any] = field(
+    discriminator_timesteps: Law = field(
         default_factory=lambda: {"uniform": {"ranges": [[0.0, 0.75]]}}
     )
+    generator_timesteps: Law | None = None
+    real_timesteps: Law | None = None
+    fake_timesteps: Law | None = None
+    noising: Literal["independent", "shared"] = "independent"
     misaligned_negatives: bool = False
     updates: Updates = "alternating"
     num_inference_steps: int = 1
+    step_probabilities: tuple[float, ...] | None = None
     timestep: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self, adversarial_weight=0, penalty_weight=0, penalty_scale=0)
-        check_fields(self, warmup_steps=0, num_inference_steps=1)
-        if not self.reconstruction and self.adversarial_weight == 0:
-            raise ValueError("reconstruction is {} and adversarial_weight 0; nothing to do.")
-        if not self.reconstruction and self.warmup_steps > 0:
-            raise ValueError(
-                f"warmup_steps is {self.warmup_steps}, but warm-up is reconstruction alone and there is "
-                "none; leave one of them out."
-            )
+        check_fields(self, adversarial_weight=0, warmup_steps=0, num_inference_steps=1)
+        probabilities, of_fakes = self.step_probabilities, self.fake_timesteps is not None
         if not 0 <= self.fresh_fraction <= 1:
             raise ValueError(f"fresh_fraction is {self.fresh_fraction}; it must be in [0, 1].")
-        if self.timestep is not None and self.num_inference_steps > 1:
-            raise ValueError(
-                f"timestep={self.timestep} is for a one-step student, but num_inference_steps is "
-                f"{self.num_inference_steps}; leave one of them out."
-            )
+        _refuse(
+            not self.reconstruction and self.adversarial_weight == 0,
+            "reconstruction is {} and adversarial_weight 0; nothing to do.",
+        )
+        _refuse(
+            not self.reconstruction and self.warmup_steps > 0,
+            f"warmup_steps is {self.warmup_steps}, but warm-up is reconstruction alone and there is none; leave "
+            "one of them out.",
+        )
+        _refuse(
+            bool(self.penalty) and self.adversarial_weight == 0,
+            f"penalty is {self.penalty}, but adversarial_weight 0 trains no discriminator; leave one of them out.",
+        )
+        _refuse(
+            self.timestep is not None and self.num_inference_steps > 1,
+            f"timestep={self.timestep} is for a one-step student, but num_inference_steps is "
+            f"{self.num_inference_steps}; leave one of them out.",
+        )
+        _refuse(
+            probabilities is not None and len(probabilities) != self.num_inference_steps,
+            f"step_probabilities are {probabilities}, but num_inference_steps is {self.num_inference_steps}; give "
+            "one a step.",
+        )
+        _refuse(
+            self.noising == "shared" and (of_fakes or self.real_timesteps is not None),
+            "noising is 'shared', so real and fake latents have one timestep; leave real_timesteps and "
+            "fake_timesteps out.",
+        )
+        _refuse(
+            self.updates == "shared_pass" and of_fakes,
+            "updates is 'shared_pass', so fakes have the timesteps of the student's loss; leave fake_timesteps "
+            "out, or set updates: shared.",
+        )
         if self.reconstruction:
             check_losses(self.reconstruction)
         named_adversarial(self.adversarial)
-        named_law(self.discriminator_timesteps)
+        named_penalties(self.penalty)
+        named_head(self.head)
+        make_noising(self)
+        if probabilities is not None:
+            Histogram(probabilities)
+
+
+def _refuse(broken: bool, sentence: str) -> None:
+    if broken:
+        raise ValueError(sentence)
+
+
+def make_noising(config: LADDConfig) -> Noising:
+    """How the discriminator's latents are noised.
+
+    Raises:
+        ValueError: for an unknown law or setting.
+    """
+    laws = (config.generator_timesteps, config.real_timesteps, config.fake_timesteps)
+    found = [named_law(law or config.discriminator_timesteps) for law in laws]
+    return Noising(*found, shared=config.noising == "shared", augmentation=config.augmentation)
 
 
 class LADD(DistillationMethod):
-    """Nitro's method on the contract of `nitrodistill.method`.
+    """Both forms on the contract of `nitrodistill.method`.
 
     Args:
         student: the denoiser that is trained; any Denoiser whose `module` can be assigned.
@@ -130,11 +202,12 @@ class LADD(DistillationMethod):
         config: weights, mix, turns.
         reconstruction: loss between latents; None makes the config's.
         adversarial: the two sides of the game; None makes the config's.
-        law: timestep law of the discriminator, in u; None makes the config's.
+        penalties: of the discriminator, by name; None makes the config's.
+        noising: timestep laws of the discriminator, and what is shared; None makes the config's.
 
     Raises:
-        ValueError: if the student cannot follow the plan, or the adversarial term has no
-            discriminator.
+        ValueError: if the student cannot follow the plan, the adversarial term has no discriminator, or a penalty
+            no head that is trained.
     """
 
     Config: ClassVar[type[LADDConfig]] = LADDConfig
@@ -148,7 +221,8 @@ class LADD(DistillationMethod):
         *,
         reconstruction: WeightedSum | None = None,
         adversarial: AdversarialLoss | None = None,
-        law: TimestepLaw | None = None,
+        penalties: Mapping[str, LazyPenalty] | None = None,
+        noising: Noising | None = None,
     ) -> None:
         self.config: LADDConfig = config or LADDConfig()
         if self.config.adversarial_weight > 0 and discriminator is None:
@@ -156,26 +230,34 @@ class LADD(DistillationMethod):
                 "the adversarial term needs a discriminator; pass one, or set adversarial_weight=0."
             )
         self.student: Denoiser = student
-        self.discriminator: LatentDiscriminator | None = (
-            discriminator if self.config.adversarial_weight > 0 else None
-        )
+        self.discriminator: LatentDiscriminator | None = None
+        self.game: AdversarialGame | None = None
+        if discriminator is not None and self.config.adversarial_weight > 0:
+            self.discriminator = discriminator
+            self.game = AdversarialGame(
+                discriminator,
+                noising or make_noising(self.config),
+                adversarial or named_adversarial(self.config.adversarial),
+                named_penalties(self.config.penalty) if penalties is None else penalties,
+            )
         self.plan: StepPlan = plan.check(student.prediction_type)
         if reconstruction is None and self.config.reconstruction:
             reconstruction = named_loss(self.config.reconstruction)
         self.reconstruction: WeightedSum | None = reconstruction
-        self.adversarial: AdversarialLoss = adversarial or named_adversarial(
-            self.config.adversarial
-        )
-        self.law: TimestepLaw = law or named_law(self.config.discriminator_timesteps)
+        self._misaligned: Misaligned = Misaligned()
 
     @classmethod
     def build(cls, config: LADDConfig, cast: Cast) -> LADD:
         """Builds the discriminator on the teacher, and the plan on the student's schedule."""
         student, discriminator, loss = cast.student, None, None
         if config.adversarial_weight > 0:
-            head = TokenHead if config.head == "token" else ConvHead
             discriminator = LatentDiscriminator(
-                cast.teacher, config.taps, head=head, width=config.head_width, seed=config.seed
+                cast.teacher,
+                config.taps,
+                head=named_head(config.head),
+                width=config.head_width,
+                conditioning=config.conditioning,
+                seed=config.seed,
             )
         if config.timestep is not None:
             plan = StepPlan.from_noise(student.schedule, config.timestep)
@@ -206,7 +288,7 @@ class LADD(DistillationMethod):
         """The student alone during warm-up; then both, or each in turn, the student first."""
         if not self._is_adversarial(step):
             return ("student",)
-        if self.config.updates == "shared":
+        if self.config.updates != "alternating":
             return ("student", "discriminator")
         return (("student", "discriminator")[(step - self.config.warmup_steps) % 2],)
 
@@ -222,21 +304,28 @@ class LADD(DistillationMethod):
             fresh = judged.draws.normal("fresh", noise.shape[1:], noise.device)
             noise = noise.index_copy(0, judged.rows, fresh.to(noise.dtype))
         if len(self.plan) > 1:
-            step = self.plan.at(draws.uniform("step"))
+            u = draws.uniform("step")
+            chances = self.config.step_probabilities
+            step = self.plan.at(u if chances is None else Histogram(chances)(u))
         x_t = step.input.mix(pairs.x0, noise)
 
         x0: Tensor | None = None
+        seen: Side | None = None
         if "student" in active:
             with self._frozen_heads():
                 x0 = predict_x0(self.student, step, x_t, pairs.condition)
-                yield "student", self._student_terms(x0, judged, paired)
+                terms, seen = self._student_terms(x0, judged, paired)
+                yield "student", terms
         if "discriminator" in active and judged is not None:
-            fake = self._generate(judged, step, x_t) if x0 is None else x0[judged.rows]
-            yield "discriminator", self._discriminator_terms(fake.detach(), judged, batch, draws)
+            fake = self._generate(judged, step, x_t) if x0 is None else x0[judged.rows].detach()
+            seen = seen if self.config.updates == "shared_pass" else None
+            yield "discriminator", self._discriminator_terms(fake, seen, judged, batch, draws)
 
-    def _student_terms(self, x0: Tensor, judged: _Rows | None, paired: _Rows | None) -> Terms:
+    def _student_terms(
+        self, x0: Tensor, judged: Rows | None, paired: Rows | None
+    ) -> tuple[Terms, Side | None]:
         """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the judged."""
-        total, parts = x0.new_zeros(()), dict[str, Tensor]()
+        total, parts, seen = x0.new_zeros(()), dict[str, Tensor](), None
         if paired is not None and self.reconstruction is not None:
             found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
@@ -244,167 +333,58 @@ class LADD(DistillationMethod):
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
-        if judged is not None:
-            fake, real = self._judge(x0[judged.rows], judged, "generator"), None
-            if self.adversarial.needs_real:
-                real = self._judge(judged.x0.to(x0.dtype), judged, "generator.real")
-            per_sample = self.adversarial.generator(fake, real)
+        if judged is not None and self.game is not None:
+            fake, z = x0[judged.rows], judged.x0.to(x0.dtype)
+            per_sample, seen = self.game.generator(fake, z, judged.condition, judged.draws)
             total = total + self.config.adversarial_weight * judged.mean(per_sample)
             parts |= judged.shown({"adversarial": per_sample})
-        return Terms(total, parts)
+        return Terms(total, parts), seen
 
-    def _discriminator_terms(self, x0: Tensor, judged: _Rows, batch: Batch, draws: Draws) -> Terms:
-        """discriminator(D(z), D(x0)); where there is a mismatch, x0 and it are half of the fakes each."""
-        config, z = self.config, judged.x0.to(x0.dtype)
-        features = self._features(z, judged, "real")
-        if config.penalty == "r1":
-            features = tuple(f.detach().requires_grad_() for f in features)
-        real, fake = self._heads(features), self._judge(x0, judged, "fake")
-        per_sample = self.adversarial.discriminator(real, fake)
-        others = self._mismatched(batch, judged, draws) if config.misaligned_negatives else None
-        if others is not None:
-            latents, differ = others
-            wrong = self._judge(latents.to(x0.dtype), judged, "misaligned")
-            both = (per_sample + self.adversarial.discriminator(real, wrong)) / 2
-            per_sample = both if differ is None else torch.where(differ, both, per_sample)
-        shown = {"discriminator": per_sample}
-        total = judged.mean(per_sample)
-        if config.penalty != "none":
-            if config.penalty == "r1":
-                shown["penalty"] = gradient_penalty(real, features)
-            else:
-                shown["penalty"] = self._moved(z, real, judged, "real")
-            if config.penalty == "approximate_r1_r2":
-                shown["penalty"] = shown["penalty"] + self._moved(x0, fake, judged, "fake")
-            total = total + config.penalty_weight * judged.mean(shown["penalty"])
-        shown |= {"logit_real": _mean_logit(real), "logit_fake": _mean_logit(fake)}
+    def _discriminator_terms(
+        self, x0: Tensor, seen: Side | None, judged: Rows, batch: Batch, draws: Draws
+    ) -> Terms:
+        """discriminator(D(z), D(x0)) + the penalties that are due."""
+        assert self.game is not None
+        config, z, wrong = self.config, judged.x0.to(x0.dtype), None
+        if config.misaligned_negatives:
+            latents, differ = self._misaligned(batch, judged, config.fresh_fraction, draws)
+            wrong = latents.to(x0.dtype), differ
+        since = draws.step - config.warmup_steps
+        number = since // 2 if config.updates == "alternating" else since
+        found = self.game.update(
+            x0, z, judged.condition, judged.draws, number, wrong=wrong, seen=seen
+        )
+        shown, total = {"discriminator": found.per_sample}, judged.mean(found.per_sample)
+        for name, (factor, value) in found.penalties.items():
+            total = total + factor * judged.mean(value)
+            shown["penalty" if len(self.game.penalties) == 1 else name] = value
+        shown["logit_real"] = _mean_logit(found.real.logits)
+        shown["logit_fake"] = _mean_logit(found.fake.logits)
         return Terms(total, judged.shown(shown))
 
-    def _moved(self, x0: Tensor, logits: tuple[Tensor, ...], judged: _Rows, name: str) -> Tensor:
-        """The approximate penalty: both passes at the same timestep and noise, which depend on the name alone."""
-        return approximate_gradient_penalty(
-            lambda moved: self._judge(moved, judged, name),
-            x0,
-            scale=self.config.penalty_scale,
-            noise=judged.draws.normal(f"{name}.moved", x0.shape[1:], x0.device).to(x0.dtype),
-            logits=logits,
-        )
-
-    def _judge(self, x0: Tensor, judged: _Rows, name: str) -> tuple[Tensor, ...]:
-        """The discriminator's logits of latents, noised at timesteps that are drawn under this name."""
-        return self._heads(self._features(x0, judged, name))
-
-    def _features(self, x0: Tensor, judged: _Rows, name: str) -> tuple[Tensor, ...]:
-        assert self.discriminator is not None
-        taps, draws = self.discriminator.taps, judged.draws
-        schedule = taps.denoiser.schedule
-        t = schedule.timestep(self.law(draws.uniform(f"{name}.t"))).to(x0.device)
-        noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
-        return taps.features(schedule(t).mix(x0, noise), t, judged.condition)
-
-    def _heads(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        assert self.discriminator is not None
-        return self.discriminator.heads(features)
-
     @torch.no_grad()
-    def _generate(self, judged: _Rows, step: Step, x_t: Tensor) -> Tensor:
-        return predict_x0(self.student, step.take(judged.rows), x_t[judged.rows], judged.condition)
+    def _generate(self, judged: Rows, step: Step, x_t: Tensor) -> Tensor:
+        return predict_x0(
+            self.student, step.take(judged.places), x_t[judged.rows], judged.condition
+        )
 
     def _is_adversarial(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.config.warmup_steps
 
-    def _split(self, batch: Batch, draws: Draws) -> tuple[_Rows | None, _Rows | None]:
+    def _split(self, batch: Batch, draws: Draws) -> tuple[Rows | None, Rows | None]:
         """Who gets the adversarial term and who the reconstruction; None: nobody at this step."""
         fraction = self.config.fresh_fraction if self._is_adversarial(draws.step) else 0.0
         fresh = is_fresh(batch.index, fraction)
         if fraction == 0:
-            everyone = _Rows.cut(batch, draws, ~fresh, 1.0)
+            everyone = Rows.cut(batch, draws, ~fresh, 1.0)
             return everyone if self._is_adversarial(draws.step) else None, everyone
-        paired = None if fraction == 1 else _Rows.cut(batch, draws, ~fresh, 1 - fraction)
-        return _Rows.cut(batch, draws, fresh, fraction), paired
-
-    def _mismatched(
-        self, batch: Batch, judged: _Rows, draws: Draws
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Each sample's misaligned real latent, and where its prompt is another one (None: not known).
-
-        It is the one before it among those judged in the whole micro-batch, whichever process has it.
-        """
-        assert batch.pairs is not None
-        index, x0 = draws.gather(batch.index), draws.gather(batch.pairs.x0)
-        fraction = self.config.fresh_fraction
-        rows = (
-            range(len(index))
-            if fraction == 0
-            else is_fresh(index, fraction).nonzero().flatten().tolist()
-        )
-        if len(rows) < 2:
-            return None
-        before = dict(zip(index[list(rows)].tolist(), [rows[-1], *rows[:-1]], strict=True))
-        chosen = [before.get(number, 0) for number in judged.draws.index.tolist()]
-        place = torch.tensor(chosen, device=x0.device)
-        ids = batch.pairs.condition.prompt_ids
-        if ids is None:
-            return x0[place], None
-        return x0[place], ids[judged.rows] != draws.gather(ids)[place]
+        paired = None if fraction == 1 else Rows.cut(batch, draws, ~fresh, 1 - fraction)
+        return Rows.cut(batch, draws, fresh, fraction), paired
 
     def _frozen_heads(self) -> AbstractContextManager[None]:
         if self.discriminator is None:
             return nullcontext()
         return frozen_within(self.discriminator.heads)
-
-
-def is_fresh(index: Tensor, fraction: float) -> Tensor:
-    """Which samples get fresh noise, `(B,)` bool, a function of their numbers alone.
-
-    Sample n is fresh where floor((n + 1) f) > floor(n f): evenly spread, whatever the batches.
-    """
-    n = index.double()
-    return torch.floor((n + 1) * fraction + 1e-9) > torch.floor(n * fraction + 1e-9)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Some samples of a batch of pairs, cut out once.
-
-    Where there are none, the first one stands in and counts nothing, because every process must call the same
-    networks.
-
-    Attributes:
-        rows: their places in the batch.
-        x0: the teacher's latents.
-        condition: their prompts.
-        draws: their draws.
-        expected: how many there are in a batch on average.
-        there: whether there are any.
-    """
-
-    rows: Tensor
-    x0: Tensor
-    condition: Condition
-    draws: Draws
-    expected: float
-    there: bool
-
-    @classmethod
-    def cut(cls, batch: Batch, draws: Draws, chosen: Tensor, share: float) -> _Rows:
-        """The samples where `chosen` `(B,)`, on average this share of all."""
-        assert batch.pairs is not None
-        x0, condition, expected = batch.pairs.x0, batch.pairs.condition, len(batch) * share
-        there = bool(chosen.any())
-        rows = chosen.nonzero().flatten() if there else torch.tensor([0])
-        place = rows.to(x0.device)
-        if len(rows) == len(batch) and there:
-            return cls(place, x0, condition, draws, expected, True)
-        return cls(place, x0[place], condition.index(place), draws.take(rows), expected, there)
-
-    def mean(self, per_sample: Tensor) -> Tensor:
-        """Their part of the mean over many batches."""
-        return float(self.there) * per_sample.sum() / self.expected
-
-    def shown(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What is logged of them."""
-        return {name: part.detach() for name, part in parts.items()} if self.there else {}
 
 
 def _mean_logit(logits: tuple[Tensor, ...]) -> Tensor:

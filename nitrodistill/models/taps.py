@@ -50,7 +50,7 @@ class FeatureTaps:
     Args:
         denoiser: the network; its submodules are looked up once, here.
         taps: dotted submodule names such as `"down_blocks.1"`, `"mid_block"`, or depths in (0, 1]: 0.5 is the
-            block after which half of the blocks have run. In the order wanted.
+            block after which half of the blocks have run. In the order wanted. "every_block" is all of the blocks.
         image_part: picks the image's map from what a tapped module returns; by default what the
             denoiser's family says, else the first tensor.
 
@@ -69,6 +69,8 @@ class FeatureTaps:
         taps: Sequence[str | float],
         image_part: Callable[[object], Tensor] | None = None,
     ) -> None:
+        if isinstance(taps, str):
+            taps = _blocks(denoiser, taps) if taps == "every_block" else [taps]
         names = [tap if isinstance(tap, str) else _at_depth(denoiser, tap) for tap in taps]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"taps are {names}; give at least one, each only once.")
@@ -116,6 +118,12 @@ class FeatureTaps:
         with torch.no_grad():
             maps = self.features(*example)
         height = example[0].shape[-2]
+        for name, map in zip(self.names, maps, strict=True):
+            if map.ndim != 4:
+                raise ValueError(
+                    f"the tap {name!r} gives shape {tuple(map.shape)}, which is no map (B, C, H, W); tap a "
+                    "module that the image passes through, or pass image_part."
+                )
         return tuple(
             FeatureShape(
                 name, map.shape[1], round(height / map.shape[2]), (map.shape[2], map.shape[3])
@@ -280,17 +288,21 @@ def _eagerly() -> Any:
     return set_stance("force_eager")
 
 
-def _at_depth(denoiser: Denoiser, depth: float) -> str:
+def _blocks(denoiser: Denoiser, what: object) -> tuple[str, ...]:
     if not isinstance(denoiser, DiffusersDenoiser):
         raise TypeError(
-            f"depth {depth} needs a DiffusersDenoiser, which knows the order of its blocks; name a submodule of "
+            f"{what} needs a DiffusersDenoiser, which knows the order of its blocks; name a submodule of "
             f"this {type(denoiser).__name__} instead."
         )
+    return denoiser.adapter.blocks(denoiser.network)
+
+
+def _at_depth(denoiser: Denoiser, depth: float) -> str:
+    blocks = _blocks(denoiser, f"depth {depth}")
     if not 0 < depth <= 1:
         raise ValueError(
             f"a tap's depth is {depth}; it must be above 0 and at most 1 (all blocks)."
         )
-    blocks = denoiser.adapter.blocks(denoiser.network)
     return blocks[math.ceil(depth * len(blocks) - 1e-9) - 1]
 
 

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 
+from nitrodistill.losses import (
+    ApproximateR1Penalty,
+    ApproximateR1R2Penalty,
+    LazyPenalty,
+    Penalty,
+    R1Penalty,
+    R1R2Penalty,
+    Side,
+    named_penalties,
+)
 from nitrodistill.losses import functional as nf
 
 
@@ -105,3 +118,92 @@ def test_the_generator_decides_and_known_logits_are_used():
 def test_bad_input(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call(torch.rand(2, 3, requires_grad=True))
+
+
+W = torch.tensor([2.0, -1.0, 0.5], dtype=torch.float64)
+"""Of a linear discriminator: its logit is W x, its gradient W everywhere."""
+
+
+def side(samples: torch.Tensor, seed: int = 0) -> Side:
+    """A side as a linear discriminator with one head sees it; the head's input is the sample."""
+    noise = torch.randn(samples.shape, generator=torch.Generator().manual_seed(seed)).double()
+    features = samples.clone().requires_grad_()
+    logits = (features @ W)[:, None]
+    return Side(samples, (features,), (logits,), lambda x: (x @ W)[:, None], lambda: noise)
+
+
+REAL, FAKE = (
+    torch.randn(4, 3, generator=torch.Generator().manual_seed(i)).double() for i in (1, 2)
+)
+
+
+@pytest.mark.parametrize(("penalty", "value"), [(R1Penalty(), 5.25), (R1R2Penalty(), 10.5)])
+def test_the_exact_penalties_of_a_linear_discriminator(penalty, value):
+    found = penalty(side(REAL), side(FAKE))
+    torch.testing.assert_close(found, torch.full((4,), value, dtype=torch.float64))
+
+
+def test_the_approximate_penalties_of_a_linear_discriminator():
+    """(W scale n)^2 of each sample, whatever the sample is; its mean over n is scale^2 |W|^2."""
+    real, fake = side(REAL, seed=3), side(FAKE, seed=4)
+    r1, r2 = ((0.2 * one.perturbation() @ W).square() for one in (real, fake))
+    torch.testing.assert_close(ApproximateR1Penalty(0.2)(real, fake), r1)
+    torch.testing.assert_close(ApproximateR1R2Penalty(0.2)(real, fake), r1 + r2)
+    many = side(torch.zeros(20_000, 3, dtype=torch.float64))
+    mean = ApproximateR1Penalty(0.2)(many, many).mean()
+    torch.testing.assert_close(mean, 0.04 * W.square().sum(), rtol=0.03, atol=0)
+
+
+class LogitPenalty(Penalty):
+    """One from outside: logits near zero."""
+
+    def __init__(self, power: int = 2) -> None:
+        self.power = power
+
+    def __call__(self, real: Side, fake: Side) -> torch.Tensor:
+        return real.logits[0].abs().pow(self.power).mean(1)
+
+
+def test_penalties_by_name():
+    assert named_penalties({}) == {}
+    assert named_penalties("r1") == {"r1": LazyPenalty(R1Penalty())}
+    spec = {"r1_r2": 0.5, "approximate_r1": {"weight": 100, "scale": 0.01, "every": 4}}
+    assert named_penalties(spec) == {
+        "r1_r2": LazyPenalty(R1R2Penalty(), 0.5),
+        "approximate_r1": LazyPenalty(ApproximateR1Penalty(0.01), 100.0, 4),
+    }
+    assert named_penalties({"approximate_r1_r2": {}})["approximate_r1_r2"].weight == 1
+
+
+def test_a_penalty_from_outside_by_its_place(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mine", ModuleType("mine"))
+    monkeypatch.setattr(sys.modules["mine"], "LogitPenalty", LogitPenalty, raising=False)
+    (found,) = named_penalties({"mine:LogitPenalty": {"weight": 2, "power": 1}}).items()
+    assert found[0] == "logit"
+    value = found[1].penalty(side(REAL), side(FAKE))
+    torch.testing.assert_close(value, (REAL @ W).abs())
+
+
+def test_a_lazy_penalty_is_as_strong_on_average():
+    lazy = LazyPenalty(R1Penalty(), 0.3, every=4)
+    factors = [lazy.factor(update) for update in range(12)]
+    assert factors == pytest.approx([1.2, 0, 0, 0] * 3)
+    assert sum(factors) == pytest.approx(12 * 0.3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ({"aproximate_r1": 1}, "did you mean 'approximate_r1'"),
+        ({"approximate_r1": {"scale": 0}}, "approximate_r1: scale is 0.0"),
+        ({"approximate_r1": {"sigma": 1}}, "the setting of approximate_r1 'sigma' is unknown"),
+        ({"r1": -1}, "r1: weight is -1.0"),
+        ({"r1": {"every": 0}}, "r1: every is 0"),
+        ({"r1": {"every": 1.5}}, "r1.every is 1.5; it must be an integer"),
+        ({"r1": 1, "nitrodistill.losses:R1Penalty": 1}, "two penalties 'r1'"),
+        (["r1"], "give a name, or names with their weights"),
+    ],
+)
+def test_penalties_that_are_refused(spec, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        named_penalties(spec)

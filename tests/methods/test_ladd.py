@@ -7,13 +7,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
+from nitrodistill.discriminator import (
+    Augmentation,
+    ConvHead,
+    LatentDiscriminator,
+    MLPHead,
+    TokenHead,
+)
 from nitrodistill.losses import NonSaturatingGANLoss, RelativisticGANLoss
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.prediction import to_x0
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.timesteps import LogitNormal, Uniform
 from nitrodistill.types import Batch, Condition, Pairs, expand
 
 TAPS = ("conv_in", "mid_block")
@@ -34,7 +41,7 @@ def pairs_of(batch: Batch) -> Pairs:
 
 
 def make_method(denoiser, **settings) -> LADD:
-    config = LADDConfig(taps=TAPS, head_width=8, **settings)
+    config = LADDConfig(**{"taps": TAPS, "head_width": 8, **settings})
     return LADD.build(config, Cast.of(denoiser, denoiser.copy()))
 
 
@@ -51,14 +58,16 @@ def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
 
 
-@pytest.mark.parametrize(("head", "kind"), [("conv", ConvHead), ("token", TokenHead)])
+@pytest.mark.parametrize(
+    ("head", "kind"), [("conv", ConvHead), ("token", TokenHead), ("mlp", MLPHead)]
+)
 def test_the_config_chooses_the_head(tiny_denoiser, head, kind):
     method = make_method(tiny_denoiser, head=head)
     assert method.discriminator is not None
     heads = method.discriminator.heads.get_submodule("heads")
     assert [type(h) for h in heads.children()] == [kind] * len(TAPS)
-    with pytest.raises(ValueError, match="head is 'patch'"):
-        LADDConfig(head="patch")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="the head 'patch' is unknown; known are conv, token, mlp"):
+        LADDConfig(head="patch")
 
 
 @pytest.mark.parametrize("updates", ["shared", "alternating"])
@@ -149,6 +158,15 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
         {"updates": "shared", "fresh_fraction": 0.5, "adversarial": "hinge"},
         {"updates": "shared", "num_inference_steps": 4},
         {"fresh_fraction": 0.25},
+        {
+            "updates": "shared_pass",
+            "noising": "shared",
+            "penalty": {"approximate_r1_r2": 0.5, "r1": {"weight": 0.1, "every": 2}},
+            "augmentation": Augmentation(0.5, 0.25),
+            "conditioning": ("timestep",),
+            "num_inference_steps": 4,
+            "step_probabilities": (0.7, 0.1, 0.1, 0.1),
+        },
     ],
 )
 @pytest.mark.parametrize("size", [2, 4])
@@ -182,8 +200,138 @@ def test_a_misaligned_pair_is_one_only_where_the_prompts_differ(tiny_denoiser):
     same = Condition(pairs.condition.tensors, torch.zeros(4, dtype=torch.int64))
     alike = Batch(batch.index, Pairs(pairs.x0, pairs.noise, same))
     plain = run(make_method(tiny_denoiser), alike, step=1)["discriminator"][0]
-    rolled = run(make_method(tiny_denoiser, misaligned_negatives=True), alike, step=1)
+    with pytest.warns(RuntimeWarning, match="all 4 prompts of the first micro-batch are one"):
+        rolled = run(make_method(tiny_denoiser, misaligned_negatives=True), alike, step=1)
     assert torch.equal(rolled["discriminator"][0], plain)
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(1, 0.0), (2, 0.5)])
+def test_a_micro_batch_of_one_has_no_misaligned_pair(tiny_denoiser, size, fraction):
+    method = make_method(tiny_denoiser, misaligned_negatives=True, fresh_fraction=fraction)
+    with pytest.raises(ValueError, match=f"has {size} .*large enough for two, or set misaligned"):
+        run(method, make_batch(0, size), step=1)
+
+
+def test_a_teacher_without_prompts_has_no_misaligned_pair():
+    method = _method_2d(_toy_2d(), misaligned_negatives=True)
+    points = torch.zeros(4, 2, 1, 1)
+    batch = Batch(torch.arange(4), Pairs(points, points, Condition({}, torch.zeros(4).long())))
+    with pytest.raises(ValueError, match="this teacher takes no prompts"):
+        run(method, batch, step=1)
+
+
+def test_laws_by_use(tiny_denoiser):
+    biased, low = {"logit_normal": {"mean": 1}}, {"uniform": {"ranges": [[0, 0.4]]}}
+    method = make_method(tiny_denoiser, generator_timesteps=biased, fake_timesteps=low)
+    noising = method.game.noising
+    assert noising.law("generator") == noising.law("generator.real") == LogitNormal(1.0)
+    assert noising.law("fake") == noising.law("misaligned") == Uniform(((0, 0.4),))
+    assert noising.law("real") == Uniform(((0.0, 0.75),))
+
+
+def test_steps_are_drawn_with_their_probabilities(tiny_denoiser):
+    """2000 samples of a student that is never run: what it would be told."""
+    method = make_method(
+        tiny_denoiser, num_inference_steps=4, step_probabilities=(0.6, 0.0, 0.3, 0.1)
+    )
+    told: list[Tensor] = []
+
+    class Listening:
+        schedule, prediction_type = tiny_denoiser.schedule, "v_prediction"
+        module = method.student.module
+
+        def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+            told.append(t)
+            return 0 * x_t
+
+    method.student = Listening()
+    index = torch.arange(2000)
+    latents = torch.zeros(2000, 4, 8, 8)
+    batch = Batch(index, Pairs(latents, latents, Condition({"text": torch.zeros(2000, 1)})))
+    method.game = None  # the student's turn alone
+    next(method.losses(batch, ("student",), Draws(0, 0, index)))
+    shares = [float((told[0] == t).double().mean()) for t in method.plan.timesteps()]
+    assert shares == pytest.approx([0.6, 0.0, 0.3, 0.1], abs=0.04)
+    assert shares[1] == 0
+
+
+def test_the_papers_form(tiny_denoiser):
+    """No pair's latent reaches the student of one step; heads behind every block, told of the timestep."""
+    method = make_method(
+        tiny_denoiser,
+        taps="every_block",
+        conditioning=("timestep",),
+        adversarial="hinge",
+        reconstruction={},
+        fresh_fraction=1.0,
+        discriminator_timesteps={"logit_normal": {"mean": 1.0, "std": 1.0}},
+    )
+    assert method.discriminator.taps.names == tiny_denoiser.adapter.blocks(tiny_denoiser.module)
+    batch = make_batch(0, 4)
+    pairs = pairs_of(batch)
+    other = Batch(batch.index, Pairs(pairs.x0 + 1, pairs.noise + 1, pairs.condition))
+    total, parts = run(method, batch)["student"]
+    assert list(parts) == ["adversarial"]
+    assert total == run(method, other)["student"][0]
+    roles = {name: role.module for name, role in method.trainable().items()}
+    assert has_gradient(roles["student"])
+    found = run(method, batch, step=1)["discriminator"][1]
+    assert found["discriminator"].shape == (4,)
+    assert all(p.grad is not None for p in roles["discriminator"].parameters())
+
+
+def test_lazy_penalties_count_the_discriminators_turns(tiny_denoiser):
+    """Every second update is every fourth step where the two take turns, and never misses them."""
+    for updates, due in (("alternating", [1, 5, 9]), ("shared", [1, 3, 5, 7, 9])):
+        method = make_method(
+            tiny_denoiser,
+            updates=updates,
+            warmup_steps=1 if updates == "shared" else 0,
+            penalty={"approximate_r1": {"weight": 1.0, "every": 2}},
+        )
+        batch, found = make_batch(0, 2), []
+        for step in range(10):
+            parts = run(method, batch, step).get("discriminator", (None, {}))[1]
+            found += [step] if "penalty" in parts else []
+        assert found == due
+
+
+def test_penalties_add_their_weighted_means(tiny_denoiser):
+    batch = make_batch(0, 3)
+    plain, _ = run(make_method(tiny_denoiser), batch, step=1)["discriminator"]
+    spec = {"r1": 0.5, "approximate_r1": {"weight": 2, "every": 2}}
+    total, parts = run(make_method(tiny_denoiser, penalty=spec), batch, step=1)["discriminator"]
+    expected = plain + 0.5 * parts["r1"].mean() + 2 * 2 * parts["approximate_r1"].mean()
+    torch.testing.assert_close(total, expected)
+    assert float(parts["r1"].min()) > 0
+
+
+def test_one_pass_of_the_fakes_serves_both_updates(tiny_denoiser):
+    """The student's loss and gradient are those of `shared`; the backbone runs once less."""
+    values, gradients = {}, {}
+    for updates, passes in (("shared", 3), ("shared_pass", 2)):
+        method, calls = make_method(tiny_denoiser, updates=updates), []
+        first = tiny_denoiser.module.conv_in
+        handle = first.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        values[updates] = run(method, make_batch(0, 3))
+        handle.remove()
+        assert len(calls) == passes
+        gradients[updates] = [p.grad for p in method.student.module.parameters()]
+    shared, once = values["shared"], values["shared_pass"]
+    assert torch.equal(shared["student"][0], once["student"][0])
+    assert all(map(torch.equal, gradients["shared"], gradients["shared_pass"]))
+    # real ones have the same draws, fakes the generator's
+    logits = [found["discriminator"][1] for found in (shared, once)]
+    assert torch.equal(logits[0]["logit_real"], logits[1]["logit_real"])
+    assert not torch.equal(logits[0]["logit_fake"], logits[1]["logit_fake"])
+
+
+def test_a_penalty_needs_trained_heads(tiny_denoiser):
+    discriminator = LatentDiscriminator(tiny_denoiser, TAPS, width=8)
+    discriminator.requires_grad_(False)
+    plan = StepPlan.from_schedule(tiny_denoiser.schedule)
+    with pytest.raises(ValueError, match="the penalties r1 act on the discriminator's heads"):
+        LADD(tiny_denoiser.copy(), discriminator, plan, LADDConfig(penalty={"r1": 1.0}))
 
 
 def test_fresh_noise_is_fresh(tiny_denoiser):
@@ -232,6 +380,14 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"reconstruction": {}, "warmup_steps": 5}, "warm-up is reconstruction alone"),
         ({"num_inference_steps": 2, "timestep": 400}, "one-step student"),
+        ({"penalty": {"r3": 1.0}}, "the penalty 'r3' is unknown"),
+        ({"penalty": {"r1": 1.0}, "adversarial_weight": 0.0}, "trains no discriminator"),
+        ({"step_probabilities": (0.5, 0.5)}, "num_inference_steps is 1; give one a step"),
+        ({"step_probabilities": (0.0,)}, "at least one must be above 0"),
+        ({"noising": "shared", "real_timesteps": {"uniform": {}}}, "have one timestep"),
+        ({"updates": "shared_pass", "fake_timesteps": {"uniform": {}}}, "or set updates: shared"),
+        ({"fake_timesteps": {"uniform": {"ranges": [[0.5, 1.2]]}}}, "0 <= low <= high <= 1"),
+        ({"adversarial": {"hinge": {"weights": [1, 0]}}}, "a number of weights is 0"),
     ],
 )
 def test_bad_settings(settings, message):

@@ -52,6 +52,7 @@ class Adapter(ABC):
         block_lists: attributes that hold the blocks, in the order in which they run.
         lora_targets: names, or ends of names, of the layers that LoRA adapts unless told otherwise.
         embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
+        pooled_text: the entry that holds the text as one vector a prompt, if there is one.
     """
 
     patch: int = 1
@@ -60,6 +61,7 @@ class Adapter(ABC):
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     embeds_guidance: bool = False
+    pooled_text: str | None = None
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config

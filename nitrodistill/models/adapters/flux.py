@@ -36,6 +36,7 @@ class FluxAdapter(Adapter):
     timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    pooled_text: str | None = "pooled_projections"
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

@@ -22,6 +22,7 @@ class SD3Adapter(Adapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
 
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    pooled_text: str | None = "pooled_projections"
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

@@ -41,6 +41,7 @@ class UNetAdapter(Adapter):
                     "(docs/extending.md)."
                 )
         self._is_xl: bool = config.get("addition_embed_type") == "text_time"
+        self.pooled_text: str | None = "text_embeds" if self._is_xl else None
 
     def entries(self) -> Mapping[str, Entry]:
         """Text; SDXL's pooled text and sizes too."""

@@ -1,0 +1,273 @@
+"""LatentDiscriminator: trained heads on the features of a frozen denoiser.
+
+The idea of Nitro and of Sauer et al. 2024: the teacher's own network, shown a noised latent, already
+separates real from fake; small heads on its features are all that must be trained. Where the features come
+from is a choice:
+
+    LatentDiscriminator(teacher, taps)                  a frozen network, shared with whoever uses it
+    LatentDiscriminator(critic, taps, freeze=False)     a network that is trained too, as DMD2's critic
+    LatentDiscriminator(add_lora(teacher, ...), taps)   a LoRA role of a shared network, frozen or not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.checks import check_choice
+from nitrodistill.discriminator import saved
+from nitrodistill.discriminator.heads import (
+    ConditionEmbedding,
+    ConvHead,
+    DiscriminatorHeads,
+    MakeHead,
+    ProjectionHead,
+)
+from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, evaluating, frozen
+from nitrodistill.models.taps import FeatureShape, FeatureTaps
+from nitrodistill.types import Condition, Denoiser
+
+Conditioned = Literal["timestep", "text"]
+"""What heads can be conditioned on."""
+
+_EMBEDDING = 256
+"""Channels of the embedding that conditions heads."""
+
+
+class LatentDiscriminator(nn.Module):
+    """Tells real latents from generated ones by a frozen denoiser's features.
+
+    Its parameters are the heads' alone. The denoiser is frozen (gradients off, eval mode) and not registered:
+    `to`, `train`, `state_dict` and `prepare` do not reach it. Gradients still flow through it to the latents.
+
+    Args:
+        denoiser: the backbone, usually the teacher.
+        taps: names of its submodules whose feature maps the heads see, or depths, or "every_block"; see
+            `FeatureTaps`.
+        head: makes a head from a map's channels and `width`: `ConvHead`, `TokenHead`, `MLPHead`, or your own,
+            whose modules turn `(B, C, H, W)` into logits with any dimensions behind the batch.
+        width: hidden channels of every head; None is the head's own choice.
+        example: `(x_t, t, condition)` to probe the channels with; by default the smallest input of
+            the denoiser's family.
+        conditioning: what the heads know beside the features, by a projection: "timestep", "text" (pooled), both.
+        pooled: the name of the pooled text in a Condition, `(B, D)`; by default what the denoiser's family says.
+        seed: of the heads' initial weights; the global generator is not touched.
+        freeze: False leaves the denoiser as it is, for heads on a network that is trained too: DMD2's critic.
+
+    Attributes:
+        taps: the feature taps.
+        heads: the trained module; a trainer may replace it by a prepared one.
+
+    Raises:
+        ValueError: if a tap has no map, a head does not take its channels, or there is no pooled text.
+        TypeError: if a head of your own is to be conditioned and is no `ProjectableHead`.
+
+    Example:
+        discriminator = nd.LatentDiscriminator(teacher, [0.25, 0.5, 0.75])
+        optimizer = torch.optim.AdamW(discriminator.parameters())
+        logits = discriminator(x_t, t, condition)
+
+    Where the features are there already:
+
+        prediction, features = discriminator.taps.prediction_and_features(x_t, t, condition)
+        logits = discriminator.logits(features, t, condition)
+    """
+
+    heads: nn.Module
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        taps: Sequence[str | float],
+        *,
+        head: MakeHead = ConvHead,
+        width: int | None = None,
+        conditioning: Sequence[Conditioned] = (),
+        pooled: str | None = None,
+        example: tuple[Tensor, Tensor, Condition] | None = None,
+        seed: int = 0,
+        freeze: bool = True,
+    ) -> None:
+        super().__init__()
+        if width is not None and width < 1:
+            raise ValueError(
+                f"width is {width}; it must be at least 1, or None for the head's own choice."
+            )
+        for name in conditioning:
+            check_choice("conditioning", name, ("timestep", "text"))
+        self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
+        self.conditioning: tuple[Conditioned, ...] = tuple(conditioning)
+        self.pooled: str | None = None
+        if "text" in conditioning:
+            self.pooled = _pooled_name(denoiser, pooled)
+        if freeze:
+            frozen(denoiser.module)
+        shapes = self.taps.shapes(example)
+        self._settings: saved.HeadSettings = saved.HeadSettings(
+            self.taps.names,
+            tuple(shape.channels for shape in shapes),
+            saved.name_of(head),
+            width,
+            self.conditioning,
+            self.pooled,
+            0 if self.pooled is None else self._text_channels(example),
+        )
+        device = device_of(denoiser.module)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.heads = _make_heads(head, self._settings).to(device)
+        _check_heads(self.heads, shapes, device)
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The backbone."""
+        return self.taps.denoiser
+
+    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+        """Logits of noised latents; high means real.
+
+        Args:
+            x_t: `(B, C, H, W)` latents at timestep `t`.
+            t: `(B,)` or zero-dimensional, the backbone's timesteps.
+            condition: of batch size B.
+
+        Returns:
+            `(B, N_i)` logits for each tap.
+        """
+        return self.logits(self.taps.features(x_t, t, condition), t, condition)
+
+    def logits(
+        self, features: Sequence[Tensor], t: Tensor, condition: Condition
+    ) -> tuple[Tensor, ...]:
+        """Logits of features that are there already.
+
+        Args:
+            features: `(B, C_i, H_i, W_i)`, a map for each tap.
+            t: the timesteps of the latents that they come from, `(B,)` or zero-dimensional.
+            condition: of batch size B.
+
+        Raises:
+            ValueError: if the heads know the pooled text, and `condition` has none.
+        """
+        if not self.conditioning:
+            return self.heads(features)
+        first, u, text = features[0], None, None
+        if "timestep" in self.conditioning:
+            u = self.denoiser.schedule.fraction(t).to(first.device).expand(len(first))
+        if self.pooled is not None:
+            text = _pooled(condition, self.pooled).to(first.device)
+        return self.heads(features, u, text)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes the heads with their config and the taps they belong to; `from_pretrained` reads them.
+
+        Raises:
+            FileExistsError: if the folder holds something else.
+        """
+        saved.save(Path(folder), self.heads, self._settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        denoiser: Denoiser,
+        *,
+        taps: Sequence[str | float] | None = None,
+        head: MakeHead | None = None,
+        example: tuple[Tensor, Tensor, Condition] | None = None,
+        freeze: bool = True,
+    ) -> LatentDiscriminator:
+        """A discriminator with heads that `save_pretrained` wrote.
+
+        Args:
+            folder: where they are.
+            denoiser: the backbone, of the same architecture.
+            taps: if given, must be those that the heads were trained on.
+            head: what made them, if that was your own.
+            example: see the class.
+            freeze: see the class.
+
+        Raises:
+            FileNotFoundError: if there are none.
+            ValueError: if the files are damaged, or the heads belong to other taps or another network.
+        """
+        settings, tensors = saved.load(Path(folder))
+        if taps is not None and FeatureTaps(denoiser, taps).names != settings.taps:
+            raise ValueError(
+                f"the heads in {str(folder)!r} belong to the taps {', '.join(settings.taps)}, not to "
+                f"{', '.join(FeatureTaps(denoiser, taps).names)}; leave taps out."
+            )
+        made = cls(
+            denoiser,
+            settings.taps,
+            head=saved.maker(settings.head, head),
+            width=settings.width,
+            conditioning=settings.conditioning,
+            pooled=settings.pooled,
+            example=example,
+            freeze=freeze,
+        )
+        if made._settings.channels != settings.channels:
+            raise ValueError(
+                f"the heads in {str(folder)!r} are for maps of {settings.channels} channels, and this network's "
+                f"have {made._settings.channels}; they belong to another network."
+            )
+        made.heads.load_state_dict(tensors)
+        return made
+
+    def _text_channels(self, example: tuple[Tensor, Tensor, Condition] | None) -> int:
+        assert self.pooled is not None
+        if example is None:
+            assert isinstance(self.denoiser, DiffusersDenoiser)  # else the taps wanted an example
+            example = self.denoiser.example()
+        return _pooled(example[2], self.pooled).shape[1]
+
+
+def _make_heads(make: MakeHead, settings: saved.HeadSettings) -> DiscriminatorHeads:
+    heads = [make(channels, settings.width) for channels in settings.channels]
+    if not settings.conditioning:
+        return DiscriminatorHeads(heads)
+    timestep = "timestep" in settings.conditioning
+    embedding = ConditionEmbedding(_EMBEDDING, timestep, settings.text_channels)
+    return DiscriminatorHeads([ProjectionHead(head, _EMBEDDING) for head in heads], embedding)
+
+
+def _check_heads(heads: nn.Module, shapes: Sequence[FeatureShape], device: torch.device) -> None:
+    """Shows each head a map as its tap gives it."""
+    for head, shape in zip(heads.get_submodule("heads").children(), shapes, strict=True):
+        features = torch.zeros(1, shape.channels, *shape.grid, device=device)
+        try:
+            with torch.no_grad(), evaluating(head):
+                (head.head if isinstance(head, ProjectionHead) else head)(features)
+        except RuntimeError as error:
+            raise ValueError(
+                f"the head of {shape.name!r} does not take its map of {shape.channels} channels and "
+                f"{shape.grid[0]}x{shape.grid[1]} positions ({error}); make it for that many, or pass a larger "
+                "example."
+            ) from error
+
+
+def _pooled_name(denoiser: Denoiser, pooled: str | None) -> str:
+    if pooled is None and isinstance(denoiser, DiffusersDenoiser):
+        pooled = denoiser.adapter.pooled_text
+    if pooled is None:
+        raise ValueError(
+            "conditioning on text needs pooled text, which this backbone's Condition does not have; leave 'text' "
+            "out of conditioning, or name a tensor (B, D) of yours by pooled=."
+        )
+    return pooled
+
+
+def _pooled(condition: Condition, name: str) -> Tensor:
+    text = condition.tensors.get(name)
+    if text is None or text.ndim != 2:
+        found = "none" if text is None else f"one of shape {tuple(text.shape)}"
+        raise ValueError(
+            f"the heads are conditioned on the pooled text {name!r} (B, D), and the Condition has {found}; encode "
+            "the prompts with the network's own pipeline, or leave 'text' out of conditioning."
+        )
+    return text

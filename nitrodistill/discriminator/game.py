@@ -1,0 +1,226 @@
+"""A game of latents without noise: they are augmented, noised at a law's timesteps, and shown to a discriminator.
+
+Each pass has a **use**, which decides its law and the draws of its timestep and noise:
+
+    generator           the student's latents, in the student's loss (generator.real: the real ones there)
+    real                the teacher's, in the discriminator's loss
+    fake, misaligned    the student's there, and real ones with another sample's prompt
+
+Draws depend on the use's name and the sample alone, so that a perturbed pass under one name has the timestep and
+the noise of the clean one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nitrodistill.discriminator.augmentation import Augmentation
+from nitrodistill.discriminator.discriminator import LatentDiscriminator
+from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side
+from nitrodistill.method import Draws
+from nitrodistill.timesteps import TimestepLaw
+from nitrodistill.types import Condition
+
+_LAWS = {"generator": "generator", "real": "real", "fake": "fake", "misaligned": "fake"}
+"""A use, up to its dot -> whose law it has."""
+
+
+@dataclass(frozen=True)
+class Noising:
+    """How latents are prepared for the discriminator.
+
+    Attributes:
+        generator: law of the timesteps, in u, of the passes in the student's loss.
+        real: of real latents in the discriminator's.
+        fake: of generated ones, and of real ones with another prompt, there.
+        shared: whether real and fake of one loss have the same timestep, noise and augmentation, or their own.
+        augmentation: of the latents, before noise is added; None leaves them.
+    """
+
+    generator: TimestepLaw
+    real: TimestepLaw
+    fake: TimestepLaw
+    shared: bool = False
+    augmentation: Augmentation | None = None
+
+    def law(self, use: str) -> TimestepLaw:
+        """The law of a use."""
+        return getattr(self, _LAWS[use.split(".")[0]])
+
+    def name(self, use: str) -> str:
+        """Under which name a use draws."""
+        if not self.shared:
+            return use
+        return "generator" if use.startswith("generator") else "real"
+
+
+class Round(NamedTuple):
+    """What the discriminator's loss is made of.
+
+    Attributes:
+        per_sample: `(B,)` the adversarial loss.
+        penalties: name -> (factor, `(B,)`) of those that are due.
+        real: the real side.
+        fake: the generated one.
+    """
+
+    per_sample: Tensor
+    penalties: dict[str, tuple[float, Tensor]]
+    real: Side
+    fake: Side
+
+
+class AdversarialGame:
+    """The two losses of a student and a discriminator.
+
+    Args:
+        discriminator: heads on a network's features.
+        noising: laws, and what is shared.
+        adversarial: the two sides' losses.
+        penalties: of the discriminator, by name.
+
+    Attributes:
+        discriminator: see above.
+        noising: see above.
+        adversarial: see above.
+        penalties: see above.
+
+    Raises:
+        ValueError: if there are penalties and no head is trained.
+    """
+
+    def __init__(
+        self,
+        discriminator: LatentDiscriminator,
+        noising: Noising,
+        adversarial: AdversarialLoss,
+        penalties: Mapping[str, LazyPenalty] | None = None,
+    ) -> None:
+        self.discriminator: LatentDiscriminator = discriminator
+        self.noising: Noising = noising
+        self.adversarial: AdversarialLoss = adversarial
+        self.penalties: Mapping[str, LazyPenalty] = penalties or {}
+        trained = any(p.requires_grad for p in discriminator.parameters())
+        if self.penalties and not trained:
+            raise ValueError(
+                f"the penalties {', '.join(self.penalties)} act on the discriminator's heads, and no parameter of "
+                "theirs is trained; call requires_grad_(True) on them, or leave the penalties out."
+            )
+
+    def generator(
+        self, x0: Tensor, z: Tensor, condition: Condition, draws: Draws
+    ) -> tuple[Tensor, Side]:
+        """The student's adversarial loss `(B,)`, and what the discriminator said.
+
+        Args:
+            x0: `(B, C, H, W)` the student's latents.
+            z: real ones of the same prompts, which a relativistic loss compares them with.
+            condition: the prompts.
+            draws: of the samples.
+        """
+        fake, real = self.side(x0, condition, draws, "generator"), None
+        if self.adversarial.needs_real:
+            real = self.side(z, condition, draws, "generator.real").logits
+        return self.adversarial.generator(fake.logits, real), fake
+
+    def update(
+        self,
+        x0: Tensor,
+        z: Tensor,
+        condition: Condition,
+        draws: Draws,
+        number: int,
+        *,
+        wrong: tuple[Tensor, Tensor | None] | None = None,
+        seen: Side | None = None,
+    ) -> Round:
+        """The discriminator's loss.
+
+        Args:
+            x0: `(B, C, H, W)` the student's latents, detached.
+            z: real ones of the same prompts.
+            condition: the prompts.
+            draws: of the samples.
+            number: of the discriminator's update, which lazy penalties count.
+            wrong: real latents with other prompts than these, and where they are other ones (None: everywhere);
+                there, they and x0 are half of the fakes each.
+            seen: what `generator` said of x0, whose pass through the backbone then serves here too.
+        """
+        wanted = self._differentiated(number)
+        # with one pass for both updates and one noise for both sides, the real ones follow the generator's
+        prefix = "generator." if seen is not None and self.noising.shared else ""
+        real = self.side(z, condition, draws, f"{prefix}real", differentiable="real" in wanted)
+        fake = self.side(
+            x0,
+            condition,
+            draws,
+            "fake" if seen is None else "generator",
+            features=None if seen is None else [f.detach() for f in seen.features],
+            differentiable="fake" in wanted,
+        )
+        per_sample = self.adversarial.discriminator(real.logits, fake.logits)
+        if wrong is not None:
+            latents, differ = wrong
+            said = self.side(latents, condition, draws, f"{prefix}misaligned").logits
+            both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
+            per_sample = both if differ is None else torch.where(differ, both, per_sample)
+        due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
+        penalties = {
+            name: (factor, self.penalties[name].penalty(real, fake))
+            for name, factor in due.items()
+            if factor
+        }
+        return Round(per_sample, penalties, real, fake)
+
+    def side(
+        self,
+        x0: Tensor,
+        condition: Condition,
+        draws: Draws,
+        use: str,
+        *,
+        features: Sequence[Tensor] | None = None,
+        differentiable: bool = False,
+    ) -> Side:
+        """What the discriminator says of latents.
+
+        Args:
+            x0: `(B, C, H, W)` without noise.
+            condition: their prompts.
+            draws: theirs.
+            use: what for; see above.
+            features: of an earlier pass of the same use, which then is not run again.
+            differentiable: cuts the features off and lets them require gradients, for penalties on them.
+        """
+        name, schedule = self.noising.name(use), self.discriminator.denoiser.schedule
+        u = self.noising.law(use)(draws.uniform(f"{name}.t"))
+        t = schedule.timestep(u).to(x0.device)
+
+        def seen(latents: Tensor) -> tuple[Tensor, ...]:
+            augmentation = self.noising.augmentation
+            if augmentation is not None:
+                latents = augmentation(latents, draws.uniform(f"{name}.augmentation", (6,)))
+            noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
+            x_t = schedule(t).mix(latents, noise)
+            return self.discriminator.taps.features(x_t, t, condition)
+
+        features = seen(x0) if features is None else features
+        if differentiable:
+            features = [feature.detach().requires_grad_() for feature in features]
+        return Side(
+            x0,
+            tuple(features),
+            self.discriminator.logits(features, t, condition),
+            lambda moved: self.discriminator.logits(seen(moved), t, condition),
+            lambda: draws.normal(f"{name}.moved", x0.shape[1:], x0.device).to(x0.dtype),
+        )
+
+    def _differentiated(self, number: int) -> frozenset[str]:
+        """The sides whose features the penalties that are due want gradients of."""
+        due = (lazy.penalty for lazy in self.penalties.values() if lazy.factor(number))
+        return frozenset(side for penalty in due for side in penalty.differentiates)

@@ -1,0 +1,202 @@
+"""The game on a linear discriminator, where every number is known, and what is shared between passes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.discriminator import AdversarialGame, Augmentation, LatentDiscriminator, Noising
+from nitrodistill.losses import (
+    ApproximateR1Penalty,
+    HingeGANLoss,
+    LazyPenalty,
+    R1Penalty,
+    RelativisticGANLoss,
+)
+from nitrodistill.method import Draws
+from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.timesteps import LogitNormal, Uniform
+from nitrodistill.types import Condition, expand
+
+SHAPE = (2, 4, 4)
+INDEX = torch.arange(5)
+DRAWS = Draws(0, 3, INDEX)
+CONDITION = Condition({"label": torch.zeros(5)})
+X0, Z = (DRAWS.normal(name, SHAPE) for name in ("x0", "z"))
+WEIGHT = torch.randn(1, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+
+
+class Identity:
+    """A backbone whose features are its input."""
+
+    schedule = RectifiedFlow(t_max=1)
+    prediction_type = "sample"
+
+    def __init__(self) -> None:
+        self.module = nn.Sequential(nn.Identity())
+        self.module.register_parameter("anchor", nn.Parameter(torch.zeros(1)))
+        self.passes: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        self.passes.append((t, x_t))
+        return self.module(x_t)
+
+
+def linear(channels: int, width: int | None) -> nn.Module:
+    head = nn.Conv2d(channels, 1, 1, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(WEIGHT)
+    return head
+
+
+def make_game(adversarial: Any = None, penalties: Any = None, **how: Any) -> AdversarialGame:
+    example = (torch.zeros(1, *SHAPE), torch.zeros(()), Condition())
+    discriminator = LatentDiscriminator(Identity(), ["0"], head=linear, example=example)
+    laws = {"generator": LogitNormal(1, 1), "real": Uniform(((0, 0.5),)), "fake": Uniform()}
+    noising = Noising(**{**laws, **how})
+    discriminator.denoiser.passes.clear()
+    return AdversarialGame(discriminator, noising, adversarial or HingeGANLoss(), penalties)
+
+
+def update(game: AdversarialGame, number: int = 0, **how: Any):
+    return game.update(X0, Z, CONDITION, DRAWS, number, **how)
+
+
+def noised(x0: Tensor, law: Any, name: str) -> tuple[Tensor, Tensor]:
+    """By hand: u from the law, t = u, x_t = (1 - t) x0 + t eps."""
+    t = law(DRAWS.uniform(f"{name}.t"))
+    u = expand(t, x0)
+    return t, (1 - u) * x0 + u * DRAWS.normal(f"{name}.noise", SHAPE)
+
+
+def test_each_use_has_its_law_and_its_draws():
+    game = make_game(RelativisticGANLoss())
+    game.generator(X0, Z, CONDITION, DRAWS)
+    update(game, wrong=(Z.roll(1, 0), None))
+    cases = [
+        (X0, LogitNormal(1, 1), "generator"),
+        (Z, LogitNormal(1, 1), "generator.real"),
+        (Z, Uniform(((0, 0.5),)), "real"),
+        (X0, Uniform(), "fake"),
+        (Z.roll(1, 0), Uniform(), "misaligned"),
+    ]
+    passes = game.discriminator.denoiser.passes
+    for (t, x_t), case in zip(passes, cases, strict=True):
+        torch.testing.assert_close((t.float(), x_t), noised(*case), rtol=1e-5, atol=1e-5)
+
+
+def test_the_losses_are_those_of_the_logits():
+    game = make_game()
+    loss, side = game.generator(X0, Z, CONDITION, DRAWS)
+    _, x_t = noised(X0, LogitNormal(1, 1), "generator")
+    torch.testing.assert_close(loss, -(x_t * WEIGHT).sum(1).mean((1, 2)))
+    assert torch.equal(side.features[0], game.discriminator.denoiser.passes[0][1])
+    found = update(game)
+    real, fake = (
+        (noised(x, law, name)[1] * WEIGHT).sum(1).flatten(1)
+        for x, law, name in ((Z, Uniform(((0, 0.5),)), "real"), (X0, Uniform(), "fake"))
+    )
+    expected = (1 - real).relu().mean(1) + (1 + fake).relu().mean(1)
+    torch.testing.assert_close(found.per_sample, expected)
+
+
+def test_shared_noise_is_the_same_for_real_and_fake_and_leaves_the_generators():
+    law = Uniform()
+    game = make_game(generator=law, real=law, fake=law, shared=True)
+    game.generator(X0, Z, CONDITION, DRAWS)
+    game.update(Z, Z, CONDITION, DRAWS, 0, wrong=(Z, None))
+    first, *others = game.discriminator.denoiser.passes
+    assert len(others) == 3
+    for t, x_t in others:
+        assert torch.equal(t, others[0][0])
+        assert torch.equal(x_t, others[0][1])
+    assert not torch.equal(first[0], others[0][0])
+
+
+def test_one_pass_serves_both_updates():
+    """The fake's features are the generator's, cut off; with shared noise the real side follows them."""
+    for shared in (False, True):
+        game = make_game(real=Uniform(), shared=shared)
+        passes = game.discriminator.denoiser.passes
+        x0 = X0.clone().requires_grad_()
+        _, seen = game.generator(x0, Z, CONDITION, DRAWS)
+        found = update(game, seen=seen)
+        assert len(passes) == 2, "the generator's and the real one's"
+        assert torch.equal(found.fake.logits[0], seen.logits[0])
+        assert torch.equal(passes[0][0], passes[1][0]) == shared
+        (gradient,) = torch.autograd.grad(found.per_sample.sum(), x0, allow_unused=True)[:1]
+        assert gradient is None
+
+
+def test_mismatches_are_half_of_the_fakes_where_they_are_mismatches():
+    game, differ = make_game(), torch.tensor([True, False, True, True, False])
+    plain, wrong = update(game).per_sample, Z.roll(1, 0)
+    found, everywhere = (update(game, wrong=(wrong, where)).per_sample for where in (differ, None))
+    assert torch.equal(found, torch.where(differ, everywhere, plain))
+    assert not torch.isclose(everywhere, plain).any()
+
+
+@pytest.mark.parametrize("scale", [0.3, 1e-2, 1e-3])
+def test_the_approximate_penalty_of_a_linear_discriminator_on_noised_latents(scale):
+    """The mean logit moves by (1 - t) scale w n: exact at any noise level, and 0 with the perturbation."""
+    game = make_game(penalties={"a": LazyPenalty(ApproximateR1Penalty(scale), 2.0)})
+    ((factor, value),) = update(game).penalties.values()
+    t, _ = noised(Z, Uniform(((0, 0.5),)), "real")
+    moved = expand(1 - t, Z) * scale * DRAWS.normal("real.moved", SHAPE)
+    assert factor == 2
+    torch.testing.assert_close(
+        value, (moved * WEIGHT).sum(1).square().mean((1, 2)), rtol=2e-2, atol=1e-10
+    )
+    clean, perturbed = game.discriminator.denoiser.passes[0], game.discriminator.denoiser.passes[2]
+    assert torch.equal(clean[0], perturbed[0]), "the same timestep"
+
+
+def test_the_exact_penalty_acts_on_the_heads_inputs():
+    """Of the mean of a 1x1 convolution's 16 logits: |w|^2 / 16, whatever the noise."""
+    game = make_game(penalties={"r1": LazyPenalty(R1Penalty())})
+    found = update(game)
+    expected = (WEIGHT.square().sum() / 16).expand(5)
+    torch.testing.assert_close(found.penalties["r1"][1], expected)
+    found.penalties["r1"][1].sum().backward()
+    assert all(p.grad is not None for p in game.discriminator.parameters())
+    assert not found.fake.features[0].requires_grad
+
+
+def test_lazy_penalties_are_not_computed_between():
+    game = make_game(penalties={"r1": LazyPenalty(ApproximateR1Penalty(), 1.0, every=3)})
+    found = [update(game, number).penalties for number in range(4)]
+    assert [{name: factor for name, (factor, _) in one.items()} for one in found] == [
+        {"r1": 3.0},
+        {},
+        {},
+        {"r1": 3.0},
+    ]
+    assert len(game.discriminator.denoiser.passes) == 4 * 2 + 2
+
+
+def test_augmentation_comes_before_the_noise():
+    law = Uniform()
+    plain, flipped = (
+        make_game(real=law, augmentation=augmentation)
+        for augmentation in (None, Augmentation(flip=1.0))
+    )
+    update(plain)
+    flipped.update(X0.flip(3), Z.flip(3), CONDITION, DRAWS, 0)
+    for (_, a), (_, b) in zip(
+        plain.discriminator.denoiser.passes, flipped.discriminator.denoiser.passes, strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_penalty_needs_heads_that_are_trained():
+    game = make_game()
+    game.discriminator.requires_grad_(False)
+    with pytest.raises(
+        ValueError, match="the penalties r1 act on the discriminator's heads, and no"
+    ):
+        AdversarialGame(
+            game.discriminator, game.noising, HingeGANLoss(), {"r1": LazyPenalty(R1Penalty())}
+        )
