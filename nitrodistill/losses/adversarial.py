@@ -17,6 +17,7 @@ that tensor.) Computed in float32 or better: half-precision logits neither overf
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -112,9 +113,14 @@ class AdversarialLoss(ABC):
 
     Attributes:
         needs_real: whether the generator's side looks at the real logits too.
+        chance: the discriminator's loss where it gives the same best logit to everything.
+        boundary: the logit that its best discriminator gives what is as likely real as generated; None where only
+            the difference of two logits means anything.
     """
 
     needs_real: ClassVar[bool] = False
+    boundary: ClassVar[float | None] = 0.0
+    chance: ClassVar[float]
 
     @abstractmethod
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -142,6 +148,8 @@ class AdversarialLoss(ABC):
 class NonSaturatingGANLoss(AdversarialLoss):
     """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
 
+    chance: ClassVar[float] = 2 * math.log(2)
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         return non_saturating_generator(fake)
 
@@ -153,6 +161,8 @@ class NonSaturatingGANLoss(AdversarialLoss):
 class HingeGANLoss(AdversarialLoss):
     """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
 
+    chance: ClassVar[float] = 2.0
+
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         return hinge_generator(fake)
 
@@ -163,6 +173,9 @@ class HingeGANLoss(AdversarialLoss):
 @dataclass(frozen=True)
 class LeastSquaresGANLoss(AdversarialLoss):
     """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
+
+    boundary: ClassVar[float | None] = 0.5
+    chance: ClassVar[float] = 0.25
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         return least_squares_generator(fake)
@@ -176,6 +189,8 @@ class RelativisticGANLoss(AdversarialLoss):
     """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024)."""
 
     needs_real: ClassVar[bool] = True
+    boundary: ClassVar[float | None] = None
+    chance: ClassVar[float] = math.log(2)
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
         if real is None:

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.checks import check_fields
+from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import AdversarialLoss, WeightedSum
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
@@ -236,11 +237,11 @@ class LADD(DistillationMethod):
 
     def _student_terms(self, x0: Tensor, judged: _Rows | None, paired: _Rows | None) -> Terms:
         """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the judged."""
-        total, parts = x0.new_zeros(()), dict[str, Tensor]()
+        terms, parts = dict[str, Tensor](), dict[str, Tensor]()
         if paired is not None and self.reconstruction is not None:
             found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
-            total = total + paired.mean(per_sample)
+            terms["reconstruction"] = paired.mean(per_sample)
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
@@ -249,9 +250,9 @@ class LADD(DistillationMethod):
             if self.adversarial.needs_real:
                 real = self._judge(judged.x0.to(x0.dtype), judged, "generator.real")
             per_sample = self.adversarial.generator(fake, real)
-            total = total + self.config.adversarial_weight * judged.mean(per_sample)
+            terms["adversarial"] = self.config.adversarial_weight * judged.mean(per_sample)
             parts |= judged.shown({"adversarial": per_sample})
-        return Terms(total, parts)
+        return Terms(sum(terms.values(), x0.new_zeros(())), parts, terms)
 
     def _discriminator_terms(self, x0: Tensor, judged: _Rows, batch: Batch, draws: Draws) -> Terms:
         """discriminator(D(z), D(x0)); where there is a mismatch, x0 and it are half of the fakes each."""
@@ -277,7 +278,8 @@ class LADD(DistillationMethod):
             if config.penalty == "approximate_r1_r2":
                 shown["penalty"] = shown["penalty"] + self._moved(x0, fake, judged, "fake")
             total = total + config.penalty_weight * judged.mean(shown["penalty"])
-        shown |= {"logit_real": _mean_logit(real), "logit_fake": _mean_logit(fake)}
+        shown["advantage"] = 1 - per_sample / self.adversarial.chance
+        shown |= logit_statistics(real, fake, self.adversarial.boundary)
         return Terms(total, judged.shown(shown))
 
     def _moved(self, x0: Tensor, logits: tuple[Tensor, ...], judged: _Rows, name: str) -> Tensor:
@@ -405,7 +407,3 @@ class _Rows:
     def shown(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What is logged of them."""
         return {name: part.detach() for name, part in parts.items()} if self.there else {}
-
-
-def _mean_logit(logits: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([scale.float().mean(1) for scale in logits]).mean(0)

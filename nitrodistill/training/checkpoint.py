@@ -224,10 +224,14 @@ def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
     return checkpoint
 
 
-def prune(output: Path, stage: int, keep: int, best: int | None = None) -> None:
-    """Removes all but the newest `keep` checkpoints of a stage and that of step `best`."""
-    for checkpoint in find_checkpoints(output, stage)[keep:]:
-        if checkpoint.step != best:
+def prune(
+    output: Path, stage: int, keep: int, best: int | None = None, calm: int | None = None
+) -> None:
+    """Removes all but the newest `keep` checkpoints of a stage, that of step `best`, and the newest up to `calm`."""
+    found = find_checkpoints(output, stage)
+    before = next((c.step for c in found if calm is not None and c.step <= calm), None)
+    for checkpoint in found[keep:]:
+        if checkpoint.step not in (best, before):
             shutil.rmtree(checkpoint.path)
 
 
