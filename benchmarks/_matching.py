@@ -67,7 +67,7 @@ class Matching(nd.DistillationMethod):
             x0 = predict_x0(self.student, step, step.input.mix(pairs.x0, noise), condition)
         if "student" in active:
             if warm:
-                per_sample = nd.functional.smooth_l1(x0, pairs.x0)
+                per_sample = nd.functional.smooth_l1_loss(x0, pairs.x0.to(x0.dtype))
             else:
                 at, x_t = self._noised(x0.detach(), draws, "student", 0.02, 0.98)
                 with torch.no_grad():

@@ -34,8 +34,8 @@ from nitrodistill.training.stages import run_recipe
 from nitrodistill.types import Denoiser
 
 RESULTS = Path(__file__).parent / "results" / "alarms.json"
-STEPS, BATCH, LOG, EVALUATE, SAMPLES = 200, 16, 5, 25, 128
-WINDOW, FELL = 40, 1.5
+STEPS, BATCH, LOG, EVALUATE, SAMPLES = 120, 8, 4, 20, 128
+WINDOW, FELL = 24, 1.5
 
 
 def ladd(
@@ -63,7 +63,7 @@ def matching(rates: Mapping[str, float] | None = None, **settings: Any) -> Stage
         "critic": OptimizerConfig(1e-3, (0.9, 0.999), lr_decay_from=0.6),
     }
     trainer = TrainerConfig(steps=STEPS, batch_size=BATCH, optimizers=optimizers)
-    settings = {"warmup_steps": 40, **settings}
+    settings = {"warmup_steps": 24, **settings}
     return changed(Stage("_matching:Matching", trainer, MatchingConfig(**settings)), rates)
 
 
@@ -76,9 +76,10 @@ def changed(stage: Stage, rates: Mapping[str, float] | None) -> Stage:
         stage.trainer,
         optimizers=optimizers,
         log_every=LOG,
+        alarm_window=WINDOW,
         preview_every=0,
         evaluate_every=EVALUATE,
-        checkpoint_every=100,
+        checkpoint_every=60,
     )
     return replace(stage, trainer=trainer)
 

@@ -1,6 +1,6 @@
 """Numbers that say how a distillation goes: what a discriminator tells apart, and how a student's latents lie.
 
-Of logits r of real and f of generated samples, and of latents x of a student and z of its reference (the teacher's):
+Of logits r of real and f of generated samples, and of latents x of a student and z of its reference, the teacher:
 
     accuracy_real = P(r > b)        accuracy_fake = P(f < b)        logit_gap = mean(r) - mean(f), a scale each
     std.c  = std(x_c) / std(z_c)    mean.c = (mean(x_c) - mean(z_c)) / std(z_c), a channel each
@@ -30,8 +30,8 @@ def logit_statistics(real: Logits, fake: Logits, boundary: float | None = 0.0) -
     Args:
         real: logits `(B, *)`, or one such tensor a scale.
         fake: of the generated ones, of the same shapes.
-        boundary: above which a logit says "real"; see `AdversarialLoss.boundary`. None compares each real logit with
-            the generated one of its place, and both accuracies are the share of the pairs in the right order.
+        boundary: above which a logit says "real"; see `AdversarialLoss.boundary`. None compares each real logit
+            with the generated one of its place, and both accuracies are the share of the pairs in the right order.
 
     Returns:
         `logit_real`, `logit_fake`: the mean logits; `accuracy_real`, `accuracy_fake`: the share in [0, 1] of the
@@ -43,8 +43,8 @@ def logit_statistics(real: Logits, fake: Logits, boundary: float | None = 0.0) -
     reals, fakes = _scales(real), _scales(fake)
     if not reals or [r.shape for r in reals] != [f.shape for f in fakes]:
         raise ValueError(
-            f"logits of real samples have the shapes {[tuple(r.shape) for r in reals]} and those of generated ones "
-            f"{[tuple(f.shape) for f in fakes]}; give both of the same scales and batch."
+            f"logits of real samples have the shapes {[tuple(r.shape) for r in reals]} and those of generated "
+            f"ones {[tuple(f.shape) for f in fakes]}; give both of the same scales and batch."
         )
     if boundary is None:
         right_real = right_fake = [r - f for r, f in zip(reals, fakes, strict=True)]
@@ -53,8 +53,8 @@ def logit_statistics(real: Logits, fake: Logits, boundary: float | None = 0.0) -
     found = {
         "logit_real": _over_scales(reals),
         "logit_fake": _over_scales(fakes),
-        "accuracy_real": _over_scales([(v.sign() + 1) / 2 for v in right_real]),
-        "accuracy_fake": _over_scales([(v.sign() + 1) / 2 for v in right_fake]),
+        "accuracy_real": _over_scales([_share(v) for v in right_real]),
+        "accuracy_fake": _over_scales([_share(v) for v in right_fake]),
     }
     gaps = [r.mean(1) - f.mean(1) for r, f in zip(reals, fakes, strict=True)]
     return found | {f"logit_gap.{scale}": gap for scale, gap in enumerate(gaps)}
@@ -71,14 +71,15 @@ def latent_statistics(
 
     Args:
         x0: the student's latents `(B, C, *)`.
-        reference: `(N, C, *)` of the teacher, or of data; of the same prompts where there are any, so that a part of
-            the chance is the same on both sides.
+        reference: `(N, C, *)` of the teacher, or of data; of the same prompts where there are any, so that a part
+            of the chance is the same on both sides.
         other_noise: `(B, C, *)` of the student, for the same prompts from other noise.
         other_prompt: `(B, C, *)` of the student, for other prompts from the same noise.
 
     Returns:
-        `std.0`, `mean.0`, ... and `saturated`; with two samples on both sides `variety`, and with two references `diversity` and
-        `prompt_effect`, where their latents are given. Scalars. What is constant in the reference gives infinite or NaN ratios.
+        `std.0`, `mean.0`, ... and `saturated`; with two samples on both sides `variety`, and with two references
+        `diversity` and `prompt_effect`, where their latents are given. Scalars. What is constant in the reference
+        gives infinite or NaN ratios.
 
     Raises:
         ValueError: if the shapes behind the batch differ.
@@ -110,6 +111,11 @@ def latent_statistics(
 def _scales(logits: Logits) -> list[Tensor]:
     scales = [logits] if isinstance(logits, Tensor) else list(logits)
     return [scale.float().flatten(1) for scale in scales]
+
+
+def _share(margin: Tensor) -> Tensor:
+    """1 where it is above 0, 0 where below, half on 0; NaN stays, which `sign` would call 0."""
+    return torch.where(margin.isnan(), margin, (margin.sign() + 1) / 2)
 
 
 def _over_scales(values: Sequence[Tensor]) -> Tensor:

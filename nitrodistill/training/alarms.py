@@ -28,7 +28,7 @@ SATURATED = 0.05
 """Share of values outside of the reference's range; few samples of a faithful student have below 0.01."""
 
 DRIFTED = 0.3
-"""Growth of the drift over its lowest; the drift is the largest |log std.c| and |mean.c| over the channels."""
+"""Growth of the drift over its lowest; the drift is the largest log std.c or |mean.c| over the channels."""
 
 CHANCE_ADVANTAGE, CHANCE_ACCURACY = 0.02, 0.54
 """A discriminator at chance has less of both: 1 - loss / its value at chance, and the mean accuracy."""
@@ -191,7 +191,7 @@ def _drift(log: Alarms) -> tuple[float, float, float, float] | None:
     )  # fmt: skip
     if not spreads or not shifts or total is None or min(spreads) <= 0:
         return None
-    drift = max(*(abs(math.log(s)) for s in spreads), *(abs(m) for m in shifts))
+    drift = max(*(math.log(s) for s in spreads), *(abs(m) for m in shifts))
     lowest, then = log.at_lowest("drift", drift, total)
     return (drift, total, lowest, then) if drift > lowest + DRIFTED else None
 

@@ -227,11 +227,17 @@ def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
 def prune(
     output: Path, stage: int, keep: int, best: int | None = None, calm: int | None = None
 ) -> None:
-    """Removes all but the newest `keep` checkpoints of a stage, that of step `best`, and the newest up to `calm`."""
-    found = find_checkpoints(output, stage)
-    before = next((c.step for c in found if calm is not None and c.step <= calm), None)
+    """Removes all but the newest `keep` checkpoints of a stage, that of step `best`, and those around step `calm`.
+
+    These are the newest up to `calm` and the oldest after it, which takes its place as `calm` moves on.
+    """
+    found = find_checkpoints(output, stage)  # the newest first
+    kept = {best}
+    if calm is not None:
+        kept.update([c.step for c in found if c.step <= calm][:1])
+        kept.update([c.step for c in found if c.step > calm][-1:])
     for checkpoint in found[keep:]:
-        if checkpoint.step not in (best, before):
+        if checkpoint.step not in kept:
             shutil.rmtree(checkpoint.path)
 
 

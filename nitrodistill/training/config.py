@@ -94,7 +94,8 @@ class TrainerConfig:
         term_gradients_every: lines of the log between measurements of each term's part in the student's gradient; 0
             measures none. At such a step each term costs a backward pass of its own. Not with `parallel: fsdp`.
         alarm_window: steps over which a symptom must last before there is an alarm.
-        stop_on: "alarm" ends the run at the first alarm, without saving, so that the checkpoints before it stay.
+        stop_on: "alarm" ends the run at the first alarm, without saving; up to two checkpoints more are kept, of which
+            one is a whole window older than the alarm.
         preview_every: steps between previews; 0 draws none.
         evaluate_every: steps between evaluations, if the trainer got any; 0 is never.
         best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.

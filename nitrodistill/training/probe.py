@@ -7,21 +7,34 @@ purpose "diagnostics").
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from nitrodistill.diagnostics import latent_statistics
 from nitrodistill.method import DistillationMethod, Draws
+from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.types import Batch, Condition, Denoiser
+from nitrodistill.types import Batch, Condition, Denoiser, Latents, Pairs
 
 ROWS = 8
 """Samples of a look, in each process: fewer than a batch, so that memory is no question."""
 
-Reference = Callable[[], Tensor]
-"""-> latents `(N, C, H, W)` of the teacher, for a method that reads prompts alone; asked once."""
+Reference = Callable[[], Latents]
+"""-> latents of the teacher with their prompts, for a method that reads prompts alone; asked once."""
+
+
+@torch.no_grad()
+def teacher_latents(
+    pipeline: Pipeline, prompts: Sequence[str], num_inference_steps: int, guidance: float
+) -> Latents:
+    """What the teacher draws for the first `ROWS` of the prompts, always the same; as costly as a preview."""
+    condition = pipeline.encode_prompt(prompts[:ROWS])
+    draws = Draws(0, 0, torch.arange(len(condition)), purpose="diagnostics")
+    noise = draws.normal("teacher", pipeline.latent_shape, pipeline.device)
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule, num_inference_steps)
+    return Latents(sample(pipeline.guided(guidance), plan, noise, condition), condition)
 
 
 class Probe:
@@ -40,7 +53,8 @@ class Probe:
     ) -> None:
         self._student, self._plan = student, plan
         self._seed, self._stage = seed, stage
-        self._reference, self._drawn = reference, None
+        self._reference = reference
+        self._drawn: Latents | None = None
 
     @classmethod
     def of(
@@ -56,11 +70,17 @@ class Probe:
     @torch.no_grad()
     def __call__(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """ "x0/std.0" and so on after `step`; nothing where there is no reference."""
-        latents, condition = self._latents(batch)
-        if latents is None:
+        found = self._latents(batch)
+        if found is None:
             return {}
-        count = min(ROWS, len(batch))
-        rows, shape, device, dtype = slice(0, count), latents.shape[1:], latents.device, latents.dtype
+        latents, condition = found.x0, found.condition
+        count = min(ROWS, len(batch), len(latents))
+        rows, shape, device, dtype = (
+            slice(0, count),
+            latents.shape[1:],
+            latents.device,
+            latents.dtype,
+        )
         draws = Draws(self._seed, step, batch.index[rows], stage=self._stage, purpose="diagnostics")
 
         def look(name: str, condition: Condition) -> Tensor:
@@ -72,16 +92,11 @@ class Probe:
         condition = condition.index(rows)
         first, second = look("first", condition), look("second", condition)
         others = look("first", condition.roll()) if count > 1 and condition.tensors else None
-        if latents is not self._drawn:
-            latents = latents[rows]
-        found = latent_statistics(first, latents, second, others)
-        return {f"x0/{name}": value for name, value in found.items()}
+        statistics = latent_statistics(first, latents[rows], second, others)
+        return {f"x0/{name}": value for name, value in statistics.items()}
 
-    def _latents(self, batch: Batch) -> tuple[Tensor | None, Condition]:
-        for part in (batch.pairs, batch.real):
-            if part is not None:
-                return part.x0, part.condition
-        assert batch.prompts is not None
-        if self._drawn is None and self._reference is not None:
+    def _latents(self, batch: Batch) -> Pairs | Latents | None:
+        held = batch.pairs or batch.real
+        if held is None and self._drawn is None and self._reference is not None:
             self._drawn = self._reference()
-        return self._drawn, batch.prompts
+        return held or self._drawn

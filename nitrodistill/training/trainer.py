@@ -245,7 +245,7 @@ class Trainer:
             assert writer is not None
             writer.finish({**self._state(), "log": log_state})
             best = None if self.best is None else self.best.step
-            calm = self._alarms.calm(self.step)
+            calm = self._alarms.calm(self.step) if self.config.stop_on == "alarm" else None
             prune(output, self.stage, self.config.keep_checkpoints, best, calm)
 
         on_main(self.accelerator, finish)
