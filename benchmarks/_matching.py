@@ -1,8 +1,8 @@
 """Distribution matching in small, for `benchmarks/alarms.py`: DMD without a discriminator, on the open contract.
 
 critic    learns the student's samples, by their x0 at any timestep
-student   distribution matching between guided teacher and critic, at every `every`-th step; before that, in the first
-          `warmup_steps`, regression on pairs
+student   distribution matching between guided teacher and critic, at every `every`-th step; in the first
+          `warmup_steps` regression on pairs instead
 """
 
 from __future__ import annotations

@@ -1,18 +1,22 @@
-"""How often the trainer's alarms are right, and how early: failures provoked on the toy, and healthy runs beside them.
+"""How often the trainer's alarms are right, and how early: failures provoked on the toy, and healthy runs.
 
     python benchmarks/alarms.py [--seeds 0 1 2] [--only NAME ...] [--output runs/alarms]
 
-Runs of STEPS steps on the same 600 pairs, each evaluated every EVALUATE steps on the same 128 held-out noises and prompts.
-Resumable: finished runs are kept and a killed one goes on. The alarms are read from the runs' logs, so that a change of
-theirs needs no run anew. A run *fell* at the first evaluation at which its Frechet distance to the teacher (oracle's
-features) is FELL times that of the healthy runs of its method at that step, or its alignment is FELL times as far from
-1; a failure that never fell did no harm. Writes benchmarks/results/alarms.json and the table in
-docs/when_training_fails.md.
+Runs of STEPS steps on the same 600 pairs, each evaluated every EVALUATE steps on the same 128 held-out noises and
+prompts. Resumable: finished runs are kept and a killed one goes on; `--seeds` without a number only counts what is
+there. The alarms are read from the runs' logs, so that a change of theirs needs no run anew.
+
+A run *fell* at the first evaluation at which its Frechet distance to the teacher (the oracle's features) is FELL
+times the mean of the healthy runs of its method, or its alignment FELL times as far from 1. Writes
+benchmarks/results/alarms.json and the table in docs/when_training_fails.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -23,19 +27,23 @@ import torch
 from _matching import MatchingConfig
 
 from nitrodistill import toy
+from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions, toy_recipe
 from nitrodistill.evaluation.frechet import GaussianStatistics, frechet_distance
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training import OptimizerConfig, TrainerConfig
+from nitrodistill.training.alarms import Alarm, Alarms
 from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.stages import run_recipe
 from nitrodistill.types import Denoiser
 
+DOCS = Path(__file__).parent.parent / "docs" / "when_training_fails.md"
 RESULTS = Path(__file__).parent / "results" / "alarms.json"
-STEPS, BATCH, LOG, EVALUATE, SAMPLES = 120, 8, 4, 20, 128
-WINDOW, FELL = 24, 1.5
+STEPS, BATCH, LOG, EVALUATE, SAMPLES = 96, 8, 4, 24, 128
+WINDOW, FELL = 20, 1.5
 
 
 def ladd(
@@ -63,7 +71,7 @@ def matching(rates: Mapping[str, float] | None = None, **settings: Any) -> Stage
         "critic": OptimizerConfig(1e-3, (0.9, 0.999), lr_decay_from=0.6),
     }
     trainer = TrainerConfig(steps=STEPS, batch_size=BATCH, optimizers=optimizers)
-    settings = {"warmup_steps": 24, **settings}
+    settings = {"warmup_steps": 16, **settings}
     return changed(Stage("_matching:Matching", trainer, MatchingConfig(**settings)), rates)
 
 
@@ -79,7 +87,7 @@ def changed(stage: Stage, rates: Mapping[str, float] | None) -> Stage:
         alarm_window=WINDOW,
         preview_every=0,
         evaluate_every=EVALUATE,
-        checkpoint_every=60,
+        checkpoint_every=48,
     )
     return replace(stage, trainer=trainer)
 
@@ -140,18 +148,153 @@ def quality(pipeline: Pipeline, root: Path) -> Callable[[Denoiser, StepPlan], di
     return scores
 
 
-def log_of(name: str, stage: Stage, seed: int, pipeline: Pipeline, root: Path) -> list[dict]:
-    """The log of a run, which is trained if it is not there."""
-    folder = root / f"{name.replace(' ', '-')}-{seed}"
+def folder_of(name: str, seed: int, root: Path) -> Path:
+    return root / f"{name.replace(' ', '-').replace(',', '')}-{seed}"
+
+
+def train(name: str, stage: Stage, seed: int, pipeline: Pipeline, root: Path) -> None:
+    """Trains a run, or what is left of it."""
+    folder = folder_of(name, seed, root)
+    done = folder / "seconds"
+    if done.is_file():
+        return
     settings = stage.settings
     if hasattr(settings, "seed"):
         settings = replace(settings, seed=seed)
     stage = replace(stage, settings=settings, trainer=replace(stage.trainer, seed=seed))
-    done = folder / "seconds"
-    if not done.is_file():
-        recipe = Recipe("toy", str(folder), [stage], pairs=str(root / "pairs"))
-        start = time.process_time()
-        for _ in run_recipe(recipe, pipeline, evaluate=quality(pipeline, root)):
-            pass
-        done.write_text(str(time.process_time() - start))
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    recipe = Recipe("toy", str(folder), [stage], pairs=str(root / "pairs"))
+    start = time.process_time()
+    for _ in run_recipe(recipe, pipeline, evaluate=quality(pipeline, root)):
+        pass
+    done.write_text(str(time.process_time() - start))
+
+
+def read(name: str, seed: int, root: Path) -> tuple[list[dict[str, Any]], list[Alarm]] | None:
+    """The evaluations of a finished run, and the alarms that its log sets off."""
+    folder = folder_of(name, seed, root)
+    if not (folder / "seconds").is_file():
+        return None
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if "evaluation/fd_teacher" in line]
+    reader = Alarms(WINDOW)
+    logged = (x for x in lines if "alarm" not in x and "evaluation/fd_teacher" not in x)
+    return evaluations, [alarm for line in logged for alarm in reader.read(line)]
+
+
+def fell(found: list[dict[str, Any]], healthy: list[list[dict[str, Any]]]) -> int | None:
+    """The step at which a run was FELL times as bad as the healthy ones' mean; None: never."""
+    for place, line in enumerate(found):
+        beside = [other[place] for other in healthy]
+        distance = statistics.mean(x["evaluation/fd_teacher"] for x in beside)
+        wrong = 1 - statistics.mean(x["evaluation/alignment"] for x in beside)
+        if (
+            line["evaluation/fd_teacher"] > FELL * distance
+            or 1 - line["evaluation/alignment"] > FELL * wrong
+        ):
+            return line["step"]
+    return None
+
+
+def rows(seeds: list[int], root: Path) -> list[dict[str, Any]]:
+    """A row for each finished run."""
+    healthy = {
+        name: [one[0] for seed in seeds if (one := read(name, seed, root))] for name in HEALTHY
+    }
+    found = []
+    for name, like in [(n, "") for n in HEALTHY] + [(n, like) for n, (like, _) in FAILURES.items()]:
+        for seed in seeds:
+            run = read(name, seed, root)
+            if run is None or (like and not healthy[like]):
+                continue
+            evaluations, alarms = run
+            last = evaluations[-1]
+            found.append(
+                {
+                    "run": name,
+                    "seed": seed,
+                    "healthy": not like,
+                    "fd_teacher": round(last["evaluation/fd_teacher"], 1),
+                    "alignment": round(last["evaluation/alignment"], 3),
+                    "fell": fell(evaluations, healthy[like]) if like else None,
+                    "alarms": [[alarm.kind, alarm.step] for alarm in alarms],
+                }
+            )
+    return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Markdown: a row a run, and what they come to."""
+    lines = [
+        "| run | seed | FD to teacher | alignment | fell at step | alarms (step) | steps early |",
+        "|---|---:|---:|---:|---:|---|---:|",
+    ]
+    for row in found:
+        alarms = ", ".join(f"{kind} ({step})" for kind, step in row["alarms"]) or "none"
+        known = row["fell"] is not None and row["alarms"]
+        early = row["fell"] - row["alarms"][0][1] if known else "-"
+        name = f"healthy: {row['run']}" if row["healthy"] else row["run"]
+        lines.append(
+            f"| {name} | {row['seed']} | {row['fd_teacher']} | {row['alignment']} | "
+            f"{'-' if row['fell'] is None else row['fell']} | {alarms} | {early} |"
+        )
+    return "\n".join([*lines, "", summary(found)])
+
+
+def summary(found: list[dict[str, Any]]) -> str:
+    """One sentence: how often the alarms were right and wrong, and how early."""
+    healthy = [row for row in found if row["healthy"]]
+    bad = [row for row in found if row["fell"] is not None]
+    harmless = [row for row in found if not row["healthy"] and row["fell"] is None]
+    told = [row for row in bad if row["alarms"]]
+    early = [row["fell"] - row["alarms"][0][1] for row in told]
+    median = (
+        f", {statistics.median(early):.0f} steps before they fell in the median" if told else ""
+    )
+    count = f"{min(early)} to {max(early)}" if told else "none"
+    return (
+        f"{len(told)} of {len(bad)} runs that fell set off an alarm{median} ({count}; below 0 is after); "
+        f"{sum(bool(row['alarms']) for row in healthy)} of {len(healthy)} healthy runs did; of {len(harmless)} "
+        f"provoked failures that did not fall within {STEPS} steps, "
+        f"{sum(bool(row['alarms']) for row in harmless)} did."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="*", default=None, help="names of runs; by default all")
+    parser.add_argument("--output", type=Path, default=Path("runs/alarms"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    root = options.output
+    root.mkdir(parents=True, exist_ok=True)
+    stages = {**HEALTHY, **{name: make for name, (_, make) in FAILURES.items()}}
+    chosen = options.only or list(stages)
+    if options.seeds:
+        pipeline = load_teacher("toy")
+        config = GenerateConfig(num_pairs=600, seed=0, batch_size=64)
+        generate(pipeline, shuffled_captions(), root / "pairs", config, teacher_name="toy")
+        for seed in options.seeds:
+            for name in chosen:
+                train(name, stages[name](), seed, pipeline, root)
+                print(f"{name}, seed {seed}: done", flush=True)
+    found = rows([0, 1, 2], root)
+    made = {
+        "cpu": platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "alarm_window": WINDOW,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"environment": made, "runs": found}, indent=1) + "\n")
+    print(table(found))
+    before, rest = DOCS.read_text().split("<!-- runs -->")
+    after = rest.split("<!-- end of runs -->")[1]
+    DOCS.write_text(f"{before}<!-- runs -->\n\n{table(found)}\n\n<!-- end of runs -->{after}")
+
+
+if __name__ == "__main__":
+    main()

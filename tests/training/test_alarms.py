@@ -109,8 +109,7 @@ def test_a_discriminator_with_an_advantage_over_misaligned_negatives_is_not_at_c
 
 
 def test_a_discriminator_that_has_just_begun_has_two_windows_to_learn():
-    late = {n: v for n, v in discriminator(0.5, 0.0).items()}
-    lines = log(**late)
+    lines = log(**discriminator(0.5, 0.0))
     for line in lines[:15]:
         for name in [n for n in line if n.startswith("d/")]:
             del line[name]
