@@ -14,6 +14,7 @@ benchmarks/results/alarms.json and the table in docs/when_training_fails.md.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
 import statistics
@@ -27,15 +28,18 @@ import torch
 from _matching import MatchingConfig
 
 from nitrodistill import toy
-from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
 from nitrodistill.demo.demo import shuffled_captions, toy_recipe
+from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.evaluation.frechet import GaussianStatistics, frechet_distance
-from nitrodistill.method import Draws
+from nitrodistill.method import Cast, Draws
+from nitrodistill.methods import LADD
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.teachers import load_teacher
-from nitrodistill.training import OptimizerConfig, TrainerConfig
+from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.alarms import Alarm, Alarms
+from nitrodistill.training.probe import Probe
 from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.stages import run_recipe
 from nitrodistill.types import Denoiser
@@ -259,17 +263,60 @@ def summary(found: list[dict[str, Any]]) -> str:
     )
 
 
+def cost(pipeline: Pipeline, root: Path) -> dict[str, float]:
+    """What measuring adds to a step of examples/recipes/toy.yaml, in CPU time: medians of each part alone."""
+    stage = toy_recipe("", "", 900, 0, 64).stages[0]
+    settings = replace(stage.settings, warmup_steps=0)
+    student = copy.deepcopy(pipeline.denoiser)
+    student.module.requires_grad_(True)
+    method = LADD.build(settings, Cast.of(pipeline.denoiser, student))
+    stream = BatchStream(PairStore.open(root / "pairs"), 0, 64)
+    config = replace(stage.trainer, steps=8, diagnose_every=0)
+    seconds, last = [], time.process_time()
+    for _ in Trainer(method, stream, config).fit():
+        seconds.append(time.process_time() - last)
+        last = time.process_time()
+    batch = stream(0)
+    probe = Probe.of(method, 0, 0, None)
+    assert probe is not None
+    assert batch.pairs is not None
+    assert method.discriminator is not None
+    with torch.no_grad():
+        logits = method.discriminator(
+            batch.pairs.x0[:43], torch.tensor(100), batch.pairs.condition.index(slice(0, 43))
+        )
+    look = median_seconds(lambda: probe(batch, 1), 5)
+    read = median_seconds(lambda: logit_statistics(logits, logits), 20)
+    step = statistics.median(seconds[1:])
+    ratio = 1 + (look / config.log_every + read) / step
+    return {"step": step, "look": look, "logits": read, "ratio": round(ratio, 4)}
+
+
+def median_seconds(act: Callable[[], object], count: int) -> float:
+    """CPU seconds of a call."""
+    found = []
+    for _ in range(count):
+        start = time.process_time()
+        act()
+        found.append(time.process_time() - start)
+    return statistics.median(found)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--only", nargs="*", default=None, help="names of runs; by default all")
     parser.add_argument("--output", type=Path, default=Path("runs/alarms"))
+    parser.add_argument("--cost", action="store_true", help="only what measuring costs a step")
     options = parser.parse_args()
     torch.set_num_threads(1)
     root = options.output
     root.mkdir(parents=True, exist_ok=True)
     stages = {**HEALTHY, **{name: make for name, (_, make) in FAILURES.items()}}
     chosen = options.only or list(stages)
+    if options.cost:
+        print(cost(load_teacher("toy"), root))
+        return
     if options.seeds:
         pipeline = load_teacher("toy")
         config = GenerateConfig(num_pairs=600, seed=0, batch_size=64)
