@@ -31,7 +31,7 @@ def teacher_latents(
 ) -> Latents:
     """What the teacher draws for the first `ROWS` of the prompts, always the same; as costly as a preview."""
     condition = pipeline.encode_prompt(prompts[:ROWS])
-    draws = Draws(0, 0, torch.arange(len(condition)), purpose="diagnostics")
+    draws = Draws(0, 0, torch.arange(len(prompts[:ROWS])), purpose="diagnostics")
     noise = draws.normal("teacher", pipeline.latent_shape, pipeline.device)
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, num_inference_steps)
     return Latents(sample(pipeline.guided(guidance), plan, noise, condition), condition)
