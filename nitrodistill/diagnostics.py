@@ -88,7 +88,8 @@ def latent_statistics(
     for name, other in {"reference": reference, **others}.items():
         if other is not None and other.shape[1:] != x0.shape[1:]:
             raise ValueError(
-                f"the latents for {name} have the shape {tuple(other.shape)} and x0 {tuple(x0.shape)}; both are (B, C, *) of one kind."
+                f"the latents for {name} have the shape {tuple(other.shape)} and x0 {tuple(x0.shape)}; give both "
+                "with the same channels and size."
             )
     x, z = (_channels(v) for v in (x0, reference))  # (C, B * positions)
     unit = z.std(1, correction=0)

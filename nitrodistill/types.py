@@ -322,8 +322,8 @@ class Terms(NamedTuple):
     Attributes:
         total: scalar, what backward is called on.
         parts: name -> detached tensor, for logging; scalar, or `(B,)` one value per sample.
-        weighted: name -> scalar, not detached: what the total is the sum of. A trainer may ask each for the norm of
-            its gradient; {} where a method does not say.
+        weighted: name -> scalar, not detached: what the total is the sum of. A trainer may ask each for the norm
+            of its gradient; {} where a method does not say.
     """
 
     total: Tensor

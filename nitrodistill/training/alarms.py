@@ -1,11 +1,11 @@
 """Alarms: what the lines of a run's log say has gone wrong, and the setting that is likely to mend it.
 
-A pure state machine over those lines: equal lines give equal alarms, in every process and after a resumption. It reads
-what any method's log has (`x0/...` of `training.probe`, the student's total) and what a method with a discriminator
-puts into its Terms (`diagnostics.logit_statistics`, `advantage`). A symptom must last for a window of steps, whose mean
-counts, and where the start of a run looks the same (a student that draws a constant at first, a discriminator that
-has not learnt yet) for two. Each alarm goes off once in a run. docs/when_training_fails.md has the symptoms, and how
-often they were right.
+A pure state machine over those lines: equal lines give equal alarms, in every process and after a resumption. It
+reads what any method's log has (`x0/...` of `training.probe`, the student's total) and what a method with a
+discriminator puts into its Terms (`diagnostics.logit_statistics`, `advantage`). A symptom must last for a window of
+steps, whose mean counts, and where the start of a run looks the same (a student that draws a constant at first, a
+discriminator that has not learnt yet) for two. Each alarm goes off once in a run. docs/when_training_fails.md has
+the symptoms, and how often they were right.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Alarms:
         }
 
     def calm(self, step: int) -> int:
-        """The last step before the trouble: a window before the first alarm, or before `step` if there was none."""
+        """The last step before the trouble: a window before the first alarm, or before `step` if none was."""
         return min([step, *self._fired.values()]) - self.window
 
     def read(self, line: Mapping[str, object]) -> list[Alarm]:
@@ -202,8 +202,8 @@ def _over_baked(log: Alarms) -> str:
         return ""
     drift, total, lowest, then = found
     return (
-        f"the student is over-baked: its statistics left the teacher's (drift {lowest:.2f} -> {drift:.2f}) while its "
-        f"loss did not rise ({then:.3g} -> {total:.3g}); {_gentler(log, 'lower the guidance')}."
+        f"the student is over-baked: its statistics left the teacher's (drift {lowest:.2f} -> {drift:.2f}) while "
+        f"its loss did not rise ({then:.3g} -> {total:.3g}); {_gentler(log, 'lower the guidance')}."
     )
 
 
@@ -213,8 +213,8 @@ def _diverged(log: Alarms) -> str:
         return ""
     drift, total, lowest, then = found
     return (
-        f"the student diverges: its statistics leave the teacher's (drift {lowest:.2f} -> {drift:.2f}) and its loss "
-        f"rises ({then:.3g} -> {total:.3g}); lower optimizers.student.learning_rate, or {_gentler(log)}."
+        f"the student diverges: its statistics leave the teacher's (drift {lowest:.2f} -> {drift:.2f}) and its "
+        f"loss rises ({then:.3g} -> {total:.3g}); lower optimizers.student.learning_rate, or {_gentler(log)}."
     )
 
 
@@ -227,8 +227,8 @@ def _chance(log: Alarms) -> str:
         if any(a is not None and a > CHANCE_ADVANTAGE for a in gain):
             continue
         return (
-            f"{role} is at chance: over {2 * log.window} steps it is right in {100 * (accuracy[0] or 0):.0f} % and says "
-            f"nothing to the student; raise optimizers.{role}.learning_rate, let it look at lower noise "
+            f"{role} is at chance: over {2 * log.window} steps it is right in {100 * (accuracy[0] or 0):.0f} % and "
+            f"says nothing to the student; raise optimizers.{role}.learning_rate, let it look at lower noise "
             "(its timesteps) or through other taps, or show it fresh noise and larger batches."
         )
     return ""
@@ -240,8 +240,8 @@ def _certain(log: Alarms) -> str:
         accuracy = [_accuracy(log, role, ago) for ago in (0, 1)]
         if all(a is not None and a > CERTAIN for a in (*gain, *accuracy)):
             return (
-                f"{role} is too strong: over {2 * log.window} steps it is right in {100 * (accuracy[0] or 0):.0f} %; "
-                f"lower optimizers.{role}.learning_rate, add a penalty, or let it look at higher noise."
+                f"{role} is too strong: over {2 * log.window} steps it is right in "
+                f"{100 * (accuracy[0] or 0):.0f} %; lower optimizers.{role}.learning_rate, add a penalty, or let it look at higher noise."
             )
     return ""
 

@@ -91,11 +91,11 @@ class TrainerConfig:
         save_frozen: whether checkpoints hold the frozen weights of a role beside its trained ones.
         log_every: steps between lines of the log.
         diagnose_every: lines of the log between looks at what the student draws (`training.probe`); 0 takes none.
-        term_gradients_every: lines of the log between measurements of each term's part in the student's gradient; 0
-            measures none. At such a step each term costs a backward pass of its own. Not with `parallel: fsdp`.
+        term_gradients_every: lines of the log between measurements of each term's part in the student's gradient;
+            0 measures none. At such a step each term costs a backward pass of its own. Not with `parallel: fsdp`.
         alarm_window: steps over which a symptom must last before there is an alarm.
-        stop_on: "alarm" ends the run at the first alarm, without saving; up to two checkpoints more are kept, of which
-            one is a whole window older than the alarm.
+        stop_on: "alarm" ends the run at the first alarm, without saving; up to two checkpoints more are kept, of
+            which one is a whole window older than the alarm.
         preview_every: steps between previews; 0 draws none.
         evaluate_every: steps between evaluations, if the trainer got any; 0 is never.
         best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.

@@ -1,8 +1,8 @@
 """A look at the student while it trains: few samples of it, measured against the latents of its batch.
 
-It needs nothing of the method but its plan, so that it works for any: the student draws for the prompts of the batch
-at hand, twice, and for each other's prompts, from noise that nothing is trained, previewed or evaluated on (`Draws`,
-purpose "diagnostics").
+It needs nothing of the method but its plan, so that it works for any: the student draws for the prompts of the
+batch at hand, twice, and for each other's prompts, from noise that nothing is trained, previewed or evaluated on
+(`Draws`, purpose "diagnostics").
 """
 
 from __future__ import annotations

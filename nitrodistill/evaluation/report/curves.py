@@ -18,7 +18,7 @@ OVER_CHANNELS = {
     "x0/std (highest channel)": ("x0/std.", max),
     "x0/mean (farthest channel)": ("x0/mean.", lambda values: max(values, key=abs)),
 }
-"""What is shown at once of the student's latents: name -> start of the channels' names, and what is taken of them."""
+"""What is shown at once of the student's latents: name -> start of the channels' names, what is taken of them."""
 
 FIRST = tuple(f"evaluation/{name}" for name in ("alignment", "fd_real", "fd_teacher", "diversity"))
 """Of what the trainer's evaluations found, what is shown at once."""
