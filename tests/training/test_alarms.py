@@ -60,6 +60,7 @@ def discriminator(accuracy: float, advantage: float) -> dict[str, Value]:
 def test_a_faithful_student_sets_off_nothing():
     assert alarms_of(log()) == []
     assert alarms_of(log(**discriminator(0.6, 0.2))) == []
+    assert alarms_of(log(prompt_effect=0.0, diversity=1.0)) == []  # it has no prompts
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_a_faithful_student_sets_off_nothing():
         ("collapse", 130, {"variety": after(100, 0.9, 0.2)}, "variety"),
         ("lost_prompt", 130, {"prompt_effect": after(100, 0.8, 0.2)}, "misaligned negatives"),
         ("lost_noise", 130, {"diversity": after(100, 0.5, 0.1)}, "fresh noise"),
-        ("saturated", 120, {"saturated": after(100, 0.0, 0.12)}, "6 % of the student's values"),
+        ("saturated", 120, {"saturated": after(100, 0.0, 0.12)}, "6% of the student's values"),
         # log 1.5 = .41, of which a window's mean passes the lowest, .05, by .3 when all its lines are in
         ("over_baked", 140, {"std_1": after(100, 1.0, 1.5)}, "drift 0.05 -> 0.41"),
         ("over_baked", 130, {"mean_0": after(100, 0.0, -0.6)}, "drift 0.05 -> 0.45"),
@@ -83,7 +84,13 @@ def test_a_faithful_student_sets_off_nothing():
             "lower optimizers.student.learning_rate",
         ),
         ("chance", 90, discriminator(0.5, 0.0), "raise optimizers.d.learning_rate"),
-        ("chance", 90, discriminator(0.51, -0.3), "is right in 51 %"),
+        ("chance", 90, discriminator(0.51, -0.3), "is right in 51%"),
+        (
+            "unstable",
+            90,
+            {**discriminator(0.5, 0.0), "d_advantage": lambda step: -0.1 if step % 20 else 0.02},
+            "lower optimizers.d.learning_rate",
+        ),
         ("certain", 90, discriminator(0.99, 0.97), "lower optimizers.d.learning_rate"),
         ("not_finite", 60, {"std_0": after(50, 1.0, math.nan)}, "x0/std.0 is not finite"),
     ],
