@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
@@ -321,10 +322,13 @@ class Terms(NamedTuple):
     Attributes:
         total: scalar, what backward is called on.
         parts: name -> detached tensor, for logging; scalar, or `(B,)` one value per sample.
+        weighted: name -> scalar, not detached: what the total is the sum of. A trainer may ask each for the norm
+            of its gradient; {} where a method does not say.
     """
 
     total: Tensor
     parts: dict[str, Tensor]
+    weighted: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @runtime_checkable

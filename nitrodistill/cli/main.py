@@ -1,6 +1,7 @@
 """`nitrodistill VERB [options]`: finds the verb, and turns errors into one sentence and an exit code.
 
-Exit codes: 0 done, 2 a mistake in what was asked (one sentence says which), 130 interrupted by Ctrl-C.
+Exit codes: 0 done, 2 a mistake in what was asked (one sentence says which), 3 a run was stopped by an alarm,
+130 interrupted by Ctrl-C.
 A verb's module is imported when it is called, so that nothing is loaded in vain.
 """
 

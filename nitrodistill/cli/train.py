@@ -3,7 +3,8 @@
 Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
 trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the
 file. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
-bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130. The folder
+bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130; an alarm,
+with `stop_on: alarm` in the trainer's settings, with 3, and nothing is saved on top of what was before. The folder
 holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
 
 Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
@@ -56,8 +57,8 @@ def main(argv: Sequence[str]) -> int:
         for state in with_progress(states, show=False if quiet else None):
             last = state
     if place().rank == 0:
-        say(_outcome(recipe, last, find_checkpoints(Path(recipe.output))[0]))
-    return 130 if last is not None and last.stopped == "SIGINT" else 0
+        say(_outcome(recipe, last, find_checkpoints(Path(recipe.output))))
+    return {"SIGINT": 130, "alarm": 3}.get("" if last is None else last.stopped, 0)
 
 
 def _check(recipe: Recipe) -> None:
@@ -70,7 +71,16 @@ def _check(recipe: Recipe) -> None:
         check_stages(recipe, skeleton(recipe.teacher))
 
 
-def _outcome(recipe: Recipe, last: State | None, newest: Checkpoint) -> str:
+def _outcome(recipe: Recipe, last: State | None, found: Sequence[Checkpoint]) -> str:
+    if last is not None and last.stopped == "alarm":
+        calm = last.step - recipe.stages[last.stage].trainer.alarm_window
+        known = [c for c in found if (c.stage, c.step) <= (last.stage, calm)]
+        before = f"from before it is {known[0].path}" if known else "nothing was saved before it"
+        return (
+            f"stopped by an alarm after step {last.step} of {last.steps} in stage {last.stage}; {before}: change "
+            "the recipe as the alarm says, with another output, or go on with --stages.trainer.stop_on never"
+        )
+    newest = found[0]
     if last is None:
         return f"{recipe.output} is finished already; its student is in {newest.path}"
     losses = ", ".join(f"{role} {loss:.4g}" for role, loss in last.totals().items())

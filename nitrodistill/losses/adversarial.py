@@ -18,6 +18,7 @@ or better: half-precision logits neither overflow nor round.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -137,12 +138,17 @@ class AdversarialLoss(ABC):
     Attributes:
         needs_real: whether the generator's side looks at the real logits too.
         weights: one number > 0 a head, in proportion; None weighs the heads equally.
+        chance: the discriminator's loss where it gives the same best logit to everything.
+        boundary: the logit that its best discriminator gives what is as likely real as generated; None where only
+            the difference of two logits means anything.
 
     Raises:
         ValueError: for a weight that is not positive; when called, for another number of weights than heads.
     """
 
     needs_real: ClassVar[bool] = False
+    boundary: ClassVar[float | None] = 0.0
+    chance: ClassVar[float]
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -175,6 +181,8 @@ class AdversarialLoss(ABC):
 class NonSaturatingGANLoss(AdversarialLoss):
     """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
 
+    chance: ClassVar[float] = 2 * math.log(2)
+
     weights: tuple[float, ...] | None = None
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -188,6 +196,8 @@ class NonSaturatingGANLoss(AdversarialLoss):
 class HingeGANLoss(AdversarialLoss):
     """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
 
+    chance: ClassVar[float] = 2.0
+
     weights: tuple[float, ...] | None = None
 
     def generator(self, fake: Logits, real: Logits | None = None) -> Tensor:
@@ -200,6 +210,9 @@ class HingeGANLoss(AdversarialLoss):
 @dataclass(frozen=True)
 class LeastSquaresGANLoss(AdversarialLoss):
     """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
+
+    boundary: ClassVar[float | None] = 0.5
+    chance: ClassVar[float] = 0.25
 
     weights: tuple[float, ...] | None = None
 
@@ -215,6 +228,8 @@ class RelativisticGANLoss(AdversarialLoss):
     """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024)."""
 
     needs_real: ClassVar[bool] = True
+    boundary: ClassVar[float | None] = None
+    chance: ClassVar[float] = math.log(2)
 
     weights: tuple[float, ...] | None = None
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.checks import check_fields
+from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator import (
     AdversarialGame,
     Augmentation,
@@ -325,20 +326,20 @@ class LADD(DistillationMethod):
         self, x0: Tensor, judged: Rows | None, paired: Rows | None
     ) -> tuple[Terms, Side | None]:
         """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the judged."""
-        total, parts, seen = x0.new_zeros(()), dict[str, Tensor](), None
+        terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), None
         if paired is not None and self.reconstruction is not None:
             found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
-            total = total + paired.mean(per_sample)
+            terms["reconstruction"] = paired.mean(per_sample)
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
         if judged is not None and self.game is not None:
             fake, z = x0[judged.rows], judged.x0.to(x0.dtype)
             per_sample, seen = self.game.generator(fake, z, judged.condition, judged.draws)
-            total = total + self.config.adversarial_weight * judged.mean(per_sample)
+            terms["adversarial"] = self.config.adversarial_weight * judged.mean(per_sample)
             parts |= judged.shown({"adversarial": per_sample})
-        return Terms(total, parts), seen
+        return Terms(sum(terms.values(), x0.new_zeros(())), parts, terms), seen
 
     def _discriminator_terms(
         self, x0: Tensor, seen: Side | None, judged: Rows, batch: Batch, draws: Draws
@@ -358,8 +359,9 @@ class LADD(DistillationMethod):
         for name, (factor, value) in found.penalties.items():
             total = total + factor * judged.mean(value)
             shown["penalty" if len(self.game.penalties) == 1 else name] = value
-        shown["logit_real"] = _mean_logit(found.real.logits)
-        shown["logit_fake"] = _mean_logit(found.fake.logits)
+        adversarial = self.game.adversarial
+        shown["advantage"] = 1 - found.per_sample / adversarial.chance
+        shown |= logit_statistics(found.real.logits, found.fake.logits, adversarial.boundary)
         return Terms(total, judged.shown(shown))
 
     @torch.no_grad()
@@ -385,7 +387,3 @@ class LADD(DistillationMethod):
         if self.discriminator is None:
             return nullcontext()
         return frozen_within(self.discriminator.heads)
-
-
-def _mean_logit(logits: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([scale.float().mean(1) for scale in logits]).mean(0)

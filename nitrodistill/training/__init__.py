@@ -1,5 +1,6 @@
 """The reference trainer: recipes, stages, checkpoints, resume."""
 
+from nitrodistill.training.alarms import Alarm, Alarms
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import (
     Checkpoint,
@@ -23,6 +24,8 @@ from nitrodistill.training.trainer import Trainer
 
 __all__ = [
     "EMA",
+    "Alarm",
+    "Alarms",
     "Best",
     "Checkpoint",
     "OptimizerConfig",

@@ -224,10 +224,20 @@ def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
     return checkpoint
 
 
-def prune(output: Path, stage: int, keep: int, best: int | None = None) -> None:
-    """Removes all but the newest `keep` checkpoints of a stage and that of step `best`."""
-    for checkpoint in find_checkpoints(output, stage)[keep:]:
-        if checkpoint.step != best:
+def prune(
+    output: Path, stage: int, keep: int, best: int | None = None, calm: int | None = None
+) -> None:
+    """Removes all but the newest `keep` checkpoints of a stage, that of step `best`, and those around step `calm`.
+
+    These are the newest up to `calm` and the oldest after it, which takes its place as `calm` moves on.
+    """
+    found = find_checkpoints(output, stage)  # the newest first
+    kept = {best}
+    if calm is not None:
+        kept.update([c.step for c in found if c.step <= calm][:1])
+        kept.update([c.step for c in found if c.step > calm][-1:])
+    for checkpoint in found[keep:]:
+        if checkpoint.step not in kept:
             shutil.rmtree(checkpoint.path)
 
 

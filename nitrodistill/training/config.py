@@ -12,6 +12,7 @@ from nitrodistill.training.best import BestIs
 from nitrodistill.training.parallel import Parallel
 
 MixedPrecision = Literal["no", "bf16"]
+StopOn = Literal["never", "alarm"]
 
 FREE = (
     "steps",
@@ -20,6 +21,10 @@ FREE = (
     "keep_checkpoints",
     "save_frozen",
     "log_every",
+    "diagnose_every",
+    "term_gradients_every",
+    "alarm_window",
+    "stop_on",
     "preview_every",
     "evaluate_every",
     "best_metric",
@@ -85,6 +90,12 @@ class TrainerConfig:
         keep_checkpoints: how many of the newest are kept.
         save_frozen: whether checkpoints hold the frozen weights of a role beside its trained ones.
         log_every: steps between lines of the log.
+        diagnose_every: lines of the log between looks at what the student draws (`training.probe`); 0 takes none.
+        term_gradients_every: lines of the log between measurements of each term's part in the student's gradient;
+            0 measures none. At such a step each term costs a backward pass of its own. Not with `parallel: fsdp`.
+        alarm_window: steps over which a symptom must last before there is an alarm.
+        stop_on: "alarm" ends the run at the first alarm, without saving; up to two checkpoints more are kept, of
+            which one is a whole window older than the alarm.
         preview_every: steps between previews; 0 draws none.
         evaluate_every: steps between evaluations, if the trainer got any; 0 is never.
         best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.
@@ -107,6 +118,10 @@ class TrainerConfig:
     keep_checkpoints: int = 2
     save_frozen: bool = True
     log_every: int = 10
+    diagnose_every: int = 1
+    term_gradients_every: int = 0
+    alarm_window: int = 100
+    stop_on: StopOn = "never"
     preview_every: int = 0
     evaluate_every: int = 0
     best_metric: str = ""
@@ -119,6 +134,7 @@ class TrainerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, seed=0, checkpoint_every=0, preview_every=0, evaluate_every=0)
+        check_fields(self, diagnose_every=0, term_gradients_every=0, alarm_window=1)
         check_fields(self, steps=1, batch_size=1, accumulation=1, max_skips=1)
         check_fields(self, keep_checkpoints=1, log_every=1)
         self._check_together()
@@ -161,6 +177,11 @@ class TrainerConfig:
             raise ValueError(
                 f"best_metric is {self.best_metric!r}, but evaluate_every is 0 and nothing is evaluated; "
                 "set it too."
+            )
+        if self.term_gradients_every and self.parallel == "fsdp":
+            raise ValueError(
+                "term_gradients_every does not work with `parallel: fsdp`, which shares out the gradients; set it "
+                "to 0."
             )
         if self.cpu_offload and self.parallel != "fsdp":
             raise ValueError("cpu_offload works with `parallel: fsdp` only; set both, or neither.")

@@ -23,6 +23,7 @@ from nitrodistill.training.parallel import gather_text
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from nitrodistill.training.alarms import Alarm
     from nitrodistill.training.state import State
 
 
@@ -102,41 +103,60 @@ class RunLog:
     All processes record; the main one writes, and averages their means.
 
     Args:
-        file: `log.jsonl`; lines of steps after `step` (of a run that was killed) are dropped.
+        file: `log.jsonl`; lines of steps after `step` (of a run that was killed) are dropped. None writes nothing.
         accelerator: whose trackers get the same numbers; they are started here.
         every: steps between lines.
         stage: number of the stage.
         step: steps that are done.
+        state: `to_plain` of the log that goes on here.
     """
 
     def __init__(
-        self, file: Path, accelerator: Accelerator, every: int, stage: int, step: int
+        self,
+        file: Path | None,
+        accelerator: Accelerator,
+        every: int,
+        stage: int,
+        step: int,
+        state: Mapping[str, Any] | None = None,
     ) -> None:
         self._file = file
         self._accelerator = accelerator
         self._every = every
-        self._sums: dict[str, Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._last: dict[str, float] = {}
+        state = state or {"sums": {}, "counts": {}, "last": {}}
+        self._sums: dict[str, Tensor] = {
+            name: torch.tensor(value, device=accelerator.device)
+            for name, value in state["sums"].items()
+        }
+        self._counts: dict[str, int] = dict(state["counts"])
+        self._last: dict[str, float] = dict(state["last"])
         self._samples = 0
         self._since = time.perf_counter()
-        if accelerator.is_main_process:
+        if file is not None and accelerator.is_main_process:
             file.parent.mkdir(parents=True, exist_ok=True)
             _keep_until(file, stage, step)
         if accelerator.log_with and not accelerator.trackers:
             accelerator.init_trackers("logs")
 
-    def record(self, state: State) -> None:
-        """Takes a step in, and writes a line every so often, at the last step and at a skipped one."""
+    def to_plain(self) -> dict[str, object]:
+        """What is not written yet, the mean over the processes, for a checkpoint; all processes must call it."""
+        sums = _mean(
+            [json.loads(t) for t in gather_text(self._accelerator, json.dumps(fetch(self._sums)))]
+        )
+        return {"sums": sums, "counts": dict(self._counts), "last": dict(self._last)}
+
+    def record(self, state: State) -> dict[str, object] | None:
+        """Takes a step in; writes and returns a line every so often, at the last step and at a skipped one."""
         self._samples += state.num_samples
         if not state.skipped:
             for name, value in state.parts.items():
                 self._sums[name] = self._sums[name] + value if name in self._sums else value
                 self._counts[name] = self._counts.get(name, 0) + 1
         if state.step % self._every == 0 or state.step == state.steps or state.skipped:
-            self._write(state)
+            return self._write(state)
+        return None
 
-    def _write(self, state: State) -> None:
+    def _write(self, state: State) -> dict[str, object]:
         now = time.perf_counter()
         mine = fetch({n: v / self._counts[n] for n, v in self._sums.items()})
         values = _mean([json.loads(t) for t in gather_text(self._accelerator, json.dumps(mine))])
@@ -149,6 +169,12 @@ class RunLog:
         self._append(line)
         self._track(state, values)
         self._sums, self._counts, self._samples, self._since = {}, {}, 0, now
+        return line
+
+    def alarm(self, state: State, alarm: Alarm) -> None:
+        """Writes a line with an alarm."""
+        line = {"alarm": alarm.kind, "message": alarm.message}
+        self._append({"stage": state.stage, "step": state.step, **line})
 
     def evaluation(self, state: State, found: Mapping[str, float]) -> None:
         """Writes a line with what an evaluation after a step has found."""
@@ -157,7 +183,7 @@ class RunLog:
         self._track(state, values)
 
     def _append(self, line: Mapping[str, object]) -> None:
-        if self._accelerator.is_main_process:
+        if self._file is not None and self._accelerator.is_main_process:
             with self._file.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nitrodistill.types import Batch, Condition, Pairs, Terms
 
@@ -18,9 +18,25 @@ class Record:
     role: str
     terms: Terms
     batch: Batch = field(repr=False)
+    shares: Mapping[str, Tensor] = field(default_factory=dict)
 
     def parts(self) -> dict[str, Tensor]:
-        return {"total": self.terms.total, **self.terms.parts}
+        shares = {f"gradient_share.{name}": share for name, share in self.shares.items()}
+        return {"total": self.terms.total, **self.terms.parts, **shares}
+
+
+def gradient_shares(terms: Terms, weights: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """Each weighted term's |gradient| of the weights over the sum of all terms', in this process.
+
+    A backward pass each, which must come before that of the total.
+    """
+    norms = {}
+    for name, term in terms.weighted.items():
+        gradients = torch.autograd.grad(term, weights, retain_graph=True, allow_unused=True)
+        known = [g.float().norm() for g in gradients if g is not None]
+        norms[name] = torch.stack(known).norm() if known else term.new_zeros(())
+    together = sum(norms.values(), terms.total.new_zeros(()))
+    return {name: norm / together for name, norm in norms.items()}
 
 
 def mean_parts(records: list[Record]) -> dict[str, Tensor]:

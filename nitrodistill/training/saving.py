@@ -46,13 +46,16 @@ class RunCheckpoints:
     trained: Mapping[str, TrainedRole]
     averages: Averages
 
-    def write(self, step: int, state: Mapping[str, object], best: int | None) -> Checkpoint:
+    def write(
+        self, step: int, state: Mapping[str, object], best: int | None, calm: int | None = None
+    ) -> Checkpoint:
         """Writes a checkpoint and removes the oldest; all processes call it, the main one writes.
 
         Args:
             step: steps done.
             state: what is not a tensor.
             best: the step whose checkpoint is kept however old it is.
+            calm: a step; the newest checkpoint up to it is kept too. None keeps none for that.
 
         Raises:
             OSError: if it cannot be written.
@@ -76,7 +79,7 @@ class RunCheckpoints:
                 raise failed
             assert writer is not None
             writer.finish(state)
-            prune(output, stage, self.config.keep_checkpoints, best)
+            prune(output, stage, self.config.keep_checkpoints, best, calm)
 
         on_main(self.accelerator, finish)
         return find_checkpoint(output, stage, step)

@@ -25,6 +25,7 @@ from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.networks import StageNetworks, check_cast, stage_cast
 from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
+from nitrodistill.training.probe import teacher_latents
 from nitrodistill.training.recipe import Recipe, Stage
 from nitrodistill.training.record import network_record, student_record
 from nitrodistill.training.run import Resume, check_folder, newest_stage, owned
@@ -207,6 +208,7 @@ class _Runner:
                 return self.evaluate(student, method.plan)
 
         roles = {name: role.module for name, role in method.trainable().items()}
+        steps, guidance = teacher_draws(recipe)
         trainer = Trainer(
             method,
             self._stream(number, method),
@@ -225,9 +227,9 @@ class _Runner:
             },
             stop=self.stop,
             evaluate=None if self.evaluate is None else scores,
+            reference=lambda: teacher_latents(self.pipeline, self.sources.prompts, steps, guidance),
             accelerator=self.accelerator,
         )
-        steps, guidance = teacher_draws(recipe)
         prompts = recipe.preview_prompts or self.sources.prompts[:8]
         previewer = Previewer(self.pipeline, prompts, method.plan, steps, guidance)
         return _Prepared(trainer, student, previewer)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from nitrodistill.training.alarms import Alarm
 from nitrodistill.training.log import fetch
 
 
@@ -29,7 +30,9 @@ class State:
         data_seconds: of which was waited for data.
         last_totals: role -> its loss, at the last step at which it was active.
         evaluation: what an evaluation found after this step, empty if there was none.
-        stopped: the signal that ended the run after this step, else empty; all is saved then.
+        alarms: what the log says has gone wrong, found after this step.
+        stopped: the signal that ended the run after this step, and all is saved then; "alarm" if an alarm did, and
+            nothing is saved on top of what was before; else empty.
     """
 
     stage: int
@@ -44,6 +47,7 @@ class State:
     data_seconds: float
     last_totals: Mapping[str, Tensor] = field(default_factory=dict)
     evaluation: Mapping[str, float] = field(default_factory=dict)
+    alarms: tuple[Alarm, ...] = ()
     stopped: str = ""
 
     def metrics(self) -> dict[str, float]:

@@ -31,13 +31,14 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from nitrodistill.data.prefetch import Prefetch
 from nitrodistill.method import DistillationMethod, Draws
 from nitrodistill.settings import differences, to_plain
+from nitrodistill.training.alarms import Alarms
 from nitrodistill.training.averages import Averages
 from nitrodistill.training.best import Best
 from nitrodistill.training.checkpoint import Checkpoint
@@ -50,7 +51,14 @@ from nitrodistill.training.parallel import (
     gather_rows,
     gather_text,
 )
-from nitrodistill.training.records import Record, causes, mean_parts, non_finite
+from nitrodistill.training.probe import Probe, Reference
+from nitrodistill.training.records import (
+    Record,
+    causes,
+    gradient_shares,
+    mean_parts,
+    non_finite,
+)
 from nitrodistill.training.roles import TrainedRole
 from nitrodistill.training.saving import RunCheckpoints, last_good, to_resume
 from nitrodistill.training.state import State
@@ -80,6 +88,7 @@ class Trainer:
             `StopSignals`.
         evaluate: called in every process after each `config.evaluate_every` steps and after the last, with the
             State; what it returns in the main process is logged, and decides on the best checkpoint.
+        reference: draws latents of the teacher, with which the student's are compared where batches have none.
         accelerator: by default one on the fastest device.
 
     Attributes:
@@ -106,6 +115,7 @@ class Trainer:
         fixed: Mapping[str, object] | None = None,
         stop: Callable[[], str] | None = None,
         evaluate: Callable[[State], Mapping[str, float]] | None = None,
+        reference: Reference | None = None,
         accelerator: Accelerator | None = None,
     ) -> None:
         self.method = method
@@ -135,6 +145,10 @@ class Trainer:
         self._weights = {n: tuple(t.weights.values()) for n, t in self._trained.items()}
         self._averages = Averages(self._trained, method.frozen())
         self._totals: dict[str, Tensor] = {}
+        self._probe = Probe.of(method, config.seed, stage, reference)
+        self._alarms = Alarms(config.alarm_window)
+        self._log: RunLog | None = None
+        self._log_state: Mapping[str, Any] | None = None
         self._checkpoints: RunCheckpoints | None = None
         if self.output is not None:
             self._checkpoints = RunCheckpoints(
@@ -167,15 +181,15 @@ class Trainer:
         """
         if self.step >= self.config.steps:
             return
-        log, skips = self._open_log(), 0
+        log, skips = self._log or self._open_log(), 0
+        self._log = log
         with Prefetch(self.stream, self.config.steps * self.config.accumulation) as stream:
             if self.accelerator.num_processes > 1:
                 self._check_parts(stream)
             while self.step < self.config.steps:
                 state = self._train_step(stream)
                 self.step += 1
-                if log is not None:
-                    log.record(state)
+                state = self._alarmed(state, log)
                 if state.skipped and self.accelerator.is_main_process:
                     warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
                 best_before = self.best
@@ -187,8 +201,8 @@ class Trainer:
                         if self.accelerator.num_processes == 1:  # others may not come to it
                             self.save()
                         raise
-                    due = self._is_due(self.config.checkpoint_every)
-                    if due or state.stopped or self.best != best_before:
+                    due = self._is_due(self.config.checkpoint_every) or bool(state.stopped)
+                    if (due and state.stopped != "alarm") or self.best != best_before:
                         self.save()
                 elif skips >= self.config.max_skips or self.step == self.config.steps:
                     raise FloatingPointError(
@@ -212,7 +226,9 @@ class Trainer:
         if self._checkpoints is None:
             return None
         best = None if self.best is None else self.best.step
-        return self._checkpoints.write(self.step, self._state(), best)
+        log_state = None if self._log is None else self._log.to_plain()
+        calm = self._alarms.calm(self.step) if self.config.stop_on == "alarm" else None
+        return self._checkpoints.write(self.step, {**self._state(), "log": log_state}, best, calm)
 
     def _state(self) -> dict[str, object]:
         return {
@@ -220,6 +236,7 @@ class Trainer:
             "step": self.step,
             "trainer": to_plain(self.config),
             "best": None if self.best is None else self.best.to_plain(),
+            "alarms": self._alarms.to_plain(),
             **self.record,
             "fixed": self.fixed,
         }
@@ -243,6 +260,8 @@ class Trainer:
         parts = mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
         rates, changed = self._update(active, bool(skipped))
         parts |= {f"{name}/changed": share for name, share in changed.items()}
+        if self._probe is not None and not skipped and self._is_shown(self.config.diagnose_every):
+            parts |= self._probe(records[-1].batch, self.step + 1)
         self._totals |= {name: parts[f"{name}/total"] for name in active}
         seconds = time.perf_counter() - started
         return State(
@@ -273,7 +292,18 @@ class Trainer:
             stopped = next(text for text in gather_text(self.accelerator, reason) if text)
         return skipped, stopped
 
-    def _evaluated(self, state: State, log: RunLog | None) -> State:
+    def _alarmed(self, state: State, log: RunLog) -> State:
+        """The state with the alarms that a line of the log sets off; the line is the same in all processes."""
+        line = log.record(state)
+        found = tuple(self._alarms.read(line)) if line is not None else ()
+        for alarm in found:
+            log.alarm(state, alarm)
+            if self.accelerator.is_main_process:
+                warnings.warn(alarm.message, RuntimeWarning, stacklevel=3)
+        ends = bool(found) and self.config.stop_on == "alarm"
+        return replace(state, alarms=found, stopped=state.stopped or ("alarm" if ends else ""))
+
+    def _evaluated(self, state: State, log: RunLog) -> State:
         """The state with what an evaluation finds, if one is due; compares it with the best."""
         every = self.config.evaluate_every
         if self._evaluate is None or not every or not self._is_due(every):
@@ -281,8 +311,7 @@ class Trainer:
         found = {name: float(value) for name, value in self._evaluate(state).items()}
         # the numbers of the main process count, so that all take the same decision
         found: dict[str, float] = json.loads(gather_text(self.accelerator, json.dumps(found))[0])
-        if log is not None:
-            log.evaluation(state, found)
+        log.evaluation(state, found)
         if metric := self.config.best_metric:
             best_is = self.config.best_is
             self.best = Best.after(self.best, metric, best_is, self.step, found)
@@ -292,6 +321,10 @@ class Trainer:
         """What happens every so many steps, and after the last; 0 is after the last only."""
         step = self.step if step is None else step
         return step == self.config.steps or bool(every and step % every == 0)
+
+    def _is_shown(self, lines: int) -> bool:
+        """Whether the step at hand ends every so many lines of the log; 0 is never."""
+        return lines > 0 and self._is_due(self.config.log_every * lines, self.step + 1)
 
     def _batch(self, stream: Callable[[int], Batch], number: int) -> Batch:
         batch = stream(number)
@@ -317,14 +350,17 @@ class Trainer:
     def _backward(self, batch: Batch, active: tuple[str, ...]) -> list[Record]:
         records = []
         gather = partial(gather_rows, self.accelerator)
+        split = self._is_shown(self.config.term_gradients_every)
         watch = Watch(type(self.method).__name__, self._weights, active)
         with self.accelerator.accumulate(*(t.role.module for t in self._trained.values())):
             draws = Draws(self.config.seed, self.step, batch.index, gather, self.stage)
             for role, terms in self.method.losses(batch, active, draws):
                 watch.before(role)
+                shares = gradient_shares(terms, self._weights[role]) if split else {}
                 self.accelerator.backward(terms.total)
                 watch.after(role)
-                records.append(Record(role, Terms(terms.total.detach(), terms.parts), batch))
+                done = Terms(terms.total.detach(), terms.parts)
+                records.append(Record(role, done, batch, shares))
         watch.end()
         return records
 
@@ -333,7 +369,7 @@ class Trainer:
     ) -> tuple[dict[str, float], dict[str, Tensor]]:
         """Updates the active roles; their learning rates, and now and then the share of weights that changed."""
         rates, changed = {}, {}
-        shown = self._is_due(self.config.log_every, self.step + 1)
+        shown = self._is_shown(1)
         for name in active:
             trained, update = self._trained[name], self._updates[name]
             factor = learning_rate_factor(trained.config, update, self._all_updates[name])
@@ -371,12 +407,14 @@ class Trainer:
         checkpoints.read(checkpoint)
         self.step = checkpoint.step
         self.best = Best.from_plain(state.get("best"), self.config.best_metric)
+        self._alarms = Alarms(self.config.alarm_window, state.get("alarms"))
+        log_state = state.get("log")
+        self._log_state = log_state if isinstance(log_state, Mapping) else None
 
-    def _open_log(self) -> RunLog | None:
-        if self.output is None:
-            return None
-        file, every = self.output / "log.jsonl", self.config.log_every
-        return RunLog(file, self.accelerator, every, self.stage, self.step)
+    def _open_log(self) -> RunLog:
+        file = None if self.output is None else self.output / "log.jsonl"
+        every, before = self.config.log_every, self._log_state
+        return RunLog(file, self.accelerator, every, self.stage, self.step, before)
 
 
 def _learning(module: nn.Module) -> Sequence[nn.Parameter]:

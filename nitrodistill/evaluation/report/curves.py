@@ -7,8 +7,18 @@ from typing import Any
 
 from nitrodistill.evaluation.report.svg import line_chart
 
-ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds")
+ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds", "logit_real", "logit_fake")
 """Endings of names that say how training went, not what was learnt."""
+
+PARTS = ("x0/std.", "x0/mean.", "/logit_gap.", "/gradient_share.")
+"""In names with a number for each channel, scale or term, of which there may be many."""
+
+OVER_CHANNELS = {
+    "x0/std (lowest channel)": ("x0/std.", min),
+    "x0/std (highest channel)": ("x0/std.", max),
+    "x0/mean (farthest channel)": ("x0/mean.", lambda values: max(values, key=abs)),
+}
+"""What is shown at once of the student's latents: name -> start of the channels' names, what is taken of them."""
 
 FIRST = tuple(f"evaluation/{name}" for name in ("alignment", "fd_real", "fd_teacher", "diversity"))
 """Of what the trainer's evaluations found, what is shown at once."""
@@ -32,7 +42,8 @@ def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], lis
     }
     first = [name for name in FIRST if name in charts]
     evaluated = [n for n in charts if n.startswith("evaluation/") and n not in first]
-    aside = [*evaluated, *(name for name in charts if name.endswith(ASIDE))]
+    rest = (n for n in charts if n.endswith(ASIDE) or any(part in n for part in PARTS))
+    aside = [*evaluated, *rest]
     terms = [name for name in charts if name not in (*first, *aside)]
     return [charts[n] for n in (*first, *terms)], [charts[n] for n in aside]
 
@@ -50,8 +61,17 @@ def _series(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
         if line.get("stage") != stage:
             before, last, stage = before + last, 0, line.get("stage")
         last = line["step"]
-        for name, value in line.items():
+        for name, value in {**line, **_over_channels(line)}.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if number and name not in ("step", "stage"):
                 series.setdefault(name, []).append((float(before + last), float(value)))
     return series
+
+
+def _over_channels(line: Mapping[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, (start, take) in OVER_CHANNELS.items():
+        values = [value for key, value in line.items() if key.startswith(start)]
+        if values:
+            found[name] = take(values)
+    return found

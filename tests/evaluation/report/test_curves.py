@@ -32,3 +32,17 @@ def test_evaluations_come_first_and_their_details_last() -> None:
 
 def test_an_empty_log_has_none() -> None:
     assert training_curves([]) == ([], [])
+
+
+def test_of_many_channels_the_extremes_are_shown_and_the_rest_is_aside() -> None:
+    channels = {"x0/std.0": 0.5, "x0/std.1": 1.5, "x0/mean.0": -0.4, "x0/mean.1": 0.3}
+    logs = [{"stage": 0, "step": s, "d/logit_gap.0": 1.0, **channels} for s in (1, 2)]
+    shown, aside = training_curves(logs)
+    assert [chart["title"] for chart in shown] == [
+        "x0/std (lowest channel)",
+        "x0/std (highest channel)",
+        "x0/mean (farthest channel)",
+    ]
+    assert "from 0.500 to 0.500" in shown[0]["svg"]
+    assert "from -0.400 to -0.400" in shown[2]["svg"].replace("−", "-")
+    assert [chart["title"] for chart in aside] == ["d/logit_gap.0", *channels]
