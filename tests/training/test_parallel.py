@@ -67,7 +67,7 @@ def _ladd(denoiser, **settings) -> Case:
         "discriminator": OptimizerConfig(1e-2, eps=1e-2),
     }
     config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
-    method = LADDConfig(taps=TAPS, head_width=8, misaligned_negatives=True, **settings)
+    method = LADDConfig(taps=TAPS, head_width=8, **settings)
     return Case(
         lambda: LADD.build(method, Cast.of(denoiser, denoiser.copy())), LatentStream, config
     )
@@ -103,8 +103,8 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
     """Every method joins here."""
     three = {n: OptimizerConfig(1e-2, ema_decay=0.5) for n in ("student", "fake_score", "critic")}
     return {
-        "ladd_shared": _ladd(tiny_denoiser, updates="shared"),
-        # 1/4 is fresh: in each micro-batch of 4, one process has no such sample
+        "ladd_shared": _ladd(tiny_denoiser, updates="shared", misaligned_negatives=True),
+        # 1/4 is fresh: in each micro-batch of 4, one process has no such sample, and there is no pair to misalign
         "ladd_alternating": _ladd(tiny_denoiser, fresh_fraction=0.25),
         "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
         "matching": _matching(tiny_denoiser),
