@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 from _matching import MatchingConfig
+from demo_quality import environment
 
 from nitrodistill import toy
 from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
@@ -326,15 +326,7 @@ def main() -> None:
                 train(name, stages[name](), seed, pipeline, root)
                 print(f"{name}, seed {seed}: done", flush=True)
     found = rows([0, 1, 2], root)
-    made = {
-        "cpu": platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "steps": STEPS,
-        "batch_size": BATCH,
-        "alarm_window": WINDOW,
-        "date": time.strftime("%Y-%m-%d"),
-    }
+    made = environment() | {"steps": STEPS, "batch_size": BATCH, "alarm_window": WINDOW}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"environment": made, "runs": found}, indent=1) + "\n")
     print(table(found))
