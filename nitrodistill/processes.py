@@ -13,6 +13,9 @@ import torch
 PATIENCE = timedelta(minutes=10)
 """How long processes wait for each other, at the start and in each operation that they do together."""
 
+_OTHERS = ("timeout", "Timed out", "Connection closed by peer", "Connection reset by peer")
+"""What gloo says, in plain RuntimeErrors, of operations that another process has left."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -87,16 +90,36 @@ def meeting(patience: timedelta) -> Iterator[None]:
     Raises:
         RuntimeError: if it waited in vain, as one does whose neighbour failed before.
     """
+    with _told_of_others(f"after {patience.total_seconds():g} s not all had come"):
+        yield
+
+
+@contextmanager
+def working_together() -> Iterator[None]:
+    """Tells in a sentence, in a `with` block, that another process ended or did not answer within `PATIENCE`.
+
+    gloo notices at once that another process has ended; NCCL waits for `PATIENCE`, if nobody ends this process
+    before, as torchrun and `srun --kill-on-bad-exit` do.
+
+    Raises:
+        RuntimeError: if an operation of all processes failed so.
+    """
+    with _told_of_others("another one has ended, or did not answer in time"):
+        yield
+
+
+@contextmanager
+def _told_of_others(what: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if not isinstance(error, torch.distributed.DistError) and "timeout" not in text:
+        if not isinstance(error, torch.distributed.DistError) and not any(map(text.count, _OTHERS)):
             raise
         here = place()
         raise RuntimeError(
-            f"this is process {here.rank} of {here.world_size} (counted from 0), and after "
-            f"{patience.total_seconds():g} s not all had come ({text[:90]}); read what the others said: one of "
+            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} "
+            f"({text[:120]}); read what the others said: one of "
             "them failed before, or was never started, or cannot reach this machine."
         ) from error
 
