@@ -113,6 +113,11 @@ class DiffusersDenoiser:
             self._known = (key, dtype_of(network))
         return self._known[1]
 
+    @property
+    def sampler_settings(self) -> str:
+        """How x0 is clamped, and EDM's coefficients: what acts in sampling beside weights, schedule and type."""
+        return f"clamp: {self.clamp}; preconditioning: {self.preconditioning}"
+
     def copy(self) -> DiffusersDenoiser:
         """A denoiser with a deep, trainable copy of the network: a student that starts as this.
 
