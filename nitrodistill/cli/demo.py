@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 
 from nitrodistill.cli.arguments import make_parser, parse
 from nitrodistill.cli.terminal import say
@@ -29,5 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("demo", ABOUT, EXAMPLE)
     parser.add_class_arguments(DemoConfig)
     given = parse(parser, argv)
-    run_demo(DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}), say)
+    run_demo(
+        DemoConfig(**{f.name: given[f.name] for f in fields(DemoConfig)}), partial(say, lines=True)
+    )
     return 0

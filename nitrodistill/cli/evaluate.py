@@ -131,7 +131,7 @@ def main(argv: Sequence[str]) -> int:
         cache=given.cache,
     )
     report = write_results(found, output, made, title=run.path.resolve().name)
-    say(found.text())
+    say(found.text(), lines=True)
     beside = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {beside} beside it")
     return 0

@@ -138,7 +138,7 @@ def _stats(argv: Sequence[str]) -> int:
     for source in sources:
         named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
         say(f"{source['kind']:<12}{', '.join(named)}")
-    say(_told(found))
+    say(_told(found), lines=True)
     return 0
 
 
