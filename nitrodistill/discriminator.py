@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from nitrodistill.checks import check_whole
 from nitrodistill.models.denoiser import device_of, frozen
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.types import Condition, Denoiser
@@ -35,7 +36,8 @@ class ConvHead(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
-        width = max(channels // 4, 1) if width is None else width
+        width = check_whole("width", max(channels // 4, 1) if width is None else width)
+        check_whole("channels", channels)
         super().__init__(
             nn.GroupNorm(math.gcd(groups, channels), channels),
             nn.Conv2d(channels, width, kernel_size=4, stride=2, padding=2),
@@ -61,7 +63,8 @@ class TokenHead(nn.Module):
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
         super().__init__()
-        width = channels if width is None else width
+        width = check_whole("width", channels if width is None else width)
+        check_whole("channels", channels)
         self.token: nn.Module = _normalised(channels, width, 1, groups)
         self.neighbours: nn.Module = _normalised(width, width, 3, groups)
         self.logit: nn.Module = spectral_norm(nn.Conv2d(width, 1, kernel_size=1))
@@ -145,10 +148,8 @@ class LatentDiscriminator:
         seed: int = 0,
         freeze: bool = True,
     ) -> None:
-        if width is not None and width < 1:
-            raise ValueError(
-                f"width is {width}; it must be at least 1, or None for the head's own choice."
-            )
+        check_whole("width", 1 if width is None else width)
+        check_whole("seed", seed, 0)
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
         if freeze:
             frozen(denoiser.module)

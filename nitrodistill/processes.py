@@ -81,35 +81,20 @@ def place() -> Place:
 
 
 @contextmanager
-def meeting(patience: timedelta) -> Iterator[None]:
+def meeting(patience: timedelta, what: str = "") -> Iterator[None]:
     """Tells in a sentence that processes which were started together did not all come, in a `with` block.
 
+    gloo notices at once that another process has ended; NCCL waits for `patience`, if nobody ends this process
+    before, as torchrun and `srun --kill-on-bad-exit` do.
+
     Args:
-        patience: how long the block waits.
+        patience: how long an operation of all processes waits.
+        what: has happened; by default that not all have come.
 
     Raises:
         RuntimeError: if it waited in vain, as one does whose neighbour failed before.
     """
-    with _told_of_others(f"after {patience.total_seconds():g} s not all had come"):
-        yield
-
-
-@contextmanager
-def working_together() -> Iterator[None]:
-    """Tells in a sentence, in a `with` block, that another process ended or did not answer within `PATIENCE`.
-
-    gloo notices at once that another process has ended; NCCL waits for `PATIENCE`, if nobody ends this process
-    before, as torchrun and `srun --kill-on-bad-exit` do.
-
-    Raises:
-        RuntimeError: if an operation of all processes failed so.
-    """
-    with _told_of_others("another one has ended, or did not answer in time"):
-        yield
-
-
-@contextmanager
-def _told_of_others(what: str) -> Iterator[None]:
+    what = what or f"after {patience.total_seconds():g} s not all had come"
     try:
         yield
     except RuntimeError as error:
@@ -118,9 +103,8 @@ def _told_of_others(what: str) -> Iterator[None]:
             raise
         here = place()
         raise RuntimeError(
-            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} "
-            f"({text[:120]}); read what the others said: one of "
-            "them failed before, or was never started, or cannot reach this machine."
+            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} ({text[:120]}); "
+            "read what the others said: one failed before, was never started, or cannot reach this machine."
         ) from error
 
 

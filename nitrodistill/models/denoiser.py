@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.preconditioning import EDMPreconditioning
@@ -125,7 +126,8 @@ class DiffusersDenoiser:
             ValueError: if weights are stored in eight bits or fewer, which cannot be trained.
         """
         check_wide(
-            self.network, "cannot be trained: load the network in float32, or train LoRA on it"
+            self.network,
+            "cannot be trained: load the network in float32, or train LoRA on one in int8",
         )
         return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
 
@@ -204,8 +206,9 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def check_wide(network: nn.Module, problem: str) -> None:
     """Raises ValueError, with the problem and the way out, if weights are stored in eight bits or fewer."""
     for name, parameter in network.named_parameters():
-        if parameter.dtype.itemsize < 2:
+        packed = is_traceable_wrapper_subclass(parameter) and type(parameter).__name__ != "DTensor"
+        if packed or parameter.dtype.itemsize < 2:
+            stored = type(parameter).__name__ if packed else parameter.dtype
             raise ValueError(
-                f"the weights of this {type(network).__name__} are stored as {parameter.dtype} ({name}), so they "
-                f"{problem}."
+                f"the weights of this {type(network).__name__} are stored as {stored} ({name}), so they {problem}."
             )
