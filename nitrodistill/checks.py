@@ -108,6 +108,8 @@ def check_fields(config: Any, **least: float) -> None:
             continue
         if get_origin(hint) is Literal:
             check_choice(name, value, get_args(hint))
+        elif isinstance(value, str) and str not in kinds:  # its letters would be taken for several
+            raise TypeError(f"{name} is {value!r:.60}; it must not be a text.")
         elif float in kinds:
             if check_finite(name, value) < low:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")

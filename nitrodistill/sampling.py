@@ -112,7 +112,7 @@ class StepPlan:
             ValueError: if the schedule has no such timestep.
         """
         like = schedule.timesteps(1)[0]
-        told = torch.as_tensor(check_finite("t", t)).to(like.dtype)
+        told = torch.tensor(check_finite("t", t), dtype=like.dtype)
         first, last = schedule.timestep(torch.tensor([0.0, 1.0])).tolist()
         slack = 1e-9 * last  # of rounding
         if told != t or not first - slack <= t <= last + slack:

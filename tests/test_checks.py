@@ -62,6 +62,8 @@ class Settings:
     size: float = 1.0
     limit: int | None = None
     kind: Literal["a", "b"] = "a"
+    names: tuple[str, ...] | None = None
+    on: bool = False
 
 
 def test_fields_of_a_dataclass():
@@ -74,6 +76,10 @@ def test_fields_of_a_dataclass():
         (Settings(size=0.4), ValueError, "size is 0.4; it must be at least 0.5"),
         (Settings(size=math.nan), ValueError, "size is nan; it must be finite"),
         (Settings(limit=1), ValueError, "limit is 1; it must be at least 2"),
+        (Settings(names="to_q"), TypeError, "names is 'to_q'; it must not be a text"),
+        (Settings(on="false"), TypeError, "on is 'false'; it must not be a text"),
+        (Settings(on=2), TypeError, "on is 2; it must be true or false"),
+        (Settings(size="1"), TypeError, "size is '1'; it must not be a text"),
         (Settings(kind="c"), ValueError, "kind is 'c'; it must be one of 'a', 'b'"),
     ):
         with pytest.raises(error, match=sentence):
