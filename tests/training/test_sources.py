@@ -78,8 +78,8 @@ def test_prompts_of_a_recipe_without_a_teacher(recipe, tiny):
 
 def test_the_teacher_draws_as_it_drew_the_pairs_unless_the_recipe_says_otherwise(recipe):
     assert teacher_draws(recipe) == (2, 2.0)
-    other = dataclasses.replace(recipe, num_inference_steps=7, guidance=0.0)
-    assert teacher_draws(other) == (7, 0.0)
+    other = dataclasses.replace(recipe, num_inference_steps=7, guidance=1.0)
+    assert teacher_draws(other) == (7, 1.0)
     alone = dataclasses.replace(recipe, pairs=None)
     assert teacher_draws(alone) == (25, 3.0)
 
