@@ -1,6 +1,6 @@
 """How often the intervals of an evaluation hold what they promise to hold in 95 of 100 evaluations.
 
-    python benchmarks/interval_coverage.py [--trials 400] [--sizes 24 60 256 1024] [--processes 1]
+    python benchmarks/interval_coverage.py [--trials 400] [--sizes 24 60 128 256 1024] [--processes 1]
 
 Draws what the meters keep (numbers of each picture, features, latents) from known distributions, hands it to the
 `Scorer` of an evaluation, and counts the trials whose interval holds the mean of the same number over all trials:
@@ -36,8 +36,7 @@ ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "interval_coverage.json"
 DOCS = ROOT / "docs" / "evaluation.md"
 CASES = ("equal", "different", "skewed")
-SIZES = (24, 60, 256, 1024)
-FEWEST = 40  # trials of large sizes
+SIZES = (24, 60, 128, 256, 1024)
 EXTRACTORS = (
     Extractor("plain", torch.flatten),
     Extractor("unit", torch.flatten, kernel="gaussian"),
@@ -145,7 +144,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--processes", type=int, default=1)
     given = parser.parse_args()
-    trials = {n: max(FEWEST, min(given.trials, 100 * given.trials // n)) for n in given.sizes}
+    trials = dict.fromkeys(given.sizes, given.trials)
     jobs = [(case, n, trials[n]) for n, case in product(sorted(given.sizes, reverse=True), CASES)]
     with multiprocessing.get_context("spawn").Pool(given.processes) as pool:
         shares = pool.starmap(coverage, jobs, chunksize=1)

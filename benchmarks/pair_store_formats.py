@@ -94,7 +94,8 @@ class Synthetic(Work):
         count = samples.count if prompts is None else prompts
         source = Generated(
             num_samples=samples.count, teacher="synthetic", fingerprint="", prediction_type="epsilon",
-            sampler="ode", num_inference_steps=1, guidance=1.0, grid=Grid("", (), (), ()), text_encoders="",
+            sampler="ode", sampler_settings="", num_inference_steps=1, guidance=1.0,
+            grid=Grid("", (), (), ()), text_encoders="",
             compute="float32", seed=0, batch_size=batch, num_prompts=count, prompts_hash="", code_version="",
         )  # fmt: skip
         manifest = Manifest(

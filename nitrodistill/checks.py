@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def check_numbers(name: str, values: Sequence[float], *, zero: bool = False) -> 
     return tuple(check_positive(f"a number of {name}", value, zero=zero) for value in values)
 
 
-def check_whole(name: str, value: int, low: int = 1) -> int:
+def check_whole(name: str, value: int, low: float = 1) -> int:
     """Returns `value` as an int if it is a whole number of at least `low`.
 
     Raises:
@@ -88,29 +89,36 @@ def check_choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
 def check_fields(config: Any, **least: float) -> None:
     """Refuses a dataclass with a value that its fields do not allow.
 
-    Fields whose type is a `Literal` must hold one of its choices. None is allowed where the type says so.
+    Numbers, texts, true and false must be what their types say; fields whose type is a `Literal` must hold one of
+    its choices. None is allowed where the type says so. What is in sequences and mappings is not looked at.
 
     Args:
         config: the dataclass.
-        least: name of a field -> its least value; integers must be whole, other numbers finite.
+        least: name of a field -> its least value.
 
     Raises:
-        TypeError: if a value is no number.
-        ValueError: if a value is out of its range, or none of the choices.
+        TypeError: if a value is of another type.
+        ValueError: if a value is not finite, out of its range, or none of the choices.
     """
-    hints = get_type_hints(type(config))
-    for name, hint in hints.items():
-        if get_origin(hint) is Literal:
-            check_choice(name, getattr(config, name), get_args(hint))
-    for name, low in least.items():
-        kinds = (hints[name], *get_args(hints[name]))
-        value: Any = getattr(config, name)
-        if type(None) in kinds and value is None:
+    for name, hint in get_type_hints(type(config)).items():
+        value, low = getattr(config, name), least.get(name, -math.inf)
+        kinds = {hint, *get_args(hint)} if get_origin(hint) in (None, Union, UnionType) else {hint}
+        if value is None and type(None) in kinds:
             continue
-        if int in kinds:
-            check_whole(name, value, int(low))
-        elif check_finite(name, value) < low:
-            raise ValueError(f"{name} is {value}; it must be at least {low}.")
+        if get_origin(hint) is Literal:
+            check_choice(name, value, get_args(hint))
+        elif (
+            issubclass(type(value), str) and str not in kinds
+        ):  # its letters would be taken for several
+            raise TypeError(f"{name} is {value!r:.60}; it must not be a text.")
+        elif float in kinds:
+            if check_finite(name, value) < low:
+                raise ValueError(f"{name} is {value}; it must be at least {low}.")
+        elif int in kinds:
+            check_whole(name, value, low)
+        elif (plain := kinds & {bool, str}) and not isinstance(value, tuple(plain)):
+            wanted = "true or false" if bool in plain else "a text"
+            raise TypeError(f"{name} is {value!r:.60}; it must be {wanted}.")
 
 
 def check_floating(name: str, value: Tensor) -> None:

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_fields
 from nitrodistill.files import blake2
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
@@ -263,6 +264,11 @@ class Draws:
     gather: Callable[[Tensor], Tensor] = field(default=_alone, repr=False)
     stage: int = 0
     purpose: str = "training"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.index.ndim != 1 or self.index.is_floating_point():
+            raise ValueError(f"index is {self.index!r:.80}; it must be (B,) whole numbers.")
 
     @property
     def shared(self) -> Draws:

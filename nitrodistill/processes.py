@@ -13,6 +13,9 @@ import torch
 PATIENCE = timedelta(minutes=10)
 """How long processes wait for each other, at the start and in each operation that they do together."""
 
+_OTHERS = ("timeout", "Timed out", "Connection closed by peer", "Connection reset by peer")
+"""What gloo says, in plain RuntimeErrors, of operations that another process has left."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -78,26 +81,30 @@ def place() -> Place:
 
 
 @contextmanager
-def meeting(patience: timedelta) -> Iterator[None]:
+def meeting(patience: timedelta, what: str = "") -> Iterator[None]:
     """Tells in a sentence that processes which were started together did not all come, in a `with` block.
 
+    gloo notices at once that another process has ended; NCCL waits for `patience`, if nobody ends this process
+    before, as torchrun and `srun --kill-on-bad-exit` do.
+
     Args:
-        patience: how long the block waits.
+        patience: how long an operation of all processes waits.
+        what: has happened; by default that not all have come.
 
     Raises:
         RuntimeError: if it waited in vain, as one does whose neighbour failed before.
     """
+    what = what or f"after {patience.total_seconds():g} s not all had come"
     try:
         yield
     except RuntimeError as error:
         text = " ".join(str(error).split())
-        if not isinstance(error, torch.distributed.DistError) and "timeout" not in text:
+        if not isinstance(error, torch.distributed.DistError) and not any(map(text.count, _OTHERS)):
             raise
         here = place()
         raise RuntimeError(
-            f"this is process {here.rank} of {here.world_size} (counted from 0), and after "
-            f"{patience.total_seconds():g} s not all had come ({text[:90]}); read what the others said: one of "
-            "them failed before, or was never started, or cannot reach this machine."
+            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} ({text[:120]}); "
+            "read what the others said: one failed before, was never started, or cannot reach this machine."
         ) from error
 
 

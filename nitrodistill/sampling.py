@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_choice, check_finite
+from nitrodistill.checks import check_choice, check_finite, check_fraction
 from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
 
@@ -112,9 +112,10 @@ class StepPlan:
             ValueError: if the schedule has no such timestep.
         """
         like = schedule.timesteps(1)[0]
-        told = torch.as_tensor(check_finite("t", t)).to(like.dtype)
-        if told != t or not 0 <= schedule.fraction(told) <= 1:
-            first = schedule.timestep(torch.zeros(())).item()
+        told = torch.tensor(check_finite("t", t), dtype=like.dtype)
+        first, last = schedule.timestep(torch.tensor([0.0, 1.0])).tolist()
+        slack = 1e-9 * last  # of rounding
+        if told != t or not first - slack <= t <= last + slack:
             raise ValueError(
                 f"timestep {t} is not one of the network's; they run from {first} to {like.item()}"
                 f"{'' if like.is_floating_point() else ', whole numbers only'}."
@@ -149,7 +150,8 @@ class StepPlan:
 
     def at(self, u: Tensor) -> Step:
         """A step for every sample, chosen by uniform draws `u` `(B,)` in [0, 1)."""
-        chosen = [self.steps[i] for i in (u * len(self)).long().tolist()]
+        check_fraction("u", u)
+        chosen = [self.steps[i] for i in (u * len(self)).long().clamp(max=len(self) - 1).tolist()]
 
         def stacked(sides: list[Scales]) -> Scales:
             return Scales(

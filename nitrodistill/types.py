@@ -48,6 +48,10 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     """
     if value.ndim == 0:
         return value
+    if value.ndim > 1 or len(value) not in (1, len(like)):
+        raise ValueError(
+            f"a number per sample has shape {tuple(value.shape)}; it must be ({len(like)},), or zero-dimensional."
+        )
     return value.to(like.device).reshape(-1, *([1] * (like.ndim - 1)))
 
 
@@ -190,6 +194,11 @@ class Condition:
             empty: the unconditional Condition, of batch size one, with the same names.
             where: `(B,)` bool, True where a sample is replaced; None replaces all of them.
         """
+        if len(empty) != 1 or empty.tensors.keys() != self.tensors.keys():
+            raise ValueError(
+                f"the unconditional Condition holds {len(empty)} samples of {sorted(empty.tensors)}; it must hold "
+                f"one, of {sorted(self.tensors)}."
+            )
         rows = empty.index([0] * len(self))
         if where is None:
             return rows

@@ -164,3 +164,16 @@ def test_bad_plans(generator):
     one, two = torch.ones(()), torch.ones(2)
     with pytest.raises(ValueError, match="zero-dimensional"):
         Step(one, Scales(two, two), Scales(one, one))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t"),
+    [
+        (RectifiedFlow(1.0), 0.7),
+        (KarrasSchedule(), 0.002),
+        (KarrasSchedule(), 80.0),
+        (KarrasSchedule(), 0.3),
+    ],
+)
+def test_a_plan_from_noise_takes_timesteps_that_float32_cannot_hold(schedule, t):
+    assert StepPlan.from_noise(schedule, t).timesteps().tolist() == [t]

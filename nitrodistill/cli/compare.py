@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nitrodistill.cli.arguments import make_parser, parse
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
 
     output, folders = Path(given.output), [Path(run) for run in given.runs]
     check_page(output)
-    names = _names(folders, given.names)
+    names = [one_line(name) for name in _names(folders, given.names)]
     found = {name: load_results(folder) for name, folder in zip(names, folders, strict=True)}
     compared = compare({n: one for n, (one, _) in found.items()}, given.quality, given.cost)
     pictures = {name: kept for name, (_, kept) in found.items() if kept is not None}
     page = write_comparison(compared, output, pictures)
-    say(compared.together().text())
+    say(compared.together().text(), lines=True)
     say(f"written to {page}")
     return 0
 

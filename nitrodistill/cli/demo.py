@@ -14,6 +14,7 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from nitrodistill.cli.arguments import make_parser, parse, read_config
 from nitrodistill.cli.terminal import say
@@ -25,5 +26,5 @@ def main(argv: Sequence[str]) -> int:
     parser = make_parser("demo", __doc__)
     parser.add_class_arguments(DemoConfig)
     given = parse(parser, argv)
-    run_demo(read_config(given, DemoConfig), say)
+    run_demo(read_config(given, DemoConfig), partial(say, lines=True))
     return 0

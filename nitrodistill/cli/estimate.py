@@ -67,8 +67,8 @@ def main(argv: Sequence[str]) -> int:
         lora_rank=given.lora_rank,
     )
     capacity = None if given.memory is None else int(given.memory * _GIB)
-    say(_roles(found["as it is"]))
-    say(_switches(found, _own_memory() if capacity is None else capacity))
+    say(_roles(found["as it is"]), lines=True)
+    say(_switches(found, _own_memory() if capacity is None else capacity), lines=True)
     return 0
 
 

@@ -94,7 +94,7 @@ def main(argv: Sequence[str]) -> int:
         cache=given.cache,
     )
     report = write_results(found, output, made, title=run.path.resolve().name)
-    say(found.text())
+    say(found.text(), lines=True)
     others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {others} in the same folder")
     return 0

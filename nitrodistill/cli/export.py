@@ -96,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     if given.push is not None:
         say(f"pushed to {push(given.output, given.push, private=given.private)}")
     say(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
-    say(textwrap.indent(_example(Path(given.output)), "  "))
+    say(textwrap.indent(_example(Path(given.output)), "  "), lines=True)
     return 0
 
 

@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from nitrodistill.cli.terminal import harmless_warnings, say
+from nitrodistill.cli.terminal import harmless_messages, say
 from nitrodistill.settings import nearest
 
 VERBS = {
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        with harmless_warnings():
+        with harmless_messages():
             return _dispatch(arguments)
     except KeyboardInterrupt:
         print("nitrodistill: interrupted.", file=sys.stderr)

@@ -90,7 +90,7 @@ def _stats(argv: Sequence[str]) -> int:
     for source in sources:
         named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
         say(f"{source['kind']:<12}{', '.join(named)}")
-    say(_summary(found))
+    say(_summary(found), lines=True)
     return 0
 
 

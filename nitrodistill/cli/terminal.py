@@ -1,7 +1,8 @@
-"""What the verbs print: no name and no prompt, whoever wrote it, makes the terminal do something."""
+"""What the verbs print: no name and no prompt makes the terminal do something, or begins a line of its own."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,20 +11,40 @@ from typing import TextIO
 from nitrodistill.settings import printable
 
 
-def say(text: object, file: TextIO | None = None) -> None:
-    """Prints a text with its control characters written out; None is the standard output."""
-    print(printable(str(text)), file=file)
+def say(text: object, file: TextIO | None = None, *, lines: bool = False) -> None:
+    """Prints a text with its control characters written out; None is the standard output.
+
+    Args:
+        text: what to say.
+        file: where.
+        lines: whether new lines are ours, as those of a table are; else they are a name's, and written out.
+    """
+    print(printable(str(text)) if lines else one_line(text), file=file)
 
 
 @contextmanager
-def harmless_warnings() -> Iterator[None]:
-    """Within a `with` block, warnings are shown as `say` would."""
-    before = warnings.formatwarning
-    warnings.formatwarning = lambda *given, **named: printable(before(*given, **named))
+def harmless_messages() -> Iterator[None]:
+    """Within a `with` block, warnings and what goes to `logging` are shown as `say` would."""
+    shown, record = warnings.formatwarning, logging.getLogRecordFactory()
+    warnings.formatwarning = lambda message, *given, **named: shown(
+        one_line(message), *given, **named
+    )
+    logging.setLogRecordFactory(_Record)
     try:
         yield
     finally:
-        warnings.formatwarning = before
+        warnings.formatwarning = shown
+        logging.setLogRecordFactory(record)
+
+
+class _Record(logging.LogRecord):
+    def getMessage(self) -> str:
+        return one_line(super().getMessage())
+
+
+def one_line(text: object) -> str:
+    """A text on one line, with its control characters written out."""
+    return printable(str(text)).replace("\n", "\\n")
 
 
 def size_text(size: float) -> str:

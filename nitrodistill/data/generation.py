@@ -207,6 +207,7 @@ class Generation(Work):
             fingerprint=fingerprint(denoiser.module),
             prediction_type=denoiser.prediction_type,
             sampler=self._plan.transition,
+            sampler_settings=denoiser.sampler_settings,
             num_inference_steps=config.num_inference_steps,
             guidance=float(config.guidance),
             grid=grid,

@@ -10,6 +10,7 @@ import torch
 
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
+from nitrodistill.models.pipeline import as_texts
 from nitrodistill.types import Condition, Latents, Part
 
 
@@ -61,15 +62,13 @@ class Prompts:
         encode: places of prompts -> their Condition.
 
     Raises:
-        ValueError: if there are no prompts.
+        ValueError: if there are no prompts, or they are no texts.
     """
 
     part: ClassVar[Part] = "prompts"
 
     def __init__(self, texts: Sequence[str], encode: Callable[[Sequence[int]], Condition]) -> None:
-        if not texts:
-            raise ValueError("there are no prompts; give at least one.")
-        self.prompts: tuple[str, ...] = tuple(texts)
+        self.prompts: tuple[str, ...] = tuple(as_texts(texts))
         self._encode = encode
 
     @classmethod

@@ -7,12 +7,15 @@ is remembered from one batch to the next, so resuming is one integer, and any wo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
 
+from nitrodistill.checks import check_floating, check_whole
 from nitrodistill.data.latents import LatentStore
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.files import blake2
@@ -71,12 +74,20 @@ class RowPairs:
         Raises:
             ValueError: if a row lacks `x0` or `noise`.
         """
+        if any(not 0 <= row < len(self) for row in rows):
+            raise IndexError(f"rows are {list(rows)!r:.60}; they must be in 0 ... {len(self) - 1}.")
         read = [self._rows[row] for row in rows]
         for row, data in zip(rows, read, strict=True):
             if "x0" not in data or "noise" not in data:
                 raise ValueError(f"row {row} holds {sorted(data)}; a pair needs x0 and noise.")
         conditions = [_condition(data) for data in read]
         x0, noise = (torch.stack([torch.as_tensor(d[k]) for d in read]) for k in ("x0", "noise"))
+        for name, value in (("x0", x0), ("noise", noise)):
+            check_floating(name, value)
+        if x0.shape != noise.shape:
+            raise ValueError(
+                f"x0 is {tuple(x0.shape)}, noise {tuple(noise.shape)}; make them equal."
+            )
         return Pairs(x0, noise, Condition.cat(conditions))
 
 
@@ -114,6 +125,10 @@ class BatchStream:
         window: int | None = None,
         stage: int = 0,
     ) -> None:
+        names = ("seed", "batch_size", "rank", "world_size", "stage", "window")
+        numbers = (seed, batch_size, rank, world_size, stage, 1 if window is None else window)
+        for name, value in zip(names, numbers, strict=True):
+            check_whole(name, value, -math.inf)
         if window is not None and (window < 1 or not isinstance(source, (PairStore, LatentStore))):
             raise ValueError(
                 f"window is {window}; it must be at least 1, and its source a store, which has files."
@@ -193,5 +208,5 @@ def _condition(data: Mapping[str, Any]) -> Condition:
         for name, value in data.items()
         if name not in ("x0", "noise", "prompt_id")
     }
-    ids = torch.tensor([int(data["prompt_id"])]) if "prompt_id" in data else None
+    ids = torch.tensor([index(data["prompt_id"])]) if "prompt_id" in data else None
     return Condition(tensors, ids)

@@ -18,7 +18,7 @@ from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
 from nitrodistill.files import blake2
 
 FORMAT = "nitrodistill.pairs"
-VERSION = 2
+VERSION = 3
 
 _FILE_NAME = re.compile(r"(shards|prompts)/[0-9A-Za-z][0-9A-Za-z_.-]*\.arrow")
 _RECORDS = ("teacher", "code_version")

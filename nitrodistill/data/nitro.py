@@ -63,7 +63,7 @@ class NitroConfig:
     embeddings: Embeddings = "exact"
 
     def __post_init__(self) -> None:
-        check_fields(self, num_inference_steps=1, batch_size=1, shard_size=1)
+        check_fields(self, num_inference_steps=1, batch_size=1, shard_size=1, guidance=1)
 
 
 def is_nitro(path: str | Path) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
+from operator import index
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -135,7 +136,7 @@ class PairStore:
     ) -> tuple[list[tuple[ArrowFile, int]], list[dict[str, Any]], Latents]:
         if not len(rows):
             raise ValueError("read got no rows; it needs at least one.")
-        places = [self._pairs.locate(int(row)) for row in rows]
+        places = [self._pairs.locate(index(row)) for row in rows]
         buffers = [file.tensors(row) for file, row in places]
         ids = [file.number("prompt_id", row) for file, row in places]
         x0 = from_buffers([r["x0"] for r in buffers], self.manifest.columns["x0"], "x0", dtype)
@@ -360,7 +361,7 @@ def read_condition(
         raise ValueError("condition got no prompt ids; it needs at least one.")
     rows = []
     for prompt_id in prompt_ids:
-        file, row = table.locate(int(prompt_id))
+        file, row = table.locate(index(prompt_id))
         rows.append(file.tensors(row))
     tensors: dict[str, Tensor] = {}
     for name, column in manifest.conditions.items():

@@ -45,6 +45,7 @@ class Generated:
         fingerprint: of the denoiser's weights, for `PairStore.check_teacher`.
         prediction_type: what it predicts.
         sampler: transition of the StepPlan; "ode" is DDIM (eta 0), or Euler for rectified flow and EDM.
+        sampler_settings: `DiffusersDenoiser.sampler_settings`: how x0 was clamped, and EDM's coefficients.
         num_inference_steps: of the sampler.
         guidance: scale of classifier-free guidance; 1 is none.
         grid: timesteps and scales of the steps.
@@ -65,6 +66,7 @@ class Generated:
     fingerprint: str
     prediction_type: str
     sampler: str
+    sampler_settings: str
     num_inference_steps: int
     guidance: float
     grid: Grid
@@ -81,6 +83,7 @@ class Generated:
             "teacher",
             "fingerprint",
             "sampler",
+            "sampler_settings",
             "text_encoders",
             "compute",
             "prompts_hash",

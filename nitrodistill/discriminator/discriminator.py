@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_choice
+from nitrodistill.checks import check_choice, check_whole
 from nitrodistill.discriminator import saved
 from nitrodistill.discriminator.heads import (
     ConditionEmbedding,
@@ -93,10 +93,8 @@ class LatentDiscriminator(nn.Module):
         freeze: bool = True,
     ) -> None:
         super().__init__()
-        if width is not None and width < 1:
-            raise ValueError(
-                f"width is {width}; it must be at least 1, or None for the head's own choice."
-            )
+        check_whole("width", 1 if width is None else width)
+        check_whole("seed", seed, 0)
         for name in conditioning:
             check_choice("conditioning", name, ("timestep", "text"))
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from nitrodistill.checks import check_whole
 from nitrodistill.named import pick_class
 
 MakeHead = Callable[[int, int | None], nn.Module]
@@ -61,7 +62,8 @@ class ConvHead(nn.Sequential):
     """
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
-        width = max(channels // 4, 1) if width is None else width
+        width = check_whole("width", max(channels // 4, 1) if width is None else width)
+        check_whole("channels", channels)
         super().__init__(
             nn.GroupNorm(math.gcd(groups, channels), channels),
             nn.Conv2d(channels, width, kernel_size=4, stride=2, padding=2),
@@ -99,7 +101,8 @@ class TokenHead(nn.Module):
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
         super().__init__()
-        width = channels if width is None else width
+        width = check_whole("width", channels if width is None else width)
+        check_whole("channels", channels)
         self.token: nn.Module = _normalised(channels, width, 1, groups)
         self.neighbours: nn.Module = _normalised(width, width, 3, groups)
         self.logit: nn.Module = spectral_norm(nn.Conv2d(width, 1, kernel_size=1))
@@ -125,7 +128,8 @@ class MLPHead(nn.Module):
 
     def __init__(self, channels: int, width: int | None = None) -> None:
         super().__init__()
-        width = channels if width is None else width
+        width = check_whole("width", channels if width is None else width)
+        check_whole("channels", channels)
         self.layers: nn.Module = nn.Sequential(
             nn.LayerNorm(channels),
             nn.Linear(channels, width),

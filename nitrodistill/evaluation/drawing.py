@@ -23,7 +23,6 @@ from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.pipeline import fingerprint
-from nitrodistill.prediction import Clamped
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import printable
 
@@ -50,7 +49,7 @@ def depends_on(teacher: Pipeline, samples: SamplePlan) -> dict[str, Any]:
         "denoiser": fingerprint(teacher.denoiser.module),
         "text_encoders": teacher.text_fingerprint(),
         "prediction_type": teacher.denoiser.prediction_type,
-        "clamp": str(teacher.denoiser.clamp),
+        "sampler_settings": teacher.denoiser.sampler_settings,
         "plan": [[step.t.item(), *(x.item() for x in step.output)] for step in plan.steps],
         "guidance": config.guidance,
         "latent_shape": teacher.latent_shape,
@@ -180,6 +179,7 @@ class Drawing:
 
     def _of(self, name: str) -> dict[str, Any]:
         model = self._models[name]
+        assert isinstance(model.denoiser, DiffusersDenoiser)
         plan = [
             [x.item() for x in (step.t, *step.input, *step.output)] for step in model.plan.steps
         ]
@@ -188,7 +188,7 @@ class Drawing:
             "denoiser": fingerprint(model.denoiser.module),
             "text_encoders": model.pipeline.text_fingerprint(),
             "prediction_type": model.denoiser.prediction_type,
-            "clamp": str(model.denoiser.clamp if isinstance(model.denoiser, Clamped) else None),
+            "sampler_settings": model.denoiser.sampler_settings,
             "plan": plan,
             "transition": model.plan.transition,
         }

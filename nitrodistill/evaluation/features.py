@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_choice
 from nitrodistill.evaluation.discrepancy import Kernel
 from nitrodistill.evaluation.frechet import (
     GaussianStatistics,
@@ -48,6 +50,7 @@ class Extractor:
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
+        check_choice("kernel", self.kernel, get_args(Kernel))
         if not self.name or "@" in self.name or not self.name.isprintable():
             raise ValueError(
                 f"name is {self.name!r}; an extractor's name is not empty, printable and has no '@'."

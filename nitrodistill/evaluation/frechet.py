@@ -18,6 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_floating
+
 
 @dataclass(frozen=True)
 class GaussianStatistics:
@@ -86,8 +88,10 @@ def finite(values: Tensor, what: str = "features") -> Tensor:
         what: they are, for the message; a plural.
 
     Raises:
+        TypeError: if they are no tensor of floating-point numbers.
         ValueError: if they hold NaN or infinity.
     """
+    check_floating(f"the {what}", values)
     if not bool(values.isfinite().all()):
         raise ValueError(
             f"the {what} hold NaN or infinity: what they were computed from has diverged."
@@ -116,6 +120,9 @@ def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tens
         ValueError: if they hold NaN or infinity.
     """
     mean_a, cov_a, mean_b, cov_b = (finite(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
+    shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]
+    if shapes != 2 * [(len(mean_a),), (len(mean_a), len(mean_a))]:
+        raise ValueError(f"means, covariances have shapes {shapes}; make them (F,), (F, F).")
     values, vectors = torch.linalg.eigh(cov_a)
     root_a = vectors @ (values.clamp_min(0).sqrt()[:, None] * vectors.T)
     between = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp_min(0).sqrt().sum()

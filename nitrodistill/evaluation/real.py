@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_whole
 from nitrodistill.data.images import SUFFIXES, fitted, image_files, read_image
 from nitrodistill.evaluation.cache import keep, kept
 from nitrodistill.evaluation.features import Extractor
@@ -37,8 +38,8 @@ class ImageFolder:
     def __init__(self, path: str | Path, size: int | None = None) -> None:
         self.path: Path = Path(path)
         self.size: int | None = size
-        if size is not None and size < 2:
-            raise ValueError(f"size is {size}; it must be at least 2 pixels, or None.")
+        if size is not None:
+            check_whole("size", size, 2)
         if not self.path.is_dir():
             raise FileNotFoundError(f"no folder {str(path)!r} with real pictures.")
         self.files: tuple[Path, ...] = tuple(image_files(self.path))

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, conv2d
 
+from nitrodistill.checks import check_tensor, check_whole
+
 PERCENTILE = 0.98
 CUTOFF_CYCLES_PER_PIXEL = 0.25
 
@@ -76,6 +78,8 @@ class TextureFeatures:
     def __init__(
         self, channels: int = 3, num_filters: int = 32, size: int = 5, seed: int = 0
     ) -> None:
+        for name, value in {"channels": channels, "num_filters": num_filters, "size": size}.items():
+            check_whole(name, value, 2 if name == "size" else 1)
         generator = torch.Generator().manual_seed(seed)
         filters = torch.randn(num_filters, channels, size, size, generator=generator)
         filters = filters - filters.mean((-2, -1), keepdim=True)
@@ -98,6 +102,7 @@ class TextureFeatures:
 
 
 def _check_images(images: Tensor) -> None:
+    check_tensor("images", images)
     if images.ndim != 4 or min(images.shape[-2:]) < 2:
         raise ValueError(
             f"images have shape {tuple(images.shape)}; they must be (B, C, H, W) with H, W >= 2."

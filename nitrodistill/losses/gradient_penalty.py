@@ -112,6 +112,11 @@ def approximate_gradient_penalty(
         )
     here = as_heads("logits", discriminate(samples) if logits is None else logits)
     moved = as_heads("logits", discriminate(samples + scale * noise))
+    for one, other in zip(here, moved, strict=True):
+        if one.shape != other.shape:
+            raise ValueError(
+                f"logits are {tuple(one.shape)} and {tuple(other.shape)}; they must be equal."
+            )
     return mean_of_heads(_squared_difference, here, moved)
 
 

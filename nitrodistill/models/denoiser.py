@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.preconditioning import EDMPreconditioning
@@ -113,6 +114,11 @@ class DiffusersDenoiser:
             self._known = (key, dtype_of(network))
         return self._known[1]
 
+    @property
+    def sampler_settings(self) -> str:
+        """How x0 is clamped, and EDM's coefficients: what acts in sampling beside weights, schedule and type."""
+        return f"clamp: {self.clamp}; preconditioning: {self.preconditioning}"
+
     def copy(self) -> DiffusersDenoiser:
         """A denoiser with a deep, trainable copy of the network: a student that starts as this.
 
@@ -120,7 +126,8 @@ class DiffusersDenoiser:
             ValueError: if weights are stored in eight bits or fewer, which cannot be trained.
         """
         check_wide(
-            self.network, "cannot be trained: load the network in float32, or train LoRA on it"
+            self.network,
+            "cannot be trained: load the network in float32, or train LoRA on one in int8",
         )
         return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
 
@@ -199,8 +206,9 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 def check_wide(network: nn.Module, problem: str) -> None:
     """Raises ValueError, with the problem and the way out, if weights are stored in eight bits or fewer."""
     for name, parameter in network.named_parameters():
-        if parameter.dtype.itemsize < 2:
+        packed = is_traceable_wrapper_subclass(parameter) and type(parameter).__name__ != "DTensor"
+        if packed or parameter.dtype.itemsize < 2:
+            stored = type(parameter).__name__ if packed else parameter.dtype
             raise ValueError(
-                f"the weights of this {type(network).__name__} are stored as {parameter.dtype} ({name}), so they "
-                f"{problem}."
+                f"the weights of this {type(network).__name__} are stored as {stored} ({name}), so they {problem}."
             )

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_finite, check_positive
 from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
 
@@ -66,16 +67,16 @@ class Guided(_Around):
         rescale: float = 0.0,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if scale < 1:
+        if check_finite("guidance scale", scale) < 1:
             raise ValueError(f"guidance scale is {scale}; it must be at least 1 (1: no guidance).")
         if len(null) != 1:
             raise ValueError(
                 f"the null condition holds {len(null)} samples; it must hold one, "
                 "the encoding of the empty prompt."
             )
-        if not 0 <= rescale <= 1:
+        if not 0 <= check_finite("rescale", rescale) <= 1:
             raise ValueError(f"rescale is {rescale}; it must be in [0, 1] (0: off).")
-        if not 0 <= interval[0] <= interval[1] <= 1:
+        if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(
                 f"interval is {interval}; give (low, high) with 0 <= low <= high <= 1."
             )
@@ -119,10 +120,8 @@ class EmbeddedGuidance(_Around):
     """
 
     def __init__(self, denoiser: Denoiser, scale: float) -> None:
-        if scale < 0:
-            raise ValueError(f"guidance scale is {scale}; it must be at least 0.")
         self.denoiser: Denoiser = denoiser
-        self.scale: float = scale
+        self.scale: float = check_positive("guidance scale", scale, zero=True)
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction at that scale, from one evaluation."""

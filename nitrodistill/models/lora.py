@@ -168,9 +168,15 @@ def check_lora(denoiser: DiffusersDenoiser, config: LoRAConfig) -> None:
 
     Raises:
         ModuleNotFoundError: without peft.
-        ValueError: if the network has no such layer.
+        ValueError: if the network has no such layer, or float8 weights, which let no gradient through.
     """
     _peft()
+    for name, weight in denoiser.network.named_parameters():
+        if weight.is_floating_point() and weight.dtype.itemsize < 2:
+            raise ValueError(
+                f"{name} is stored as {weight.dtype} (layerwise casting), through which no gradient flows; load "
+                "the network in bfloat16 or int8 to train LoRA on it."
+            )
     _targets(denoiser.network, config.targets, denoiser.adapter.lora_targets)
 
 

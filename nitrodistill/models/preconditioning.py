@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_positive
 from nitrodistill.types import expand
 
 
@@ -34,8 +35,7 @@ class EDMPreconditioning:
     network_type: Literal["epsilon", "v_prediction"] = "epsilon"
 
     def __post_init__(self) -> None:
-        if not self.sigma_data > 0:
-            raise ValueError(f"sigma_data is {self.sigma_data}; it must be positive.")
+        check_positive("sigma_data", self.sigma_data)
         if self.network_type not in ("epsilon", "v_prediction"):
             raise ValueError(
                 f"network_type is {self.network_type!r}; EDM's networks are 'epsilon' or 'v_prediction'."

@@ -58,6 +58,7 @@ class RectifiedFlow:
 
     def fraction(self, t: Tensor) -> Tensor:
         """The inverse of `timestep`."""
+        check_within("t", t, 0, self.t_max)
         s = t.to(double(t.device)) / self.t_max
         return s / (self.shift - (self.shift - 1) * s)
 
@@ -110,7 +111,8 @@ class KarrasSchedule:
         return (low + u.to(double(u.device)) * (high - low)) ** self.rho
 
     def fraction(self, t: Tensor) -> Tensor:
-        """The inverse of `timestep`."""
+        """The inverse of `timestep`, for the noise levels that it gives."""
+        check_within("t", t, self.sigma_min, self.sigma_max)
         low, high = self._roots()
         return (t.to(double(t.device)) ** (1 / self.rho) - low) / (high - low)
 

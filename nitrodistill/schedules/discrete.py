@@ -88,8 +88,10 @@ class DiscreteSchedule:
             table = self._alphas_cumprod.to(t.device, double(t.device))
             self._tables[t.device] = Scales(table.sqrt(), (1 - table).sqrt())
         alpha, sigma = self._tables[t.device]
-        t = t.long()  # bytes would be a mask
-        return Scales(alpha[t], sigma[t])
+        flat = t.long().reshape(
+            -1
+        )  # gathered: an index of -1 would be the last one, on a GPU without a word
+        return Scales(alpha.gather(0, flat).view(t.shape), sigma.gather(0, flat).view(t.shape))
 
     def timestep(self, u: Tensor) -> Tensor:
         """The timestep in whose cell of width 1 / T the fraction `u` in [0, 1] lies: `floor(u T)`, int64.
@@ -103,6 +105,7 @@ class DiscreteSchedule:
 
     def fraction(self, t: Tensor) -> Tensor:
         """`t / (T - 1)`: 0 at the first timestep and 1 at the last; `timestep` takes it back to `t`."""
+        check_within("t", t, 0, self.num_timesteps - 1)
         return t.to(double(t.device)) / (self.num_timesteps - 1)
 
     def timesteps(self, num_inference_steps: int) -> Tensor:

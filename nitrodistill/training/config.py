@@ -72,7 +72,8 @@ class OptimizerConfig:
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         check_positive("learning_rate", self.learning_rate)
         check_positive("eps", self.eps)
-        _check("betas", self.betas, all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        two = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
+        _check("betas", self.betas, two, "two numbers in [0, 1)")
 
 
 @dataclass(frozen=True)

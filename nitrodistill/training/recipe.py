@@ -48,6 +48,7 @@ class Stage:
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         kind = find_method(self.method).Config
         if not isinstance(self.settings, kind):
             if self.settings is not None and not isinstance(self.settings, Mapping):
@@ -103,7 +104,7 @@ class Recipe:
     evaluate_samples: int = 64
 
     def __post_init__(self) -> None:
-        check_fields(self, evaluate_samples=4, num_inference_steps=1)
+        check_fields(self, evaluate_samples=4, num_inference_steps=1, guidance=1)
         if not self.stages:
             raise ValueError("stages is empty; a recipe has at least one stage.")
         for name in ("teacher", "student"):

@@ -142,6 +142,10 @@ def _check_teacher(store: PairStore, pipeline: Pipeline) -> None:
                 f"{made} other text encoders than this teacher has; use that teacher, or generate pairs with "
                 "this one."
             )
+        if source.sampler_settings != denoiser.sampler_settings:
+            raise ValueError(
+                f"{made} {source.sampler_settings}, and this teacher's are {denoiser.sampler_settings}; {way_out}"
+            )
         if source.prediction_type != denoiser.prediction_type:
             raise ValueError(
                 f"{made} prediction type {source.prediction_type!r}, and this teacher's is "

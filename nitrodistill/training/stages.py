@@ -17,6 +17,7 @@ from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.lora import base_copy, check_lora
 from nitrodistill.models.skeleton import shapes_of
+from nitrodistill.processes import PATIENCE, meeting
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import to_plain
 from nitrodistill.training.config import check_optimizers
@@ -249,6 +250,9 @@ def _states(runner: _Runner) -> Iterator[State]:
     recipe, accelerator = runner.recipe, runner.accelerator
     output = Path(recipe.output)
     with ExitStack() as stack:
+        if accelerator.num_processes > 1:
+            ended = "another one has ended, or did not answer in time"
+            stack.enter_context(meeting(PATIENCE, ended))
         stack.callback(runner.networks.restore)
         # what stands in a later stage needs no earlier one again, whatever is left of that
         first = on_main(accelerator, lambda: newest_stage(output))

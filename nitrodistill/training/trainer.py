@@ -127,6 +127,7 @@ class Trainer:
         self.record: dict[str, object] = dict(record or {})
         self.fixed: dict[str, object] = dict(fixed or {})
         self.best: Best | None = None
+        self._evaluated_at = 0
         self._stop = stop
         self._evaluate = evaluate
         check_optimizers(config.optimizers, list(method.trainable()))
@@ -179,10 +180,15 @@ class Trainer:
                 weights are not finite when a checkpoint is due. Nothing is saved in such a row of steps.
             ValueError: if the method's losses are not those of its active roles, each of its own weights alone.
         """
-        if self.step >= self.config.steps:
+        owed = self.step > 0 and self._evaluated_at != self.step and self._evaluation_is_due()
+        if self.step >= self.config.steps and not owed:
             return
         log, skips = self._log or self._open_log(), 0
         self._log = log
+        if owed:  # the run was stopped between a checkpoint and its evaluation, or that failed
+            stand = State(self.stage, self.step, self.config.steps, (), "", {}, {}, 0, 0.0, 0.0, {})
+            self._evaluated(stand, log)
+            self.save()
         with Prefetch(self.stream, self.config.steps * self.config.accumulation) as stream:
             if self.accelerator.num_processes > 1:
                 self._check_parts(stream)
@@ -195,12 +201,7 @@ class Trainer:
                 best_before = self.best
                 skips = skips + 1 if state.skipped else 0
                 if not skips:
-                    try:
-                        state = self._evaluated(state, log)
-                    except Exception:
-                        if self.accelerator.num_processes == 1:  # others may not come to it
-                            self.save()
-                        raise
+                    state = self._evaluated(state, log)
                     due = self._is_due(self.config.checkpoint_every) or bool(state.stopped)
                     if (due and state.stopped != "alarm") or self.best != best_before:
                         self.save()
@@ -237,6 +238,7 @@ class Trainer:
             "trainer": to_plain(self.config),
             "best": None if self.best is None else self.best.to_plain(),
             "alarms": self._alarms.to_plain(),
+            "evaluated": self._evaluated_at,
             **self.record,
             "fixed": self.fixed,
         }
@@ -305,17 +307,35 @@ class Trainer:
 
     def _evaluated(self, state: State, log: RunLog) -> State:
         """The state with what an evaluation finds, if one is due; compares it with the best."""
-        every = self.config.evaluate_every
-        if self._evaluate is None or not every or not self._is_due(every):
+        if self._evaluate is None or not self._evaluation_is_due():
             return state
-        found = {name: float(value) for name, value in self._evaluate(state).items()}
+        if self.accelerator.num_processes > 1 and self.config.parallel == "fsdp":
+            self.save()  # now: one process that fails in a network's pass leaves the others in the middle of it
+        failure: Exception | None = None
+        mine: dict[str, object] = {}
+        try:
+            mine["found"] = {name: float(value) for name, value in self._evaluate(state).items()}
+        except Exception as error:  # raised below, when all processes know and the steps are saved
+            failure, mine = error, {"error": str(error) or type(error).__name__}
+        told = [json.loads(text) for text in gather_text(self.accelerator, json.dumps(mine))]
+        for rank, one in enumerate(told):
+            if "error" in one:
+                self.save()
+                raise failure or RuntimeError(
+                    f"the evaluation failed in process {rank}: {one['error']}"
+                )
         # the numbers of the main process count, so that all take the same decision
-        found: dict[str, float] = json.loads(gather_text(self.accelerator, json.dumps(found))[0])
+        found: dict[str, float] = told[0]["found"]
+        self._evaluated_at = self.step
         log.evaluation(state, found)
         if metric := self.config.best_metric:
             best_is = self.config.best_is
             self.best = Best.after(self.best, metric, best_is, self.step, found)
         return replace(state, evaluation=found)
+
+    def _evaluation_is_due(self) -> bool:
+        every = self.config.evaluate_every
+        return self._evaluate is not None and every > 0 and self._is_due(every)
 
     def _is_due(self, every: int, step: int | None = None) -> bool:
         """What happens every so many steps, and after the last; 0 is after the last only."""
@@ -410,6 +430,8 @@ class Trainer:
         self._alarms = Alarms(self.config.alarm_window, state.get("alarms"))
         log_state = state.get("log")
         self._log_state = log_state if isinstance(log_state, Mapping) else None
+        evaluated = state.get("evaluated")
+        self._evaluated_at = evaluated if isinstance(evaluated, int) else 0
 
     def _open_log(self) -> RunLog:
         file = None if self.output is None else self.output / "log.jsonl"

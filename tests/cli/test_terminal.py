@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import warnings
 from pathlib import Path
@@ -9,33 +10,48 @@ import pytest
 
 from nitrodistill.cli import pairs as verb
 from nitrodistill.cli.main import main
-from nitrodistill.cli.terminal import harmless_warnings, say
+from nitrodistill.cli.terminal import harmless_messages, say
 
 HOSTILE = "red\x1b[2J\x1b]0;title\x07\x9b31m"
 WRITTEN_OUT = "red\\x1b[2J\\x1b]0;title\\x07\\x9b31m"
 
 
 def test_what_is_said_is_harmless(capsys: pytest.CaptureFixture[str]) -> None:
-    say(f"{HOSTILE}\nring")
+    """A new line is a table's, or a name's that would begin a sentence of its own."""
+    say(f"{HOSTILE}\nring", lines=True)
     assert capsys.readouterr().out == f"{WRITTEN_OUT}\nring\n"
+    say(f"{HOSTILE}\nring")
+    assert capsys.readouterr().out == f"{WRITTEN_OUT}\\nring\n"
 
 
 def test_so_are_warnings_within_the_block() -> None:
     before = warnings.formatwarning
-    with harmless_warnings():
-        told = warnings.formatwarning(HOSTILE, UserWarning, "x.py", 1)
-        assert WRITTEN_OUT in told
+    with harmless_messages():
+        told = warnings.formatwarning(f"{HOSTILE}\nring", UserWarning, "x.py", 1)
+        assert f"{WRITTEN_OUT}\\nring\n" in told
         assert "\x1b" not in told
     assert warnings.formatwarning is before
 
 
+def test_and_what_goes_to_logging(caplog: pytest.LogCaptureFixture) -> None:
+    """A folder's name, in the message or among its arguments."""
+    before = logging.getLogRecordFactory()
+    with harmless_messages():
+        logging.getLogger("nitrodistill.data.work").warning("%s is made again.", f"{HOSTILE}\nring")
+        logging.getLogger("another").error(HOSTILE)
+    assert [r.getMessage() for r in caplog.records] == [
+        f"{WRITTEN_OUT}\\nring is made again.", WRITTEN_OUT,
+    ]  # fmt: skip
+    assert logging.getLogRecordFactory() is before
+
+
 def test_and_errors(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def fail(argv: list[str]) -> int:
-        raise ValueError(f"{HOSTILE} is wrong.")
+        raise ValueError(f"{HOSTILE}\nring is wrong.")
 
     monkeypatch.setattr(verb, "main", fail)
     assert main(["pairs"]) == 2
-    assert capsys.readouterr().err == f"nitrodistill: {WRITTEN_OUT} is wrong.\n"
+    assert capsys.readouterr().err == f"nitrodistill: {WRITTEN_OUT}\\nring is wrong.\n"
 
 
 @pytest.mark.parametrize("action", ["stats", "verify", "merge"])

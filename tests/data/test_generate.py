@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from nitrodistill.data import GenerateConfig, PairStore, generate
-from nitrodistill.models import Pipeline
+from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.prediction import Clamp
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -178,6 +179,20 @@ def test_other_prompts_and_another_teacher_are_named(
     with torch.no_grad():
         next(other.denoiser.module.parameters()).flatten()[0] += 1
     with pytest.raises(FileExistsError, match="fingerprint"):
+        generate(other, prompts, made.path, config, teacher_name="t", progress=False)
+
+
+@pytest.mark.parametrize("clamp", [Clamp(), Clamp(1.5, quantile=0.9)])
+def test_a_teacher_that_clamps_x0_does_not_complete_the_pairs_of_one_that_does_not(
+    made: PairStore, pipeline: Pipeline, prompts: list[str], config: GenerateConfig, clamp: Clamp
+) -> None:
+    """Its weights and noise levels are the same, and its latents are not."""
+    denoiser = pipeline.denoiser
+    clamped = DiffusersDenoiser(
+        denoiser.module, denoiser.schedule, denoiser.prediction_type, clamp=clamp
+    )
+    other = Pipeline(pipeline.diffusers, clamped, check_prompt=pipeline.check_prompt)
+    with pytest.raises(FileExistsError, match=r"sampler_settings is 'clamp: None; .* there and"):
         generate(other, prompts, made.path, config, teacher_name="t", progress=False)
 
 

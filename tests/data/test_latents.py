@@ -62,5 +62,5 @@ def test_identities_are_the_texts() -> None:
 
 
 def test_no_prompts_are_an_error() -> None:
-    with pytest.raises(ValueError, match="there are no prompts; give at least one"):
+    with pytest.raises(ValueError, match="give a list of at least one text"):
         Prompts([], lambda rows: Condition())

@@ -16,6 +16,7 @@ def manifest(**changes: Any) -> Manifest:
         fingerprint="f",
         prediction_type="epsilon",
         sampler="ode",
+        sampler_settings="clamp: None",
         num_inference_steps=2,
         guidance=3.0,
         grid=Grid("DiscreteSchedule", (999, 499), (0.1, 0.5), (0.9, 0.8)),
@@ -79,7 +80,7 @@ def test_differences_name_the_setting() -> None:
     ("path", "value", "message"),
     [
         (["format"], "zip", "another format"),
-        (["version"], 1, "its version is 1 and this nitrodistill reads 2: update"),
+        (["version"], 1, "its version is 1 and this nitrodistill reads 3: update"),
         (["num_samples"], 6, "says 6 samples and its sources made 5"),
         (["surprise"], 1, "unknown key 'surprise'"),
         (["shard_size"], True, "shard_size is True"),

@@ -90,7 +90,7 @@ def test_places_without_a_store(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a pair store that can be read"):
         PairStore.open(tmp_path)
     (tmp_path / "manifest.json").write_text('{"format": "nitrodistill.pairs", "version": 7}')
-    with pytest.raises(ValueError, match="version is 7 and this nitrodistill reads 2"):
+    with pytest.raises(ValueError, match="version is 7 and this nitrodistill reads 3"):
         PairStore.open(tmp_path)
 
 

@@ -6,10 +6,12 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 
-from nitrodistill.models import DiffusersDenoiser, Guided
+from nitrodistill.models import DiffusersDenoiser, Guided, LoRAConfig
 from nitrodistill.models.adapters import first_tensor
-from nitrodistill.models.denoiser import dtype_of
+from nitrodistill.models.denoiser import check_wide, dtype_of
+from nitrodistill.models.lora import check_lora
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.types import Condition, Denoiser
 from tests.models.families import FAMILIES, inputs
@@ -118,6 +120,25 @@ def test_float8_storage_computes_in_the_networks_own_dtype(name):
     assert denoiser.example()[0].dtype == torch.float32
     with pytest.raises(ValueError, match=r"stored as torch.float8_e4m3fn .* cannot be trained"):
         denoiser.copy()
+
+
+def test_weights_of_a_packed_kind_are_not_trained_though_they_say_float32():
+    """As torchao's and quanto's int8 weights do."""
+    packed = nn.Linear(2, 2)
+    packed.weight = nn.Parameter(TwoTensor(torch.ones(2, 2), torch.ones(2, 2)))
+    with pytest.raises(
+        ValueError, match=r"of this Linear are stored as TwoTensor \(weight\), so they X\."
+    ):
+        check_wide(packed, "X")
+
+
+def test_float8_storage_takes_no_lora():
+    """Its backward pass would meet weights that were cast back to float8."""
+    denoiser = FAMILIES["sd15"].make()[0]
+    network: Any = denoiser.network
+    network.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    with pytest.raises(ValueError, match=r"stored as torch.float8_e4m3fn .* no gradient flows"):
+        check_lora(denoiser, LoRAConfig(rank=2))
 
 
 def test_the_dtype_is_no_integers():

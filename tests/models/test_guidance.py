@@ -62,5 +62,5 @@ def test_embedded_guidance_replaces_the_conditions():
     assert guided(torch.zeros(2, 1), torch.tensor(1.0), condition).tolist() == [2.0, 2.0]
     assert condition["guidance"].tolist() == [3.5, 3.5]
     assert guided.prediction_type == "flow_prediction"
-    with pytest.raises(ValueError, match="at least 0"):
+    with pytest.raises(ValueError, match=">= 0"):
         EmbeddedGuidance(Spy(), -1.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 
 import pytest
 
@@ -96,7 +97,8 @@ def test_evaluations_in_two_processes_count_as_the_main_ones(tiny, tmp_path):
         return evaluations[-1], trainer.best
 
     assert tiny.in_processes(act) == [({"score": 6.0}, Best("score", 2.0, 2))] * 2
-    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 2]
+    # sharded weights are saved before each evaluation, and the newest three and the best are kept
+    assert [c.step for c in find_checkpoints(tmp_path)] == [6, 4, 2]
 
 
 def test_an_evaluation_that_fails_takes_no_step_with_it(tiny, tmp_path):
@@ -107,3 +109,53 @@ def test_an_evaluation_that_fails_takes_no_step_with_it(tiny, tmp_path):
     with pytest.raises(ValueError, match="cannot be measured"):
         tiny.train(config, output=tmp_path, evaluate=fail)
     assert [found.step for found in find_checkpoints(tmp_path)] == [3]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_evaluation_that_fails_in_one_of_two_processes_ends_both_and_takes_no_step(
+    tiny, tmp_path, parallel, failing
+):
+    """The same command then measures what is owed, and goes on."""
+    config = tiny.config(evaluate_every=3, checkpoint_every=0, parallel=parallel)
+
+    def train(rank, world, fails):
+        def measured(state):
+            if fails and rank == failing:
+                raise ValueError("these pictures cannot be measured")
+            return {"score": float(state.step)}
+
+        return Trainer(
+            tiny.Method(), tiny.Stream(4, rank, world), config, output=tmp_path, evaluate=measured
+        )
+
+    def fail(rank, world):
+        started = time.monotonic()
+        with pytest.raises((ValueError, RuntimeError)) as error:
+            list(train(rank, world, True).fit())
+        return str(error.value), time.monotonic() - started < 20
+
+    found = tiny.in_processes(fail)
+    told = "these pictures cannot be measured"
+    assert found[failing] == (told, True)
+    assert found[1 - failing] == (f"the evaluation failed in process {failing}: {told}", True)
+    assert [found.step for found in find_checkpoints(tmp_path)] == [3]
+    steps = tiny.in_processes(lambda r, w: [s.step for s in train(r, w, False).fit()])
+    assert steps == [[4, 5, 6], [4, 5, 6]]
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    scores = {
+        line["step"]: line["evaluation/score"] for line in lines if "evaluation/score" in line
+    }
+    assert scores == {3: 3.0, 6: 6.0}
+
+
+def test_the_last_evaluation_is_owed_where_it_failed(tiny, tmp_path):
+    config = tiny.config(evaluate_every=6, best_metric="score")
+    with pytest.raises(KeyError):
+        tiny.train(config, output=tmp_path, evaluate=lambda state: {}["absent"])
+    trainer = Trainer(
+        tiny.Method(), tiny.Stream(4), config, output=tmp_path, evaluate=lambda s: {"score": 2.0}
+    )
+    assert list(trainer.fit()) == []
+    assert trainer.best == Best("score", 2.0, 6)
+    assert find_checkpoints(tmp_path)[0].state()["best"]["step"] == 6

@@ -51,7 +51,7 @@ def test_a_process_whose_neighbour_never_comes_says_so_in_time(tiny, monkeypatch
     (told,) = tiny.in_processes(act, 1)
     start = f"this is process {rank} of 2 (counted from 0), and after 1 s not all had come ("
     assert told.startswith(start)
-    assert told.endswith("failed before, or was never started, or cannot reach this machine.")
+    assert told.endswith("one failed before, was never started, or cannot reach this machine.")
     assert "\n" not in told
     assert len(told) < 350
 

@@ -9,7 +9,8 @@ import torch
 
 from nitrodistill.data import BatchStream, PairStore, together
 from nitrodistill.methods import LADDConfig
-from nitrodistill.models import Pipeline
+from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.prediction import Clamp
 from nitrodistill.training.sources import Sources, recipe_prompts, teacher_draws
 from tests.pipelines import make_pipeline
 
@@ -77,8 +78,8 @@ def test_prompts_of_a_recipe_without_a_teacher(recipe, tiny):
 
 def test_the_teacher_draws_as_it_drew_the_pairs_unless_the_recipe_says_otherwise(recipe):
     assert teacher_draws(recipe) == (2, 2.0)
-    other = dataclasses.replace(recipe, num_inference_steps=7, guidance=0.0)
-    assert teacher_draws(other) == (7, 0.0)
+    other = dataclasses.replace(recipe, num_inference_steps=7, guidance=1.0)
+    assert teacher_draws(other) == (7, 1.0)
     alone = dataclasses.replace(recipe, pairs=None)
     assert teacher_draws(alone) == (25, 3.0)
 
@@ -95,6 +96,12 @@ def test_what_does_not_fit_the_teacher_is_refused(recipe, pipeline, tiny_diffuse
     def check(prompt):
         raise ValueError(f"{prompt!r} holds a word that nobody knows.")
 
+    own = pipeline.denoiser
+    clamped = DiffusersDenoiser(own.module, own.schedule, own.prediction_type, clamp=Clamp())
+    with pytest.raises(
+        ValueError, match=r"by teacher 'tiny' with clamp: None; .* are clamp: Clamp"
+    ):
+        Sources.open(recipe, Pipeline(pipeline.diffusers, clamped))
     strict = Pipeline(pipeline.diffusers, pipeline.denoiser, check)
     with pytest.raises(ValueError, match="holds a word that nobody knows"):
         Sources.open(recipe, strict)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from nitrodistill.training import (
     load_student,
     run_recipe,
 )
+from nitrodistill.training.networks import StageNetworks
 from nitrodistill.training.recipe import save_recipe
 from tests.training.matching import Matching, MatchingConfig
 
@@ -452,6 +454,32 @@ def test_a_second_run_on_the_same_folder_is_refused(tiny, recipe, pipeline, tmp_
     assert told.startswith("another process trains in")
     running.close()
     assert [state.step for state in run_recipe(recipe, pipeline)][-1] == 4
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_after_all_have_met_takes_the_other_one_with_it(
+    tiny, recipe, pipeline, monkeypatch, failing
+):
+    """In making its networks, say; the other one waits for it in the first thing that they do together."""
+
+    def act(rank, world):
+        def fail(*_):
+            raise MemoryError("no room for the teacher")
+
+        if rank == failing:
+            monkeypatch.setattr(StageNetworks, "build", fail)
+        started = time.monotonic()
+        with pytest.raises((MemoryError, RuntimeError)) as error:
+            list(run_recipe(recipe, pipeline))
+        return str(error.value), time.monotonic() - started < 20
+
+    found = tiny.in_processes(act)
+    assert found[failing] == ("no room for the teacher", True)
+    told, in_time = found[1 - failing]
+    other = f"this is process {1 - failing} of 2 (counted from 0)"
+    assert told.startswith(f"{other}, and another one has ended, or did not answer in time (")
+    assert "Connection closed by peer" in told
+    assert in_time
 
 
 @pytest.mark.parametrize(
