@@ -101,9 +101,10 @@ def check_fields(config: Any, **least: float) -> None:
         ValueError: if a value is not finite, out of its range, or none of the choices.
     """
     for name, hint in get_type_hints(type(config)).items():
-        value, low = getattr(config, name), least.get(name, -math.inf)
+        value: Any = getattr(config, name)
+        low = least.get(name, -math.inf)
         kinds = {hint, *get_args(hint)} if get_origin(hint) in (None, Union, UnionType) else {hint}
-        if value is None and type(None) in kinds:
+        if type(None) in kinds and value is None:
             continue
         if get_origin(hint) is Literal:
             check_choice(name, value, get_args(hint))
