@@ -41,7 +41,7 @@ from nitrodistill.losses import (
     named_loss,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.methods import DMD2, LADD, DMD2Config, LADDConfig
 from nitrodistill.models import (
     DiffusersDenoiser,
     FeatureTaps,
@@ -106,6 +106,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "DMD2",
     "LADD",
     "AdversarialLoss",
     "Batch",
@@ -114,6 +115,7 @@ __all__ = [
     "CharbonnierLoss",
     "Condition",
     "ConvHead",
+    "DMD2Config",
     "DecodedLoss",
     "Denoiser",
     "DiffusersDenoiser",

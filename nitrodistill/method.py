@@ -44,10 +44,18 @@ class Role:
     Attributes:
         owner: the object that uses the module, for example a denoiser.
         attribute: its name there, for example "module".
+        follows: name of a role of the same kind of network that this one, which is trained too, is drawn to after
+            each update of that role: `weights <- decay weights + (1 - decay) theirs`. The trainer does it; in a
+            loop of your own it is `training.EMA(theirs, decay, into=module).update()`.
+        decay: of that, in [0, 1); 0 copies.
+        follows_average: it is drawn to the moving average of that role's weights instead.
     """
 
     owner: object
     attribute: str = "module"
+    follows: str = ""
+    decay: float = 0.97
+    follows_average: bool = False
 
     @property
     def module(self) -> nn.Module:
@@ -204,6 +212,15 @@ class DistillationMethod(ABC):
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
         """Yields `(role, terms)` once for each active role; call backward before resuming it."""
+
+
+def is_chosen(index: Tensor, share: float) -> Tensor:
+    """Which samples are among a share of all, `(B,)` bool, a function of their numbers `index` `(B,)` alone.
+
+    Sample n is where floor((n + 1) share) > floor(n share): evenly spread, whatever the batches.
+    """
+    n = index.double()
+    return torch.floor((n + 1) * share + 1e-9) > torch.floor(n * share + 1e-9)
 
 
 @contextmanager

@@ -34,7 +34,15 @@ from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
 from nitrodistill.losses import AdversarialLoss, WeightedSum
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.named import check_losses, named_adversarial, named_loss
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
+from nitrodistill.method import (
+    Cast,
+    DistillationMethod,
+    Draws,
+    Frozen,
+    Role,
+    frozen_within,
+    is_chosen,
+)
 from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import TimestepLaw, named_law
 from nitrodistill.types import Batch, Condition, Denoiser, Terms
@@ -316,7 +324,7 @@ class LADD(DistillationMethod):
     def _split(self, batch: Batch, draws: Draws) -> tuple[_Rows | None, _Rows | None]:
         """Who gets the adversarial term and who the reconstruction; None: nobody at this step."""
         fraction = self.config.fresh_fraction if self._is_adversarial(draws.step) else 0.0
-        fresh = is_fresh(batch.index, fraction)
+        fresh = is_chosen(batch.index, fraction)
         if fraction == 0:
             everyone = _Rows.cut(batch, draws, ~fresh, 1.0)
             return everyone if self._is_adversarial(draws.step) else None, everyone
@@ -336,7 +344,7 @@ class LADD(DistillationMethod):
         rows = (
             range(len(index))
             if fraction == 0
-            else is_fresh(index, fraction).nonzero().flatten().tolist()
+            else is_chosen(index, fraction).nonzero().flatten().tolist()
         )
         if len(rows) < 2:
             return None
@@ -352,15 +360,6 @@ class LADD(DistillationMethod):
         if self.discriminator is None:
             return nullcontext()
         return frozen_within(self.discriminator.heads)
-
-
-def is_fresh(index: Tensor, fraction: float) -> Tensor:
-    """Which samples get fresh noise, `(B,)` bool, a function of their numbers alone.
-
-    Sample n is fresh where floor((n + 1) f) > floor(n f): evenly spread, whatever the batches.
-    """
-    n = index.double()
-    return torch.floor((n + 1) * fraction + 1e-9) > torch.floor(n * fraction + 1e-9)
 
 
 @dataclass(frozen=True)
