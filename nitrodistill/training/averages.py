@@ -74,7 +74,7 @@ class Averages:
                 f"{name!r} follows the average of {role.follows!r}, which keeps none; set its optimizer's "
                 "ema_decay."
             )
-        if role_in(follower.module) is not None:
+        if role.decay > 0 and role_in(follower.module) is not None:  # a copy is exact
             _log.warning(
                 "%s is drawn to %s by its LoRA factors: A and B are averaged, which is not the average of B A.",
                 name,
