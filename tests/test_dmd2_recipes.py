@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nitrodistill.method import Draws
-from nitrodistill.methods.dmd2 import DMD2, DMD2Config
+from nitrodistill.methods.dmd2 import DMD2, DMD2Config, RegressionConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.teachers import load_teacher
@@ -149,6 +149,23 @@ def _batch(denoiser: Any, size: int) -> Batch:
     )
     x0, noise = (draws.normal(name, x_t.shape[1:]) for name in ("x0", "eps"))
     return Batch(index, Pairs(x0, noise, text), Latents(noise.flip(0), text), text)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("dmd2-sdxl-4step", "real"), ("dmd2-sdxl-lora", "prompts")]
+)
+def test_a_recipe_without_its_data_is_told(name, part):
+    recipe = dataclasses.replace(load_recipe(RECIPES / f"{name}.yaml"), **{part: None})
+    with pytest.raises(ValueError, match=f"method 'dmd2' reads {part}, which the recipe does not"):
+        check_stages(recipe, teacher("sdxl"))
+
+
+def test_regression_without_pairs_is_told():
+    recipe = load_recipe(RECIPES / "dmd2-toy.yaml")
+    settings = dataclasses.replace(recipe.stages[0].settings, regression=RegressionConfig())
+    stages = [dataclasses.replace(recipe.stages[0], settings=settings)]
+    with pytest.raises(ValueError, match="reads pairs, which the recipe does not give"):
+        check_stages(dataclasses.replace(recipe, stages=stages), teacher("toy"))
 
 
 def published(name: str, number: int = -1) -> tuple[DMD2Config, Stage]:

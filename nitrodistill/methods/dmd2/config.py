@@ -201,9 +201,22 @@ class DMD2Config:
         for name in ("backward", "guidance_rescale"):
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1].")
+        self._check_together()
+        self._check_steps()
+
+    def _check_together(self) -> None:
         if self.decoupled is not None and self.guidance == 1:
             raise ValueError(
                 "decoupled is set, but guidance is 1 and its term would be zero; raise guidance, or leave it out."
+            )
+        if self.guidance_rescale > 0 and (self.guidance == 1 or self.decoupled is not None):
+            raise ValueError(
+                f"guidance_rescale is {self.guidance_rescale}, but nothing is matched with guidance "
+                f"({'decoupled is set' if self.decoupled else 'guidance is 1'}); leave it out."
+            )
+        if self.normaliser == "none" and self.normaliser_floor > 0:
+            raise ValueError(
+                f"normaliser_floor is {self.normaliser_floor}, but normaliser is 'none'; leave one of them out."
             )
         if self.divergence != "reverse_kl" and self.gan is None:
             raise ValueError(
@@ -215,7 +228,6 @@ class DMD2Config:
                 f"backward is {self.backward}, so that some inputs are noised data, but there is none; set gan or "
                 "regression, or backward to 1."
             )
-        self._check_steps()
 
     @property
     def data(self) -> Literal["pairs", "real"] | None:
