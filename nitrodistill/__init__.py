@@ -57,7 +57,7 @@ from nitrodistill.losses import (
     named_penalties,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.methods import DMD2, LADD, DMD2Config, LADDConfig
 from nitrodistill.models import (
     DiffusersDenoiser,
     FeatureTaps,
@@ -130,6 +130,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "DMD2",
     "LADD",
     "AdversarialGame",
     "AdversarialLoss",
@@ -142,6 +143,7 @@ __all__ = [
     "CharbonnierLoss",
     "Condition",
     "ConvHead",
+    "DMD2Config",
     "DecodedLoss",
     "Denoiser",
     "DiffusersDenoiser",

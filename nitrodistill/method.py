@@ -45,10 +45,18 @@ class Role:
     Attributes:
         owner: the object that uses the module, for example a denoiser.
         attribute: its name there, for example "module".
+        follows: name of a role of the same kind of network that this one, which is trained too, is drawn to after
+            each update of that role: `weights <- decay weights + (1 - decay) theirs`. The trainer does it; in a
+            loop of your own it is `training.EMA(theirs, decay, into=module).update()`.
+        decay: of that, in [0, 1); 0 copies.
+        follows_average: it is drawn to the moving average of that role's weights instead.
     """
 
     owner: object
     attribute: str = "module"
+    follows: str = ""
+    decay: float = 0.97
+    follows_average: bool = False
 
     @property
     def module(self) -> nn.Module:

@@ -17,13 +17,13 @@ from nitrodistill.method import Draws
 from nitrodistill.types import Batch, Condition
 
 
-def is_fresh(index: Tensor, fraction: float) -> Tensor:
-    """Which samples get fresh noise, `(B,)` bool, a function of their numbers alone.
+def is_chosen(index: Tensor, share: float) -> Tensor:
+    """Which samples are among a share of all, `(B,)` bool, a function of their numbers `index` `(B,)` alone.
 
-    Sample n is fresh where floor((n + 1) f) > floor(n f): evenly spread, whatever the batches.
+    Sample n is where floor((n + 1) share) > floor(n share): evenly spread, whatever the batches.
     """
     n = index.double()
-    return torch.floor((n + 1) * fraction + 1e-9) > torch.floor(n * fraction + 1e-9)
+    return torch.floor((n + 1) * share + 1e-9) > torch.floor(n * share + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Misaligned:
         Args:
             batch: the pairs.
             chosen: some of their samples.
-            fraction: the share that `is_fresh` chose them by; 0 if they are all.
+            fraction: the share that `is_chosen` chose them by; 0 if they are all.
             draws: of the batch; gathers what other processes hold.
 
         Raises:
@@ -111,7 +111,7 @@ class Misaligned:
                 f"all processes has {len(index)} (fresh_fraction {fraction}); make it large enough for two, or "
                 "set misaligned_negatives: false."
             )
-        found = is_fresh(index, fraction) if fraction else torch.ones(len(index), dtype=torch.bool)
+        found = is_chosen(index, fraction) if fraction else torch.ones(len(index), dtype=torch.bool)
         rows = found.nonzero().flatten().tolist() or [0]
         before = dict(zip(index[rows].tolist(), [rows[-1], *rows[:-1]], strict=True))
         place = torch.tensor(

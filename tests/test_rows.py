@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nitrodistill.method import Draws
-from nitrodistill.rows import Misaligned, Rows, is_fresh
+from nitrodistill.rows import Misaligned, Rows, is_chosen
 from nitrodistill.types import Batch, Condition, Pairs
 
 
@@ -21,15 +21,15 @@ def make_batch(start: int, size: int, ids: list[int]) -> Batch:
 @pytest.mark.parametrize("fraction", [0.25, 1 / 3, 0.5, 2 / 3, 0.9])
 def test_fresh_samples_are_spread_evenly_whatever_the_batches(fraction):
     index = torch.arange(3000)
-    fresh = is_fresh(index, fraction)
+    fresh = is_chosen(index, fraction)
     whole = int(fresh.sum())
     assert whole == pytest.approx(3000 * fraction, abs=1)
     for size in (4, 12, 60):
         counts = fresh.reshape(-1, size).sum(1)
         assert int(counts.max() - counts.min()) <= 1
-    assert torch.equal(is_fresh(index.flip(0), fraction), fresh.flip(0))
-    assert not is_fresh(index, 0.0).any()
-    assert is_fresh(index, 1.0).all()
+    assert torch.equal(is_chosen(index.flip(0), fraction), fresh.flip(0))
+    assert not is_chosen(index, 0.0).any()
+    assert is_chosen(index, 1.0).all()
 
 
 def test_rows_cut_once():

@@ -13,7 +13,11 @@ from nitrodistill.losses.adversarial import (
     relativistic_generator,
 )
 from nitrodistill.losses.denoising import denoising_loss
-from nitrodistill.losses.distribution_matching import distribution_matching
+from nitrodistill.losses.distribution_matching import (
+    distribution_matching,
+    f_divergence_weight,
+    guidance_matching,
+)
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import laplacian_pyramid_loss
 from nitrodistill.losses.lpips import lpips_distance
@@ -33,7 +37,9 @@ __all__ = [
     "charbonnier_loss",
     "denoising_loss",
     "distribution_matching",
+    "f_divergence_weight",
     "gradient_penalty",
+    "guidance_matching",
     "hinge_discriminator",
     "hinge_generator",
     "huber_loss",

@@ -50,7 +50,7 @@ from nitrodistill.losses.named import (
     named_penalties,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.rows import Misaligned, Rows, is_fresh
+from nitrodistill.rows import Misaligned, Rows, is_chosen
 from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import Histogram, named_law
 from nitrodistill.types import Batch, Denoiser, Terms
@@ -376,7 +376,7 @@ class LADD(DistillationMethod):
     def _split(self, batch: Batch, draws: Draws) -> tuple[Rows | None, Rows | None]:
         """Who gets the adversarial term and who the reconstruction; None: nobody at this step."""
         fraction = self.config.fresh_fraction if self._is_adversarial(draws.step) else 0.0
-        fresh = is_fresh(batch.index, fraction)
+        fresh = is_chosen(batch.index, fraction)
         if fraction == 0:
             everyone = Rows.cut(batch, draws, ~fresh, 1.0)
             return everyone if self._is_adversarial(draws.step) else None, everyone

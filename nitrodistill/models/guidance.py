@@ -1,15 +1,24 @@
-"""Guidance: `null + scale (conditional - null)`, or a scale that the network was taught to take."""
+"""Guidance: `null + scale (conditional - null)`, or a scale that the network was taught to take.
+
+Here as in diffusers scale 1 is no guidance. Elsewhere the number may be scale - 1: the w of Meng et al. 2023
+(`(1 + w) conditional - w null`), and a factor on what is *added* to the conditional prediction (AnyFlow's
+`real_guidance_scale`; CDM's factor on the guidance term of decoupled distribution matching).
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_finite, check_positive
+from nitrodistill.checks import check_choice, check_finite, check_positive
 from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
+
+RescaleBy = Literal["deviation", "norm"]
+"""What of a guided prediction is drawn back to the conditional one's."""
 
 
 class _Around:
@@ -50,12 +59,14 @@ class Guided(_Around):
         null: the unconditional Condition, of batch size one: the empty prompt, or a negative one.
         rescale: in [0, 1], how far the guided prediction's standard deviation is drawn back to the
             conditional one's (Lin et al. 2023, section 3.4, diffusers' `guidance_rescale`); 0 is off.
+        rescale_by: "deviation", or "norm": the root of the sum of squares (Qwen-Image's pipeline takes it a token,
+            here it is that of a sample).
         interval: fractions `u` of the way from data to noise between which guidance acts
             (Kynkäänniemi et al. 2024); elsewhere the conditional prediction stands.
 
     Raises:
-        ValueError: if the scale is below 1, `null` holds more than one sample, or `rescale` or `interval`
-            leave [0, 1].
+        ValueError: if the scale is below 1, `null` holds more than one sample, `rescale` or `interval` leave
+            [0, 1], or `rescale_by` is another.
     """
 
     def __init__(
@@ -65,6 +76,7 @@ class Guided(_Around):
         null: Condition,
         *,
         rescale: float = 0.0,
+        rescale_by: RescaleBy = "deviation",
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         if check_finite("guidance scale", scale) < 1:
@@ -84,27 +96,37 @@ class Guided(_Around):
         self.scale: float = scale
         self.null: Condition = null
         self.rescale: float = rescale
+        self.rescale_by: RescaleBy = check_choice("rescale_by", rescale_by, get_args(RescaleBy))
         self.interval: tuple[float, float] = interval
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided prediction; see `DiffusersDenoiser.__call__`."""
         if self.scale == 1:
             return self.denoiser(x_t, t, condition)
+        return self.combine(*self.parts(x_t, t, condition), t)
+
+    def parts(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+        """The unconditional and the conditional prediction, from one batch."""
         both = Condition.cat([condition.null(self.null), condition])
         t = t.expand(len(x_t))
         null, conditional = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        return null, conditional
+
+    def combine(self, null: Tensor, conditional: Tensor, t: Tensor) -> Tensor:
+        """The guided prediction of the two that `parts` returns, at `t`."""
         guided = null + self.scale * (conditional - null)
         if self.rescale > 0:
             guided = self._rescaled(guided, conditional)
         if self.interval == (0.0, 1.0):
             return guided
-        u = self.schedule.fraction(t)
+        u = self.schedule.fraction(t.expand(len(null)))
         inside = (u >= self.interval[0]) & (u <= self.interval[1])
         return torch.where(expand(inside, guided), guided, conditional)
 
     def _rescaled(self, guided: Tensor, conditional: Tensor) -> Tensor:
         dims = tuple(range(1, guided.ndim))
-        ratio = conditional.std(dims, keepdim=True) / guided.std(dims, keepdim=True)
+        size = torch.std if self.rescale_by == "deviation" else torch.linalg.vector_norm
+        ratio = size(conditional, dim=dims, keepdim=True) / size(guided, dim=dims, keepdim=True)
         return guided * (self.rescale * ratio + (1 - self.rescale))
 
 

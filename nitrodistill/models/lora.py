@@ -103,6 +103,8 @@ def add_lora(
             ) from error
     for layer in _layers(network).values():
         layer.enable_adapters(False)
+        if layer.get_base_layer().weight.is_meta:  # peft leaves its own weights on the CPU
+            layer.to("meta")
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         own = "lora_" in name and role in name.split(".")

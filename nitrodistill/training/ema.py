@@ -26,21 +26,30 @@ class EMA:
         module: whose weights are averaged, those that ask for a gradient now; the averages have their devices.
         decay: in [0, 1); 0 follows the weights.
         into: a module of the same kind whose parameters become the averages; None keeps them apart.
+        source: the moving average of `module`, which is averaged in the place of its weights.
 
     Raises:
         ValueError: if the decay is none, or `into` is another network or not in float32.
     """
 
-    def __init__(self, module: nn.Module, decay: float, into: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        decay: float,
+        into: nn.Module | None = None,
+        source: EMA | None = None,
+    ) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"decay is {decay}; it must be in [0, 1).")
         self.decay = decay
         named = module.named_parameters()
-        self._weights = {plain_name(name): w for name, w in named if w.requires_grad}
+        self._weights: dict[str, Tensor] = {plain_name(n): w for n, w in named if w.requires_grad}
         if into is None:
             self._averages = {n: _float32(w) for n, w in self._weights.items()}
         else:
             self._averages = _places(self._weights, into)
+        if source is not None:
+            self._weights = source.state_dict()
 
     @torch.no_grad()
     def update(self) -> None:

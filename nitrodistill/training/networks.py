@@ -3,12 +3,13 @@
 teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
            process holds a part, which then stands in the pipeline too, so that no device holds the whole
 student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
-others     what the method asks its cast for: as the student
+others     what the method asks its cast for: as the student; where a stage goes on with the student of the one
+           before and has the recipe's teacher, they go on too
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,9 +93,12 @@ class StageNetworks:
                 made = load_denoiser(before, made)
             return made
 
-        def start(student: DiffusersDenoiser) -> None:
+        def start(name: str, network: DiffusersDenoiser) -> None:
+            """The student's average; with the same teacher also other roles of that name, as they were."""
             assert before is not None
-            load_weights(student, before, STUDENT, average=True)
+            goes_on = stage.teacher == "recipe" and name in _networks(before)
+            if name == STUDENT or goes_on:
+                load_weights(network, before, name, average=name == STUDENT)
 
         return stage_cast(
             stage,
@@ -145,7 +149,7 @@ def stage_cast(
     whole: DiffusersDenoiser,
     empty: Condition | None,
     decode: Callable[[torch.Tensor], torch.Tensor] | None,
-    start: Callable[[DiffusersDenoiser], None] | None = None,
+    start: Callable[[str, DiffusersDenoiser], None] | None = None,
 ) -> Cast:
     """The cast of a stage.
 
@@ -155,7 +159,7 @@ def stage_cast(
         whole: the float32 network that copies are made of.
         empty: see `Cast`.
         decode: see `Cast`.
-        start: puts the weights into the student that it starts with; None leaves the teacher's.
+        start: puts the weights into a network, by name, that it starts with; None leaves the teacher's.
     """
     made: list[DiffusersDenoiser] = []
 
@@ -175,11 +179,17 @@ def stage_cast(
         else:
             network = base_copy(whole)
             network.module.float().requires_grad_(True)
-        if name == STUDENT and start is not None:
-            start(network)
+        if start is not None:
+            start(name, network)
         return network
 
     return Cast(make, empty, decode)
+
+
+def _networks(checkpoint: Checkpoint) -> Collection[str]:
+    """The names of the trained networks in a checkpoint."""
+    found = checkpoint.state().get("networks")
+    return [name for name, one in found.items() if one] if isinstance(found, dict) else []
 
 
 def check_cast(method: DistillationMethod, cast: Cast) -> None:

@@ -32,7 +32,8 @@ class Stage:
         trainer: the trainer's.
         teacher: who teaches: the recipe's teacher, or the student of the stage before.
         student: what the student starts as: its teacher, or the student of the stage before. Of that one the
-            moving average of the weights is taken where there is one.
+            moving average of the weights is taken where there is one. If the teacher is the recipe's, networks
+            that both stages train under one name (DMD2's critic) go on as well.
         prune: which blocks the student keeps; not built yet.
         lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
             (`add_lora`): one network in memory, and checkpoints that hold the roles' weights alone. null trains

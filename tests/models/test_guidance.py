@@ -40,6 +40,7 @@ def test_outside_of_the_interval_the_conditional_prediction_stands(
     ("settings", "message"),
     [
         ({"rescale": 1.5}, r"rescale is 1\.5; it must be in \[0, 1\]"),
+        ({"rescale_by": "max"}, r"rescale_by is .max.; it must be one of"),
         ({"interval": (0.7, 0.3)}, r"interval is \(0\.7, 0\.3\); give \(low, high\)"),
     ],
 )
@@ -64,3 +65,19 @@ def test_embedded_guidance_replaces_the_conditions():
     assert guided.prediction_type == "flow_prediction"
     with pytest.raises(ValueError, match=">= 0"):
         EmbeddedGuidance(Spy(), -1.0)
+
+
+def test_the_norm_is_drawn_back_to_the_conditional_ones(
+    tiny_denoiser, tiny_condition, null, generator
+):
+    x_t, t = torch.randn(3, 4, 8, 8, generator=generator), torch.tensor(300)
+    plain = Guided(tiny_denoiser, 5.0, null)
+    own, conditional = plain.parts(x_t, t, tiny_condition)
+    torch.testing.assert_close(conditional, tiny_denoiser(x_t, t, tiny_condition))
+    guided = plain.combine(own, conditional, t)
+    torch.testing.assert_close(guided, plain(x_t, t, tiny_condition))
+    found = Guided(tiny_denoiser, 5.0, null, rescale=1.0, rescale_by="norm")(x_t, t, tiny_condition)
+    sizes = [value.flatten(1).norm(dim=1) for value in (found, conditional)]
+    torch.testing.assert_close(*sizes)
+    ratio = found / guided
+    torch.testing.assert_close(ratio, ratio[:, :1, :1, :1].expand_as(ratio), rtol=1e-3, atol=0)

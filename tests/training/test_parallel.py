@@ -14,7 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nitrodistill.method import Cast, DistillationMethod, Draws
-from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.methods import DMD2, LADD, DMD2Config, LADDConfig
+from nitrodistill.methods.dmd2 import CriticConfig, GANConfig, RegressionConfig
 from nitrodistill.training import (
     OptimizerConfig,
     Stage,
@@ -98,6 +99,29 @@ def _matching(denoiser) -> Case:
     return Case(make, PromptStream, config)
 
 
+def _dmd2(denoiser) -> Case:
+    """Heads on the critic's features, regression on a quarter of the rows, two steps, a pull to the student."""
+    optimizers = {
+        "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
+        "critic": OptimizerConfig(2e-2, eps=1e-2),
+        "discriminator": OptimizerConfig(1e-2, eps=1e-2),
+    }
+    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
+    method = DMD2Config(
+        critic=CriticConfig(updates=2, follow=0.9),
+        gan=GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=8),
+        regression=RegressionConfig(share=0.25),
+        conditions="pairs",
+        num_inference_steps=2,
+    )
+
+    def make() -> DMD2:
+        copies = {n: denoiser.copy() for n in ("teacher", "student", "critic")}
+        return DMD2.build(method, Cast(copies.__getitem__))
+
+    return Case(make, LatentStream, config)
+
+
 @pytest.fixture
 def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
     """Every method joins here."""
@@ -108,6 +132,7 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
         "ladd_alternating": _ladd(tiny_denoiser, fresh_fraction=0.25),
         "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
         "matching": _matching(tiny_denoiser),
+        "dmd2": _dmd2(tiny_denoiser),
     }
 
 
@@ -128,7 +153,7 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
     config = dataclasses.replace(case.config, parallel=parallel, **changes)
     method = case.make()
     accelerator = make_accelerator(config.mixed_precision, cpu_offload=config.cpu_offload)
-    if isinstance(method, Matching):
+    if isinstance(method, Matching | DMD2):
         place_frozen(method, accelerator, Stage(MATCHING, config))
     trainer = Trainer(
         method, case.stream(config.batch_size, rank, world), config, accelerator=accelerator
@@ -140,7 +165,9 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", ["ladd_shared", "ladd_alternating", "three_roles", "matching"])
+@pytest.mark.parametrize(
+    "name", ["ladd_shared", "ladd_alternating", "three_roles", "matching", "dmd2"]
+)
 def test_two_processes_equal_one(cases, tiny, name, parallel):
     before, expected, *_ = _run(cases[name], 0, 1)
     found = tiny.in_processes(lambda rank, world: _run(cases[name], rank, world, parallel))
@@ -169,7 +196,7 @@ def test_accumulating_two_batches_of_4_equals_a_batch_of_8_in_loss_and_in_phase(
         np.testing.assert_allclose(values, expected[role], rtol=0, atol=1e-6, err_msg=role)
 
 
-@pytest.mark.parametrize("name", ["three_roles", "matching"])
+@pytest.mark.parametrize("name", ["three_roles", "matching", "dmd2"])
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_accumulation_in_two_processes_equals_one_large_batch(cases, tiny, parallel, name):
     case = cases[name]

@@ -388,6 +388,24 @@ def test_the_student_of_the_stage_before_teaches(make_matching, pipeline, tmp_pa
     assert not torch.equal(before["student"], before["student.ema"])
 
 
+def test_with_the_same_teacher_a_stages_other_networks_go_on_too(make_matching, pipeline, tmp_path):
+    """The student as its average, the critic as it was; what follows the student starts at it."""
+    recipe = make_matching("recipe", "previous", steps=4)
+    first, second = recipe.stages
+    still = {n: OptimizerConfig(1e-30, ema_decay=0.5) for n in ("student", "critic", "heads")}
+    trainer = dataclasses.replace(second.trainer, optimizers=still)
+    second = dataclasses.replace(second, teacher="recipe", student="previous", trainer=trainer)
+    list(run_recipe(dataclasses.replace(recipe, stages=[first, second]), pipeline))
+    before, after = (_ended(tmp_path / "run", stage) for stage in (0, 1))
+    for name, source in (
+        ("student", "student.ema"),
+        ("critic", "critic"),
+        ("target", "student.ema"),
+    ):
+        assert torch.equal(after[name], before[source]), name
+    assert not torch.equal(before["critic"], before["student.ema"])
+
+
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_another_method_in_two_processes_equals_one(
     tiny, make_matching, pipeline, tmp_path, parallel

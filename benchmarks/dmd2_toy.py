@@ -1,0 +1,109 @@
+"""Distribution matching on the embedded teacher: the students of two recipes, in one step and in four.
+
+    python benchmarks/dmd2_toy.py [--seeds 0] [--output runs/dmd2_toy]
+
+The recipes are examples/recipes/dmd2-toy.yaml and dmd2-toy-4step.yaml, as they stand but for evaluations: prompts
+alone, no pairs. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py, beside the 25 steps of
+the teacher.
+
+Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json and the table in
+docs/dmd2.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_quality import METRICS, environment, table_cell, train
+from lcm_toy import SAMPLES, measured
+
+from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.models import Pipeline
+from nitrodistill.teachers import load_teacher
+from nitrodistill.training.recipe import load_recipe
+from nitrodistill.training.run import load_student
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "dmd2_toy.json"
+DOCS = ROOT / "docs" / "dmd2.md"
+RECIPES = ("dmd2-toy", "dmd2-toy-4step")
+
+
+def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
+    """Training and evaluation of one recipe and seed; kept in `result.json` of its folder."""
+    folder = root / f"seed-{seed}" / name
+    kept = folder / "result.json"
+    if kept.is_file():
+        return json.loads(kept.read_text())
+    recipe = load_recipe(ROOT / "examples" / "recipes" / f"{name}.yaml")
+    trainer = replace(recipe.stages[0].trainer, seed=seed, evaluate_every=0, best_metric="")
+    stages = [replace(recipe.stages[0], trainer=trainer)]
+    prompts = str(root / "prompts.txt")
+    recipe = replace(recipe, prompts=prompts, output=str(folder), stages=stages)
+    seconds = train(recipe, pipeline)
+    student = load_student(folder, pipeline)
+    row = {
+        "recipe": name,
+        "seed": seed,
+        "num_inference_steps": len(student.plan),
+        "steps": trainer.steps,
+        "cpu_seconds": round(seconds, 1),
+        **measured(pipeline, student.denoiser, student.plan, root),
+    }
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a row a recipe, mean and spread (standard deviation) over the seeds."""
+    lines = [
+        f"| | steps | CPU s | {' | '.join(METRICS.values())} |",
+        "|---|" + "---:|" * (len(METRICS) + 2),
+    ]
+    for name in RECIPES:
+        found = [row for row in rows if row["recipe"] == name]
+        cells = [table_cell([row["student"][key] for row in found]) for key in METRICS]
+        seconds = table_cell([row["cpu_seconds"] for row in found])
+        steps = found[0]["num_inference_steps"]
+        lines.append(f"| `{name}` | {steps} | {seconds} | {' | '.join(cells)} |")
+    for name, steps in (("teacher", "25"), ("floor", "")):
+        cells = [table_cell([rows[0][name][key]]) for key in METRICS]
+        lines.append(f"| {name} | {steps} | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_docs(text: str) -> None:
+    """Replaces what stands between the markers in docs/dmd2.md."""
+    begin, end = "<!-- result -->", "<!-- end of result -->"
+    before, rest = DOCS.read_text().split(begin)
+    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--output", type=Path, default=Path("runs/dmd2_toy"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    pipeline, root = load_teacher("toy"), options.output
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "prompts.txt").write_text("\n".join(shuffled_captions()) + "\n")
+    rows = [run(pipeline, root, name, seed) for name in RECIPES for seed in options.seeds]
+    known = environment()
+    seeds = f"{len(options.seeds)} seed{'s' if len(options.seeds) > 1 else ''}"
+    text = (
+        f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of {known['cpu'].strip()} "
+        f"(torch {known['torch']}), {known['date']}."
+    )
+    RESULTS.write_text(json.dumps({"environment": known, "runs": rows}, indent=1) + "\n")
+    write_docs(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""How a critic learns what the student draws: denoising score matching, in its own prediction type.
+
+    w_t mean (F(x_t) - target)^2,   x_t = alpha_t x0 + sigma_t eps
+
+with the weights of `CriticConfig.weight`, all finite at zero SNR but for "sample" and "snr_plus_one" of an epsilon
+network, which `check_critic` refuses where they are composed.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nitrodistill.losses import denoising_loss
+from nitrodistill.methods.dmd2.config import CriticConfig
+from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.prediction import check_convertible, prediction_target
+from nitrodistill.sampling import Step
+from nitrodistill.timesteps import TimestepLaw
+from nitrodistill.types import Condition, Denoiser
+from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight
+
+
+def critic_error(
+    critic: Denoiser,
+    weight: str,
+    step: Step,
+    x0: Tensor,
+    noise: Tensor,
+    condition: Condition,
+) -> Tensor:
+    """The weighted error of every sample, `(B,)`; see `CriticConfig.weight`."""
+    scales, kind = step.output, critic.prediction_type
+    x_t = scales.mix(x0, noise)
+    prediction = critic(x_t, step.t, condition)
+    sigma_data = _sigma_data(critic)
+    if weight == "sample":
+        return denoising_loss(prediction, x_t, x0, scales, kind, reduction="none")
+    target = prediction_target(x0, noise, scales, kind)
+    error = (prediction.to(target.dtype) - target).square().flatten(1).mean(1)
+    if weight == "edm" or (weight == "auto" and sigma_data is not None):
+        assert sigma_data is not None
+        return error * (1 / scales.sigma.square() + 1 / sigma_data**2).to(error.dtype)
+    if weight == "min_snr":
+        return error * min_snr_weight(scales, kind).to(error.dtype)
+    if weight == "snr_plus_one":
+        return error * snr_plus_one_weight(scales, kind).to(error.dtype)
+    return error
+
+
+def check_critic(
+    critic: Denoiser, student: Denoiser, config: CriticConfig, law: TimestepLaw
+) -> None:
+    """Refuses a weight that the critic cannot have, and a pull between unlike networks.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    schedule, kind = critic.schedule, critic.prediction_type
+    scales = schedule(schedule.timestep(law(torch.tensor([0.0, 1.0], dtype=torch.float64))))
+    if config.weight == "sample":
+        check_convertible(scales, kind)
+    if config.weight == "snr_plus_one":
+        snr_plus_one_weight(scales, kind)
+    if config.weight == "edm" and _sigma_data(critic) is None:
+        raise ValueError(
+            "critic.weight is 'edm', but the network has no EDM preconditioning, which holds sigma_data; take "
+            "'auto'."
+        )
+    if config.follow is not None and student.prediction_type != kind:
+        raise ValueError(
+            f"critic.follow averages the weights of a student that predicts {student.prediction_type!r} with "
+            f"those of a critic that predicts {kind!r}; leave it out."
+        )
+
+
+def _sigma_data(critic: Denoiser) -> float | None:
+    """Of EDM's preconditioning, where it has one."""
+    edm = critic.preconditioning if isinstance(critic, DiffusersDenoiser) else None
+    return None if edm is None else edm.sigma_data
