@@ -58,6 +58,10 @@ class LADDConfig:
             a loss between the decoded pictures. {} leaves it out.
         adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic.
         adversarial_weight: its weight in the student's loss; 0 trains no discriminator.
+        weigh_by_gap: weight each sample's adversarial term by how much higher the discriminator's logit of the
+            teacher's latent is than that of the student's, at equal timestep and noise, within [0, 1]. A
+            discriminator at chance then leaves the student to the reconstruction; without it, it pushes with full
+            weight in no particular direction, once the reconstruction's gradient has become small.
         penalty: what keeps the discriminator smooth: "r1" on the real features that the heads see,
             "approximate_r1" on real latents, "approximate_r1_r2" on real and generated ones, or "none".
         penalty_weight: its weight in the discriminator's loss.
@@ -83,6 +87,7 @@ class LADDConfig:
     reconstruction: dict[str, Any] = field(default_factory=lambda: {"smooth_l1": 1.0})
     adversarial: str = "non_saturating"
     adversarial_weight: float = 1.0
+    weigh_by_gap: bool = False
     penalty: Penalty = "none"
     penalty_weight: float = 1.0
     penalty_scale: float = 0.1
@@ -245,10 +250,15 @@ class LADD(DistillationMethod):
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
         if judged is not None:
+            z = judged.x0.to(x0.dtype)
             fake, real = self._judge(x0[judged.rows], judged, "generator"), None
             if self.adversarial.needs_real:
-                real = self._judge(judged.x0.to(x0.dtype), judged, "generator.real")
+                real = self._judge(z, judged, "generator.real")
             per_sample = self.adversarial.generator(fake, real)
+            if self.config.weigh_by_gap:
+                gap = self._gap(z, fake, judged)
+                per_sample = gap * per_sample
+                parts |= judged.shown({"gap": gap})
             total = total + self.config.adversarial_weight * judged.mean(per_sample)
             parts |= judged.shown({"adversarial": per_sample})
         return Terms(total, parts)
@@ -293,6 +303,12 @@ class LADD(DistillationMethod):
     def _judge(self, x0: Tensor, judged: _Rows, name: str) -> tuple[Tensor, ...]:
         """The discriminator's logits of latents, noised at timesteps that are drawn under this name."""
         return self._heads(self._features(x0, judged, name))
+
+    @torch.no_grad()
+    def _gap(self, z: Tensor, fake: tuple[Tensor, ...], judged: _Rows) -> Tensor:
+        """How much more real than the student's latents the teacher's are found, `(B,)` in [0, 1]."""
+        real = self._judge(z, judged, "generator")  # the timesteps and the noise of the student's
+        return (_mean_logit(real) - _mean_logit(fake)).clamp(0, 1)
 
     def _features(self, x0: Tensor, judged: _Rows, name: str) -> tuple[Tensor, ...]:
         assert self.discriminator is not None
