@@ -1,7 +1,7 @@
 """The table of teachers and methods, at equal CPU time.
 
     python -m benchmarks.teachers [--teachers digits scenes] [--methods regression both] [--seeds 0 1 2]
-        [--seconds 60] [--output runs/teachers] [--cache DIR]
+        [--seconds 60] [--output runs/teachers] [--cache DIR] [--share 1.0]
 
 The teachers that do not ship with the package are trained first, in minutes of one CPU core each, and kept in
 `--cache` (by default nitrodistill/teachers in the user's cache directory). Resumable: finished cells are kept, a
@@ -30,7 +30,7 @@ from benchmarks.teachers.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 RESULTS, DOCS = ROOT / "benchmarks" / "results" / "teachers.json", ROOT / "docs" / "teachers.md"
-COLUMNS = ("fd_real", "alignment", "edge_ratio", "diversity")
+COLUMNS = ("fd_real", "fd_teacher", "alignment", "edge_ratio", "diversity")
 
 
 def default_cache() -> Path:
@@ -105,12 +105,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--output", type=Path, default=Path("runs/teachers"))
     parser.add_argument("--cache", type=Path, default=default_cache())
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the teachers' training, for trials"
+    )
     parser.add_argument("--write", action="store_true", help="results and docs")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in options.teachers:
-        place = Place.of(TEACHERS[name], options.cache, options.output)
+        place = Place.of(TEACHERS[name], options.cache, options.output, share=options.share)
         for seed in options.seeds:
             for method in options.methods:
                 row = place.cell(method, METHODS[method], seed, options.seconds)

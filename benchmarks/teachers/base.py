@@ -37,7 +37,7 @@ class Quality:
     features: Extractor
     real: RealImages
     alignment: Alignment | None = None
-    num_samples: int = 1024
+    num_samples: int = 512
 
 
 @dataclass(frozen=True)

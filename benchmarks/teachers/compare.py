@@ -23,11 +23,13 @@ from nitrodistill.training.recipe import Recipe, parse_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.training.stages import run_recipe
 
-PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 40
+PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
 CHECKPOINT_EVERY = 200
 EVALUATION_SEED = 1000
+METRICS_FILE = "metrics.json"
 METRICS = {
     "fd_real": "FD to held-out",
+    "fd_teacher": "FD to teacher",
     "alignment": "alignment",
     "edge_ratio": "edge ratio",
     "high_frequency_ratio": "high-frequency ratio",
@@ -54,9 +56,11 @@ class Place:
     pairs: Path
 
     @classmethod
-    def of(cls, teacher: Teacher, cache: Path, output: Path, pairs: int = PAIRS) -> Place:
+    def of(
+        cls, teacher: Teacher, cache: Path, output: Path, pairs: int = PAIRS, share: float = 1.0
+    ) -> Place:
         """Trains the teacher and makes its pairs, where they are not there."""
-        home = built(teacher, cache)
+        home = built(teacher, cache, share)
         pipeline = teacher.load(home)
         reader = home / READER
         quality = teacher.quality(reader if reader.is_file() else None, EVALUATION_SEED)
@@ -124,31 +128,24 @@ class Place:
         group = self.group(name, method)
         folder = group / f"{seconds:g}-seconds" / f"seed-{seed}"
         kept = folder / "result.json"
-        if kept.is_file():
-            return json.loads(kept.read_text())
-        steps = self.steps(method, seconds, group)
-        recipe = self.recipe(method, steps, seed, folder / "run")
-        spent = trained(recipe, self.pipeline)
-        student = load_student(folder / "run", self.pipeline)
-        found = self.measure(student.denoiser, student.plan)
-        found.save(folder / "metrics.json")
-        row = {
-            "teacher": self.teacher.name,
-            "method": name,
-            "seed": seed,
-            "steps": steps,
-            "cpu_seconds": round(spent, 1),
-            "metrics": {
-                model: {
-                    key: [metric.value, metric.low, metric.high, metric.floor]
-                    for key, metric in metrics.items()
-                    if key in METRICS
-                }
-                for model, metrics in found.models.items()
-            },
+        if not kept.is_file():
+            steps = self.steps(method, seconds, group)
+            recipe = self.recipe(method, steps, seed, folder / "run")
+            spent = trained(recipe, self.pipeline)
+            student = load_student(folder / "run", self.pipeline)
+            self.measure(student.denoiser, student.plan).save(folder / METRICS_FILE)
+            write_json(kept, {"steps": steps, "cpu_seconds": round(spent, 1)})
+        found = Evaluation.load(folder / METRICS_FILE)
+        metrics = {
+            model: {
+                key: [metric.value, metric.low, metric.high, metric.floor]
+                for key, metric in metrics.items()
+                if key in METRICS
+            }
+            for model, metrics in found.models.items()
         }
-        write_json(kept, row)
-        return row
+        about = {"teacher": self.teacher.name, "method": name, "seed": seed}
+        return {**about, **json.loads(kept.read_text()), "metrics": metrics}
 
     def measure(self, student: Any, plan: Any) -> Evaluation:
         """The evaluation of a student; the teacher's pictures are drawn once."""

@@ -1,13 +1,13 @@
 """Can heads on a frozen teacher's features tell a student's latents from the teacher's at all, and where?
 
-    python -m benchmarks.teachers.diagnose [--teachers digits ...] [--updates 50 150 400]
+    python -m benchmarks.teachers.diagnose [--teachers digits ...] [--method naive] [--updates 15 60]
 
-The student is fixed: it was trained by regression alone (the comparison's cell). A head of its own stands on
-every tap; real latents are those of the pairs, fakes are the student's on fresh noise, both with the same
-prompts; three quarters of each train the heads (hinge loss, u uniform on [0, 1]). Of the rest, each noised four
-times at a fixed u, it is measured how often a real one has the higher logit than a fake one (the area under the
-ROC curve). One half is chance. Where it stays there after many updates, the features are blind to the difference
-at that noise; where it rises late, heads are slow.
+The student is fixed: a cell of the comparison, or the teacher itself in one step (naive). A head of its own
+stands on every tap; real latents are those of the pairs, fakes are the student's on fresh noise, both with the
+same prompts; three quarters of each train the heads (hinge loss, u uniform on [0, 1]). Of the rest, each noised
+four times at a fixed u, it is measured how often a real one has the higher logit than a fake one (the area under
+the ROC curve). One half is chance. Where it stays there after many updates, the features are blind to the
+difference at that noise; where it rises late, heads are slow.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from benchmarks.teachers.methods import METHODS
 from nitrodistill.data import PairStore
 from nitrodistill.discriminator import ConvHead, LatentDiscriminator
 from nitrodistill.models import Pipeline
-from nitrodistill.sampling import predict_x0
+from nitrodistill.sampling import StepPlan, predict_x0
 from nitrodistill.training.run import load_student
-from nitrodistill.types import Condition
+from nitrodistill.types import Condition, Denoiser
 
-LEVELS = (0.02, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
-BATCH, NOISES = 32, 4
+LEVELS = (0.02, 0.1, 0.2, 0.4, 0.6, 0.8)
+BATCH, NOISES = 32, 2
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,28 @@ class Sides:
         return Sides(self.real[rows], self.fake[rows], self.condition.index(rows))
 
 
-@torch.no_grad()
-def sides_of(place: Place, run: Path) -> Sides:
-    """The pairs' latents, and the student's on fresh noise."""
+def student_of(place: Place, method: str, seconds: float) -> tuple[Denoiser, StepPlan]:
+    """The student of a cell; or "naive", the teacher itself in one step."""
+    if method == "naive":
+        schedule, timestep = place.pipeline.denoiser.schedule, place.teacher.timestep
+        if timestep is None:
+            return place.pipeline.denoiser, StepPlan.from_schedule(schedule, 1)
+        return place.pipeline.denoiser, StepPlan.from_noise(schedule, timestep)
+    place.cell(method, METHODS[method], 0, seconds)
+    run = place.group(method, METHODS[method]) / f"{seconds:g}-seconds" / "seed-0" / "run"
     student = load_student(run, place.pipeline)
+    return student.denoiser, student.plan
+
+
+@torch.no_grad()
+def sides_of(place: Place, student: Denoiser, plan: StepPlan) -> Sides:
+    """The pairs' latents, and the student's on fresh noise."""
     pairs = PairStore.open(place.pairs).read(list(range(PAIRS)))
     noise = torch.randn(pairs.x0.shape, generator=torch.Generator().manual_seed(1))
-    step, parts = student.plan.steps[0], []
+    step, parts = plan.steps[0], []
     for rows in torch.arange(PAIRS).split(100):
         eps, c = noise[rows], pairs.condition.index(rows)
-        parts.append(
-            predict_x0(student.denoiser, step, step.input.mix(pairs.x0[rows].float(), eps), c)
-        )
+        parts.append(predict_x0(student, step, step.input.mix(pairs.x0[rows].float(), eps), c))
     return Sides(pairs.x0.float(), torch.cat(parts), pairs.condition)
 
 
@@ -122,6 +132,7 @@ def diagnose(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
+    parser.add_argument("--method", choices=["naive", *METHODS], default="regression")
     parser.add_argument("--updates", type=int, nargs="+", default=[50, 150])
     parser.add_argument("--taps", type=json.loads, default=[0.01, 0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--rate", type=float, default=2e-3)
@@ -132,22 +143,20 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in options.teachers:
         place = Place.of(TEACHERS[name], options.cache, options.output)
-        place.cell("regression", METHODS["regression"], 0, options.seconds)
-        run = (
-            place.group("regression", METHODS["regression"])
-            / f"{options.seconds:g}-seconds"
-            / "seed-0"
-            / "run"
-        )
+        student, plan = student_of(place, options.method, options.seconds)
         found = diagnose(
-            place.pipeline, sides_of(place, run), options.taps, options.updates, options.rate
+            place.pipeline,
+            sides_of(place, student, plan),
+            options.taps,
+            options.updates,
+            options.rate,
         )
         for done, levels in found.items():
             rows = [
                 [f"{u:g}", *(f"{share:.2f}" for share in taps)]
                 for u, taps in zip(LEVELS, levels, strict=True)
             ]
-            print(f"\n{name}, {done} updates\n")
+            print(f"\n{name}, student {options.method}, rate {options.rate:g}, {done} updates\n")
             print(markdown_table(["u", *map(str, options.taps)], rows), flush=True)
 
 

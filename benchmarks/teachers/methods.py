@@ -41,10 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
     },
     "both": BOTH,
+    "both_by_gap": {
+        **BOTH,
+        "settings": {**BOTH["settings"], "fresh_fraction": 0.5, "weigh_by_gap": True},
+        "shares": {"warmup_steps": 0.4},
+    },
 }
-"""Name -> method."""
-
-
-def changed(method: dict[str, Any], **settings: Any) -> dict[str, Any]:
-    """A method with other settings."""
-    return {**method, "settings": {**method["settings"], **settings}}
+"""Name -> method. In `both_by_gap` the student listens to the discriminator as far as that can tell."""

@@ -129,10 +129,10 @@ def rows(values: Sequence[tuple[str, int, float]]) -> list[dict[str, Any]]:
 def test_the_table_shows_intervals_and_ratios() -> None:
     two = rows([("regression", 0, 4.0), ("regression", 1, 6.0), ("both", 0, 2.0), ("both", 1, 6.6)])
     lines = table(two).splitlines()
-    assert "| digits | regression | 3, 3 | 10 | 5.000 ± 1.414 | - | - | - |" in lines
-    assert "| digits | floor |  |  | 0.400 | - | - | - |" in lines
+    assert "| digits | regression | 3, 3 | 10 | 5.000 ± 1.414 | - | - | - | - |" in lines
+    assert "| digits | floor |  |  | 0.400 | - | - | - | - |" in lines
     assert against(two, "regression") == [
         "FD of both over that of regression, by seed: digits 0.50 1.10."
     ]
     one = table(rows([("regression", 0, 4.0)])).splitlines()
-    assert "| digits | regression | 3 | 10 | 4.000 (3.000 to 5.000) | - | - | - |" in one
+    assert "| digits | regression | 3 | 10 | 4.000 (3.000 to 5.000) | - | - | - | - |" in one
