@@ -26,7 +26,7 @@ from tools.toy.loop import LoopConfig, build, fit, seeded
 from tools.toy.train_teacher import CAPTION_DROPOUT, random_timesteps
 from tools.toy.train_vae import encode, random_scenes
 
-STEPS, POOL = 2000, 8192
+STEPS, POOL = 4000, 12_288
 NAMES = [f"{colour} {shape}" for colour in scenes.COLOURS for shape in scenes.SHAPES]
 
 

@@ -41,10 +41,23 @@ METHODS: dict[str, dict[str, Any]] = {
         "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
     },
     "both": BOTH,
+    "both_late": {
+        **BOTH,
+        "settings": {
+            **BOTH["settings"],
+            "fresh_fraction": 0.5,
+            "discriminator_timesteps": {"uniform": {"ranges": [[0, 0.2]]}},
+        },
+        "shares": {"warmup_steps": 0.6},
+    },
     "both_by_gap": {
         **BOTH,
         "settings": {**BOTH["settings"], "fresh_fraction": 0.5, "weigh_by_gap": True},
         "shares": {"warmup_steps": 0.4},
     },
 }
-"""Name -> method. In `both_by_gap` the student listens to the discriminator as far as that can tell."""
+"""Name -> method.
+
+`both_late` leaves most of the steps to the reconstruction; in `both_by_gap` the student listens to the
+discriminator as far as that can tell.
+"""

@@ -32,7 +32,7 @@ from tools.toy.train_oracle import degrade
 from tools.toy.train_teacher import CAPTION_DROPOUT
 from tools.toy.train_vae import encode
 
-ORACLE_STEPS, STEPS, POOL = 500, 600, 8192
+ORACLE_STEPS, STEPS, POOL = 1000, 3000, 12_288
 RADII = ((0.40, 0.46), (0.62, 0.68))  # of the half-width, by size
 NUM_UNIFORMS = 12  # x, y, radius, angle, and the eight of `scenes.paint`
 
