@@ -25,7 +25,7 @@ import torch
 
 from benchmarks._measure import environment, markdown_table, replace_between_markers
 from benchmarks.teachers import TEACHERS
-from benchmarks.teachers.compare import METRICS, Place
+from benchmarks.teachers.compare import METRICS, RESULT, Place
 from benchmarks.teachers.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument(
         "--share", type=float, default=1.0, help="of the teachers' training, for trials"
     )
+    parser.add_argument("--finished", action="store_true", help="the table of finished cells alone")
     parser.add_argument("--write", action="store_true", help="results and docs")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +117,10 @@ def main() -> None:
         place = Place.of(TEACHERS[name], options.cache, options.output, share=options.share)
         for seed in options.seeds:
             for method in options.methods:
-                row = place.cell(method, METHODS[method], seed, options.seconds)
+                about = method, METHODS[method], seed, options.seconds
+                if options.finished and not (place.cell_folder(*about) / RESULT).is_file():
+                    continue
+                row = place.cell(*about)
                 rows.append(row)
                 print(name, method, seed, row["cpu_seconds"], row["metrics"]["student"], flush=True)
     lines = against(rows, options.methods[0])

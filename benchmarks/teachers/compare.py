@@ -26,7 +26,7 @@ from nitrodistill.training.stages import run_recipe
 PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
 CHECKPOINT_EVERY = 200
 EVALUATION_SEED = 1000
-METRICS_FILE = "metrics.json"
+METRICS_FILE, RESULT = "metrics.json", "result.json"
 METRICS = {
     "fd_real": "FD to held-out",
     "fd_teacher": "FD to teacher",
@@ -121,15 +121,18 @@ class Place:
         about = json.dumps([method, PAIRS, BATCH_SIZE, self.teacher.settings()], sort_keys=True)
         return self.folder / f"{name}-{blake2(about).hex()[:8]}"
 
+    def cell_folder(self, name: str, method: Mapping[str, Any], seed: int, seconds: float) -> Path:
+        """The folder of a cell; it is finished if it holds `RESULT`."""
+        return self.group(name, method) / f"{seconds:g}-seconds" / f"seed-{seed}"
+
     def cell(
         self, name: str, method: Mapping[str, Any], seed: int, seconds: float
     ) -> dict[str, Any]:
         """Trains and evaluates a student; what was found is kept in `result.json`."""
-        group = self.group(name, method)
-        folder = group / f"{seconds:g}-seconds" / f"seed-{seed}"
-        kept = folder / "result.json"
+        folder = self.cell_folder(name, method, seed, seconds)
+        kept = folder / RESULT
         if not kept.is_file():
-            steps = self.steps(method, seconds, group)
+            steps = self.steps(method, seconds, self.group(name, method))
             recipe = self.recipe(method, steps, seed, folder / "run")
             spent = trained(recipe, self.pipeline)
             student = load_student(folder / "run", self.pipeline)

@@ -58,7 +58,7 @@ def student_of(place: Place, method: str, seconds: float) -> tuple[Denoiser, Ste
             return place.pipeline.denoiser, StepPlan.from_schedule(schedule, 1)
         return place.pipeline.denoiser, StepPlan.from_noise(schedule, timestep)
     place.cell(method, METHODS[method], 0, seconds)
-    run = place.group(method, METHODS[method]) / f"{seconds:g}-seconds" / "seed-0" / "run"
+    run = place.cell_folder(method, METHODS[method], 0, seconds) / "run"
     student = load_student(run, place.pipeline)
     return student.denoiser, student.plan
 

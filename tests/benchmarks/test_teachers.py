@@ -28,14 +28,16 @@ def untrained(name: str) -> Teacher:
     return TEACHERS[name]
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+OWN = [
+    name for name, teacher in TEACHERS.items() if not teacher.embedded
+]  # tests/test_road.py has the others
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_untrained_from_a_folder_through_pairs_and_a_step(name: str, tmp_path: Path) -> None:
     teacher = untrained(name)
-    if teacher.embedded:
-        pipeline = teacher.load(tmp_path)
-    else:  # by its folder, as a user would
-        teacher.untrained().save_pretrained(tmp_path / PIPELINE)
-        pipeline = Pipeline.load(tmp_path / PIPELINE)
+    teacher.untrained().save_pretrained(tmp_path / PIPELINE)
+    pipeline = Pipeline.load(tmp_path / PIPELINE)  # by its folder, as a user would
     quality = teacher.quality(None, seed=0)
     prompts = [teacher.prompts()[i % len(teacher.prompts())] for i in range(4)]
     real = quality.real(prompts, torch.arange(4))
@@ -64,7 +66,7 @@ def test_the_held_out_pictures_are_no_training_pictures(name: str) -> None:
     prompts = (teacher.prompts() * 64)[:64]
     quality = teacher.quality(None, seed=0)
     real = quality.real(prompts, torch.arange(64))[:, :1].flatten(1)
-    training = teacher.training_set(2000, seed=0)[:, :1].flatten(1)
+    training = teacher.training_set(500, seed=0)[:, :1].flatten(1)
     assert torch.cdist(real, training).min() > 1e-4
     again = quality.real(prompts[8:12], torch.arange(8, 12))[:, :1].flatten(1)
     torch.testing.assert_close(again, real[8:12])
@@ -92,6 +94,16 @@ def test_real_pictures_show_their_class() -> None:
     assert torch.stack(list(found.values())).float().mean() > 0.98
     every = scenes.attribute_indices(["a small orange cross on a blue background"])
     assert NAMES[class_of(every)] == "orange cross"
+
+
+@pytest.mark.parametrize("name", ["toy", "toy-dit"])
+def test_the_embedded_ones_are_loaded_and_not_trained(name: str, tmp_path: Path) -> None:
+    teacher = TEACHERS[name]
+    assert built(teacher, tmp_path) == tmp_path / name
+    assert not list(tmp_path.iterdir())
+    pipeline = teacher.load(tmp_path / name)
+    assert len(pipeline.encode_prompt(teacher.prompts()[:2])) == 2
+    assert pipeline.denoiser.prediction_type in ("v_prediction", "epsilon")
 
 
 def test_a_damaged_teacher_is_refused(tmp_path: Path) -> None:
