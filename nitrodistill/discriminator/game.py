@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator.augmentation import Augmentation
 from nitrodistill.discriminator.discriminator import LatentDiscriminator
 from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side
@@ -127,6 +128,19 @@ class AdversarialGame:
         if self.adversarial.needs_real:
             real = self.side(z, condition, draws, "generator.real").logits
         return self.adversarial.generator(fake.logits, real), fake
+
+    @torch.no_grad()
+    def gap(self, z: Tensor, fake: Side, condition: Condition, draws: Draws) -> Tensor:
+        """How much more real than what `generator` saw real latents are found, `(B,)` in [0, 1].
+
+        Args:
+            z: `(B, C, H, W)` the real ones, which get the timesteps and the noise of the student's.
+            fake: what `generator` returned.
+            condition: the prompts.
+            draws: of the samples.
+        """
+        found = logit_statistics(self.side(z, condition, draws, "generator").logits, fake.logits)
+        return (found["logit_real"] - found["logit_fake"]).clamp(0, 1)
 
     def update(
         self,

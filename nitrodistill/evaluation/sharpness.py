@@ -86,17 +86,20 @@ class TextureFeatures:
         self._filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features `(B, 2 * num_filters)` of images `(B, C, H, W)`, H and W at least twice `size`."""
+        """Features `(B, 2 * num_filters)` of images `(B, C, H, W)`, H and W at least `size`.
+
+        Images of less than twice that have no second resolution, and half as many features.
+        """
         _check_images(images)
-        size = self._filters.shape[-1]
-        if min(images.shape[-2:]) < 2 * size:
+        size, side = self._filters.shape[-1], min(images.shape[-2:])
+        if side < size:
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; texture features with filters of {size} pixels "
-                f"need at least {2 * size} pixels a side."
+                f"need at least {size} pixels a side."
             )
         filters = self._filters.to(images.device)
         wide = images.float()
-        scales = (wide, avg_pool2d(wide, 2))
+        scales = (wide, avg_pool2d(wide, 2)) if side >= 2 * size else (wide,)
         responses = [conv2d(scale, filters).square().mean((-2, -1)).sqrt() for scale in scales]
         return torch.cat(responses, dim=1)
 

@@ -78,6 +78,10 @@ class LADDConfig:
         adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic, also with
             weights of the heads: {hinge: {weights: [1, 1, 2]}}.
         adversarial_weight: its weight in the student's loss; 0 trains no discriminator.
+        weigh_by_gap: weight each sample's adversarial term by how much higher the discriminator's logit of the
+            teacher's latent is than that of the student's, at equal timestep and noise, within [0, 1]. A
+            discriminator at chance then leaves the student to the reconstruction; without it, it pushes with full
+            weight in no particular direction, once the reconstruction's gradient has become small.
         penalty: what keeps the discriminator smooth, by name, each with its weight or its settings, as in
             {r1: 0.1, approximate_r1: {weight: 100, scale: 0.01, every: 4}}: r1 and r1_r2 on the features that the
             heads see, approximate_r1 and approximate_r1_r2 on latents. `every: n` applies it at each n-th
@@ -112,6 +116,7 @@ class LADDConfig:
     reconstruction: dict[str, Any] = field(default_factory=lambda: {"smooth_l1": 1.0})
     adversarial: str | dict[str, Any] = "non_saturating"
     adversarial_weight: float = 1.0
+    weigh_by_gap: bool = False
     penalty: dict[str, Any] = field(default_factory=dict)
     fresh_fraction: float = 0.0
     warmup_steps: int = 0
@@ -337,6 +342,10 @@ class LADD(DistillationMethod):
         if judged is not None and self.game is not None:
             fake, z = x0[judged.rows], judged.x0.to(x0.dtype)
             per_sample, seen = self.game.generator(fake, z, judged.condition, judged.draws)
+            if self.config.weigh_by_gap:
+                gap = self.game.gap(z, seen, judged.condition, judged.draws)
+                per_sample = gap * per_sample
+                parts |= judged.shown({"gap": gap})
             terms["adversarial"] = self.config.adversarial_weight * judged.mean(per_sample)
             parts |= judged.shown({"adversarial": per_sample})
         return Terms(sum(terms.values(), x0.new_zeros(())), parts, terms), seen

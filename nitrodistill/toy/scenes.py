@@ -171,25 +171,45 @@ def render(
 
 def draw(indices: Tensor, uniforms: Tensor) -> Tensor:
     """The pure part of `render`: attribute indices `(B, 4)` and uniforms `(B, 11)` to images `(B, 3, 32, 32)`."""
-    device = indices.device
-    size, colour, shape, background = indices.unbind(1)
+    device, size = indices.device, indices[:, 0]
     first = torch.tensor(FIRST_CENTRE, device=device)[size]
     count = torch.tensor(NUM_CENTRES, device=device)[size]
     centre = first[:, None] + GRID * (uniforms[:, :2] * count[:, None]).long()
     low, high = torch.tensor(RADII, device=device)[size].unbind(1)
     radius = (low + (high - low) * uniforms[:, 2]) * (IMAGE_SIZE / 2)
+    return paint(indices, centre, radius, torch.zeros_like(radius), uniforms[:, 3:])
 
+
+def paint(
+    indices: Tensor, centre: Tensor, radius: Tensor, turn: Tensor, uniforms: Tensor
+) -> Tensor:
+    """Scenes whose shape stands anywhere.
+
+    Args:
+        indices: attribute indices `(B, 4)`, of which the size is not looked at.
+        centre: x and y of the shape `(B, 2)` in pixels from the upper left corner.
+        radius: of the shape `(B,)` in pixels.
+        turn: angle `(B,)` in radians by which it is rotated.
+        uniforms: `(B, 8)` in [0, 1): tints of both colours, angle and strength of the background's gradient.
+
+    Returns:
+        Images `(B, 3, 32, 32)` in [-1, 1], float32.
+    """
+    device = indices.device
+    _, colour, shape, background = indices.unbind(1)
     pixel = torch.arange(IMAGE_SIZE, device=device) + 0.5
-    x = pixel[None, None, :] - centre[:, 0, None, None]
-    y = pixel[None, :, None] - centre[:, 1, None, None]
+    right = pixel[None, None, :] - centre[:, 0, None, None]
+    down = pixel[None, :, None] - centre[:, 1, None, None]
+    cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
+    x, y = right * cos + down * sin, down * cos - right * sin
     distance = _signed_distances(x, y, radius[:, None, None])
     distance = distance.gather(1, shape[:, None, None, None].expand(-1, 1, IMAGE_SIZE, IMAGE_SIZE))
     coverage = (0.5 - distance).clamp(0, 1)
 
-    tints = TINT * (2 * uniforms[:, 3:9] - 1)
+    tints = TINT * (2 * uniforms[:, :6] - 1)
     front = _palette(COLOURS, device)[colour] + tints[:, :3]
     back = _palette(BACKGROUNDS, device)[background] + tints[:, 3:]
-    angle, strength = 2 * math.pi * uniforms[:, 9], GRADIENT * uniforms[:, 10]
+    angle, strength = 2 * math.pi * uniforms[:, 6], GRADIENT * uniforms[:, 7]
     across = (pixel - IMAGE_SIZE / 2) / (IMAGE_SIZE / 2)
     slope = (
         angle.cos()[:, None, None] * across[None, None, :]

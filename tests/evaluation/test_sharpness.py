@@ -55,10 +55,21 @@ def test_texture_features_see_texture_and_not_colour() -> None:
     assert not torch.equal(TextureFeatures(num_filters=8, seed=1)(images), found)
 
 
+def test_texture_features_of_small_pictures_are_those_of_the_first_resolution() -> None:
+    texture = TextureFeatures(num_filters=8)
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert texture(images).shape == (2, 8)
+    tiled = images.repeat(1, 1, 2, 2)  # 16 pixels: both resolutions
+    assert texture(tiled).shape == (2, 16)
+    inner = texture(images)[0].square() * 16  # sums over the 4x4 places of the filters
+    responses = torch.nn.functional.conv2d(images[:1], texture._filters).square().sum((0, 2, 3))
+    torch.testing.assert_close(inner, responses)
+
+
 def test_wrong_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
         edge_strength(torch.zeros(3, 8, 8))
     with pytest.raises(ValueError, match=r"\(B, C, H, W\)"):
         high_frequency_energy(torch.zeros(1, 3, 1, 8))
-    with pytest.raises(ValueError, match="at least 10 pixels"):
-        TextureFeatures()(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match="at least 5 pixels"):
+        TextureFeatures()(torch.zeros(1, 3, 8, 4))

@@ -155,7 +155,12 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
     "settings",
     [
         {"updates": "shared"},
-        {"updates": "shared", "fresh_fraction": 0.5, "adversarial": "hinge"},
+        {
+            "updates": "shared",
+            "fresh_fraction": 0.5,
+            "adversarial": "hinge",
+            "weigh_by_gap": True,
+        },
         {"updates": "shared", "num_inference_steps": 4},
         {"fresh_fraction": 0.25},
         {
@@ -181,6 +186,46 @@ def test_micro_batches_are_one_batch(tiny_denoiser, settings, size):
         torch.testing.assert_close(total, mean, rtol=1e-5, atol=1e-6)
     for whole_grad, parameter in zip(gradient, method.student.module.parameters(), strict=True):
         torch.testing.assert_close(whole_grad, parameter.grad / len(parts), rtol=1e-4, atol=1e-6)
+
+
+def test_a_discriminator_at_chance_moves_nobody_that_is_weighted_by_the_gap(tiny_denoiser):
+    method = make_method(tiny_denoiser, weigh_by_gap=True)
+    assert method.discriminator is not None
+    for parameter in method.discriminator.heads.parameters():  # every latent has the same logit
+        nn.init.zeros_(parameter)
+    batch = make_batch(0, 3)
+    total, parts = run(method, batch)["student"]
+    assert parts["gap"].tolist() == [0, 0, 0]
+    torch.testing.assert_close(total, parts["reconstruction"].mean())
+    alone = make_method(tiny_denoiser, adversarial_weight=0.0)
+    run(alone, batch)
+    for mine, other in zip(
+        method.student.module.parameters(), alone.student.module.parameters(), strict=True
+    ):
+        torch.testing.assert_close(mine.grad, other.grad)
+
+
+def test_the_gap_is_the_difference_of_logits_at_equal_noise(tiny_denoiser):
+    settings = {"adversarial": "hinge", "reconstruction": {}}
+    method = make_method(tiny_denoiser, weigh_by_gap=True, **settings)
+    batch = make_batch(0, 6)
+    pairs, draws = pairs_of(batch), Draws(4, 0, batch.index)
+    total, parts = run(method, batch, seed=4)["student"]
+    text = pairs.condition["encoder_hidden_states"]
+    x0 = -method.student.module(pairs.noise, torch.tensor(999), encoder_hidden_states=text).sample
+    t = (draws.uniform("generator.t").double() * 0.75 * 1000).long()
+    abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+    noise = (1 - abar).sqrt() * draws.normal("generator.noise", (4, 8, 8))
+
+    def logit(latents: Tensor) -> Tensor:
+        x_t = (abar.sqrt() * latents + noise).float()
+        logits = method.discriminator(x_t, t, pairs.condition)
+        return sum(scale.mean(1) for scale in logits) / len(logits)
+
+    gap = (logit(pairs.x0) - logit(x0)).clamp(0, 1).detach()
+    assert 0 < (gap > 0).sum() < 6
+    torch.testing.assert_close(parts["gap"], gap, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(total, -(gap * logit(x0)).mean().detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny_denoiser):

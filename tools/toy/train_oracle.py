@@ -27,12 +27,12 @@ def train_oracle(config: LoopConfig, folder: Path, device: torch.device) -> Orac
 def _loss(oracle: Oracle, batch_size: int, generator: torch.Generator) -> Tensor:
     device = oracle.embedding.weight.device
     indices, images = random_scenes(batch_size, generator, device)
-    logits = oracle(_degrade(images, generator))
+    logits = oracle(degrade(images, generator))
     targets = indices.to(device).unbind(1)
     return torch.stack([cross_entropy(a, b) for a, b in zip(logits, targets, strict=True)]).sum()
 
 
-def _degrade(images: Tensor, generator: torch.Generator) -> Tensor:
+def degrade(images: Tensor, generator: torch.Generator) -> Tensor:
     count = len(images)
     amounts = torch.rand(count, 2, generator=generator) * (
         torch.rand(count, 1, generator=generator) < 0.5

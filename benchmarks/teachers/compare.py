@@ -1,0 +1,179 @@
+"""One cell of the comparison: a student of one teacher by one method and seed, trained for so many CPU seconds.
+
+A cell's folder is named after its method and a hash of all that its result depends on, so that a finished one is
+kept, a killed one goes on, and a changed method is run anew.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.teachers.base import READER, Quality, Teacher, built
+from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.evaluation import Evaluation, evaluate
+from nitrodistill.files import blake2, write_json
+from nitrodistill.models import Pipeline
+from nitrodistill.training.recipe import Recipe, parse_recipe
+from nitrodistill.training.run import load_student
+from nitrodistill.training.stages import run_recipe
+
+PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
+CHECKPOINT_EVERY = 200
+EVALUATION_SEED = 1000
+METRICS_FILE, RESULT = "metrics.json", "result.json"
+METRICS = {
+    "fd_real": "FD to held-out",
+    "fd_teacher": "FD to teacher",
+    "alignment": "alignment",
+    "edge_ratio": "edge ratio",
+    "high_frequency_ratio": "high-frequency ratio",
+    "diversity": "diversity",
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A teacher, ready to be distilled.
+
+    Attributes:
+        teacher: what it is.
+        pipeline: it.
+        quality: how its students are measured.
+        folder: of its cells.
+        pairs: folder of its pairs, which all cells share.
+    """
+
+    teacher: Teacher
+    pipeline: Pipeline
+    quality: Quality
+    folder: Path
+    pairs: Path
+
+    @classmethod
+    def of(
+        cls, teacher: Teacher, cache: Path, output: Path, pairs: int = PAIRS, share: float = 1.0
+    ) -> Place:
+        """Trains the teacher and makes its pairs, where they are not there."""
+        home = built(teacher, cache, share)
+        pipeline = teacher.load(home)
+        reader = home / READER
+        quality = teacher.quality(reader if reader.is_file() else None, EVALUATION_SEED)
+        folder = output / teacher.name
+        config = GenerateConfig(
+            num_pairs=pairs,
+            num_inference_steps=teacher.num_inference_steps,
+            guidance=teacher.guidance,
+            batch_size=64,
+        )
+        store = folder / f"pairs-{pairs}"
+        generate(pipeline, teacher.prompts(), store, config, teacher_name=teacher.name)
+        return cls(teacher, pipeline, quality, folder, store)
+
+    def recipe(self, method: Mapping[str, Any], steps: int, seed: int, output: Path) -> Recipe:
+        """A method as a recipe of one stage."""
+        shares = {name: round(share * steps) for name, share in method.get("shares", {}).items()}
+        trainer = {
+            "steps": steps,
+            "batch_size": BATCH_SIZE,
+            "seed": seed,
+            "optimizers": method["optimizers"],
+            "checkpoint_every": CHECKPOINT_EVERY,
+            "log_every": 20,
+        }
+        settings = {**method["settings"], **self.teacher.settings(), **shares}
+        stage = {"method": method["method"], "settings": settings, "trainer": trainer}
+        name, pairs = self.teacher.name, str(self.pairs)
+        return parse_recipe(
+            {
+                "teacher": name,
+                "output": str(output),
+                "pairs": pairs,
+                "trackers": [],
+                "stages": [stage],
+            }
+        )
+
+    def steps(self, method: Mapping[str, Any], seconds: float, folder: Path) -> int:
+        """How many steps take so many CPU seconds here: from a short run, kept in `steps.json`.
+
+        All seeds of a method have the same, so that they differ in their draws alone.
+        """
+        kept = folder / "steps.json"
+        if not kept.is_file():
+            with tempfile.TemporaryDirectory() as place:
+                recipe = self.recipe(method, TRIAL_STEPS, 0, Path(place) / "run")
+                moments = [time.process_time() for _ in run_recipe(recipe, self.pipeline)]
+            # without the first, which makes what is made once, and the last, which writes a checkpoint
+            step = (moments[-2] - moments[1]) / (TRIAL_STEPS - 3)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(kept, {"cpu_seconds_per_step": step})
+        step = json.loads(kept.read_text())["cpu_seconds_per_step"]
+        return max(20, round(seconds / step))
+
+    def group(self, name: str, method: Mapping[str, Any]) -> Path:
+        """The folder of a method's cells."""
+        about = json.dumps([method, PAIRS, BATCH_SIZE, self.teacher.settings()], sort_keys=True)
+        return self.folder / f"{name}-{blake2(about).hex()[:8]}"
+
+    def cell_folder(self, name: str, method: Mapping[str, Any], seed: int, seconds: float) -> Path:
+        """The folder of a cell; it is finished if it holds `RESULT`."""
+        return self.group(name, method) / f"{seconds:g}-seconds" / f"seed-{seed}"
+
+    def cell(
+        self, name: str, method: Mapping[str, Any], seed: int, seconds: float
+    ) -> dict[str, Any]:
+        """Trains and evaluates a student; what was found is kept in `result.json`."""
+        folder = self.cell_folder(name, method, seed, seconds)
+        kept = folder / RESULT
+        if not kept.is_file():
+            steps = self.steps(method, seconds, self.group(name, method))
+            recipe = self.recipe(method, steps, seed, folder / "run")
+            spent = trained(recipe, self.pipeline)
+            student = load_student(folder / "run", self.pipeline)
+            self.measure(student.denoiser, student.plan).save(folder / METRICS_FILE)
+            write_json(kept, {"steps": steps, "cpu_seconds": round(spent, 1)})
+        found = Evaluation.load(folder / METRICS_FILE)
+        metrics = {
+            model: {
+                key: [metric.value, metric.low, metric.high, metric.floor]
+                for key, metric in metrics.items()
+                if key in METRICS
+            }
+            for model, metrics in found.models.items()
+        }
+        about = {"teacher": self.teacher.name, "method": name, "seed": seed}
+        return {**about, **json.loads(kept.read_text()), "metrics": metrics}
+
+    def measure(self, student: Any, plan: Any) -> Evaluation:
+        """The evaluation of a student; the teacher's pictures are drawn once."""
+        return evaluate(
+            self.pipeline,
+            student,
+            plan,
+            self.teacher.prompts(),
+            self.quality.features,
+            alignment=self.quality.alignment,
+            real_images=self.quality.real,
+            config=self.teacher.evaluation(self.quality, EVALUATION_SEED),
+            cache=self.folder / "drawn",
+            keep_student=False,
+            progress=False,
+        )
+
+
+def trained(recipe: Recipe, pipeline: Pipeline) -> float:
+    """Trains a recipe, or what is left of it; the CPU seconds that it took, over all tries."""
+    counter = Path(recipe.output).with_suffix(".cpu_seconds")
+    before = float(counter.read_text()) if counter.is_file() else 0.0
+    start, seconds = time.process_time(), before
+    for state in run_recipe(recipe, pipeline):
+        seconds = before + time.process_time() - start
+        if state.step % CHECKPOINT_EVERY == 0 or state.step == state.steps:
+            counter.write_text(str(seconds))
+    return seconds

@@ -1,0 +1,63 @@
+"""The methods that are compared: a recipe's `method`, `settings` and `optimizers`, one dict each.
+
+Add a dict to compare another method, or another setting. Three keys:
+
+    method        as in a recipe: a name, or package.module:Class
+    settings      of the method; what a teacher's methods must be told (`Teacher.settings`) is added
+    optimizers    role -> settings of its optimizer
+    shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+DEPTHS = [0.25, 0.5, 0.75]
+"""Taps that exist in every family."""
+
+STUDENT = {"learning_rate": 8e-4, "lr_decay_from": 0.5, "ema_decay": 0.98}
+HEADS = {"learning_rate": 2e-3, "betas": [0.0, 0.999], "lr_decay_from": 0.5}
+
+BOTH: dict[str, Any] = {
+    "method": "ladd",
+    "settings": {
+        "taps": DEPTHS,
+        "head_width": 96,
+        "adversarial": "hinge",
+        "adversarial_weight": 0.5,
+        "fresh_fraction": 2 / 3,
+        "discriminator_timesteps": {"uniform": {"ranges": [[0.0, 0.4]]}},
+        "updates": "shared",
+    },
+    "optimizers": {"student": {**STUDENT, "betas": [0.5, 0.999]}, "discriminator": HEADS},
+    "shares": {"warmup_steps": 0.15},
+}
+"""The embedded teacher's recipe, on taps by depth."""
+
+METHODS: dict[str, dict[str, Any]] = {
+    "regression": {
+        "method": "ladd",
+        "settings": {"adversarial_weight": 0.0},
+        "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
+    },
+    "both": BOTH,
+    "both_late": {
+        **BOTH,
+        "settings": {
+            **BOTH["settings"],
+            "fresh_fraction": 0.5,
+            "discriminator_timesteps": {"uniform": {"ranges": [[0, 0.2]]}},
+        },
+        "shares": {"warmup_steps": 0.6},
+    },
+    "both_by_gap": {
+        **BOTH,
+        "settings": {**BOTH["settings"], "fresh_fraction": 0.5, "weigh_by_gap": True},
+        "shares": {"warmup_steps": 0.4},
+    },
+}
+"""Name -> method.
+
+`both_late` leaves most of the steps to the reconstruction; in `both_by_gap` the student listens to the
+discriminator as far as that can tell.
+"""
