@@ -1,4 +1,4 @@
-"""All losses as pure functions with one value per sample: `nitrodistill.functional`."""
+"""All losses as pure functions with one value per sample, and targets: `nitrodistill.functional`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from nitrodistill.losses.adversarial import (
 )
 from nitrodistill.losses.denoising import denoising_loss
 from nitrodistill.losses.distribution_matching import distribution_matching
+from nitrodistill.losses.few_step import ThreePoints, ddim_target, flow_map_target, x0_of_both
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import laplacian_pyramid_loss
 from nitrodistill.losses.lpips import lpips_distance
@@ -29,10 +30,13 @@ from nitrodistill.losses.reconstruction import (
 from nitrodistill.losses.ssim import ssim_loss
 
 __all__ = [
+    "ThreePoints",
     "approximate_gradient_penalty",
     "charbonnier_loss",
+    "ddim_target",
     "denoising_loss",
     "distribution_matching",
+    "flow_map_target",
     "gradient_penalty",
     "hinge_discriminator",
     "hinge_generator",
@@ -51,4 +55,5 @@ __all__ = [
     "relativistic_generator",
     "smooth_l1_loss",
     "ssim_loss",
+    "x0_of_both",
 ]
