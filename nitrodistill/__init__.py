@@ -41,7 +41,16 @@ from nitrodistill.losses import (
     named_loss,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.methods import (
+    LADD,
+    Consistency,
+    ConsistencyConfig,
+    FlowMap,
+    FlowMapConfig,
+    LADDConfig,
+    Progressive,
+    ProgressiveConfig,
+)
 from nitrodistill.models import (
     DiffusersDenoiser,
     FeatureTaps,
@@ -113,6 +122,8 @@ __all__ = [
     "Cast",
     "CharbonnierLoss",
     "Condition",
+    "Consistency",
+    "ConsistencyConfig",
     "ConvHead",
     "DecodedLoss",
     "Denoiser",
@@ -121,6 +132,8 @@ __all__ = [
     "DistillationMethod",
     "Draws",
     "FeatureTaps",
+    "FlowMap",
+    "FlowMapConfig",
     "Frozen",
     "GenerateConfig",
     "Guided",
@@ -149,6 +162,8 @@ __all__ = [
     "Pairs",
     "Pipeline",
     "PredictionType",
+    "Progressive",
+    "ProgressiveConfig",
     "Prompts",
     "PseudoHuberLoss",
     "RectifiedFlow",

@@ -69,7 +69,7 @@ def export(
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
         TypeError: if the student is guided, or not the network that the pipeline takes.
-        ValueError: what `check_export` refuses; or there is no prompt.
+        ValueError: what `check_export` and `always_told` refuse; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
     target = check_target(output)
@@ -77,8 +77,8 @@ def export(
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
-    ready = check_export(pipeline, plan, kind, scheduler)
     told = always_told(denoiser, plan)
+    ready = check_export(pipeline, plan, kind, scheduler)
     network = _called_plainly(pipeline, denoiser, told)
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)

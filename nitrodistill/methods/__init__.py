@@ -8,11 +8,25 @@ import pkgutil
 from types import ModuleType
 
 from nitrodistill.method import DistillationMethod
+from nitrodistill.methods.consistency import Consistency, ConsistencyConfig
+from nitrodistill.methods.flow_map import FlowMap, FlowMapConfig
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.methods.progressive import Progressive, ProgressiveConfig
 from nitrodistill.named import import_class
 from nitrodistill.settings import nearest, shown
 
-__all__ = ["LADD", "LADDConfig", "find_method", "known_methods"]
+__all__ = [
+    "LADD",
+    "Consistency",
+    "ConsistencyConfig",
+    "FlowMap",
+    "FlowMapConfig",
+    "LADDConfig",
+    "Progressive",
+    "ProgressiveConfig",
+    "find_method",
+    "known_methods",
+]
 
 
 def known_methods() -> list[str]:
