@@ -176,7 +176,8 @@ def main() -> None:
         else f"mean ± standard deviation of {len(options.seeds)} seeds"
     )
     text = (
-        f"{table(teacher, rows)}\n\n{seeds.capitalize()}, {options.samples} pictures each. Training: {costs}, "
+        f"{table(teacher, rows)}\n\n{seeds.capitalize()}, {options.samples} pictures each. Training, "
+        f"{options.fraction:.0%} of the full length: {costs}, "
         f"on one thread of {known['cpu'].strip()} (torch {known['torch']})."
     )
     RESULTS.parent.mkdir(exist_ok=True)
