@@ -62,7 +62,7 @@ class FlowMapConfig:
 
     velocity: Velocity = "teacher"
     guidance: float = 1.0
-    h: float = 0.005
+    h: float = 0.01
     diagonal: float = 0.5
     to_data: float = 0.25
     timesteps: dict[str, Any] = field(default_factory=lambda: {"uniform": {}})
