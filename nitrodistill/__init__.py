@@ -57,7 +57,18 @@ from nitrodistill.losses import (
     named_penalties,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.methods import DMD2, LADD, DMD2Config, LADDConfig
+from nitrodistill.methods import (
+    DMD2,
+    LADD,
+    Consistency,
+    ConsistencyConfig,
+    DMD2Config,
+    FlowMap,
+    FlowMapConfig,
+    LADDConfig,
+    Progressive,
+    ProgressiveConfig,
+)
 from nitrodistill.models import (
     DiffusersDenoiser,
     FeatureTaps,
@@ -142,6 +153,8 @@ __all__ = [
     "Cast",
     "CharbonnierLoss",
     "Condition",
+    "Consistency",
+    "ConsistencyConfig",
     "ConvHead",
     "DMD2Config",
     "DecodedLoss",
@@ -151,6 +164,8 @@ __all__ = [
     "DistillationMethod",
     "Draws",
     "FeatureTaps",
+    "FlowMap",
+    "FlowMapConfig",
     "Frozen",
     "GenerateConfig",
     "Guided",
@@ -185,6 +200,8 @@ __all__ = [
     "Penalty",
     "Pipeline",
     "PredictionType",
+    "Progressive",
+    "ProgressiveConfig",
     "Prompts",
     "PseudoHuberLoss",
     "R1Penalty",

@@ -22,7 +22,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -213,6 +213,24 @@ class DistillationMethod(ABC):
         self, batch: Batch, active: Sequence[str], draws: Draws
     ) -> Iterator[tuple[str, Terms]]:
         """Yields `(role, terms)` once for each active role; call backward before resuming it."""
+
+
+@runtime_checkable
+class Halving(Protocol):
+    """Settings of a method whose next stage has half the steps, as `halvings` in a recipe asks for."""
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Steps of the student."""
+        ...
+
+    def halved(self) -> Halving:
+        """The settings of the next stage, whose teacher is this one's student.
+
+        Raises:
+            ValueError: if the steps have no half.
+        """
+        ...
 
 
 @contextmanager

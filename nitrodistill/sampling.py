@@ -26,7 +26,16 @@ from torch import Tensor
 
 from nitrodistill.checks import check_choice, check_finite, check_fraction
 from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
-from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Scales, expand
+from nitrodistill.schedules import DiscreteSchedule
+from nitrodistill.types import (
+    Condition,
+    Denoiser,
+    NoiseSchedule,
+    PredictionType,
+    Scales,
+    Told,
+    expand,
+)
 
 Transition = Literal["renoise", "ode"]
 
@@ -190,6 +199,8 @@ def ode_step(
 ) -> Tensor:
     """One step of DDIM, which is Euler's for flows and EDM: `x_t` at `step` -> the input of `after`.
 
+    A flow map (`takes_interval`) is told how far the step goes.
+
     Args:
         denoiser: the network, guided or not.
         step: where `x_t` is, the same for all samples or one each.
@@ -197,7 +208,33 @@ def ode_step(
         x_t: `(B, C, H, W)`.
         condition: of batch size B.
     """
+    condition = _toward(denoiser, step, after, x_t, condition)
     return _mixed(after, *predict_both(denoiser, step, x_t, condition))
+
+
+def takes_interval(denoiser: Denoiser) -> bool:
+    """Whether a denoiser is a flow map u(x_t, t, r), which is told the `interval` from t to r (`fraction_left`).
+
+    Without it in the Condition it is the plain network, r = t.
+    """
+    return isinstance(denoiser, Told) and "interval" in denoiser.told
+
+
+def fraction_left(schedule: NoiseSchedule, t: Tensor) -> Tensor:
+    """How much of the way to the data is left at `t`, of which a trailing sampler of N steps goes 1/N each.
+
+    1 at the first timestep of any number of steps, and 0 is the data, which lies behind a discrete schedule's
+    t = 0.
+    """
+    if isinstance(schedule, DiscreteSchedule):
+        return (t.double() + 1) / schedule.num_timesteps
+    return schedule.fraction(t)
+
+
+def intervals(plan: StepPlan, schedule: NoiseSchedule) -> list[float]:
+    """How far each step of a plan goes on the way to the data; the last one goes all that is left."""
+    left = [float(fraction_left(schedule, step.t)) for step in plan.steps]
+    return [here - there for here, there in zip(left, [*left[1:], 0.0], strict=True)]
 
 
 def sample(
@@ -248,15 +285,30 @@ def sample(
     x_t = noise if start else plan.steps[0].input.sigma.to(noise.dtype) * noise
     for i in progress(range(start, last)):
         step = plan.steps[i]
-        if i + 1 == len(plan):
-            return _prediction_and_x0(denoiser, step, x_t, condition)[1]
-        if plan.transition == "ode":
+        ends = i + 1 == len(plan)
+        if plan.transition == "ode" and not ends:
             x_t = ode_step(denoiser, step, plan.steps[i + 1], x_t, condition)
-        else:
-            assert renoise is not None
-            x0 = _prediction_and_x0(denoiser, step, x_t, condition)[1]
-            x_t = _mixed(plan.steps[i + 1], x0, renoise(i + 1))
+            continue
+        to_data = _toward(denoiser, step, None, x_t, condition)
+        x0 = _prediction_and_x0(denoiser, step, x_t, to_data)[1]
+        if ends:
+            return x0
+        assert renoise is not None
+        x_t = _mixed(plan.steps[i + 1], x0, renoise(i + 1))
     return x_t
+
+
+def _toward(
+    denoiser: Denoiser, step: Step, after: Step | None, x_t: Tensor, condition: Condition
+) -> Condition:
+    """The condition that tells a flow map how far the step goes; None is to the data. Others keep their own."""
+    if not takes_interval(denoiser):
+        return condition
+    interval = fraction_left(denoiser.schedule, step.t)
+    if after is not None:
+        left = fraction_left(denoiser.schedule, after.t).to(interval.device)
+        interval = interval - torch.where(after.input.sigma.to(interval.device) == 0, 0.0, left)
+    return condition.having(interval=interval.expand(len(x_t)))
 
 
 def _prediction_and_x0(

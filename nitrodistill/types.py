@@ -187,6 +187,10 @@ class Condition:
 
         return self._map(move)
 
+    def having(self, **tensors: Tensor) -> Condition:
+        """The same with these tensors too, or in place of its own."""
+        return replace(self, tensors={**self.tensors, **tensors})
+
     def null(self, empty: Condition, where: Tensor | None = None) -> Condition:
         """Replaces samples by the unconditional one, for guidance and for caption dropout.
 
@@ -361,4 +365,14 @@ class Denoiser(Protocol):
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Predicts from `x_t` `(B, C, H, W)` at timesteps `t` `(B,)` or zero-dimensional."""
+        ...
+
+
+@runtime_checkable
+class Told(Protocol):
+    """A denoiser that may be told one more number beside t: how far its step goes, or the scale of guidance."""
+
+    @property
+    def told(self) -> Mapping[str, float]:
+        """{"interval": ...} or {"guidance": ...}: its value where a Condition does not hold it; {} is neither."""
         ...

@@ -93,6 +93,12 @@ def add_run(parser: ArgumentParser) -> None:
         default="newest",
         help="which student: the newest, or the best by the recipe's best_metric",
     )
+    parser.add_argument(
+        "--stage",
+        type=int | None,
+        default=None,
+        help="of which stage, counted from 0; null takes the last that has a checkpoint",
+    )
 
 
 def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ()) -> Namespace:

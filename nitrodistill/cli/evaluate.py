@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
     output = Path(given.output or given.run)
     check_output(output)
-    run = open_run(given.run, given.checkpoint)
+    run = open_run(given.run, given.checkpoint, given.stage)
     made, student, device = background(run.path), run.student, here.device(given.device)
     run.pipeline.diffusers.to(device)
     student.denoiser.module.to(device)

@@ -30,6 +30,8 @@ from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
+    from nitrodistill.sampling import StepPlan
+    from nitrodistill.training import TrainedStudent
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,6 +43,12 @@ def main(argv: Sequence[str]) -> int:
         "--lora",
         action="store_true",
         help="of a run whose recipe has lora: write the LoRA file for the teacher, not a whole pipeline",
+    )
+    parser.add_argument(
+        "--num_inference_steps",
+        type=int | None,
+        default=None,
+        help="steps of the pipeline, of a flow map alone: it is written for one number of steps",
     )
     parser.add_argument(
         "--scheduler",
@@ -74,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--private says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
-    run = open_run(given.run, given.checkpoint)
+    run = open_run(given.run, given.checkpoint, given.stage)
     student = run.student
     if given.lora and role_in(student.denoiser.module) is None:
         raise ValueError(
@@ -85,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     write(
         run.pipeline,
         student.denoiser,
-        student.plan,
+        _plan(student, given.num_inference_steps),
         given.output,
         base_model=_base_model(run) if given.lora else student.recipe.teacher,
         metrics=_measured(run),
@@ -104,6 +112,20 @@ def _example(folder: Path) -> str:
     """The lines of the model card that load and draw: they hold the very call that was tested."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     return card.partition("```python\n")[2].partition("```")[0].rstrip()
+
+
+def _plan(student: TrainedStudent, steps: int | None) -> StepPlan:
+    """The student's plan, or of a flow map one of as many steps as are asked for."""
+    from nitrodistill.sampling import StepPlan, takes_interval
+
+    if steps is None:
+        return student.plan
+    if not takes_interval(student.denoiser):
+        raise ValueError(
+            f"--num_inference_steps is {steps}, but this student was trained for its own {len(student.plan)}; "
+            "only a flow map samples in any number. Leave it out."
+        )
+    return StepPlan.from_schedule(student.denoiser.schedule, steps)
 
 
 def _base_model(run: Run) -> str:

@@ -28,19 +28,21 @@ class Run:
     student: TrainedStudent
 
 
-def open_run(path: str, checkpoint: Which = "newest") -> Run:
+def open_run(path: str, checkpoint: Which = "newest", stage: int | None = None) -> Run:
     """Loads a run's teacher and student.
 
     Args:
         path: folder of the run.
         checkpoint: the newest, or the best by the recipe's `best_metric`.
+        stage: number of the stage, from 0; None is the last that has a checkpoint.
 
     Raises:
         FileNotFoundError: if it is no run, the run has no checkpoint yet, or none was compared.
     """
     recipe = load_run_recipe(path)
     pipeline = load_teacher(recipe.teacher)
-    return Run(Path(path), pipeline, load_student(path, pipeline, checkpoint=checkpoint))
+    student = load_student(path, pipeline, checkpoint=checkpoint, stage=stage)
+    return Run(Path(path), pipeline, student)
 
 
 def prompts_of(run: Run, file: str | None) -> list[str]:

@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
         states = run_recipe(recipe, pipeline, resume=resume, stop=stop)
         for state in with_progress(states, show=False if quiet else None):
             last = state
+            if state.evaluation and state.step == state.steps and place().rank == 0:
+                say(_quality(state))
     if place().rank == 0:
         say(_outcome(recipe, last, find_checkpoints(Path(recipe.output))))
     return {"SIGINT": 130, "alarm": 3}.get("" if last is None else last.stopped, 0)
@@ -69,6 +71,12 @@ def _check(recipe: Recipe) -> None:
 
     if recipe.teacher not in EMBEDDED:
         check_stages(recipe, skeleton(recipe.teacher))
+
+
+def _quality(state: State) -> str:
+    """What the student of a stage is like, after its last step."""
+    numbers = ", ".join(f"{name} {value:.4g}" for name, value in (state.evaluation or {}).items())
+    return f"stage {state.stage}, student: {numbers}"
 
 
 def _outcome(recipe: Recipe, last: State | None, found: Sequence[Checkpoint]) -> str:

@@ -23,6 +23,7 @@ from nitrodistill.export.folder import CARD, check_target, folder_for, write_rec
 from nitrodistill.export.scheduler import scheduler_for_plan
 from nitrodistill.export.self_test import SelfTest, absent_parts, self_test
 from nitrodistill.models import DiffusersDenoiser, Pipeline, merged
+from nitrodistill.models.inputs import baked
 from nitrodistill.models.lora import fused
 from nitrodistill.models.weights import (
     acting_adapters,
@@ -31,7 +32,7 @@ from nitrodistill.models.weights import (
     fingerprint,
 )
 from nitrodistill.models.wrappers import role_in, unwrapped
-from nitrodistill.sampling import StepPlan
+from nitrodistill.sampling import StepPlan, intervals, takes_interval
 from nitrodistill.types import PredictionType
 
 
@@ -68,7 +69,7 @@ def export(
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
         TypeError: if the student is guided, or not the network that the pipeline takes.
-        ValueError: what `check_export` refuses; or there is no prompt.
+        ValueError: what `check_export` and `always_told` refuse; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
     target = check_target(output)
@@ -76,8 +77,9 @@ def export(
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
+    told = always_told(denoiser, plan)
     ready = check_export(pipeline, plan, kind, scheduler)
-    network = _called_plainly(pipeline, denoiser)
+    network = _called_plainly(pipeline, denoiser, told)
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
@@ -163,11 +165,37 @@ def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
     return DiffusersDenoiser(given, teacher.schedule, teacher.prediction_type)
 
 
-def _called_plainly(pipeline: Pipeline, denoiser: DiffusersDenoiser) -> nn.Module:
-    """The network as it draws with `guidance_scale=0`: LoRA and embedded guidance (Flux-dev) merged into it."""
+def always_told(denoiser: DiffusersDenoiser, plan: StepPlan) -> float | None:
+    """The number that a student is told at every step of a plan (`models.inputs`); None: it is told none.
+
+    A diffusers pipeline tells a network nothing beside the timestep, so that it has to be baked in. A flow map's
+    is how far a step goes: an equal way at each step of a trailing grid, 1/N, but for rounded timesteps.
+
+    Raises:
+        ValueError: if the steps are not equally long.
+    """
+    if not takes_interval(denoiser):
+        return next(iter(denoiser.told.values()), None)
+    found = intervals(plan, denoiser.schedule)
+    if max(found) - min(found) > 1e-9:
+        raise ValueError(
+            f"this student is a flow map, which is told how far each step goes, and the {len(plan)} steps of this "
+            f"plan go from {min(found):.4g} to {max(found):.4g} of the way; a diffusers pipeline can draw equal "
+            "steps alone. Export it with a number of steps that divides the timesteps (1, 2, 4, 5, 8 of 1000), or "
+            "draw with nitrodistill.sample."
+        )
+    return found[0]
+
+
+def _called_plainly(
+    pipeline: Pipeline, denoiser: DiffusersDenoiser, told: float | None
+) -> nn.Module:
+    """The network as it draws with `guidance_scale=0`: LoRA, embedded guidance (Flux-dev), and what it is told."""
     if role_in(denoiser.module) is not None:
         denoiser = merged(denoiser)
     network = without_lora(denoiser.network)
+    if told is not None:
+        network = baked(network, told)
     return denoiser.adapter.with_guidance_baked(network, embedded_guidance(pipeline))
 
 

@@ -1,4 +1,4 @@
-"""All losses as pure functions with one value per sample: `nitrodistill.functional`."""
+"""All losses as pure functions with one value per sample, and targets: `nitrodistill.functional`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from nitrodistill.losses.distribution_matching import (
     f_divergence_weight,
     guidance_matching,
 )
+from nitrodistill.losses.few_step import ThreePoints, ddim_target, flow_map_target, x0_of_both
 from nitrodistill.losses.gradient_penalty import approximate_gradient_penalty, gradient_penalty
 from nitrodistill.losses.laplacian import laplacian_pyramid_loss
 from nitrodistill.losses.lpips import lpips_distance
@@ -33,11 +34,14 @@ from nitrodistill.losses.reconstruction import (
 from nitrodistill.losses.ssim import ssim_loss
 
 __all__ = [
+    "ThreePoints",
     "approximate_gradient_penalty",
     "charbonnier_loss",
+    "ddim_target",
     "denoising_loss",
     "distribution_matching",
     "f_divergence_weight",
+    "flow_map_target",
     "gradient_penalty",
     "guidance_matching",
     "hinge_discriminator",
@@ -57,4 +61,5 @@ __all__ = [
     "relativistic_generator",
     "smooth_l1_loss",
     "ssim_loss",
+    "x0_of_both",
 ]

@@ -8,12 +8,28 @@ import pkgutil
 from types import ModuleType
 
 from nitrodistill.method import DistillationMethod
+from nitrodistill.methods.consistency import Consistency, ConsistencyConfig
 from nitrodistill.methods.dmd2 import DMD2, DMD2Config
+from nitrodistill.methods.flow_map import FlowMap, FlowMapConfig
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.methods.progressive import Progressive, ProgressiveConfig
 from nitrodistill.named import import_class
 from nitrodistill.settings import nearest, shown
 
-__all__ = ["DMD2", "LADD", "DMD2Config", "LADDConfig", "find_method", "known_methods"]
+__all__ = [
+    "DMD2",
+    "LADD",
+    "Consistency",
+    "ConsistencyConfig",
+    "DMD2Config",
+    "FlowMap",
+    "FlowMapConfig",
+    "LADDConfig",
+    "Progressive",
+    "ProgressiveConfig",
+    "find_method",
+    "known_methods",
+]
 
 
 def known_methods() -> list[str]:

@@ -15,10 +15,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nitrodistill.models.adapters import Adapter, adapter_for
+from nitrodistill.models.inputs import Input, add_input, input_of, telling
 from nitrodistill.models.preconditioning import EDMPreconditioning
-from nitrodistill.models.wrappers import checkpointed, has_roles, unwrapped
+from nitrodistill.models.wrappers import checkpointed, has_roles, role_in, unwrapped
 from nitrodistill.prediction import Clamp
-from nitrodistill.types import Condition, NoiseSchedule, PredictionType, check_prediction_type
+from nitrodistill.types import (
+    Condition,
+    Denoiser,
+    NoiseSchedule,
+    PredictionType,
+    Told,
+    check_prediction_type,
+)
 
 
 class DiffusersDenoiser:
@@ -78,6 +86,14 @@ class DiffusersDenoiser:
         return self._prediction_type
 
     @property
+    def told(self) -> dict[str, float]:
+        """The number that the network is told beside t, and its value where a Condition does not hold it.
+
+        {"guidance": 3.0}, {"interval": 0.0}, or {} for a plain network; see `models.inputs`.
+        """
+        return input_of(self.network)
+
+    @property
     def network(self) -> nn.Module:
         """The bare network inside `module`, which may be prepared (DDP), compiled, or a LoRA role."""
         return unwrapped(self.module)
@@ -97,10 +113,11 @@ class DiffusersDenoiser:
         if t.is_floating_point():
             t = t.float()
         cast = condition.to(x_t.device, dtype)
-        if self.preconditioning is None:
-            return self._run(x_t, t, cast, dtype).to(x_t.dtype)
-        scaled, c_noise = self.preconditioning.input(x_t, t)
-        raw = self._run(scaled, c_noise, cast, dtype)
+        with telling(network, condition, x_t, dtype):
+            if self.preconditioning is None:
+                return self._run(x_t, t, cast, dtype).to(x_t.dtype)
+            scaled, c_noise = self.preconditioning.input(x_t, t)
+            raw = self._run(scaled, c_noise, cast, dtype)
         return self.preconditioning.denoised(raw, x_t, t).to(x_t.dtype)
 
     def _run(self, x_t: Tensor, t: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor:
@@ -161,6 +178,40 @@ class DiffusersDenoiser:
         x_t = torch.zeros(1, self.adapter.channels(), side, side, dtype=dtype, device=device)
         t = self._schedule.timesteps(1).to(device)
         return x_t, t, self.adapter.example_condition(x_t)
+
+
+def teach_input(student: Denoiser, name: Input, default: float) -> None:
+    """Lets a student's network, in place, be told a number beside t; see `models.inputs`.
+
+    Args:
+        student: what is trained; it must be a whole network of its own.
+        name: the number.
+        default: its value where a Condition does not hold it.
+
+    Raises:
+        ValueError: if it cannot be told.
+    """
+    if (
+        isinstance(student, Told)
+        and name in student.told
+        and not isinstance(student, DiffusersDenoiser)
+    ):
+        return  # a network of somebody's own that is told it
+    if not isinstance(student, DiffusersDenoiser):
+        raise ValueError(
+            f"this student is a {type(student).__name__}, which is told nothing beside t; give its class a `told` "
+            f"that holds {name!r}."
+        )
+    if role_in(student.module) is not None:
+        raise ValueError(
+            f"the student is a LoRA role, and what tells it {name!r} would be no weight of the role; leave out "
+            "`lora`, or what asks for it (guidance_range, or a flow map)."
+        )
+    if name == "guidance" and student.adapter.embeds_guidance:
+        raise ValueError(
+            "this network takes the scale of guidance already; leave out guidance_range."
+        )
+    add_input(student.network, name, default)
 
 
 def frozen(module: nn.Module) -> nn.Module:

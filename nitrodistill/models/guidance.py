@@ -7,15 +7,15 @@ Here as in diffusers scale 1 is no guidance. Elsewhere the number may be scale -
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.checks import check_choice, check_finite, check_positive
+from nitrodistill.models.denoiser import teach_input
 from nitrodistill.prediction import Clamp, Clamped
-from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, expand
+from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Told, expand
 
 RescaleBy = Literal["deviation", "norm"]
 """What of a guided prediction is drawn back to the conditional one's."""
@@ -55,7 +55,7 @@ class Guided(_Around):
 
     Args:
         denoiser: the network.
-        scale: guidance scale, at least 1.
+        scale: guidance scale, at least 1; a number, or `(B,)` with one for each sample.
         null: the unconditional Condition, of batch size one: the empty prompt, or a negative one.
         rescale: in [0, 1], how far the guided prediction's standard deviation is drawn back to the
             conditional one's (Lin et al. 2023, section 3.4, diffusers' `guidance_rescale`); 0 is off.
@@ -72,14 +72,14 @@ class Guided(_Around):
     def __init__(
         self,
         denoiser: Denoiser,
-        scale: float,
+        scale: float | Tensor,
         null: Condition,
         *,
         rescale: float = 0.0,
         rescale_by: RescaleBy = "deviation",
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        if check_finite("guidance scale", scale) < 1:
+        if not isinstance(scale, Tensor) and check_finite("guidance scale", scale) < 1:
             raise ValueError(f"guidance scale is {scale}; it must be at least 1 (1: no guidance).")
         if len(null) != 1:
             raise ValueError(
@@ -93,7 +93,7 @@ class Guided(_Around):
                 f"interval is {interval}; give (low, high) with 0 <= low <= high <= 1."
             )
         self.denoiser: Denoiser = denoiser
-        self.scale: float = scale
+        self.scale: float | Tensor = scale
         self.null: Condition = null
         self.rescale: float = rescale
         self.rescale_by: RescaleBy = check_choice("rescale_by", rescale_by, get_args(RescaleBy))
@@ -101,7 +101,8 @@ class Guided(_Around):
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided prediction; see `DiffusersDenoiser.__call__`."""
-        if self.scale == 1:
+        scale = self.scale
+        if not isinstance(scale, Tensor) and scale == 1:
             return self.denoiser(x_t, t, condition)
         return self.combine(*self.parts(x_t, t, condition), t)
 
@@ -114,7 +115,10 @@ class Guided(_Around):
 
     def combine(self, null: Tensor, conditional: Tensor, t: Tensor) -> Tensor:
         """The guided prediction of the two that `parts` returns, at `t`."""
-        guided = null + self.scale * (conditional - null)
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            scale = expand(scale, null).to(null.dtype)
+        guided = null + scale * (conditional - null)
         if self.rescale > 0:
             guided = self._rescaled(guided, conditional)
         if self.interval == (0.0, 1.0):
@@ -131,23 +135,96 @@ class Guided(_Around):
 
 
 class EmbeddedGuidance(_Around):
-    """A network that takes the scale of guidance as an input (Flux-dev), at one scale.
+    """A network that takes the scale of guidance as an input (Flux-dev; `models.inputs`), at one scale.
 
     Args:
-        denoiser: the network; its Condition holds `guidance`.
-        scale: what the Condition's `guidance` is replaced by.
+        denoiser: the network.
+        scale: what the Condition's `guidance` is; a number, or `(B,)` with one for each sample.
 
     Raises:
         ValueError: if the scale is negative.
     """
 
-    def __init__(self, denoiser: Denoiser, scale: float) -> None:
+    def __init__(self, denoiser: Denoiser, scale: float | Tensor) -> None:
+        if not isinstance(scale, Tensor):
+            check_positive("guidance scale", scale, zero=True)
         self.denoiser: Denoiser = denoiser
-        self.scale: float = check_positive("guidance scale", scale, zero=True)
+        self.scale: float | Tensor = scale
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction at that scale, from one evaluation."""
-        guidance = torch.full_like(condition["guidance"], self.scale)
-        return self.denoiser(
-            x_t, t, replace(condition, tensors={**condition.tensors, "guidance": guidance})
+        scale = torch.as_tensor(self.scale, device=x_t.device, dtype=torch.float32)
+        return self.denoiser(x_t, t, condition.having(guidance=scale.expand(len(x_t))))
+
+
+class Guidance:
+    """How a method's teacher is guided: at a fixed scale, or at one drawn a sample, which the student is told.
+
+    The second distils guidance itself (Meng et al. 2023, where w = scale - 1). A teacher that is told the scale (a
+    student of the stage before) is told the drawn one; another is guided by it, in two evaluations.
+
+    Args:
+        teacher: the network.
+        student: the student's; with a `span` it is taught, in place, to be told `guidance`.
+        empty: the unconditional condition, or None where there is none.
+        scale: the fixed scale; with a `span` the one at which the student samples by default.
+        span: lowest and highest scale, or None.
+
+    Raises:
+        ValueError: if there is no empty condition to guide with, or the student cannot be told a scale.
+    """
+
+    def __init__(
+        self,
+        teacher: Denoiser,
+        student: Denoiser,
+        empty: Condition | None,
+        scale: float,
+        span: tuple[float, float] | None,
+    ) -> None:
+        self.span: tuple[float, float] | None = span
+        self.scale: float = scale
+        self._teacher, self._empty = teacher, empty
+        self._is_told: bool = isinstance(teacher, Told) and "guidance" in teacher.told
+        if empty is None and not self._is_told and (span is not None or scale != 1):
+            raise ValueError(
+                f"the teacher is to be guided (guidance {scale if span is None else span}), but it has no empty "
+                "condition; set guidance to 1, and no guidance_range."
+            )
+        if span is not None:
+            teach_input(student, "guidance", scale)
+
+    def at(self, condition: Condition, u: Tensor) -> tuple[Denoiser, Condition]:
+        """The guided teacher of these samples, and the condition that tells the student of the scale.
+
+        Args:
+            condition: of batch size B; the teacher takes it as it is.
+            u: `(B,)` uniform draws in [0, 1), of the scales.
+        """
+        if self.span is None:
+            return self._guided(self.scale), condition
+        low, high = self.span
+        scale = low + (high - low) * u
+        return self._guided(scale), condition.having(guidance=scale)
+
+    def _guided(self, scale: float | Tensor) -> Denoiser:
+        if self._is_told:
+            return EmbeddedGuidance(self._teacher, scale)
+        if self._empty is None or (not isinstance(scale, Tensor) and scale == 1):
+            return self._teacher
+        return Guided(self._teacher, scale, self._empty)
+
+
+def check_guidance(scale: float, span: tuple[float, float] | None) -> None:
+    """Refuses scales of guidance that no teacher can have, and a default outside of the range.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    if not scale >= 1:
+        raise ValueError(f"guidance is {scale}; it must be at least 1 (1: no guidance).")
+    if span is not None and not 1 <= span[0] <= scale <= span[1]:
+        raise ValueError(
+            f"guidance_range is {list(span)} and guidance {scale}; they must be 1 <= low <= guidance <= high, "
+            "guidance being the scale at which the student samples unless told another."
         )

@@ -76,7 +76,7 @@ class LoRARole(nn.Module):
                 "this LoRA role was sharded by FSDP2, which does not reach the layers that use its weights; a "
                 "role's weights are small, so prepare it with DDP."
             )
-        with self._playing():
+        with running(self._switch):
             return self.network(*args, **kwargs)
 
     def enable_gradient_checkpointing(self) -> None:
@@ -84,21 +84,23 @@ class LoRARole(nn.Module):
         network: Any = self.network
         network.enable_gradient_checkpointing(checkpointed)
 
-    @contextmanager
-    def _playing(self) -> Iterator[None]:
-        _running.append(self._switch)
-        try:
-            with self._switch():
-                yield
-        finally:
-            _running.pop()
+
+@contextmanager
+def running(switch: Switch) -> Iterator[None]:
+    """Inside of the block a network runs in a context that checkpointed blocks of it are recomputed in too."""
+    _running.append(switch)
+    try:
+        with switch():
+            yield
+    finally:
+        _running.pop()
 
 
 def checkpointed(block: nn.Module, *args: Any) -> Any:
     """Runs a block without keeping its activations; backward recomputes them in the role that ran it.
 
-    By then the shared network may play another role, or none, so the role is remembered with the block. The
-    function that `enable_gradient_checkpointing` of diffusers takes.
+    By then the shared network may play another role, or none, so the role is remembered with the block; so is what
+    the network was told (`models.inputs`). The function that `enable_gradient_checkpointing` of diffusers takes.
     """
     switch: Switch = _running[-1] if _running else nullcontext
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from nitrodistill.checks import check_fields
 from nitrodistill.files import write_text
+from nitrodistill.method import Halving
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
@@ -35,6 +36,10 @@ class Stage:
             moving average of the weights is taken where there is one. If the teacher is the recipe's, networks
             that both stages train under one name (DMD2's critic) go on as well.
         prune: which blocks the student keeps; not built yet.
+        halvings: how many stages are put in the place of this one by a method that halves (progressive): the first
+            is this one, and each further one has half the steps, the student before as its teacher, and an
+            optimizer anew. Stages whose student samples in 2 steps or 1 train twice as long. 0 is this stage
+            alone.
         lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
             (`add_lora`): one network in memory, and checkpoints that hold the roles' weights alone. null trains
             whole copies. With bf16 the network that the roles share is a bfloat16 copy of the teacher's.
@@ -46,6 +51,7 @@ class Stage:
     teacher: Literal["recipe", "previous"] = "recipe"
     student: Literal["teacher", "previous"] = "teacher"
     prune: Any = None
+    halvings: int = 0
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
@@ -58,6 +64,11 @@ class Stage:
                     f"{kind.__name__}, or names and values."
                 )
             object.__setattr__(self, "settings", build(kind, self.settings or {}, "settings"))
+        check_fields(self, halvings=0)
+        if self.halvings and not isinstance(self.settings, Halving):
+            raise ValueError(
+                f"halvings is {self.halvings}, but {self.method!r} does not halve; leave it out."
+            )
         if self.lora is not None and self.trainer.parallel == "fsdp":
             raise ValueError(
                 "the stage has `lora` and `parallel: fsdp`, but FSDP2 does not reach the layers that use a "
@@ -67,6 +78,24 @@ class Stage:
             raise ValueError(
                 f"prune is {shown(self.prune)}, but this version cannot prune yet; leave it out."
             )
+
+    def expanded(self) -> list[Stage]:
+        """The stages that `halvings` stands for, written out; without any this one alone.
+
+        Raises:
+            ValueError: if a number of steps on the way has no half.
+        """
+        found: list[Stage] = [replace(self, halvings=0)]
+        for _ in range(1, self.halvings):
+            settings: Halving = found[-1].settings
+            found.append(replace(found[-1], settings=settings.halved(), teacher="previous"))
+        if not self.halvings:
+            return found
+        twice = replace(self.trainer, steps=2 * self.trainer.steps)
+        return [
+            replace(stage, trainer=twice) if stage.settings.num_inference_steps <= 2 else stage
+            for stage in found
+        ]
 
 
 @dataclass(frozen=True)
@@ -108,6 +137,8 @@ class Recipe:
         check_fields(self, evaluate_samples=4, num_inference_steps=1, guidance=1)
         if not self.stages:
             raise ValueError("stages is empty; a recipe has at least one stage.")
+        stages = [stage for given in self.stages for stage in given.expanded()]
+        object.__setattr__(self, "stages", stages)
         for name in ("teacher", "student"):
             if getattr(self.stages[0], name) == "previous":
                 raise ValueError(

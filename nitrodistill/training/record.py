@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.models.inputs import built
 from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy
 from nitrodistill.models.wrappers import ROLES, role_in, unwrapped
 from nitrodistill.sampling import Step, StepPlan
@@ -147,7 +148,7 @@ def _built(record: Mapping[str, Any]) -> nn.Module:
         raise ValueError(
             f"the student's network is a {record['class']}, which the installed diffusers does not have."
         )
-    return kind.from_config(record["config"])
+    return built(kind, record["config"])
 
 
 def _numbers(scales: Scales) -> list[float]:

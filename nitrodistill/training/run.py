@@ -107,20 +107,24 @@ def _recorded(run: Path) -> object:
     return None
 
 
-def find_student(run: str | Path, which: Which = "newest") -> Checkpoint:
-    """The checkpoint of a run's last stage.
+def find_student(run: str | Path, which: Which = "newest", stage: int | None = None) -> Checkpoint:
+    """The checkpoint of a run's last stage, or of another one.
 
     Args:
         run: folder of the run.
         which: the newest one, or the best by the recipe's `best_metric`.
+        stage: number of the stage, from 0; None is the last that has a checkpoint.
 
     Raises:
         FileNotFoundError: if there is no checkpoint yet, or none was evaluated.
         ValueError: if its checkpoints are damaged.
     """
-    found = newest_checkpoint(Path(run))
+    found = newest_checkpoint(Path(run), stage)
     if found is None:
-        raise FileNotFoundError(f"the run {str(run)!r} has no checkpoint yet; train it longer.")
+        of_stage = "" if stage is None else f" of stage {stage} (they count from 0)"
+        raise FileNotFoundError(
+            f"the run {str(run)!r} has no checkpoint{of_stage} yet; train it longer."
+        )
     if which == "best":
         found = best_checkpoint(Path(run), found.stage)
         if found is None:
@@ -137,8 +141,9 @@ def load_student(
     *,
     average: bool = True,
     checkpoint: Which = "newest",
+    stage: int | None = None,
 ) -> TrainedStudent:
-    """Loads the student of a run's last stage.
+    """Loads the student of a run's last stage, or of another one.
 
     A LoRA student is a new role on the pipeline's network, which stays the teacher between its calls.
 
@@ -147,12 +152,13 @@ def load_student(
         pipeline: its teacher.
         average: the moving average of the weights, where there is one, else the weights themselves.
         checkpoint: the newest one, or the best by the recipe's `best_metric`.
+        stage: number of the stage, from 0; None is the last that has a checkpoint.
 
     Raises:
         FileNotFoundError: if it is no run, there is no checkpoint in it yet, or none was evaluated.
         ValueError: if its checkpoints are damaged or do not fit the teacher.
     """
-    recipe, found = load_run_recipe(run), find_student(run, checkpoint)
+    recipe, found = load_run_recipe(run), find_student(run, checkpoint, stage)
     plan = plan_of(found)
     denoiser = load_denoiser(found, pipeline.denoiser, average=average)
     denoiser.module.requires_grad_(False)
