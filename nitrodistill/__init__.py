@@ -48,7 +48,9 @@ from nitrodistill.models import (
     Guided,
     LoRAConfig,
     Pipeline,
+    PruneSpec,
     add_lora,
+    prune,
 )
 from nitrodistill.prediction import (
     check_convertible,
@@ -150,6 +152,7 @@ __all__ = [
     "Pipeline",
     "PredictionType",
     "Prompts",
+    "PruneSpec",
     "PseudoHuberLoss",
     "RectifiedFlow",
     "Reduction",
@@ -190,6 +193,7 @@ __all__ = [
     "predict_both",
     "predict_x0",
     "prediction_target",
+    "prune",
     "sample",
     "snr_plus_one_weight",
     "to_eps",
