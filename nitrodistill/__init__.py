@@ -41,7 +41,7 @@ from nitrodistill.losses import (
     named_loss,
 )
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
-from nitrodistill.methods import LADD, LADDConfig
+from nitrodistill.methods import LADD, FeatureKD, FeatureKDConfig, LADDConfig
 from nitrodistill.models import (
     DiffusersDenoiser,
     FeatureTaps,
@@ -122,6 +122,8 @@ __all__ = [
     "DiscreteSchedule",
     "DistillationMethod",
     "Draws",
+    "FeatureKD",
+    "FeatureKDConfig",
     "FeatureTaps",
     "Frozen",
     "GenerateConfig",

@@ -8,11 +8,12 @@ import pkgutil
 from types import ModuleType
 
 from nitrodistill.method import DistillationMethod
+from nitrodistill.methods.feature_kd import FeatureKD, FeatureKDConfig
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.named import import_class
 from nitrodistill.settings import nearest, shown
 
-__all__ = ["LADD", "LADDConfig", "find_method", "known_methods"]
+__all__ = ["LADD", "FeatureKD", "FeatureKDConfig", "LADDConfig", "find_method", "known_methods"]
 
 
 def known_methods() -> list[str]:
