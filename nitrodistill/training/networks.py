@@ -2,7 +2,7 @@
 
 teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
            process holds a part, which then stands in the pipeline too, so that no device holds the whole
-student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
+student    a float32 copy of it, with `prune` of fewer blocks, or with `lora` a role on it (`add_lora`)
 others     what the method asks its cast for: as the student
 """
 
@@ -20,7 +20,9 @@ from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.lora import add_lora, base_copy
+from nitrodistill.models.pruning import prune
 from nitrodistill.models.wrappers import role_in
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
 from nitrodistill.training.parallel import prepare_frozen
 from nitrodistill.training.recipe import Stage
@@ -82,6 +84,8 @@ class StageNetworks:
         if stage.teacher == "previous" and stage.lora is None:
             assert before is not None
             whole = load_denoiser(before, whole)
+        elif stage.teacher not in ("recipe", "previous"):
+            whole = another_teacher(load_teacher(stage.teacher), whole)
 
         def teacher() -> DiffusersDenoiser:
             made = base_copy(whole) if copied else whole
@@ -92,9 +96,12 @@ class StageNetworks:
                 made = load_denoiser(before, made)
             return made
 
-        def start(student: DiffusersDenoiser) -> None:
+        def start(student: DiffusersDenoiser) -> DiffusersDenoiser:
             assert before is not None
+            if stage.lora is None:  # perhaps of other blocks
+                return load_denoiser(before, student)
             load_weights(student, before, STUDENT, average=True)
+            return student
 
         return stage_cast(
             stage,
@@ -145,17 +152,17 @@ def stage_cast(
     whole: DiffusersDenoiser,
     empty: Condition | None,
     decode: Callable[[torch.Tensor], torch.Tensor] | None,
-    start: Callable[[DiffusersDenoiser], None] | None = None,
+    start: Callable[[DiffusersDenoiser], DiffusersDenoiser] | None = None,
 ) -> Cast:
     """The cast of a stage.
 
     Args:
-        stage: whose `lora` decides.
+        stage: whose `lora` and `prune` decide.
         teacher: makes the teacher.
         whole: the float32 network that copies are made of.
         empty: see `Cast`.
         decode: see `Cast`.
-        start: puts the weights into the student that it starts with; None leaves the teacher's.
+        start: what the student starts as, made of `whole` (a role: with weights put into it); None takes that.
     """
     made: list[DiffusersDenoiser] = []
 
@@ -168,18 +175,41 @@ def stage_cast(
     def make(name: str) -> Denoiser:
         if name == TEACHER:
             return taught()
+        begin = start if name == STUDENT else None
         if stage.lora is not None:
             network = add_lora(taught(), free_name(taught(), name), stage.lora)
             if role_in(taught().module) is not None:  # the student of a stage before
                 network.module.load_state_dict(taught().module.state_dict())
-        else:
+            return network if begin is None else begin(network)
+        network = whole if begin is None else begin(whole)
+        if name == STUDENT and stage.prune is not None:
+            network = prune(network, stage.prune)
+        elif network is whole:
             network = base_copy(whole)
-            network.module.float().requires_grad_(True)
-        if name == STUDENT and start is not None:
-            start(network)
+        network.module.float().requires_grad_(True)
         return network
 
     return Cast(make, empty, decode)
+
+
+def another_teacher(pipeline: Pipeline, own: DiffusersDenoiser) -> DiffusersDenoiser:
+    """The network of another pipeline as a stage's teacher, on the schedule of the recipe's.
+
+    Args:
+        pipeline: the other one; its shapes are enough.
+        own: the recipe's teacher.
+
+    Raises:
+        ValueError: if the networks are of two classes or predict two kinds.
+    """
+    other = pipeline.denoiser
+    kinds = [(type(d.network).__name__, d.prediction_type) for d in (other, own)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the stage's teacher is a {' of '.join(kinds[0])} and the recipe's a {' of '.join(kinds[1])}; take "
+            "one of the same family."
+        )
+    return own.with_module(other.module)
 
 
 def check_cast(method: DistillationMethod, cast: Cast) -> None:

@@ -15,6 +15,7 @@ from nitrodistill.checks import check_fields
 from nitrodistill.files import write_text
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
+from nitrodistill.models.pruning import parse_spec
 from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
@@ -30,10 +31,13 @@ class Stage:
         method: the distillation method: a name, such as ladd, or package.module:Class for one from outside.
         settings: of the method, by name; null takes its defaults.
         trainer: the trainer's.
-        teacher: who teaches: the recipe's teacher, or the student of the stage before.
+        teacher: who teaches: `recipe`, the recipe's teacher; `previous`, the student of the stage before; or the
+            directory or the Hub's name of another pipeline, of which the network teaches, with the recipe's
+            teacher's prompts, schedule and VAE.
         student: what the student starts as: its teacher, or the student of the stage before. Of that one the
             moving average of the weights is taken where there is one.
-        prune: which blocks the student keeps; not built yet.
+        prune: which blocks the student keeps of what it starts as: a published spec (bk-base, bk-small, bk-tiny,
+            ssd-1b, vega), or `keep:` with the indices that stay, by list of blocks. Not with `lora`.
         lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
             (`add_lora`): one network in memory, and checkpoints that hold the roles' weights alone. null trains
             whole copies. With bf16 the network that the roles share is a bfloat16 copy of the teacher's.
@@ -42,7 +46,7 @@ class Stage:
     method: str
     trainer: TrainerConfig
     settings: Any = None
-    teacher: Literal["recipe", "previous"] = "recipe"
+    teacher: str = "recipe"
     student: Literal["teacher", "previous"] = "teacher"
     prune: Any = None
     lora: LoRAConfig | None = None
@@ -62,8 +66,12 @@ class Stage:
                 "role's weights; a role's weights are small, so prepare it with DDP: `parallel: ddp`."
             )
         if self.prune is not None:
+            object.__setattr__(self, "prune", parse_spec(self.prune))
+        elsewhere = self.teacher not in ("recipe", "previous")
+        if self.lora is not None and (self.prune is not None or elsewhere):
             raise ValueError(
-                f"prune is {shown(self.prune)}, but this version cannot prune yet; leave it out."
+                f"the stage has `lora` and {f'teacher: {self.teacher}' if elsewhere else '`prune`'}, but a LoRA "
+                "role is on the network of the recipe's teacher itself; leave one of them out."
             )
 
 
