@@ -73,7 +73,7 @@ def removable_of_unet(network: nn.Module) -> tuple[tuple[str, ...], ...]:
     """See `Adapter.removable`; those that do not work out (the only layer of a level) are among them."""
     unet: Any = network
     found: list[tuple[str, ...]] = []
-    levels = len(unet.down_blocks)
+    levels, names = len(unet.down_blocks), {name for name, _ in network.named_modules()}
     for i, block in enumerate(unet.down_blocks):
         across = f"up_blocks.{levels - 1 - i}"
         for j in range(
@@ -87,8 +87,13 @@ def removable_of_unet(network: nn.Module) -> tuple[tuple[str, ...], ...]:
             and len(list(module.children()))
         ):
             found.append((name,))
-        if name.endswith(".transformer_blocks") and len(list(module.children())) > 1:
-            found += [(f"{name}.{k}",) for k in range(len(list(module.children())))]
+        depth = len(list(module.children())) if name.endswith(".transformer_blocks") else 0
+        if depth > 1 and not name.startswith(_MID):
+            # the config has one number for the mid block and the last level's first layer
+            tied = name == f"down_blocks.{levels - 1}.attentions.0.transformer_blocks"
+            mid = [f"{_MID}{name.removeprefix(f'down_blocks.{levels - 1}')}"] if tied else []
+            mid = [other for other in mid if other in names]
+            found += [tuple(f"{of}.{k}" for of in (name, *mid)) for k in range(depth)]
     if unet.mid_block is not None:
         if any(part is not None for part in getattr(unet.mid_block, "attentions", ())):
             found.append(("mid_block.attentions",))
