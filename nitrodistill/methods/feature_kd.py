@@ -167,7 +167,9 @@ class FeatureKD(DistillationMethod):
                 "guidance and guidance_dropout need a condition that stands for none, and this teacher has none; "
                 "leave them out."
             )
-        self.teacher, self.student, self.empty = teacher, student, empty
+        self.teacher: Denoiser = teacher
+        self.student: Denoiser = student
+        self.empty: Condition | None = empty
         self.plan: StepPlan = plan.check(student.prediction_type)
         part: Part = self.config.data
         self.reads: frozenset[Part] = frozenset({part})

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.export import export
 from nitrodistill.files import temporary_of
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
@@ -142,6 +143,15 @@ def test_a_pruned_student_is_distilled_in_two_stages_and_resumed_in_either(
     states = json.loads((checkpoint.path / "state.json").read_text())
     assert states["networks"]["student"]["config"]["mid_block_type"] is None
     assert (len(states["student"]["plan"]["steps"]), len(other.plan)) == (4, 1)
+    folder = export(
+        pipeline,
+        other.denoiser,
+        other.plan,
+        tmp_path / "export",
+        base_model="tiny",
+        prompts=tiny.prompts,
+    )  # loads it in a fresh process and compares what that draws
+    assert json.loads((folder / "unet" / "config.json").read_text())["mid_block_type"] is None
 
 
 def test_the_student_of_the_stage_before_is_pruned_further_and_teaches(
