@@ -106,11 +106,12 @@ def check_fields(config: Any, **least: float) -> None:
         kinds = {hint, *get_args(hint)} if get_origin(hint) in (None, Union, UnionType) else {hint}
         if type(None) in kinds and value is None:
             continue
-        if get_origin(hint) is Literal:
-            check_choice(name, value, get_args(hint))
-        elif (
-            issubclass(type(value), str) and str not in kinds
-        ):  # its letters would be taken for several
+        literals = {kind for kind in kinds if get_origin(kind) is Literal}
+        choices = tuple(choice for kind in literals for choice in get_args(kind))
+        if literals and (kinds - literals <= {hint, type(None)} or value in choices):
+            check_choice(name, value, choices)
+        elif issubclass(type(value), str) and str not in kinds:
+            # its letters would be taken for several
             raise TypeError(f"{name} is {value!r:.60}; it must not be a text.")
         elif float in kinds:
             if check_finite(name, value) < low:

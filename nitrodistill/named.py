@@ -146,7 +146,7 @@ def check_settings(
     for name, value in settings.items():
         if name not in parameters:
             raise ValueError(
-                f"the setting of {what} {name!r} is unknown; {nearest(name, parameters)}"
+                f"the setting of {what} {name!r} is unknown; {nearest(str(name), parameters)}"
             )
         hint = hints.get(name, Any)
         if nested is not None and hint in nested and isinstance(value, (str, Mapping)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nitrodistill.models.pipeline import Pipeline
+from nitrodistill.models.skeleton import skeleton
 
 EMBEDDED = ("toy", "toy-dit")
 """The teachers that ship with the package."""
@@ -28,6 +29,15 @@ def load_teacher(name: str) -> Pipeline:
 
     load = toy.load_pipeline if name == "toy" else toy.load_dit_pipeline
     return Pipeline.from_diffusers(load(), check_prompt=toy.check_prompt)
+
+
+def teacher_shapes(name: str) -> Pipeline:
+    """A teacher of which the shapes are enough: an embedded one as it is, another from its configs alone.
+
+    Raises:
+        FileNotFoundError, ValueError: as `skeleton`.
+    """
+    return load_teacher(name) if name in EMBEDDED else skeleton(name)
 
 
 def _quiet() -> None:

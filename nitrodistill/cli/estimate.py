@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         if given[name] is not None and given[name] <= 0:
             raise ValueError(f"{name} is {given[name]}; it must be above 0.")
 
+    from nitrodistill.teachers import teacher_shapes
     from nitrodistill.training.estimate import what_helps
     from nitrodistill.training.recipe import load_recipe
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
         )
-    pipeline = _shapes(given.teacher or recipe.teacher)
+    pipeline = teacher_shapes(given.teacher or recipe.teacher)
     found = what_helps(
         pipeline,
         recipe.stages[given.stage],
@@ -70,13 +71,6 @@ def main(argv: Sequence[str]) -> int:
     say(_roles(found["as it is"]), lines=True)
     say(_switches(found, _own_memory() if capacity is None else capacity), lines=True)
     return 0
-
-
-def _shapes(teacher: str) -> Pipeline:
-    from nitrodistill.models.skeleton import skeleton
-    from nitrodistill.teachers import EMBEDDED, load_teacher
-
-    return load_teacher(teacher) if teacher in EMBEDDED else skeleton(teacher)
 
 
 def _text_length(pipeline: Pipeline) -> int:

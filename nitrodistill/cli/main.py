@@ -19,6 +19,7 @@ VERBS = {
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
     "encode": "turn real images with captions into latents, for methods that learn from data",
     "pairs": "verify, merge, describe, import or push stores of pairs",
+    "prune": "take blocks out of a pipeline's network, by a published spec or by what they matter",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
     "evaluate": "measure a run's student and its teacher",
     "compare": "put several evaluated students of one teacher on one page",

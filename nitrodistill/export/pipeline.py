@@ -93,6 +93,20 @@ def export(
     return Path(output)
 
 
+def save_with(pipeline: Pipeline, network: nn.Module, output: str | Path) -> Path:
+    """Writes a pipeline with another network in place of its own, and all else as it is; returns its folder.
+
+    Raises:
+        FileExistsError: if `output` exists and holds something that is no export.
+        PermissionError: if it cannot be written.
+    """
+    target = check_target(output)
+    with folder_for(target) as partial:
+        made = assembled(pipeline, network, pipeline.scheduler)
+        made.save_pretrained(partial, safe_serialization=True)
+    return Path(output)
+
+
 def check_export(
     pipeline: Pipeline,
     plan: StepPlan,

@@ -10,6 +10,7 @@ from types import ModuleType
 from nitrodistill.method import DistillationMethod
 from nitrodistill.methods.consistency import Consistency, ConsistencyConfig
 from nitrodistill.methods.dmd2 import DMD2, DMD2Config
+from nitrodistill.methods.feature_kd import FeatureKD, FeatureKDConfig
 from nitrodistill.methods.flow_map import FlowMap, FlowMapConfig
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.methods.progressive import Progressive, ProgressiveConfig
@@ -22,6 +23,8 @@ __all__ = [
     "Consistency",
     "ConsistencyConfig",
     "DMD2Config",
+    "FeatureKD",
+    "FeatureKDConfig",
     "FlowMap",
     "FlowMapConfig",
     "LADDConfig",

@@ -5,6 +5,7 @@ from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.models.guidance import Guided
 from nitrodistill.models.lora import LoRAConfig, add_lora, merged
 from nitrodistill.models.pipeline import Pipeline
+from nitrodistill.models.pruning import PruneSpec, prune
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "LoRAConfig",
     "Pipeline",
     "PipelineAdapter",
+    "PruneSpec",
     "add_lora",
     "merged",
+    "prune",
 ]

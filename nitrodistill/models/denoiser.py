@@ -149,12 +149,14 @@ class DiffusersDenoiser:
         return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
 
     def with_module(self, module: nn.Module) -> DiffusersDenoiser:
-        """Another network of the family on the same schedule."""
+        """Another network of the family on the same schedule; with fewer blocks, perhaps."""
+        other: Any = unwrapped(module)
+        same = other.config == self.adapter.config
         return DiffusersDenoiser(
             module,
             self._schedule,
             self._prediction_type,
-            adapter=self.adapter,
+            adapter=self.adapter if same else type(self.adapter)(other),
             preconditioning=self.preconditioning,
         )
 

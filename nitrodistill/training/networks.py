@@ -2,8 +2,8 @@
 
 teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
            process holds a part, which then stands in the pipeline too, so that no device holds the whole
-student    a float32 copy of it, or with `lora` a role on it (`add_lora`)
-others     what the method asks its cast for: as the student; where a stage goes on with the student of the one
+student    a float32 copy of it, with `prune` of fewer blocks, or with `lora` a role on it (`add_lora`)
+others     what the method asks its cast for: a copy or a role; where a stage goes on with the student of the one
            before and has the recipe's teacher, they go on too
 """
 
@@ -21,7 +21,9 @@ from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.lora import add_lora, base_copy
+from nitrodistill.models.pruning import prune
 from nitrodistill.models.wrappers import role_in
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
 from nitrodistill.training.parallel import prepare_frozen
 from nitrodistill.training.recipe import Stage
@@ -83,6 +85,8 @@ class StageNetworks:
         if stage.teacher == "previous" and stage.lora is None:
             assert before is not None
             whole = load_denoiser(before, whole)
+        elif stage.teacher not in ("recipe", "previous"):
+            whole = another_teacher(load_teacher(stage.teacher), whole)
 
         def teacher() -> DiffusersDenoiser:
             made = base_copy(whole) if copied else whole
@@ -93,12 +97,16 @@ class StageNetworks:
                 made = load_denoiser(before, made)
             return made
 
-        def start(name: str, network: DiffusersDenoiser) -> None:
+        def start(name: str, network: DiffusersDenoiser) -> DiffusersDenoiser:
             """The student's average; with the same teacher also other roles of that name, as they were."""
             assert before is not None
-            goes_on = stage.teacher == "recipe" and name in _networks(before)
-            if name == STUDENT or goes_on:
-                load_weights(network, before, name, average=name == STUDENT)
+            average = name == STUDENT
+            if not average and not (stage.teacher == "recipe" and name in _networks(before)):
+                return network
+            if stage.lora is None:  # perhaps of other blocks
+                return load_denoiser(before, network, name, average=average)
+            load_weights(network, before, name, average=average)
+            return network
 
         return stage_cast(
             stage,
@@ -149,17 +157,18 @@ def stage_cast(
     whole: DiffusersDenoiser,
     empty: Condition | None,
     decode: Callable[[torch.Tensor], torch.Tensor] | None,
-    start: Callable[[str, DiffusersDenoiser], None] | None = None,
+    start: Callable[[str, DiffusersDenoiser], DiffusersDenoiser] | None = None,
 ) -> Cast:
     """The cast of a stage.
 
     Args:
-        stage: whose `lora` decides.
+        stage: whose `lora` and `prune` decide.
         teacher: makes the teacher.
         whole: the float32 network that copies are made of.
         empty: see `Cast`.
         decode: see `Cast`.
-        start: puts the weights into a network, by name, that it starts with; None leaves the teacher's.
+        start: what a network starts as, by its name, made of `whole` (a role: with weights put into it); None
+            takes that.
     """
     made: list[DiffusersDenoiser] = []
 
@@ -176,11 +185,13 @@ def stage_cast(
             network = add_lora(taught(), free_name(taught(), name), stage.lora)
             if role_in(taught().module) is not None:  # the student of a stage before
                 network.module.load_state_dict(taught().module.state_dict())
-        else:
+            return network if start is None else start(name, network)
+        network = whole if start is None else start(name, whole)
+        if name == STUDENT and stage.prune is not None:
+            network = prune(network, stage.prune)
+        elif network is whole:
             network = base_copy(whole)
-            network.module.float().requires_grad_(True)
-        if start is not None:
-            start(name, network)
+        network.module.float().requires_grad_(True)
         return network
 
     return Cast(make, empty, decode)
@@ -190,6 +201,26 @@ def _networks(checkpoint: Checkpoint) -> Collection[str]:
     """The names of the trained networks in a checkpoint."""
     found = checkpoint.state().get("networks")
     return [name for name, one in found.items() if one] if isinstance(found, dict) else []
+
+
+def another_teacher(pipeline: Pipeline, own: DiffusersDenoiser) -> DiffusersDenoiser:
+    """The network of another pipeline as a stage's teacher, on the schedule of the recipe's.
+
+    Args:
+        pipeline: the other one; its shapes are enough.
+        own: the recipe's teacher.
+
+    Raises:
+        ValueError: if the networks are of two classes or predict two kinds.
+    """
+    other = pipeline.denoiser
+    kinds = [(type(d.network).__name__, d.prediction_type) for d in (other, own)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"the stage's teacher is a {' of '.join(kinds[0])} and the recipe's a {' of '.join(kinds[1])}; take "
+            "one of the same family."
+        )
+    return own.with_module(other.module)
 
 
 def check_cast(method: DistillationMethod, cast: Cast) -> None:

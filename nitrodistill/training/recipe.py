@@ -16,6 +16,7 @@ from nitrodistill.files import write_text
 from nitrodistill.method import Halving
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
+from nitrodistill.models.pruning import parse_spec
 from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
@@ -31,11 +32,14 @@ class Stage:
         method: the distillation method: a name, such as ladd, or package.module:Class for one from outside.
         settings: of the method, by name; null takes its defaults.
         trainer: the trainer's.
-        teacher: who teaches: the recipe's teacher, or the student of the stage before.
+        teacher: who teaches: `recipe`, the recipe's teacher; `previous`, the student of the stage before; or the
+            directory or the Hub's name of another pipeline, of which the network teaches, with the recipe's
+            teacher's prompts, schedule and VAE.
         student: what the student starts as: its teacher, or the student of the stage before. Of that one the
             moving average of the weights is taken where there is one. If the teacher is the recipe's, networks
             that both stages train under one name (DMD2's critic) go on as well.
-        prune: which blocks the student keeps; not built yet.
+        prune: which blocks the student keeps of what it starts as: a published spec (bk-base, bk-small, bk-tiny,
+            ssd-1b, vega), or `keep:` with the indices that stay, by list of blocks. Not with `lora`.
         halvings: how many stages are put in the place of this one by a method that halves (progressive): the first
             is this one, and each further one has half the steps, the student before as its teacher, and an
             optimizer anew. Stages whose student samples in 2 steps or 1 train twice as long. 0 is this stage
@@ -48,7 +52,7 @@ class Stage:
     method: str
     trainer: TrainerConfig
     settings: Any = None
-    teacher: Literal["recipe", "previous"] = "recipe"
+    teacher: str = "recipe"
     student: Literal["teacher", "previous"] = "teacher"
     prune: Any = None
     halvings: int = 0
@@ -75,8 +79,12 @@ class Stage:
                 "role's weights; a role's weights are small, so prepare it with DDP: `parallel: ddp`."
             )
         if self.prune is not None:
+            object.__setattr__(self, "prune", parse_spec(self.prune))
+        elsewhere = self.teacher not in ("recipe", "previous")
+        if self.lora is not None and (self.prune is not None or elsewhere):
             raise ValueError(
-                f"prune is {shown(self.prune)}, but this version cannot prune yet; leave it out."
+                f"the stage has `lora` and {f'teacher: {self.teacher}' if elsewhere else '`prune`'}, but a LoRA "
+                "role is on the network of the recipe's teacher itself; leave one of them out."
             )
 
     def expanded(self) -> list[Stage]:

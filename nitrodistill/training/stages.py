@@ -20,10 +20,17 @@ from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.processes import PATIENCE, meeting
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import to_plain
+from nitrodistill.teachers import teacher_shapes
 from nitrodistill.training.config import check_optimizers
 from nitrodistill.training.evaluations import student_scores
 from nitrodistill.training.log import make_accelerator
-from nitrodistill.training.networks import StageNetworks, check_cast, stage_cast
+from nitrodistill.training.networks import (
+    STUDENT,
+    StageNetworks,
+    another_teacher,
+    check_cast,
+    stage_cast,
+)
 from nitrodistill.training.parallel import check_launch, on_main
 from nitrodistill.training.previews import Previewer
 from nitrodistill.training.probe import teacher_latents
@@ -109,10 +116,13 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
         ValueError: naming the first setting that does not fit, or the data that a method reads and the recipe does
             not give.
     """
+    before = None
     for stage in recipe.stages:
         if stage.lora is not None:
             check_lora(pipeline.denoiser, stage.lora)
-        method, cast = build_on_shapes(stage, shapes_of(pipeline))
+        method, cast = build_on_shapes(stage, shapes_of(pipeline), before=before)
+        student = cast.student
+        before = student if isinstance(student, DiffusersDenoiser) else None
         check_export(pipeline, method.plan, cast.student.prediction_type)
         for part in sorted(method.reads):
             if getattr(recipe, part) is None:
@@ -126,7 +136,11 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
 
 
 def build_on_shapes(
-    stage: Stage, shapes: Pipeline, text_length: int = 8
+    stage: Stage,
+    shapes: Pipeline,
+    text_length: int = 8,
+    *,
+    before: DiffusersDenoiser | None = None,
 ) -> tuple[DistillationMethod, Cast]:
     """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 
@@ -135,19 +149,32 @@ def build_on_shapes(
         shapes: the teacher on the meta device (`shapes_of`). As in a run, the method's teacher is its own network,
             or a copy where that one is cast or the student of the stage before.
         text_length: tokens of a prompt.
+        before: the student of the stage before, on the meta device; None takes it to be like the teacher.
 
     Raises:
         ValueError: if the settings do not fit the networks.
     """
+    whole, earlier = shapes.denoiser, shapes.denoiser
+    if before is not None and stage.lora is None:
+        earlier = before
+    if stage.teacher == "previous":
+        whole = earlier
+    elif stage.teacher != "recipe":
+        whole = another_teacher(teacher_shapes(stage.teacher), whole)
     apart = stage.trainer.mixed_precision == "bf16" or (
-        stage.teacher == "previous" and stage.lora is None
+        stage.teacher != "recipe" and stage.lora is None
     )
-    teacher = base_copy(shapes.denoiser) if apart else shapes.denoiser
+    teacher = base_copy(whole) if apart else whole
+
+    def start(name: str, network: DiffusersDenoiser) -> DiffusersDenoiser:
+        return base_copy(earlier) if name == STUDENT and stage.lora is None else network
+
     x0 = torch.empty(1, *shapes.latent_shape, device="meta")
     empty = None
     if shapes.adapter.has_null:
         empty = shapes.denoiser.adapter.example_condition(x0, text_length)
-    cast = stage_cast(stage, lambda: teacher, shapes.denoiser, empty, shapes.decode)
+    begin = start if stage.student == "previous" else None
+    cast = stage_cast(stage, lambda: teacher, whole, empty, shapes.decode, begin)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)
     return method, cast

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.export import export
 from nitrodistill.files import temporary_of
 from nitrodistill.methods import LADDConfig
-from nitrodistill.models import Pipeline
+from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
 from nitrodistill.sampling import sample
 from nitrodistill.training import (
     OptimizerConfig,
@@ -106,6 +107,114 @@ def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(tiny, recipe, pi
     first = [c for c in find_checkpoints(tmp_path / "run") if c.stage == 0]
     assert first[0].step == 4
     assert list(run_recipe(recipe, pipeline)) == []
+
+
+KEEP = {"mid_block": (), "up_blocks.0.attentions": ()}
+BLOCKS = [[f"{side}_blocks.{i}"] * 2 for side in ("down", "up") for i in (0, 1)]
+
+
+@pytest.fixture
+def smaller_and_fewer(recipe):
+    """Prune, then feature distillation, then LADD to one step."""
+    trainer = dataclasses.replace(
+        recipe.stages[0].trainer, optimizers={"student": OptimizerConfig(1e-3, ema_decay=0.5)}
+    )
+    settings = {"data": "pairs", "features": BLOCKS, "guidance": 2.0, "num_inference_steps": 4}
+    first = Stage("feature_kd", trainer, settings, prune={"keep": KEEP})
+    second = dataclasses.replace(recipe.stages[0], student="previous")
+    return dataclasses.replace(recipe, stages=[first, second])
+
+
+def test_a_pruned_student_is_distilled_in_two_stages_and_resumed_in_either(
+    tiny, smaller_and_fewer, pipeline, tmp_path
+):
+    whole = tiny.changed(smaller_and_fewer, tmp_path / "whole")
+    list(run_recipe(whole, pipeline))
+    for stop in ((0, 3), (1, 1), (1, 3)):
+        for state in run_recipe(smaller_and_fewer, pipeline):
+            if (state.stage, state.step) == stop:
+                break
+    list(run_recipe(smaller_and_fewer, pipeline))
+    one, other = (load_student(tmp_path / name, pipeline) for name in ("whole", "run"))
+    assert torch.equal(_weights(one), _weights(other))
+    network = other.denoiser.network
+    small = prune(pipeline.denoiser.network, PruneSpec(KEEP))
+    shapes = {name: tuple(value.shape) for name, value in small.state_dict().items()}
+    assert {name: tuple(v.shape) for name, v in network.state_dict().items()} == shapes
+    checkpoint = find_checkpoints(tmp_path / "run", stage=0)[0]
+    states = json.loads((checkpoint.path / "state.json").read_text())
+    assert states["networks"]["student"]["config"]["mid_block_type"] is None
+    assert (len(states["student"]["plan"]["steps"]), len(other.plan)) == (4, 1)
+    folder = export(
+        pipeline,
+        other.denoiser,
+        other.plan,
+        tmp_path / "export",
+        base_model="tiny",
+        prompts=tiny.prompts,
+    )  # loads it in a fresh process and compares what that draws
+    assert json.loads((folder / "unet" / "config.json").read_text())["mid_block_type"] is None
+
+
+def test_the_student_of_the_stage_before_is_pruned_further_and_teaches(
+    tiny, smaller_and_fewer, pipeline, tmp_path
+):
+    first, _ = smaller_and_fewer.stages
+    again = dataclasses.replace(
+        first,
+        teacher="previous",
+        student="previous",
+        prune=PruneSpec({"down_blocks.1.attentions": ()}),
+    )
+    recipe = dataclasses.replace(smaller_and_fewer, stages=[first, again])
+    list(run_recipe(tiny.changed(recipe, steps=1), pipeline))
+    types = load_student(tmp_path / "run", pipeline).denoiser.adapter.config
+    assert list(types.down_block_types) == ["DownBlock2D"] * 2
+    assert list(types.up_block_types) == ["UpBlock2D"] * 2
+
+
+def test_the_network_of_another_pipeline_teaches(tiny, recipe, pipeline, tmp_path):
+    other = pipeline.diffusers.__class__(**pipeline.diffusers.components)
+    own = other.unet
+    try:
+        other.unet = prune(own, PruneSpec(KEEP))
+        other.save_pretrained(tmp_path / "other")
+    finally:
+        other.unet = own
+    stage = dataclasses.replace(recipe.stages[0], teacher=str(tmp_path / "other"))
+    stage = dataclasses.replace(
+        stage, settings=dataclasses.replace(stage.settings, taps=("down_blocks.1",))
+    )
+    changed = dataclasses.replace(recipe, stages=[stage])
+    list(run_recipe(tiny.changed(changed, steps=1), pipeline))
+    student = load_student(tmp_path / "run", pipeline)
+    assert student.denoiser.adapter.config.mid_block_type is None  # it starts as its teacher
+    lora = dataclasses.replace(recipe.stages[0], lora=None)
+    with pytest.raises(
+        ValueError, match="but a LoRA role is on the network of the recipe's teacher"
+    ):
+        dataclasses.replace(lora, teacher="elsewhere", lora=LoRAConfig(rank=2))
+    with pytest.raises(ValueError, match="the stage has `lora` and `prune`"):
+        dataclasses.replace(lora, prune={"keep": KEEP}, lora=LoRAConfig(rank=2))
+    missing = dataclasses.replace(stage, teacher="./nowhere")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        run_recipe(dataclasses.replace(recipe, stages=[missing]), pipeline)
+
+
+def test_what_does_not_fit_the_pruned_student_is_refused_before_the_run(
+    smaller_and_fewer, pipeline, tmp_path
+):
+    first, second = smaller_and_fewer.stages
+    taps = [*BLOCKS, ["mid_block", "mid_block"]]
+    settings = dataclasses.replace(first.settings, features=taps)
+    for stages, words in (
+        ([dataclasses.replace(first, settings=settings)], "'mid_block' of the student"),
+        ([dataclasses.replace(first, prune="bk-small")], "bk-small is for UNets of four levels"),
+        ([first, dataclasses.replace(second, prune={"keep": KEEP})], "the network lacks"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run_recipe(dataclasses.replace(smaller_and_fewer, stages=stages), pipeline)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(

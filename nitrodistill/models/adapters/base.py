@@ -50,6 +50,7 @@ class Adapter(ABC):
         multiple: latents must be divisible by this many pixels.
         timestep_scale: the network's timestep over that of its diffusers scheduler.
         block_lists: attributes that hold the blocks, in the order in which they run.
+        depths: lists of blocks that `prune` may shorten -> the config's setting that counts them.
         lora_targets: names, or ends of names, of the layers that LoRA adapts unless told otherwise.
         embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
         pooled_text: the entry that holds the text as one vector a prompt, if there is one.
@@ -59,6 +60,7 @@ class Adapter(ABC):
     multiple: int = 1
     timestep_scale: float = 1.0
     block_lists: tuple[str, ...] = ("transformer_blocks",)
+    depths: Mapping[str, str] = {}
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     embeds_guidance: bool = False
     pooled_text: str | None = None
@@ -139,6 +141,40 @@ class Adapter(ABC):
             elif part is not None:
                 names.append(attribute)
         return tuple(names)
+
+    def pruned(
+        self, network: nn.Module, keep: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Mapping[str, tuple[int, ...]], dict[str, Any]]:
+        """What `keep` means for the network: all that it implies, and the settings of the smaller one's config.
+
+        Args:
+            network: the whole network.
+            keep: name of a list of blocks -> the indices that stay; checked to be in the list.
+
+        Raises:
+            TypeError: if the family cannot be pruned.
+            ValueError: if what would be left is no network that diffusers builds.
+        """
+        name = type(network).__name__
+        if not self.depths:
+            raise TypeError(
+                f"{name} is of a family without pruning: its adapter's `depths` does not say which setting of the "
+                "config counts which list of blocks (docs/pruning.md)."
+            )
+        strange = [key for key in keep if key not in self.depths]
+        if strange:
+            raise ValueError(
+                f"keep names {strange[0]!r}; of a {name}, blocks of {' and '.join(self.depths)} can go."
+            )
+        left = {key: len(keep.get(key, getattr(network, key))) for key in self.depths}
+        if not any(left.values()):
+            raise ValueError(f"the spec keeps no block of the {name}; keep at least one.")
+        return keep, {setting: left[key] for key, setting in self.depths.items()}
+
+    def removable(self, network: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Names of modules that `prune` can take out, each with those that go with it."""
+        lists = {key: len(getattr(network, key)) for key in self.depths}
+        return tuple((f"{key}.{i}",) for key, count in lists.items() for i in range(count))
 
     def grid(self, x_t: Tensor) -> tuple[int, int]:
         """`(h, w)`: the tokens, or the map, of a latent."""

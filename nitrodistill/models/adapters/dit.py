@@ -21,6 +21,8 @@ class DiTAdapter(Adapter):
     the data.
     """
 
+    depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.patch: int = self.config.patch_size

@@ -35,6 +35,10 @@ class FluxAdapter(Adapter):
     multiple: int = 2
     timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    depths: Mapping[str, str] = {
+        "transformer_blocks": "num_layers",
+        "single_transformer_blocks": "num_single_layers",
+    }
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
     pooled_text: str | None = "pooled_projections"
 

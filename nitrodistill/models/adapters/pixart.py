@@ -19,6 +19,8 @@ class PixArtAdapter(Adapter):
     and `aspect_ratio` (height / width).
     """
 
+    depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         self.patch: int = self.config.patch_size

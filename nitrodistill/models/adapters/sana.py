@@ -19,6 +19,8 @@ class SanaAdapter(Adapter):
         ValueError: if it embeds guidance, as Sana-Sprint does.
     """
 
+    depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
+
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         if self.config.get("guidance_embeds"):

@@ -21,6 +21,7 @@ from nitrodistill.types import Condition
 class SD3Adapter(Adapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
 
+    depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
     pooled_text: str | None = "pooled_projections"
 
@@ -44,6 +45,24 @@ class SD3Adapter(Adapter):
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The one with as many tokens as the image has; the last block's text is None."""
         return on_grid(image_tokens(output, grid), grid)
+
+    def pruned(
+        self, network: nn.Module, keep: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Mapping[str, tuple[int, ...]], dict[str, Any]]:
+        """The last block, which answers with the image alone, must stay; dual attention moves with its blocks."""
+        keep, changes = super().pruned(network, keep)
+        last = self.config.num_layers - 1
+        kept = keep.get("transformer_blocks", tuple(range(last + 1)))
+        if last not in kept:
+            raise ValueError(
+                f"'transformer_blocks.{last}' is the last block, which alone answers without text, so no "
+                "other can stand in its place; keep it."
+            )
+        dual = self.config.get("dual_attention_layers", ())
+        return keep, {
+            **changes,
+            "dual_attention_layers": [i for i, k in enumerate(kept) if k in dual],
+        }
 
 
 class SD3PipelineAdapter(PipelineAdapter):

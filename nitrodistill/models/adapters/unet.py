@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.unet_blocks import pruned_unet, removable_of_unet
 from nitrodistill.types import Condition
 
 _TIME_IDS = 6  # original size, crop, target size: (height, width) each
@@ -63,6 +64,16 @@ class UNetAdapter(Adapter):
             keys = ("text_embeds", "time_ids")
             arguments["added_cond_kwargs"] = {key: condition[key] for key in keys}
         return arguments
+
+    def pruned(
+        self, network: nn.Module, keep: Mapping[str, tuple[int, ...]]
+    ) -> tuple[Mapping[str, tuple[int, ...]], dict[str, Any]]:
+        """Levels, layers, attention and its depths, and the mid block: see `adapters.unet_blocks`."""
+        return pruned_unet(network, keep)
+
+    def removable(self, network: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Transformer blocks, the attention of a block, a layer down with its layer up, the mid block."""
+        return removable_of_unet(network)
 
     def example_side(self) -> int:
         """One more halving than there are, so that the deepest map is 2x2."""
