@@ -105,7 +105,29 @@ def convert(hint: Any, value: object, where: str) -> Any:
         return value
     yes_no = isinstance(value, bool) and hint is str
     quote = " (YAML reads yes, no, on and off as true and false: quote it)" if yes_no else ""
-    raise ValueError(f"{where} is {shown(value)}; it must be {_wanted(hint)}{quote}.")
+    raise ValueError(f"{where} is {shown(value)}; it must be {wanted(hint)}{quote}.")
+
+
+def convert_text(hint: Any, text: str, where: str) -> Any:
+    """A value as `convert` makes it, from a word of a command line: the text itself, or what it says in YAML.
+
+    Args:
+        hint: the annotation.
+        text: the word; null is None where there may be none.
+        where: what it is called, for the message.
+
+    Raises:
+        ValueError: if it is of another type.
+    """
+    if text == "null" and type(None) in get_args(hint):
+        return None
+    try:
+        return convert(hint, text, where)
+    except ValueError as error:
+        try:
+            return convert(hint, parse_yaml(text), where)
+        except ValueError:
+            raise error from None  # which shows the word itself
 
 
 def _is_instance(value: object, hint: Any, origin: Any) -> bool:
@@ -130,8 +152,8 @@ def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
             return convert(hint, value, where)
         except ValueError:
             continue
-    wanted = _wanted(Union[tuple(hints)])  # noqa: UP007
-    raise ValueError(f"{where} is {shown(value)}; it must be {wanted}.")
+    kind = Union[tuple(hints)]  # noqa: UP007
+    raise ValueError(f"{where} is {shown(value)}; it must be {wanted(kind)}.")
 
 
 def _number(value: object) -> float | None:
@@ -148,20 +170,20 @@ def _key(key: object, where: str) -> str:
     return key
 
 
-def _wanted(hint: Any) -> str:
+def wanted(hint: Any) -> str:
     """A type in plain words: "a number or null"."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         ordered = sorted(inner, key=lambda one: one is type(None))
-        return " or ".join(dict.fromkeys(_wanted(one) for one in ordered))
+        return " or ".join(dict.fromkeys(wanted(one) for one in ordered))
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (dict, Mapping) or (isinstance(hint, type) and is_dataclass(hint)):
         return "names and values"
     if origin is tuple and inner[-1] is not ...:
-        return f"a list of {len(inner)}, each {' or '.join(dict.fromkeys(map(_wanted, inner)))}"
+        return f"a list of {len(inner)}, each {' or '.join(dict.fromkeys(map(wanted, inner)))}"
     if origin in (tuple, list, Sequence):
-        return f"a list, each {_wanted(inner[0])}"
+        return f"a list, each {wanted(inner[0])}"
     kind = origin or hint
     return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
 
@@ -173,8 +195,13 @@ def _joined(where: str, name: object) -> str:
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "did you mean 'x'?", or the names that there are."""
     names = [str(one) for one in known]
-    near = difflib.get_close_matches(name, names, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names) or 'none'}."
+    near = closest(name, names)
+    return f"did you mean {near!r}?" if near else f"known are {', '.join(names) or 'none'}."
+
+
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that a misspelt one is most like, if any is at least `cutoff` (of 1) like it."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=cutoff)), None)
 
 
 def printable(text: str) -> str:

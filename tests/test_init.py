@@ -53,7 +53,7 @@ def run(code: str) -> str:
 def test_importing_loads_nothing_heavy_that_torch_does_not():
     names, dynamo = run(LIGHT).splitlines()
     heavy = {
-        *("accelerate", "datasets", "diffusers", "huggingface_hub", "jsonargparse", "kornia"),
+        *("accelerate", "datasets", "diffusers", "docstring_parser", "huggingface_hub", "kornia"),
         *("lpips", "matplotlib", "pandas", "piq", "pyarrow", "scipy", "sympy", "torchvision"),
         *("tqdm", "transformers", "triton", "PIL"),
     }

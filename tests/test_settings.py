@@ -9,6 +9,7 @@ import pytest
 
 from nitrodistill.settings import (
     build,
+    convert_text,
     differences,
     nearest,
     parse_yaml,
@@ -190,3 +191,33 @@ def test_what_is_shown_is_short_and_harmless() -> None:
     assert len(shown([[["y" * 100] * 100] * 100] * 100)) <= 60
     assert nearest("tpas", ["taps", "head"]) == "did you mean 'taps'?"
     assert nearest("zzz", ["taps", "head"]) == "known are taps, head."
+
+
+@pytest.mark.parametrize(
+    ("hint", "text", "value"),
+    [
+        (int, "7", 7),
+        (float, "7", 7.0),
+        (float, "1e-4", 1e-4),
+        (str, "7", "7"),
+        (str | None, "null", None),
+        (str, "null", "null"),
+        (int | None, "null", None),
+        (bool, "true", True),
+        (Literal["no", "bf16"], "no", "no"),
+        (tuple[int, ...], "[1, 2]", (1, 2)),
+    ],
+)
+def test_a_word_of_a_command_line_is_what_the_annotation_wants(
+    hint: Any, text: str, value: object
+) -> None:
+    found = convert_text(hint, text, "x")
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["many", "no", "[", "1.5", ""])
+def test_a_wrong_word_is_shown_as_it_was_given(text: str) -> None:
+    with pytest.raises(ValueError, match="x is ") as caught:
+        convert_text(int, text, "x")
+    assert str(caught.value) == f"x is {text!r}; it must be an integer."

@@ -1,128 +1,244 @@
-"""What the verbs share: parsers whose --help teaches, and mistakes in one sentence."""
+"""What the verbs share: parsers whose --help teaches, and mistakes in one sentence.
+
+argparse writes the help and splits the words of a command; what they mean is read by `nitrodistill.settings`, as
+what a recipe says is.
+"""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import inspect
-import re
+import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, TypeVar, cast, get_args, get_type_hints
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from docstring_parser import parse_from_object
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
+import docstring_parser
 
-from nitrodistill.settings import read_yaml
+from nitrodistill.settings import build, closest, convert_text, read_yaml, shown, wanted
 
 _Config = TypeVar("_Config")
-_VALUE = re.compile(r"(Got value: )(.{57}).{4,}")
-"""What an option was given, where it is too long for a message."""
+
+_ELSEWHERE = {
+    "cfg": ["guidance"],
+    "gradient_accumulation_steps": ["accumulation"],
+    "guidance_scale": ["guidance"],
+    "lr": ["learning_rate"],
+    "max_train_steps": ["steps"],
+    "model": ["teacher", "run"],
+    "num_images": ["num_pairs", "num_samples", "samples"],
+    "num_samples": ["num_pairs", "samples"],
+    "num_steps": ["steps", "num_inference_steps"],
+    "o": ["output"],
+    "out": ["output"],
+    "pretrained_model_name_or_path": ["teacher"],
+    "steps": ["num_inference_steps"],
+}
+"""Names of options in other tools, or of other verbs -> what they may be called here."""
 
 
-class _Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults and types of every option; paragraphs and examples as they were written."""
-
-
-def make_parser(verb: str, text: str | None, below: str = "") -> ArgumentParser:
-    """A parser for `nitrodistill VERB`.
+class Parser(argparse.ArgumentParser):
+    """The options of `nitrodistill VERB`.
 
     Args:
         verb: its name.
         text: a docstring: what it does, and behind a line "example:" what stands below the options.
-        below: what stands between the two.
+        kinds: dataclasses, each of whose fields is an option, but for names that an earlier one has. A docstring's
+            first line is the title of its options, "Options." of the verb's own; its `Attributes:` explain them.
+        below: what stands between the options and the example.
     """
-    about, example, lines = inspect.cleandoc(text or "").partition("example:\n")
-    return ArgumentParser(
-        prog=f"nitrodistill {verb}",
-        usage=f"nitrodistill {verb} [options]",
-        description=about.strip(),
-        epilog=below + example + lines,
-        formatter_class=_Formatter,
-        exit_on_error=False,
-        print_config=None,
-        allow_abbrev=False,
-    )
+
+    def __init__(self, verb: str, text: str | None, *kinds: type[Any], below: str = "") -> None:
+        about, example, lines = inspect.cleandoc(text or "").partition("example:\n")
+        super().__init__(
+            prog=f"nitrodistill {verb}",
+            usage=f"nitrodistill {verb} [options]",
+            description=about.strip(),
+            epilog=below + example + lines,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            exit_on_error=False,
+            allow_abbrev=False,
+        )
+        self.hints: dict[str, Any] = {}
+        self.defaults: dict[str, Any] = {}
+        self.options: list[str] = []
+        for kind in kinds:
+            self._add_all(kind)
+
+    def add(
+        self, name: str, text: str, hint: Any = str, default: Any = MISSING, group: Any = None
+    ) -> None:
+        """Adds an option, or an argument without a name.
+
+        Args:
+            name: "--steps", or "store" for an argument without a name.
+            text: what it means, for --help.
+            hint: its type, as a dataclass of settings has it; bool makes a switch, list[str] takes several words.
+            default: what it is where nobody gives it; without one a switch is off, what may be null is null, and
+                the rest must be given.
+            group: of argparse, under whose title it stands.
+        """
+        key = name.lstrip("-")
+        self.options += [key] if name != key else []
+        if default is MISSING and (hint is bool or type(None) in get_args(hint)):
+            default = False if hint is bool else None
+        self.hints[key], self.defaults[key] = hint, default
+        if hint is bool:
+            kind: dict[str, Any] = {"action": "store_true"}
+        else:
+            choices = _choices(hint)
+            notes = [] if choices else [wanted(hint)]
+            notes.append("required" if default is MISSING else f"default: {_plain(default)}")
+            text = f"{text.rstrip('.')} ({', '.join(notes)})"
+            kind = {"metavar": f"{{{','.join(choices)}}}"} if choices else {}
+            kind |= {"nargs": "+"} if list[str] in (hint, *get_args(hint)) else {}
+        action = (group or self).add_argument(name, help=text.replace("%", "%%"), **kind)
+        action.required = False  # `parse` says what is missing
+
+    def _add_all(self, kind: type[Any]) -> None:
+        title, hints, texts = inspect.getdoc(kind) or "", get_type_hints(kind), _texts(kind)
+        title = title.partition("\n")[0].rstrip(".")
+        group = self if title == "Options" else self.add_argument_group(title)
+        for field in fields(kind):
+            if field.name not in self.hints:
+                text = texts.get(field.name, "")
+                self.add(f"--{field.name}", text, hints[field.name], field.default, group)
 
 
-def add_teacher(parser: ArgumentParser) -> None:
-    """The option that `load_teacher` takes."""
-    parser.add_argument(
-        "--teacher",
-        type=str,
-        default="toy",
-        help='"toy" or "toy-dit" for those that ship with the package, a directory with a diffusers pipeline, '
-        "or a name on the Hub",
-    )
+@dataclass(frozen=True)
+class RunOptions:
+    """Options.
+
+    Attributes:
+        run: folder of the run, train's output.
+        checkpoint: which student: the newest, or the best by the recipe's best_metric.
+        stage: of which stage, counted from 0; null takes the last that has a checkpoint.
+    """
+
+    run: str
+    checkpoint: Literal["newest", "best"] = "newest"
+    stage: int | None = None
 
 
-class _ConfigFile(ActionConfigFile):
-    """Options from a YAML file, with the checks that a recipe goes through."""
+@dataclass(frozen=True)
+class TeacherOption:
+    """Options.
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, *more: Any) -> None:
-        try:
-            read_yaml(values, "file of options")
-        except ValueError as error:
-            raise ValueError(f"{values}: {error}") from error
-        super().__call__(parser, namespace, values, *more)
+    Attributes:
+        teacher: "toy" or "toy-dit" for those that ship with the package, a directory with a diffusers pipeline, or
+            a name on the Hub.
+    """
 
-
-def add_config(parser: ArgumentParser) -> None:
-    """The option that reads others from a YAML file."""
-    parser.add_argument("--config", action=_ConfigFile, help="a YAML file with these options")
+    teacher: str = "toy"
 
 
-def add_device(parser: ArgumentParser) -> None:
-    """The option that `Place.device` takes."""
-    parser.add_argument(
-        "--device", type=str, default="auto", help="auto takes a GPU for each process, or the CPU"
-    )
+@dataclass(frozen=True)
+class DeviceOption:
+    """Options.
+
+    Attributes:
+        device: auto takes a GPU for each process, or the CPU.
+    """
+
+    device: str = "auto"
 
 
-def add_quiet(parser: ArgumentParser) -> None:
-    """The option that hides progress bars."""
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+@dataclass(frozen=True)
+class QuietOption:
+    """Options.
+
+    Attributes:
+        quiet: no progress bar.
+    """
+
+    quiet: bool = False
 
 
-def add_run(parser: ArgumentParser) -> None:
-    """The options that `cli.runs.open_run` takes."""
-    parser.add_argument("--run", type=str, required=True, help="folder of the run, train's output")
-    parser.add_argument(
-        "--checkpoint",
-        type=Literal["newest", "best"],
-        default="newest",
-        help="which student: the newest, or the best by the recipe's best_metric",
-    )
-    parser.add_argument(
-        "--stage",
-        type=int | None,
-        default=None,
-        help="of which stage, counted from 0; null takes the last that has a checkpoint",
-    )
-
-
-def parse(parser: ArgumentParser, argv: Sequence[str], more: Iterable[str] = ()) -> Namespace:
+def parse(
+    parser: Parser, argv: Sequence[str], more: Iterable[str] = (), *, file: bool = False
+) -> argparse.Namespace:
     """Parses; dashes inside of option names mean underscores.
 
     Args:
-        parser: from `make_parser`.
+        parser: what may be given.
         argv: the verb's arguments.
         more: names of options, beyond the parser's own, that may be meant by a misspelt one.
+        file: whether `--config` names a YAML file with more options; those in `argv` win over it.
 
     Raises:
         ValueError: if the arguments are wrong; an unknown option is shown with the nearest name.
+        FileNotFoundError: if there is no such file.
     """
-    arguments = [underscored(argument) for argument in argv]
     try:
-        return parser.parse_args(arguments)
+        words, others = parser.parse_known_args([underscored(argument) for argument in argv])
     except argparse.ArgumentError as error:
-        raise ValueError(_sentence(parser, str(error), more)) from error
+        raise ValueError(_unfit(parser, error.argument_name or "")) from error
+    if others:
+        raise ValueError(_unknown(parser, others, more))
+    given = {key: _value(parser, key, word) for key, word in vars(words).items()}
+    if file and given.get("config") is not None:
+        given = _from_file(parser, given["config"]) | given
+    values = parser.defaults | given
+    missing = [key for key, value in values.items() if value is MISSING]
+    if missing:
+        needed = ", ".join(f"--{k}" if k in parser.options else k.upper() for k in missing)
+        way = ", or a file that says so with --config FILE" if file else ""
+        raise ValueError(f"`{parser.prog}` needs {needed}{way}.")
+    return argparse.Namespace(**values)
 
 
-def read_config(given: Namespace, kind: type[_Config], **others: object) -> _Config:
+def _value(parser: Parser, key: str, word: Any) -> Any:
+    """What an option's word means; switches and lists are what argparse makes of them."""
+    hint, default = parser.hints[key], parser.defaults[key]
+    if not isinstance(word, str):
+        return word
+    try:
+        return convert_text(hint, word, f"--{key}")
+    except ValueError as error:
+        examples = [default, *_choices(hint), 8]
+        example = next(one for one in examples if one is not None and one is not MISSING)
+        raise ValueError(f"{error} For example: --{key} {example}") from error
+
+
+def _from_file(parser: Parser, path: str) -> dict[str, Any]:
+    """The options in a YAML file, checked as a recipe is."""
+    try:
+        kinds = [(key, hint, None) for key, hint in parser.hints.items() if key != "config"]
+        data = read_yaml(path, "file of options")
+        made = build(make_dataclass("Options", kinds), data)
+        return {key: getattr(made, key) for key in cast("dict[str, Any]", data)}
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _unfit(parser: Parser, name: str) -> str:
+    """Of an option without a value, or a switch with one."""
+    if parser.hints.get(name.lstrip("-"), bool) is bool:
+        return f"{name} takes no value; write it alone."
+    return f"{name} has no value; write {name}=VALUE."
+
+
+def _unknown(parser: Parser, others: Sequence[str], more: Iterable[str]) -> str:
+    """Of what no option took: which is meant, by its own name, the last part of it, or what others call it."""
+    given = next((one for one in others if one[:1] == "-"), others[0]).partition("=")[0]
+    if given[:1] != "-":
+        return f"{shown(given)} is not expected; `{parser.prog} --help` lists the options."
+    known = [name.replace("ROLE", "student") for name in (*parser.options, *more)]
+    names = {name.rpartition(".")[2]: name for name in reversed(known)} | {k: k for k in known}
+    name = given.lstrip("-")
+    alike = next((one for one in (name, *_ELSEWHERE.get(name, ())) if one in names), None)
+    near = alike or closest(name, names, 0.5)
+    hint = (
+        f"did you mean --{names[near]}?" if near else f"`{parser.prog} --help` lists the options."
+    )
+    return f"there is no option {given}; {hint}"
+
+
+def read_config(given: argparse.Namespace, kind: type[_Config], **others: object) -> _Config:
     """A dataclass from the options of its fields' names; `others` instead of those."""
     names = [field.name for field in fields(cast(Any, kind))]
-    return kind(**{name: given.get(name) for name in names} | others)
+    return kind(**{name: getattr(given, name, None) for name in names} | others)
 
 
 def option_names(kind: type[Any], prefix: str = "") -> list[str]:
@@ -141,13 +257,12 @@ def describe(kind: type[Any], prefix: str = "") -> str:
     for name, about, default in _leaves(kind, prefix):
         lines.append(f"  --{name}")
         text = about if default is None else f"{about} (default: {default})"
-        lines += [f"        {line}" for line in _wrapped(text, 88)]
+        lines.append(textwrap.indent(textwrap.fill(text, 88), " " * 8))
     return "\n".join(lines)
 
 
 def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
-    hints = get_type_hints(kind)
-    about = {p.arg_name: p.description or "" for p in parse_from_object(kind).params}
+    hints, texts = get_type_hints(kind), _texts(kind)
     leaves: list[tuple[str, str, str | None]] = []
     for field in fields(kind):
         name, hint = f"{prefix}{field.name}", hints[field.name]
@@ -156,51 +271,33 @@ def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
             step = "ROLE." if hint is not inner[0] and str in get_args(hint) else ""
             leaves += _leaves(inner[0], f"{name}.{step}")
         else:
-            leaves.append((name, " ".join(about.get(field.name, "").split()), _default(field)))
+            leaves.append((name, texts.get(field.name, ""), _default(field)))
     return leaves
 
 
 def _default(field: Field[Any]) -> str | None:
     if field.default is MISSING:
         return None if field.default_factory is MISSING else str(field.default_factory())
-    return "null" if field.default is None else str(field.default)
+    return _plain(field.default)
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    import textwrap
+def _plain(default: object) -> str:
+    return "null" if default is None else str(default)
 
-    return textwrap.wrap(text, width) or [""]
+
+def _texts(kind: type[Any]) -> dict[str, str]:
+    """What a dataclass's docstring says of each field, on one line."""
+    parts = docstring_parser.parse(kind.__doc__ or "").params
+    return {part.arg_name: " ".join((part.description or "").split()) for part in parts}
+
+
+def _choices(hint: Any) -> list[Any]:
+    """The values of a `Literal`, alone or in a union."""
+    literal = next((one for one in (hint, *get_args(hint)) if get_origin(one) is Literal), None)
+    return list(get_args(literal))
 
 
 def underscored(argument: str) -> str:
     """An option with underscores where its name has dashes; other arguments as they are."""
     name, equals, value = argument.partition("=")
     return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
-
-
-def _sentence(parser: ArgumentParser, message: str, more: Iterable[str]) -> str:
-    text = _VALUE.sub(r"\1\2...", " ".join(message.split()))
-    missing = re.search(r"arguments are required: (.+)", text)
-    if missing:
-        named = {a.dest for a in parser._actions if a.option_strings}
-        options = ", ".join(
-            f"--{name}" if name in named else name.upper() for name in missing[1].split(", ")
-        )
-        if "config" in parser.get_defaults():
-            options += ", or a file that says so with --config FILE"
-        return f"`{parser.prog}` needs {options}."
-    unknown = re.search(r"unrecognized arguments: --([\w.]+)", text)
-    unknown = unknown or re.search(r"Option '(\w+)' is not accepted", text)  # of what may be null
-    if not unknown:
-        return f"{text} (`{parser.prog} --help` lists the options)"
-    known = [*parser.get_defaults().keys(), *more]
-    # an option of a list's element arrives without the list's name
-    given = unknown[1] if not text.startswith("Parser key") else _owner(text) + unknown[1]
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    hint = f"did you mean --{near[0]}?" if near else f"`{parser.prog} --help` lists the options."
-    return f"there is no option --{given}; {hint}"
-
-
-def _owner(text: str) -> str:
-    owners = re.findall(r'Parser key "([\w.]+)"', text)
-    return "".join(f"{owner}." for owner in owners)

@@ -14,45 +14,35 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import Parser, parse
 from nitrodistill.cli.terminal import one_line, say
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        runs: folders with an evaluation, two or more.
+        names: what the page calls them; null takes the folders' names.
+        output: the page; it is replaced.
+        quality: metric of the plot, such as "fd_real"; null takes the first usual one that all have.
+        cost: its cost, such as "denoise_ms"; null takes the first usual one that all have.
+    """
+
+    runs: list[str]
+    names: list[str] | None = None
+    output: str = "comparison.html"
+    quality: str | None = None
+    cost: str | None = None
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill compare --help`."""
-    parser = make_parser("compare", __doc__)
-    parser.add_argument(
-        "--runs",
-        type=str,
-        nargs="+",
-        required=True,
-        help="folders with an evaluation, two or more",
-    )
-    parser.add_argument(
-        "--names",
-        type=str,
-        nargs="+",
-        default=None,
-        help="what the page calls them; null takes the folders' names",
-    )
-    parser.add_argument(
-        "--output", type=str, default="comparison.html", help="the page; it is replaced"
-    )
-    parser.add_argument(
-        "--quality",
-        type=str,
-        default=None,
-        help='metric of the plot, such as "fd_real"; null takes the first usual one that all have',
-    )
-    parser.add_argument(
-        "--cost",
-        type=str,
-        default=None,
-        help='its cost, such as "denoise_ms"; null takes the first usual one that all have',
-    )
-    given = parse(parser, argv)
+    given = parse(Parser("compare", __doc__, _Options), argv)
 
     from nitrodistill.evaluation.report import compare, write_comparison
     from nitrodistill.evaluation.results import check_page, load_results

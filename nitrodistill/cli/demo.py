@@ -16,15 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from nitrodistill.cli.arguments import make_parser, parse, read_config
+from nitrodistill.cli.arguments import Parser, parse, read_config
 from nitrodistill.cli.terminal import say
 from nitrodistill.demo import DemoConfig, run_demo
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill demo --help`."""
-    parser = make_parser("demo", __doc__)
-    parser.add_class_arguments(DemoConfig)
-    given = parse(parser, argv)
+    given = parse(Parser("demo", __doc__, DemoConfig), argv)
     run_demo(read_config(given, DemoConfig), partial(say, lines=True))
     return 0

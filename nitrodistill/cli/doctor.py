@@ -14,12 +14,12 @@ import platform
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import Parser, parse
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill doctor --help`."""
-    parse(make_parser("doctor", __doc__), argv)
+    parse(Parser("doctor", __doc__), argv)
     return doctor()
 
 

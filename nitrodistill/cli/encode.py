@@ -14,16 +14,30 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from nitrodistill.cli.arguments import (
-    add_device,
-    add_quiet,
-    add_teacher,
-    make_parser,
+    DeviceOption,
+    Parser,
+    QuietOption,
+    TeacherOption,
     parse,
     read_config,
 )
 from nitrodistill.cli.terminal import say
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        images: folder of images, tar file, or folder of tar files.
+        output: folder of the store.
+    """
+
+    images: str
+    output: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,19 +45,8 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import EncodeConfig, encode, open_images
     from nitrodistill.processes import place
 
-    parser = make_parser("encode", __doc__)
-    add_teacher(parser)
-    parser.add_argument(
-        "--images",
-        type=str,
-        required=True,
-        help="folder of images, tar file, or folder of tar files",
-    )
-    parser.add_argument("--output", type=str, required=True, help="folder of the store")
-    parser.add_class_arguments(EncodeConfig)
-    add_device(parser)
-    add_quiet(parser)
-    given = parse(parser, argv)
+    parts = TeacherOption, _Options, EncodeConfig, DeviceOption, QuietOption
+    given = parse(Parser("encode", __doc__, *parts), argv)
     config = read_config(given, EncodeConfig)
     images = open_images(given.images)
     here = place()

@@ -14,9 +14,10 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import make_parser, parse
+from nitrodistill.cli.arguments import Parser, parse
 from nitrodistill.cli.terminal import say, size_text
 
 if TYPE_CHECKING:
@@ -26,30 +27,34 @@ if TYPE_CHECKING:
 _GIB = 2**30
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        config: recipe, a YAML file.
+        teacher: null takes the recipe's; a directory or a name.
+        stage: which stage of the recipe, from 0.
+        memory: GiB of the GPU; null takes this machine's.
+        text_length: tokens of a prompt; null takes the text encoder's length, or 300 where it has none (T5).
+        lora_rank: of the LoRA student, where the recipe has none.
+    """
+
+    config: str
+    teacher: str | None = None
+    stage: int = 0
+    memory: float | None = None
+    text_length: int | None = None
+    lora_rank: int = 64
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill estimate --help`."""
-    parser = make_parser("estimate", __doc__)
-    parser.add_argument("--config", type=str, required=True, help="recipe, a YAML file")
-    parser.add_argument(
-        "--teacher", type=str, default=None, help="null takes the recipe's; a directory or a name"
-    )
-    parser.add_argument("--stage", type=int, default=0, help="which stage of the recipe, from 0")
-    parser.add_argument(
-        "--memory", type=float, default=None, help="GiB of the GPU; null takes this machine's"
-    )
-    parser.add_argument(
-        "--text_length",
-        type=int,
-        default=None,
-        help="tokens of a prompt; null takes the text encoder's length, or 300 where it has none (T5)",
-    )
-    parser.add_argument(
-        "--lora_rank", type=int, default=64, help="of the LoRA student, where the recipe has none"
-    )
-    given = parse(parser, argv)
+    given = parse(Parser("estimate", __doc__, _Options), argv)
     for name in ("memory", "text_length", "lora_rank"):
-        if given[name] is not None and given[name] <= 0:
-            raise ValueError(f"{name} is {given[name]}; it must be above 0.")
+        value = getattr(given, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} is {value}; it must be above 0.")
 
     from nitrodistill.teachers import teacher_shapes
     from nitrodistill.training.estimate import what_helps

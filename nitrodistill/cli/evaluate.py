@@ -25,33 +25,51 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import (
-    add_config,
-    add_device,
-    add_run,
-    make_parser,
-    parse,
-    read_config,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, RunOptions, parse, read_config
 from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from argparse import Namespace
+
     from torch import Tensor
 
     from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.training import Recipe
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        config: a YAML file with these options.
+        prompts: text file with a prompt a line, or "", as for generate; null takes the prompts of the run's pairs.
+        output: folder of the result; null takes the run's.
+        cache: folder that keeps latents and the numbers of real pictures.
+        num_inference_steps: sampling steps of the teacher; null takes those that it made the pairs in.
+        guidance: the teacher's guidance scale, 1 is none; null takes what it made the pairs with.
+    """
+
+    config: str | None = None
+    prompts: str | None = None
+    output: str | None = None
+    cache: str | None = None
+    num_inference_steps: int | None = None
+    guidance: float | None = None
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
+    from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
-    given = parse(_parser(), argv)
+    parts = RunOptions, _Options, DeviceOption, MetricNetworks, EvaluateConfig
+    given = parse(Parser("evaluate", __doc__, *parts), argv, file=True)
     networks = read_config(given, MetricNetworks)
     here = place()
     if here.world_size > 1 and given.cache is None:
@@ -98,46 +116,6 @@ def main(argv: Sequence[str]) -> int:
     others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {others} in the same folder")
     return 0
-
-
-def _parser() -> ArgumentParser:
-    from nitrodistill.evaluation import EvaluateConfig
-    from nitrodistill.evaluation.student import MetricNetworks
-
-    parser = make_parser("evaluate", __doc__)
-    add_config(parser)
-    add_run(parser)
-    parser.add_argument(
-        "--prompts",
-        type=str,
-        default=None,
-        help='text file with a prompt a line, or "", as for generate; null takes the prompts of the run\'s pairs',
-    )
-    parser.add_argument(
-        "--output", type=str, default=None, help="folder of the result; null takes the run's"
-    )
-    parser.add_argument(
-        "--cache",
-        type=str,
-        default=None,
-        help="folder that keeps latents and the numbers of real pictures",
-    )
-    add_device(parser)
-    parser.add_class_arguments(MetricNetworks)
-    parser.add_class_arguments(EvaluateConfig, skip={"num_inference_steps", "guidance"})
-    parser.add_argument(
-        "--num_inference_steps",
-        type=int | None,
-        default=None,
-        help="sampling steps of the teacher; null takes those that it made the pairs in",
-    )
-    parser.add_argument(
-        "--guidance",
-        type=float | None,
-        default=None,
-        help="the teacher's guidance scale, 1 is none; null takes what it made the pairs with",
-    )
-    return parser
 
 
 def _config(given: Namespace, recipe: Recipe) -> EvaluateConfig:

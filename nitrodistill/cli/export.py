@@ -22,10 +22,11 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_run, make_parser, parse
+from nitrodistill.cli.arguments import Parser, RunOptions, parse
 from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -34,45 +35,32 @@ if TYPE_CHECKING:
     from nitrodistill.training import TrainedStudent
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        output: folder of the pipeline.
+        lora: of a run whose recipe has lora: write the LoRA file for the teacher, not a whole pipeline.
+        num_inference_steps: steps of the pipeline, of a flow map alone: it is written for one number of steps.
+        scheduler: diffusers class of the scheduler that is saved; without it, one that is exact for the plan.
+        licence: short name of the licence for the model card, such as "apache-2.0".
+        push: also upload the folder to the Hugging Face Hub under this name, in one commit.
+        private: with --push: make a new repository private.
+    """
+
+    output: str
+    lora: bool = False
+    num_inference_steps: int | None = None
+    scheduler: str | None = None
+    licence: str | None = None
+    push: str | None = None
+    private: bool = False
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
-    parser = make_parser("export", __doc__)
-    add_run(parser)
-    parser.add_argument("--output", type=str, required=True, help="folder of the pipeline")
-    parser.add_argument(
-        "--lora",
-        action="store_true",
-        help="of a run whose recipe has lora: write the LoRA file for the teacher, not a whole pipeline",
-    )
-    parser.add_argument(
-        "--num_inference_steps",
-        type=int | None,
-        default=None,
-        help="steps of the pipeline, of a flow map alone: it is written for one number of steps",
-    )
-    parser.add_argument(
-        "--scheduler",
-        type=str,
-        default=None,
-        help="diffusers class of the scheduler that is saved; without it, one that is exact for the plan",
-    )
-    parser.add_argument(
-        "--licence",
-        type=str,
-        default=None,
-        help='short name of the licence for the model card, such as "apache-2.0"',
-    )
-    parser.add_argument(
-        "--push",
-        type=str,
-        default=None,
-        metavar="USER/NAME",
-        help="also upload the folder to the Hugging Face Hub under this name, in one commit",
-    )
-    parser.add_argument(
-        "--private", action="store_true", help="with --push: make a new repository private"
-    )
-    given = parse(parser, argv)
+    given = parse(Parser("export", __doc__, RunOptions, _Options), argv)
 
     from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.export import check_hub, export, export_lora, push

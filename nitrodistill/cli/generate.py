@@ -18,13 +18,14 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import (
-    add_device,
-    add_quiet,
-    add_teacher,
-    make_parser,
+    DeviceOption,
+    Parser,
+    QuietOption,
+    TeacherOption,
     parse,
     read_config,
 )
@@ -34,37 +35,32 @@ if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
 
 
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        prompts: text file (UTF-8) with a prompt a line (class-conditional teachers: the number or name of a
+            class); "" is the empty prompt, the only one of unconditional teachers.
+        output: folder of the pairs.
+        limit: stop when the first so many pairs are there, in whole files; the same command without it, or with a
+            larger one, goes on.
+        dry_run: say how large it gets and how long it takes; write nothing.
+    """
+
+    prompts: str
+    output: str
+    limit: int | None = None
+    dry_run: bool = False
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
     from nitrodistill.processes import place
 
-    parser = make_parser("generate", __doc__)
-    add_teacher(parser)
-    parser.add_argument(
-        "--prompts",
-        type=str,
-        required=True,
-        help="text file (UTF-8) with a prompt a line (class-conditional teachers: the number or name of a class); "
-        '"" is the empty prompt, the only one of unconditional teachers',
-    )
-    parser.add_argument("--output", type=str, required=True, help="folder of the pairs")
-    parser.add_class_arguments(GenerateConfig)
-    add_device(parser)
-    parser.add_argument(
-        "--limit",
-        type=int,
-        default=None,
-        help="stop when the first so many pairs are there, in whole files; the same command without it, "
-        "or with a larger one, goes on",
-    )
-    parser.add_argument(
-        "--dry_run",
-        action="store_true",
-        help="say how large it gets and how long it takes; write nothing",
-    )
-    add_quiet(parser)
-    given = parse(parser, argv)
+    parts = TeacherOption, _Options, GenerateConfig, DeviceOption, QuietOption
+    given = parse(Parser("generate", __doc__, *parts), argv)
     config = read_config(given, GenerateConfig)
     prompts = read_prompts(given.prompts)
     here = place()

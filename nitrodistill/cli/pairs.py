@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import add_quiet, make_parser, parse, read_config
+from nitrodistill.cli.arguments import Parser, QuietOption, parse, read_config
 from nitrodistill.cli.terminal import say
 from nitrodistill.settings import nearest
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill pairs --help`."""
     if not argv or argv[0] in ("-h", "--help"):
         print(
-            make_parser("pairs", __doc__)
+            Parser("pairs", __doc__)
             .format_help()
             .replace("pairs [options]", "pairs ACTION [options]")
         )
@@ -56,9 +56,8 @@ def _verify(argv: Sequence[str]) -> int:
     """
     from nitrodistill.data import PairStore
 
-    parser = make_parser("pairs verify", _verify.__doc__)
-    parser.add_argument("store", type=str, help="folder of the store")
-    add_quiet(parser)
+    parser = Parser("pairs verify", _verify.__doc__, QuietOption)
+    parser.add("store", "folder of the store")
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     store.verify(progress=not given.quiet)
@@ -77,9 +76,9 @@ def _stats(argv: Sequence[str]) -> int:
     """
     from nitrodistill.data import PairStore, statistics
 
-    parser = make_parser("pairs stats", _stats.__doc__)
-    parser.add_argument("store", type=str, help="folder of the store")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = Parser("pairs stats", _stats.__doc__)
+    parser.add("store", "folder of the store")
+    parser.add("--json", "print JSON", bool)
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     found = statistics(store)
@@ -135,10 +134,9 @@ def _merge(argv: Sequence[str]) -> int:
     """
     from nitrodistill.data import PairStore, merge
 
-    parser = make_parser("pairs merge", _merge.__doc__)
-    parser.add_argument("stores", type=str, nargs="+", help="folders of the stores, in order")
-    parser.add_argument("--output", type=str, required=True, help="folder of the new store")
-    add_quiet(parser)
+    parser = Parser("pairs merge", _merge.__doc__, QuietOption)
+    parser.add("stores", "folders of the stores, in order", list[str])
+    parser.add("--output", "folder of the new store")
     given = parse(parser, argv)
     stores = [PairStore.open(path) for path in given.stores]
     store = merge(stores, given.output, progress=not given.quiet)
@@ -159,23 +157,15 @@ def _import(argv: Sequence[str]) -> int:
     from nitrodistill.data import NitroConfig, NitroImport, complete, read_lines
     from nitrodistill.data.nitro import is_nitro
 
-    parser = make_parser("pairs import", _import.__doc__)
-    parser.add_argument("path", type=str, help="folder or tar file")
-    parser.add_argument("--output", type=str, required=True, help="folder of the new store")
-    parser.add_argument(
-        "--teacher",
-        type=str,
-        default="toy",
-        help="the teacher that made the samples, or encodes them",
-    )
-    parser.add_argument(
+    parser = Parser("pairs import", _import.__doc__, NitroConfig, QuietOption)
+    parser.add("path", "folder or tar file")
+    parser.add("--output", "folder of the new store")
+    parser.add("--teacher", "the teacher that made the samples, or encodes them", default="toy")
+    parser.add(
         "--prompts",
-        type=str,
-        default=None,
-        help="Nitro's prompt file: sample N is its line N, from 0; without it the texts are lost",
+        "Nitro's prompt file: sample N is its line N, from 0; without it the texts are lost",
+        str | None,
     )
-    parser.add_class_arguments(NitroConfig)
-    add_quiet(parser)
     given = parse(parser, argv)
     if not is_nitro(given.path):
         if given.prompts is not None:
@@ -185,7 +175,7 @@ def _import(argv: Sequence[str]) -> int:
         from nitrodistill.cli import encode
 
         options = ("dtype", "embeddings", "shard_size", "teacher", "output", "batch_size")
-        more = [f"--{name}={given[name]}" for name in options]
+        more = [f"--{name}={getattr(given, name)}" for name in options]
         return encode.main([f"--images={given.path}", *more, *["--quiet"] * given.quiet])
     config = read_config(given, NitroConfig)
     prompts = None if given.prompts is None else read_lines(given.prompts)
@@ -212,10 +202,10 @@ def _push(argv: Sequence[str]) -> int:
     from nitrodistill.data import PairStore
     from nitrodistill.data.push import push_store
 
-    parser = make_parser("pairs push", _push.__doc__)
-    parser.add_argument("store", type=str, help="folder of the store")
-    parser.add_argument("repo", type=str, help="user/name")
-    parser.add_argument("--public", action="store_true", help="a new repository is public")
+    parser = Parser("pairs push", _push.__doc__)
+    parser.add("store", "folder of the store")
+    parser.add("repo", "user/name")
+    parser.add("--public", "a new repository is public", bool)
     given = parse(parser, argv)
     say("verifying ...", sys.stderr)
     say(push_store(PairStore.open(given.store), given.repo, private=not given.public))

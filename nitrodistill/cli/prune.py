@@ -1,75 +1,103 @@
-"""`nitrodistill prune`: a pipeline with fewer blocks."""
+"""`nitrodistill prune`: a pipeline with fewer blocks.
 
-from __future__ import annotations
-
-import math
-import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from nitrodistill.cli.arguments import add_device, add_quiet, add_teacher, make_parser, parse
-from nitrodistill.cli.terminal import say
-
-if TYPE_CHECKING:
-    from nitrodistill.evaluation.importance import Budget, NetworkCost
-    from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
-
-ABOUT = """
 Take blocks out of a pipeline's network and write the pipeline, which plain diffusers loads. Nothing is trained:
 such a network draws badly until it is distilled (method feature_kd; `prune:` in its stage does both). What stays
 is a published spec, what a YAML file says below `keep:`, or what matters most: with --latents, each part is left
 out in turn and the rest is measured on a few latents of a store (of `generate` or `encode`), and parts go until
 the share of --parameters, --flops or --latency is met. The ranking is kept as a table and a plot; a search that
 was stopped goes on. Parameters, operations and time of a forward pass are said before and after.
-"""
 
-EXAMPLE = """
 example:
   nitrodistill prune --teacher path/to/sd15 --spec bk-small --output runs/pruned
   nitrodistill prune --latents runs/pairs --parameters 0.7 --output runs/pruned
 """
 
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nitrodistill.checks import check_fields
+from nitrodistill.cli.arguments import (
+    DeviceOption,
+    Parser,
+    QuietOption,
+    TeacherOption,
+    parse,
+    read_config,
+)
+from nitrodistill.cli.terminal import say
+
+if TYPE_CHECKING:
+    from nitrodistill.evaluation.importance import Budget, NetworkCost
+    from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
+
 _SHARES: dict[str, Budget] = {"parameters": "parameters", "flops": "flops", "latency": "ms"}
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        spec: bk-base, bk-small, bk-tiny, ssd-1b, vega, or a YAML file with `keep:`.
+        output: folder of the pipeline; null writes none.
+        latents: store for the search: pairs or real latents.
+        parameters: share of the parameters that may be left.
+        flops: share of the operations that may be left.
+        latency: share of the time of a forward pass that may be left.
+        num_samples: latents that the search reads.
+        batch_size: of the search.
+        seed: of the search's timesteps and noise.
+        ranking: folder of the search's table and plot, and of what it goes on from.
+        map: print which weight each weight is a copy of.
+    """
+
+    spec: str | None = None
+    output: str | None = None
+    latents: str | None = None
+    parameters: float | None = None
+    flops: float | None = None
+    latency: float | None = None
+    num_samples: int = 64
+    batch_size: int = 16
+    seed: int = 0
+    ranking: str = "importance"
+    map: bool = False
+
+    def __post_init__(self) -> None:
+        check_fields(self, num_samples=1, batch_size=1, seed=0)
+        if (self.spec is None) == (self.latents is None):
+            raise ValueError("give either --spec, or --latents to search with.")
+        if self.spec is not None and self.budgets:
+            raise ValueError(
+                f"--{next(iter(self.budgets))} is for a search; --spec says already what goes."
+            )
+        if self.latents is not None and len(self.budgets) != 1:
+            raise ValueError(
+                "a search needs one budget: --parameters, --flops or --latency, such as --parameters 0.7."
+            )
+        for share in self.budgets.values():
+            if not 0 < share < 1:
+                raise ValueError(
+                    f"the share that may be left is {share}; it must be between 0 and 1."
+                )
+
+    @property
+    def budgets(self) -> dict[str, float]:
+        """Those that are given, by name."""
+        shares = {name: getattr(self, name) for name in _SHARES}
+        return {name: share for name, share in shares.items() if share is not None}
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill prune --help`."""
-    parser = make_parser("prune", ABOUT, EXAMPLE)
-    add_teacher(parser)
-    parser.add_argument(
-        "--spec",
-        type=str,
-        default=None,
-        help="bk-base, bk-small, bk-tiny, ssd-1b, vega, or a YAML file with `keep:`",
-    )
-    parser.add_argument(
-        "--output", type=str, default=None, help="folder of the pipeline; null writes none"
-    )
-    parser.add_argument(
-        "--latents", type=str, default=None, help="store for the search: pairs or real latents"
-    )
-    for name in _SHARES:
-        parser.add_argument(
-            f"--{name}", type=float, default=None, help=f"share of the {name} that may be left"
-        )
-    parser.add_argument("--num_samples", type=int, default=64, help="latents that the search reads")
-    parser.add_argument("--batch_size", type=int, default=16, help="of the search")
-    parser.add_argument("--seed", type=int, default=0, help="of the search's timesteps and noise")
-    parser.add_argument(
-        "--ranking",
-        type=str,
-        default="importance",
-        help="folder of the search's table and plot, and of what it goes on from",
-    )
-    parser.add_argument(
-        "--map", action="store_true", help="print which weight each weight is a copy of"
-    )
-    add_device(parser)
-    add_quiet(parser)
+    parser = Parser("prune", __doc__, TeacherOption, _Options, DeviceOption, QuietOption)
     given = parse(parser, argv)
-    asked = {name: given[name] for name in _SHARES if given[name] is not None}
-    _check(given, asked)
+    options = read_config(given, _Options)
 
     from nitrodistill.export.folder import check_target
     from nitrodistill.export.pipeline import save_with
@@ -77,40 +105,21 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
     from nitrodistill.teachers import load_teacher
 
-    if given.output is not None:
-        check_target(given.output)
+    if options.output is not None:
+        check_target(options.output)
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(place().device(given.device))
     whole = pipeline.denoiser
-    spec = _spec(given.spec) if given.spec else _searched(pipeline, given, asked)
+    spec = _spec(options.spec) if options.spec else _searched(pipeline, options, given.quiet)
     student = prune(whole, spec)
-    if given.map:
+    if options.map:
         for name, before in weight_map(whole.network, spec).items():
             say(f"{name} <- {before}")
     say(_costs(pipeline, student))
-    if given.output is not None:
-        save_with(pipeline, student.network, given.output)
-        say(f"the pipeline is in {Path(given.output)}; it draws badly until it is distilled")
+    if options.output is not None:
+        save_with(pipeline, student.network, options.output)
+        say(f"the pipeline is in {Path(options.output)}; it draws badly until it is distilled")
     return 0
-
-
-def _check(given: Any, asked: dict[str, float]) -> None:
-    for name in ("num_samples", "batch_size"):
-        if given[name] < 1:
-            raise ValueError(f"{name} is {given[name]}; it must be at least 1.")
-    if (given.spec is None) == (given.latents is None):
-        raise ValueError("give either --spec, or --latents to search with.")
-    if given.spec is not None and asked:
-        raise ValueError(f"--{next(iter(asked))} is for a search; --spec says already what goes.")
-    if given.latents is not None and len(asked) != 1:
-        raise ValueError(
-            "a search needs one budget: --parameters, --flops or --latency, such as --parameters 0.7."
-        )
-    if given.latents is None:
-        return
-    share = next(iter(asked.values()))
-    if not 0 < share < 1 or math.isnan(share):
-        raise ValueError(f"the share that may be left is {share}; it must be between 0 and 1.")
 
 
 def _spec(text: str) -> str | PruneSpec:
@@ -122,22 +131,23 @@ def _spec(text: str) -> str | PruneSpec:
     return parse_spec(read_yaml(text, "spec") if is_file else text)
 
 
-def _searched(pipeline: Pipeline, given: Any, asked: dict[str, float]) -> PruneSpec:
+def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
     from nitrodistill.data import LatentStore
     from nitrodistill.evaluation.importance import importance, propose
     from nitrodistill.settings import to_plain
 
+    assert given.latents is not None
     store, size = LatentStore.open(given.latents), given.batch_size
     rows = range(min(given.num_samples, len(store)))
     batches = [
         store.read(list(rows[i : i + size])).to(pipeline.device) for i in range(0, len(rows), size)
     ]
     found = importance(
-        pipeline.denoiser, batches, output=given.ranking, seed=given.seed, progress=not given.quiet
+        pipeline.denoiser, batches, output=given.ranking, seed=given.seed, progress=not quiet
     )
     found.save(given.ranking)
     say(found.markdown())
-    ((name, share),) = asked.items()
+    ((name, share),) = given.budgets.items()
     spec = propose(pipeline.denoiser, found, share, _SHARES[name])
     say(f"keep: {to_plain(spec)['keep']}")
     say(f"the ranking is in {given.ranking}", sys.stderr)
@@ -164,10 +174,22 @@ def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> str:
 
 def _lines(before: NetworkCost, after: NetworkCost) -> list[str]:
     rows = [
-        ("parameters", f"{before.parameters:,}", f"{after.parameters:,}", before.parameters, after.parameters),
-        ("GFLOPs", f"{before.flops / 1e9:.4g}", f"{after.flops / 1e9:.4g}", before.flops, after.flops),
+        (
+            "parameters",
+            f"{before.parameters:,}",
+            f"{after.parameters:,}",
+            before.parameters,
+            after.parameters,
+        ),
+        (
+            "GFLOPs",
+            f"{before.flops / 1e9:.4g}",
+            f"{after.flops / 1e9:.4g}",
+            before.flops,
+            after.flops,
+        ),
         ("milliseconds", f"{before.ms:.4g}", f"{after.ms:.4g}", before.ms, after.ms),
-    ]  # fmt: skip
+    ]
     lines = [f"{'one forward pass':<18}{'before':>16}{'after':>16}{'left':>8}"]
     lines += [f"{n:<18}{b:>16}{a:>16}{y / x:>8.1%}" for n, b, a, x, y in rows]
     return lines

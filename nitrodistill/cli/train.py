@@ -18,16 +18,16 @@ example:
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nitrodistill.cli.arguments import (
-    add_quiet,
+    Parser,
+    QuietOption,
     describe,
-    make_parser,
     option_names,
     parse,
     underscored,
@@ -38,6 +38,21 @@ from nitrodistill.processes import place
 if TYPE_CHECKING:
     from nitrodistill.training import Checkpoint, Recipe, State
     from nitrodistill.training.run import Resume
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options.
+
+    Attributes:
+        config: recipe, a YAML file.
+        steps: optimizer steps of the last stage, in short.
+        resume: auto goes on with what the folder holds; never wants a new or empty folder.
+    """
+
+    config: str | None = None
+    steps: int | None = None
+    resume: Literal["auto", "never"] = "auto"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,28 +119,17 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
     from nitrodistill.methods import find_method, known_methods
     from nitrodistill.training.recipe import Recipe, load_recipe
 
-    entries, methods = describe(Recipe), known_methods()
-    settings = "\n".join(describe(find_method(m).Config, "stages.settings.") for m in methods)
-    parser = make_parser(
-        "train",
-        __doc__,
+    kinds = {name: find_method(name).Config for name in known_methods()}
+    settings = "\n".join(describe(kind, "stages.settings.") for kind in kinds.values())
+    below = (
         "the entries of a recipe (those of `stages` change the last stage; --stages.0.trainer.steps the first):\n"
-        f"{entries}\n\nmethods: {', '.join(methods)}, or package.module:Class for one of your own. Their "
-        f"settings:\n{settings}\n\n",
+        f"{describe(Recipe)}\n\nmethods: {', '.join(kinds)}, or package.module:Class for one of your own. Their "
+        f"settings:\n{settings}\n\n"
     )
-    parser.add_argument("--config", type=str, default=None, help="recipe, a YAML file")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="optimizer steps of the last stage, in short"
-    )
-    parser.add_argument(
-        "--resume",
-        type=Literal["auto", "never"],
-        default="auto",
-        help="auto goes on with what the folder holds; never wants a new or empty folder",
-    )
-    add_quiet(parser)
-    options, others = _split(argv, [f.name for f in dataclasses.fields(Recipe)])
-    given = parse(parser, others, option_names(Recipe))
+    parser = Parser("train", __doc__, _Options, QuietOption, below=below)
+    options, others = _split(argv, [f.name for f in fields(Recipe)])
+    more = [name for kind in kinds.values() for name in option_names(kind, "stages.settings.")]
+    given = parse(parser, others, option_names(Recipe) + more)
     if given.steps is not None:
         options.append(("stages.trainer.steps", str(given.steps)))
     if given.config is None and not options:
@@ -142,7 +146,7 @@ def _split(argv: Sequence[str], entries: Sequence[str]) -> tuple[list[tuple[str,
         if argument[:2] != "--" or name.split(".")[0] not in entries:
             others.append(argument)
             continue
-        if not equals and not left:
+        if not equals and (not left or left[0][:2] == "--"):
             raise ValueError(f"--{name} has no value; give it one.")
         options.append((name, value if equals else left.pop(0)))
     return options, others

@@ -14,17 +14,17 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nitrodistill.processes import place
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed.tensor import DTensor
 
 Parallel = Literal["ddp", "fsdp"]
 
@@ -149,14 +149,19 @@ def _backends(device: torch.device) -> str:
     return "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
 
 
+def _is_shared(value: Tensor) -> TypeGuard[DTensor]:
+    """Whether every process holds a part; asked by name, because the type's import takes seconds."""
+    return type(value).__name__ == "DTensor"
+
+
 def whole(value: Tensor) -> Tensor:
     """The tensor of which every process holds a part; others as they are. All processes must call it."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_shared(value) else value
 
 
 def local(value: Tensor) -> Tensor:
     """What this process holds of a tensor, in the same memory."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if _is_shared(value) else value
 
 
 def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
@@ -164,7 +169,9 @@ def laid_out_like(value: Tensor, like: Tensor) -> Tensor:
 
     All processes must call it.
     """
-    if isinstance(like, DTensor):
+    if _is_shared(like):
+        from torch.distributed.tensor import distribute_tensor
+
         mesh, device = like.device_mesh, local(like).device
         on_mesh = value.to(mesh.device_type, like.dtype)
         return distribute_tensor(on_mesh, mesh, like.placements).to(device)

@@ -9,18 +9,17 @@ import pytest
 from nitrodistill.cli.evaluate import _trained_on
 from nitrodistill.cli.main import main
 from nitrodistill.training import load_recipe
-from nitrodistill.training.run import training_latents
 
 
 def test_data_that_is_gone_leaves_memorisation_out(
     place, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = load_recipe(place.recipe)
-    found = _trained_on(recipe, training_latents)
+    found = _trained_on(recipe)
     assert found is not None
     assert len(found) == 4
     gone = dataclasses.replace(recipe, pairs=str(place.root / "gone"))
-    assert _trained_on(gone, training_latents) is None
+    assert _trained_on(gone) is None
     assert "memorisation is not measured: no pair store at" in capsys.readouterr().err
 
 
@@ -34,7 +33,10 @@ def test_data_that_is_gone_leaves_memorisation_out(
             + "\n".join(f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)),
             "holds more than 100000 values",
         ),
-        ("num_samples: [" + "x" * 5000 + "]", f"Got value: ['{'x' * 55}... ("),
+        (
+            "num_samples: [" + "x" * 5000 + "]",
+            f"num_samples is ['{'x' * 55}...; it must be an integer.",
+        ),
         (None, "no file of options at"),
     ],
 )
