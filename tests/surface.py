@@ -244,7 +244,7 @@ def calls(batch: int = 3, channels: int = 4, side: int = 12) -> dict[str, Call]:
     add(
         "augment_latents", nd.losses.augment_latents,
         {"latents": rand(*shape), "r": torch.rand(batch, 14, generator=generator), "groups": "co"},
-        {"latents": data, "r": of_samples, "groups": choice_of_letters},
+        {"latents": unpaired, "r": of_samples, "groups": choice_of_letters},
     )  # fmt: skip
     add(
         "LatentLPIPSLoss",
