@@ -110,6 +110,17 @@ def choice(value: Any) -> Iterator[Wrong]:
     yield from (Wrong(repr(v), v) for v in ("nonsense", "", 3, None, ("mean",)))
 
 
+def of_samples(value: Tensor) -> Iterator[Wrong]:
+    """What is wrong for draws `(B, N)`."""
+    yield from (Wrong("no tensor", 1.0), Wrong("None", None), Wrong("integers", value.long()))
+    yield from (Wrong("one too many", torch.cat([value, value[:1]])), Wrong("(B,)", value[:, 0]))
+
+
+def choice_of_letters(value: Any) -> Iterator[Wrong]:
+    """What is wrong for groups of augmentations."""
+    yield from (Wrong(repr(v), v) for v in ("nonsense", "bb", 3, None, ("b",)))
+
+
 @dataclass(frozen=True)
 class Call:
     """A right call, and what is wrong for each of its arguments."""
@@ -230,6 +241,17 @@ def calls(batch: int = 3, channels: int = 4, side: int = 12) -> dict[str, Call]:
         "lpips_distance", nf.lpips_distance, maps | {"mask": masked["mask"]},
         {"features": one(data), "target_features": one(data), "heads": one(per_sample), "mask": free_mask},
     )  # fmt: skip
+    add(
+        "augment_latents", nd.losses.augment_latents,
+        {"latents": rand(*shape), "r": torch.rand(batch, 14, generator=generator), "groups": "co"},
+        {"latents": unpaired, "r": of_samples, "groups": choice_of_letters},
+    )  # fmt: skip
+    add(
+        "LatentLPIPSLoss",
+        nd.LatentLPIPSLoss,
+        {"network": lambda z: [z], "heads": (rand(channels),), "augment": "", "reduction": "sum"},
+        {"augment": choice_of_letters, "reduction": choice},
+    )
     for name in ("non_saturating", "hinge", "least_squares", "relativistic"):
         similar = data if name == "relativistic" else unpaired
         of_logits = {"real": similar, "fake": similar}

@@ -19,6 +19,7 @@ VERBS = {
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
     "encode": "turn real images with captions into latents, for methods that learn from data",
     "pairs": "verify, merge, describe, import or push stores of pairs",
+    "fit-latent-lpips": "fit a perceptual distance of latents to your VAE",
     "prune": "take blocks out of a pipeline's network, by a published spec or by what they matter",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
     "evaluate": "measure a run's student and its teacher",
@@ -90,7 +91,7 @@ def _expected() -> tuple[type[Exception], ...]:
 
 def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        verbs = "\n".join(f"  {verb:<10} {summary}" for verb, summary in VERBS.items())
+        verbs = "\n".join(f"  {verb:<16} {summary}" for verb, summary in VERBS.items())
         print(_HELP.format(verbs=verbs), end="")
         return 0 if arguments else 2
     verb = arguments[0]
@@ -101,4 +102,4 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if verb not in VERBS:
         raise ValueError(f"there is no verb {verb!r}; {nearest(verb, VERBS)}")
-    return importlib.import_module(f"nitrodistill.cli.{verb}").main(arguments[1:])
+    return importlib.import_module(f"nitrodistill.cli.{verb.replace('-', '_')}").main(arguments[1:])

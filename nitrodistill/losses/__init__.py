@@ -25,6 +25,8 @@ from nitrodistill.losses.gradient_penalty import (
     gradient_penalty,
 )
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
+from nitrodistill.losses.latent_augmentation import augment_latents
+from nitrodistill.losses.latent_lpips import LatentLPIPSLoss
 from nitrodistill.losses.lpips import LPIPSLoss, TargetFeatures
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
 from nitrodistill.losses.named import (
@@ -56,6 +58,7 @@ __all__ = [
     "L2Loss",
     "LPIPSLoss",
     "LaplacianPyramidLoss",
+    "LatentLPIPSLoss",
     "LatentSSIMLoss",
     "LazyPenalty",
     "LeastSquaresGANLoss",
@@ -76,6 +79,7 @@ __all__ = [
     "TargetFeatures",
     "WeightedSum",
     "approximate_gradient_penalty",
+    "augment_latents",
     "check_losses",
     "denoising_loss",
     "gradient_penalty",

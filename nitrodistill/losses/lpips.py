@@ -32,6 +32,7 @@ from nitrodistill.checks import (
     check_floating,
     check_mask,
     check_pair,
+    check_positive,
     check_tensor,
 )
 from nitrodistill.kernels.lpips_head import lpips_head
@@ -65,6 +66,7 @@ def lpips_distance(
     heads: Sequence[Tensor],
     *,
     mask: Tensor | None = None,
+    eps: float = _EPS,
 ) -> Tensor:
     """The perceptual distance of two sets of feature maps, one value per sample.
 
@@ -73,6 +75,7 @@ def lpips_distance(
         target_features: the same shapes.
         heads: `(C_l,)` non-negative channel weights per layer.
         mask: `(B, 1, H, W)` of any size; resized to every layer by area.
+        eps: added to the squared length of a feature vector.
 
     Returns:
         `(B,)`.
@@ -96,7 +99,7 @@ def lpips_distance(
                 "they must be (B, C, h, w) and (C,)."
             )
         layer_mask = None if mask is None else _resized(mask, fx)
-        distances.append(lpips_head(fx, fy, weight, eps=_EPS, mask=layer_mask))
+        distances.append(lpips_head(fx, fy, weight, eps=eps, mask=layer_mask))
     return torch.stack(distances).sum(0)
 
 
@@ -111,6 +114,7 @@ class LPIPSLoss(Loss):
         heads: channel weights, one `(C_l,)` per feature map; None is the calibrated v0.1 heads of
             the `lpips` package, and 1 for every channel with a callable `network`.
         value_range: (low, high) of the images; (0, 1) is what `lpips` calls normalize=True.
+        eps: added to the squared length of a feature vector.
         reduction: "mean", "sum" or "none".
 
     Raises:
@@ -127,9 +131,11 @@ class LPIPSLoss(Loss):
         weights: str | Path | Mapping[str, Tensor] | None = None,
         heads: Sequence[Tensor] | None = None,
         value_range: tuple[float, float] = (-1.0, 1.0),
+        eps: float = _EPS,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
+        self.eps: float = check_positive("eps", eps)
         low, high = (check_finite("an end of value_range", end) for end in value_range)
         if not low < high:
             raise ValueError(f"value_range is {value_range}; it must be (low, high), low < high.")
@@ -199,7 +205,7 @@ class LPIPSLoss(Loss):
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled() and target.requires_grad):
                 other = self._features(_frames(target))
-        values = lpips_distance(features, other, self._heads(features), mask=mask)
+        values = lpips_distance(features, other, self._heads(features), mask=mask, eps=self.eps)
         return values.view(pred.shape[0], -1).mean(1)
 
     def forward(

@@ -34,6 +34,7 @@ from nitrodistill.losses.gradient_penalty import (
     R1R2Penalty,
 )
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
+from nitrodistill.losses.latent_lpips import LatentLPIPSLoss
 from nitrodistill.losses.lpips import LPIPSLoss
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
 from nitrodistill.losses.reconstruction import (
@@ -63,6 +64,7 @@ _LOSSES: tuple[type[Loss], ...] = (
     MSSSIMLoss,
     LaplacianPyramidLoss,
     LPIPSLoss,
+    LatentLPIPSLoss,
     MultiScaleLoss,
 )
 _ADVERSARIAL: tuple[type[AdversarialLoss], ...] = (
@@ -205,7 +207,7 @@ class _Sum:
             inner = {key: v for key, v in part.arguments.items() if isinstance(v, _Sum)}
             for value in inner.values():
                 value.check()
-            if part.kind in _LOSSES and part.kind is not LPIPSLoss:
+            if part.kind in _LOSSES and part.kind not in (LPIPSLoss, LatentLPIPSLoss):
                 build(part.kind, part.arguments | dict.fromkeys(inner, L1Loss()), name)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,15 @@ def load_heads(name: TrunkName) -> tuple[Tensor, ...]:
     )
 
 
+def read_weights(file: Path) -> Mapping[str, Any]:
+    """What a .safetensors file holds, or one of torch.save that needs no code to be run."""
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(file)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def _read(name: TrunkName, path: str | Path | None) -> Mapping[str, Tensor]:
     recipe = _RECIPES[name]
     file = Path(torch.hub.get_dir(), "checkpoints", recipe.file) if path is None else Path(path)
@@ -143,11 +152,7 @@ def _read(name: TrunkName, path: str | Path | None) -> Mapping[str, Tensor]:
             f'`python -c "import torchvision; torchvision.models.{recipe.constructor}'
             "(weights='IMAGENET1K_V1')\"`, or pass weights=path."
         )
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return read_weights(file)
 
 
 def _vgg() -> list[nn.Module]:

@@ -9,7 +9,7 @@ In the repository, `python -m tools.toy.train` makes the weights from scratch.
 from __future__ import annotations
 
 from nitrodistill.toy import scenes
-from nitrodistill.toy.oracle import Oracle, load_oracle
+from nitrodistill.toy.oracle import Oracle, load_oracle, oracle_maps
 from nitrodistill.toy.pipeline import (
     GUIDANCE_SCALE,
     NUM_INFERENCE_STEPS,
@@ -28,6 +28,7 @@ __all__ = [
     "load_dit_pipeline",
     "load_oracle",
     "load_pipeline",
+    "oracle_maps",
     "save_pipeline",
     "scenes",
 ]

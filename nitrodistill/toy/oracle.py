@@ -8,6 +8,8 @@ Its accuracy on fresh renders is at least 99.5%.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -37,16 +39,17 @@ class Oracle(nn.Module):
             nn.Linear(NUM_FEATURES, len(values)) for values in scenes.ATTRIBUTE_VALUES
         )
 
-    def features(self, images: Tensor) -> Tensor:
-        """Returns penultimate features `(B, 64)` of images `(B, 3, 32, 32)` in [-1, 1]."""
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Returns the feature map of each convolution for images `(B, 3, 32, 32)` in [-1, 1]."""
         if images.shape[1:] != (3, scenes.IMAGE_SIZE, scenes.IMAGE_SIZE):
             raise ValueError(
                 f"images have shape {tuple(images.shape)}; the oracle reads (B, 3, 32, 32)"
             )
-        hidden = images
-        for convolution in self.convolutions:
-            hidden = convolution(hidden)
-        return silu(self.embedding(hidden.flatten(1)))
+        return list(accumulate(self.convolutions, lambda x, layer: layer(x), initial=images))[1:]
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns penultimate features `(B, 64)` of images `(B, 3, 32, 32)` in [-1, 1]."""
+        return silu(self.embedding(self.maps(images)[-1].flatten(1)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Returns the logits of the four heads: `(B, 2)`, `(B, 6)`, `(B, 5)`, `(B, 6)`."""
@@ -86,3 +89,11 @@ def load_oracle(path: str | Path | None = None) -> Oracle:
     oracle = Oracle()
     oracle.load_state_dict({k: v.float() for k, v in load_file(root / ORACLE_FILE).items()})
     return oracle.eval().requires_grad_(False)
+
+
+def oracle_maps(images: Tensor) -> list[Tensor]:
+    """`Oracle.maps` of the one in the package: the features of a perceptual distance on this data."""
+    return _packaged().maps(images)
+
+
+_packaged = cache(load_oracle)

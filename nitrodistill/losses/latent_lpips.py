@@ -1,0 +1,159 @@
+"""LatentLPIPS: a perceptual distance of latents, without decoding them (Kang et al. 2024, arXiv 2405.05967).
+
+    d = sum_l mean_{h,w} sum_c w_lc (f_lc(x) / |f_l(x)| - f_lc(y) / |f_l(y)|)^2,   |f|^2 = sum_c f_c^2 + 1e-8
+
+The formula is that of LPIPS; the features f_l are of latents, and there is a choice of them:
+
+    a trunk from a file           the published networks, which the user brings, or one of `fit-latent-lpips`
+    the teacher's own features    `FeatureTaps.bind(t, condition)`
+    the VAE decoder's             `models.DecoderFeatures`
+
+E-LatentLPIPS is the mean over augmentations that both sides share, one draw for each sample and step. What the
+published code adds, mean |x - y|, is `L1Loss` in a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nitrodistill.checks import check_pair
+from nitrodistill.files import hash_file
+from nitrodistill.losses.base import Loss, Reduction, reduce
+from nitrodistill.losses.latent_augmentation import NUM_DRAWS, augment_latents, check_groups
+from nitrodistill.losses.latent_trunk import read_heads, read_latent_trunk
+from nitrodistill.losses.lpips import FeatureTrunk, LPIPSLoss, TargetFeatures
+from nitrodistill.losses.trunks import read_weights
+
+_NUM_ROWS = 4096
+_TOY = Path(__file__).parent / "weights" / "toy_latent_lpips.safetensors"
+_TOY_HASH = "0002e19d33da784dfe9d22520b8a8839"
+
+
+class LatentLPIPSLoss(Loss):
+    """LatentLPIPS; see the module.
+
+    Args:
+        network: any callable from latents `(B, C, H, W)` to feature maps; its parameters must be frozen, and it is
+            no part of this module. None takes `weights`.
+        weights: file of a trunk, .safetensors or of torch.save, in one of the layouts of `latent_trunk`; "toy" is
+            that which comes with the embedded teacher, for its VAE alone.
+        heads: channel weights, one `(C_l,)` for each feature map, or a file of them; None takes those of the
+            `weights`, or 1 for every channel with a `network`. A negative one counts as 0.
+        augment: groups of augmentations, letters of "bgco" (E-LatentLPIPS: "bg"); "" has none. In eval() there is
+            none either.
+        generator: on the CPU; what the augmentations are drawn from, all of them here: a table of 4096 rows that
+            is gone through again and again.
+        reduction: "mean", "sum" or "none".
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: for neither or both of network and weights, a file of another layout or without heads, a
+            network with parameters that require gradients, unknown augmentations or ones without a generator.
+    """
+
+    augment: str
+
+    def __init__(
+        self,
+        network: FeatureTrunk | None = None,
+        *,
+        weights: str | Path | None = None,
+        heads: str | Path | Sequence[Tensor] | None = None,
+        augment: str = "",
+        generator: torch.Generator | None = None,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__(reduction=reduction)
+        self.augment = check_groups(augment)
+        if augment and generator is None:
+            raise ValueError(
+                f"augment is {augment!r}, and there is no generator to draw from; give a torch.Generator (which "
+                "a recipe cannot: leave augment out there)."
+            )
+        if (network is None) == (weights is None):
+            raise ValueError(
+                "give either weights, a file, or a network, a callable from latents to feature maps."
+            )
+        if isinstance(heads, str | Path):
+            heads = read_heads(read_weights(_file(heads)))
+        if weights is not None:
+            network, own = read_latent_trunk(read_weights(_file(weights)))
+            heads = heads or own
+            if len(heads) != len(network.blocks):
+                raise ValueError(
+                    f"the trunk in {str(weights)!r} has {len(network.blocks)} feature maps and {len(heads)} "
+                    "heads; give the file of the heads with heads=."
+                )
+            self.trunk: torch.nn.Module = network
+        assert network is not None
+        heads = None if heads is None else [head.clamp_min(0) for head in heads]
+        self.distance: LPIPSLoss = LPIPSLoss(network, heads=heads, eps=1e-8)
+        rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if augment else torch.empty(0)
+        self.register_buffer("draws", rows, persistent=False)
+        self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
+
+    def target_features(self, target: Tensor) -> TargetFeatures:
+        """The features of a target, without gradients, to be passed instead of it where nothing is augmented."""
+        return self.distance.target_features(target)
+
+    def per_sample(
+        self, pred: Tensor, target: Tensor | TargetFeatures, mask: Tensor | None = None
+    ) -> Tensor:
+        """The distance of every sample.
+
+        Args:
+            pred: latents as the network of a pipeline takes them (scaled), `(B, C, H, W)` or `(B, C, T, H, W)`.
+            target: the same shape, or its features.
+            mask: `(B, 1, H, W)`, `(B, 1, T, H, W)`, or with dimensions of size 1.
+
+        Returns:
+            `(B,)`, float64 if the features are, else float32.
+
+        Raises:
+            ValueError: for wrong shapes, or a mask or features where both sides are augmented.
+        """
+        if not (self.augment and self.training):
+            return self.distance.per_sample(pred, target, mask)
+        if mask is not None or isinstance(target, TargetFeatures):
+            raise ValueError(
+                "both sides are augmented, so neither a mask nor features of the target can be given; call "
+                ".eval() or leave augment out."
+            )
+        check_pair(pred, target)
+        draws, next_row = self.get_buffer("draws"), self.get_buffer("next_row")
+        rows = torch.arange(len(pred), device=draws.device) + next_row
+        next_row += len(pred)
+        r = draws[rows % _NUM_ROWS]
+        pred, target = (augment_latents(z, r, self.augment) for z in (pred, target))
+        return self.distance.per_sample(pred, target)
+
+    def forward(
+        self,
+        pred: Tensor,
+        target: Tensor | TargetFeatures,
+        *,
+        mask: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """The reduced distance; arguments as in `per_sample`, `weight` is `(B,)`."""
+        return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"augment={self.augment!r}, {super().extra_repr()}"
+
+
+def _file(weights: str | Path) -> Path:
+    if str(weights) == "toy":
+        if hash_file(_TOY) != _TOY_HASH:
+            raise ValueError(f"{_TOY} is damaged; reinstall nitrodistill.")
+        return _TOY
+    if not Path(weights).is_file():
+        raise FileNotFoundError(
+            f"no weights of a latent trunk at {str(weights)!r}; make them with `nitrodistill fit-latent-lpips`, "
+            "or give the file of published ones."
+        )
+    return Path(weights)

@@ -1,0 +1,129 @@
+"""The fit of a latent trunk: what is distributed, and a short one that is stopped."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from nitrodistill import toy
+from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
+from nitrodistill.method import Draws
+from nitrodistill.models import DecoderFeatures, FeatureTaps, Pipeline
+from nitrodistill.training.latent_lpips import (
+    FitConfig,
+    fit_latent_lpips,
+    make_pairs,
+    rank_correlation,
+)
+
+SHORT = FitConfig(pairs=256, held_out=8, widths=(4, 4), steps=5, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return Pipeline.from_diffusers(toy.load_pipeline())
+
+
+def latents(count=40):
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def differences(x, y):
+    return (x - y).abs().mean((1, 2, 3))
+
+
+def test_what_is_distributed_ranks_new_scenes_as_their_pictures_do(pipeline):
+    captions = toy.scenes.captions()[::5]
+    z = pipeline.encode_image(toy.scenes.render(captions, torch.Generator().manual_seed(977)))
+    pairs = make_pairs(z, Draws(977, 0, torch.arange(256), purpose="a test"))
+    pixels = DecodedLoss(LPIPSLoss(toy.oracle_maps), pipeline.decode, None, reduction="none")
+    with torch.no_grad():
+        wanted = pixels(*pairs)
+        mine = LatentLPIPSLoss(weights="toy", reduction="none")(*pairs)
+    plain = rank_correlation((pairs[0] - pairs[1]).square().mean((1, 2, 3)), wanted)
+    assert rank_correlation(mine, wanted) >= 0.9
+    assert rank_correlation(mine, wanted) >= plain + 0.015
+    assert 0.5 < float(mine.mean() / wanted.mean()) < 2
+
+
+def test_rank_correlation_is_spearmans():
+    x, y = torch.randn(2, 50, generator=torch.Generator().manual_seed(0))
+    assert rank_correlation(x, x.exp() + 1) == pytest.approx(1)
+    assert rank_correlation(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    with pytest.raises(ValueError, match="not finite"):
+        rank_correlation(x, y * float("nan"))
+
+
+def test_a_fit_that_was_stopped_gives_what_one_that_was_not_gives(tmp_path):
+    calls = []
+
+    def stopping(x, y):
+        calls.append(len(x))
+        if len(calls) == 33:  # after the pairs that are fitted on
+            raise KeyboardInterrupt
+        return differences(x, y)
+
+    whole = fit_latent_lpips(latents(), differences, tmp_path / "a", SHORT, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        fit_latent_lpips(latents(), stopping, tmp_path / "b", SHORT, progress=False)
+    calls[:] = range(100)
+    again = fit_latent_lpips(latents(), stopping, tmp_path / "b", SHORT, progress=False)
+    assert len(calls) == 104  # 32 held-out pairs, 8 at a time, and no other
+    assert whole.weights.read_bytes() == again.weights.read_bytes()
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert report["correlation"] == whole.correlation
+    assert "not on human judgements" in report["calibration"]
+    assert LatentLPIPSLoss(weights=again.weights)(latents(2), latents(2).flip(0)) > 0
+    with pytest.raises(ValueError, match="of another fit"):
+        fit_latent_lpips(latents(41), differences, tmp_path / "b", SHORT, progress=False)
+
+
+def test_what_cannot_be_fitted(tmp_path):
+    with pytest.raises(ValueError, match="give more images"):
+        fit_latent_lpips(latents(9), differences, tmp_path, SHORT)
+    with pytest.raises(ValueError, match="not finite"):
+        fit_latent_lpips(
+            latents(), lambda x, y: differences(x, y) / 0, tmp_path, SHORT, progress=False
+        )
+    with pytest.raises(ValueError, match="widths"):
+        FitConfig(widths=())
+
+
+def test_pairs_go_from_barely_to_wholly_and_are_drawn_from_their_index():
+    draws = Draws(0, 0, torch.arange(64), purpose="a test")
+    one, other = make_pairs(latents(), draws)
+    some = make_pairs(latents(), draws.take(torch.tensor([9, 3])))
+    assert torch.equal(some[1], other[[9, 3]])
+    changes = differences(one, other).view(-1, 4)
+    assert (changes.min(0).values < 0.3 * changes.max(0).values).all()
+
+
+def test_the_teachers_and_the_decoders_features(pipeline):
+    x, y = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    taps = FeatureTaps(pipeline.denoiser, [0.25, 0.5])
+    condition = pipeline.encode_prompt(["a small red circle on a black background"] * 3)
+    teacher = LatentLPIPSLoss(taps.bind(torch.full((3,), 200), condition), reduction="none")
+    decoder = LatentLPIPSLoss(DecoderFeatures(pipeline.diffusers.vae), reduction="none")
+    for loss in (teacher, decoder):
+        given = x.clone().requires_grad_()
+        found = loss(given, y)
+        found.sum().backward()
+        assert given.grad is not None
+        assert given.grad.abs().max() > 0
+        assert (found > 0).all()
+        torch.testing.assert_close(loss(y, x), found.detach())
+        assert loss(y, y).max() < 1e-10
+    seen = []
+    decoder_module = pipeline.diffusers.vae.decoder
+    hook = decoder_module.up_blocks[0].register_forward_hook(lambda m, a, out: seen.append(out))
+    behind = decoder_module.conv_out.register_forward_hook(lambda *given: seen.append(None))
+    maps = DecoderFeatures(pipeline.diffusers.vae)(x)
+    hook.remove()
+    behind.remove()
+    assert len(seen) == 1
+    assert torch.equal(maps[1], seen[0])
+    with pytest.raises(ValueError, match="no submodule"):
+        DecoderFeatures(pipeline.diffusers.vae, ["up_blocks.9"])
