@@ -35,7 +35,8 @@ class _Options:
     Attributes:
         images: folder of images, of any depth.
         output: folder of the weights.
-        features: module:callable, from images (B, 3, H, W) in [-1, 1] to a list of feature maps; null is LPIPS (VGG).
+        features: module:callable, from images (B, 3, H, W) in [-1, 1] to a list of feature maps; null is LPIPS
+            (VGG).
     """
 
     images: str
