@@ -122,8 +122,10 @@ def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "lora"),
+    [*((case, False) for case in CASES), ("gan_on_the_critic", True), ("gan_on_the_teacher", True)],
+)
 def test_each_loss_reaches_its_own_role_alone(tiny_denoiser, case, lora):
     method = DMD2.build(CASES[case], cast_of(tiny_denoiser, lora))
     assert find_method("dmd2") is DMD2
@@ -132,7 +134,7 @@ def test_each_loss_reaches_its_own_role_alone(tiny_denoiser, case, lora):
     for step in (0, 1):
         batch = batch_of(0, 4)
         for role, terms in method.losses(batch, method.active(step), Draws(0, step, batch.index)):
-            if terms.weighted:
+            if terms.weighted and step == 0:
                 torch.testing.assert_close(sum(terms.weighted.values()), terms.total)
                 own = [p for p in roles[role].parameters() if p.requires_grad]
                 shares = gradient_shares(terms, own)
@@ -523,7 +525,7 @@ class Moved(Gaussian):
         return x_t + self.module.mean  # pyright: ignore
 
 
-def _learn(updates: int, rate: float, student_updates: int = 40) -> tuple[list[float], float]:
+def _learn(updates: int, rate: float, student_updates: int = 30) -> tuple[list[float], float]:
     """The student's distance from the teacher after each of its updates; and the critic's from the student's."""
     teacher, student, critic = (Gaussian(Shift(m)) for m in (2.0, -1.0, 2.0))
     student = Moved(student.module)
@@ -572,8 +574,7 @@ def trained(method: DMD2, folder: Path | None, steps: int, stop: int | None = No
     return torch.cat([w.flatten() for t in trainer._trained.values() for w in t.weights.values()])
 
 
-@pytest.mark.parametrize("stop", [2, 3], ids=["after_the_student", "among_the_critics"])
-def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tmp_path, stop):
+def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tmp_path):
     config = dataclasses.replace(
         CASES["gan_on_the_teacher"], critic=CriticConfig(updates=2, follow=0.9),
         num_inference_steps=2,
@@ -585,8 +586,9 @@ def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tm
     phases = [make().active(step) for step in range(5)]
     assert phases[0] == phases[3] == ("student",) != phases[1]
     whole = trained(make(), None, 4)
-    trained(make(), tmp_path, 4, stop)
-    assert torch.equal(trained(make(), tmp_path, 4), whole)
+    for stop in (2, 3):  # among the critic's updates, and before the student's
+        trained(make(), tmp_path / str(stop), 4, stop)
+        assert torch.equal(trained(make(), tmp_path / str(stop), 4), whole)
 
 
 def test_the_critic_is_drawn_to_the_student_after_its_updates(tiny_denoiser):
