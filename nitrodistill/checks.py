@@ -118,6 +118,8 @@ def check_fields(config: Any, **least: float) -> None:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
         elif int in kinds:
             check_whole(name, value, low)
+        elif isinstance(value, dict) and dict in map(get_origin, kinds):
+            continue
         elif (plain := kinds & {bool, str}) and not isinstance(value, tuple(plain)):
             wanted = "true or false" if bool in plain else "a text"
             raise TypeError(f"{name} is {value!r:.60}; it must be {wanted}.")

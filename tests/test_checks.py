@@ -64,12 +64,14 @@ class Settings:
     kind: Literal["a", "b"] = "a"
     names: tuple[str, ...] | None = None
     on: bool = False
+    loss: str | dict[str, float] = "l1"
 
 
 def test_fields_of_a_dataclass():
     least = {"count": 1, "size": 0.5, "limit": 2}
     checks.check_fields(Settings(), **least)
     checks.check_fields(Settings(2, 0.5, 2, "b"), **least)
+    checks.check_fields(Settings(loss={"l1": 1.0}), **least)
     for wrong, error, sentence in (
         (Settings(count=0), ValueError, "count is 0; it must be at least 1"),
         (Settings(count=None), TypeError, "count is None; it must be a whole number"),
@@ -81,6 +83,8 @@ def test_fields_of_a_dataclass():
         (Settings(on=2), TypeError, "on is 2; it must be true or false"),
         (Settings(size="1"), TypeError, "size is '1'; it must not be a text"),
         (Settings(kind="c"), ValueError, "kind is 'c'; it must be one of 'a', 'b'"),
+        (Settings(on={}), TypeError, "on is {}; it must be true or false"),
+        (Settings(loss=["l1"]), TypeError, "it must be a text"),
     ):
         with pytest.raises(error, match=sentence):
             checks.check_fields(wrong, **least)

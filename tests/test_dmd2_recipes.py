@@ -26,7 +26,7 @@ from nitrodistill.types import Batch, Latents, Pairs
 from tests.pipelines import make_pipeline
 
 RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
-COUNTED = ("dmd2-sd15", "dmd2-sdxl-lora", "dmd2-imagenet64-edm")
+COUNTED = ("dmd2-sdxl-lora", "dmd2-imagenet64-edm")
 FAMILIES = {
     "dmd2-sd15": "sd15",
     "dmd2-sdxl-1step": "sdxl",
@@ -98,12 +98,13 @@ def test_it_fits_its_family_and_is_counted(case):
         assert stage.trainer.best_metric == "fd_teacher"
     if name in COUNTED:
         stage = recipe.stages[-1]
-        stage = dataclasses.replace(stage, trainer=dataclasses.replace(stage.trainer, steps=12))
+        stage = dataclasses.replace(stage, trainer=dataclasses.replace(stage.trainer, steps=2))
         memory = estimate(pipeline, stage, text_length=8)
         method, _ = build_on_shapes(stage, shapes_of(pipeline))
         assert set(memory.roles) >= set(method.trainable())
         assert memory.peak() > 0
-        assert set(memory.turns) == {tuple(method.active(s)) for s in range(12)}
+        assert set(memory.turns) == {tuple(method.active(s)) for s in (0, 1)}
+        assert len(memory.turns) == 2
         if stage.lora is not None:
             for role in method.trainable():
                 assert memory.roles[role].weights < memory.roles["teacher"].weights

@@ -71,6 +71,7 @@ def main(argv: Sequence[str]) -> int:
         recipe.stages[given.stage],
         text_length=given.text_length or _text_length(pipeline),
         lora_rank=given.lora_rank,
+        earlier=recipe.stages[: given.stage],
     )
     capacity = None if given.memory is None else int(given.memory * _GIB)
     say(_roles(found["as it is"]), lines=True)

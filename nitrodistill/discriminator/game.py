@@ -8,11 +8,15 @@ Each pass has a **use**, which decides its law and the draws of its timestep and
 
 Draws depend on the use's name and the sample alone, so that a perturbed pass under one name has the timestep and
 the noise of the clean one.
+
+The student's loss goes through the network to the latents, the discriminator's loss no further than the heads.
+Where the network learns from it too (DMD2's critic), `AdversarialGame.side` gives it logits, and `update` takes
+the same passes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -75,6 +79,11 @@ class Round(NamedTuple):
     real: Side
     fake: Side
 
+    def total(self, mean: Callable[[Tensor], Tensor]) -> Tensor:
+        """The loss and what the penalties add, by a mean over the samples: `(B,)` -> scalar."""
+        added = (factor * mean(value) for factor, value in self.penalties.values())
+        return sum(added, mean(self.per_sample))
+
 
 class AdversarialGame:
     """The two losses of a student and a discriminator.
@@ -114,19 +123,26 @@ class AdversarialGame:
             )
 
     def generator(
-        self, x0: Tensor, z: Tensor, condition: Condition, draws: Draws
+        self,
+        x0: Tensor,
+        z: Tensor,
+        condition: Condition,
+        draws: Draws,
+        *,
+        z_condition: Condition | None = None,
     ) -> tuple[Tensor, Side]:
         """The student's adversarial loss `(B,)`, and what the discriminator said.
 
         Args:
             x0: `(B, C, H, W)` the student's latents.
-            z: real ones of the same prompts, which a relativistic loss compares them with.
-            condition: the prompts.
+            z: real ones, which a relativistic loss compares them with.
+            condition: the prompts of x0.
             draws: of the samples.
+            z_condition: the prompts of z; None: the same.
         """
         fake, real = self.side(x0, condition, draws, "generator"), None
         if self.adversarial.needs_real:
-            real = self.side(z, condition, draws, "generator.real").logits
+            real = self.side(z, z_condition or condition, draws, "generator.real").logits
         return self.adversarial.generator(fake.logits, real), fake
 
     @torch.no_grad()
@@ -150,37 +166,40 @@ class AdversarialGame:
         draws: Draws,
         number: int,
         *,
+        z_condition: Condition | None = None,
         wrong: tuple[Tensor, Tensor | None] | None = None,
-        seen: Side | None = None,
+        seen: Mapping[str, Side] | None = None,
     ) -> Round:
-        """The discriminator's loss.
+        """The discriminator's loss, whose gradient reaches the heads alone.
 
         Args:
-            x0: `(B, C, H, W)` the student's latents, detached.
-            z: real ones of the same prompts.
-            condition: the prompts.
+            x0: `(B, C, H, W)` the student's latents.
+            z: real ones.
+            condition: the prompts of x0.
             draws: of the samples.
             number: of the discriminator's update, which lazy penalties count.
+            z_condition: the prompts of z; None: the same.
             wrong: real latents with other prompts than these, and where they are other ones (None: everywhere);
                 there, they and x0 are half of the fakes each.
-            seen: what `generator` said of x0, whose pass through the backbone then serves here too.
+            seen: use -> what `side` or `generator` said of the same latents, whose pass through the network then
+                serves here too: "generator" of x0, or "real" and "fake".
         """
-        wanted = self._differentiated(number)
+        found, wanted = seen or {}, self._differentiated(number)
         # with one pass for both updates and one noise for both sides, the real ones follow the generator's
-        prefix = "generator." if seen is not None and self.noising.shared else ""
-        real = self.side(z, condition, draws, f"{prefix}real", differentiable="real" in wanted)
-        fake = self.side(
-            x0,
-            condition,
-            draws,
-            "fake" if seen is None else "generator",
-            features=None if seen is None else [f.detach() for f in seen.features],
-            differentiable="fake" in wanted,
-        )
+        use = "generator" if "generator" in found else "fake"
+        prefix = "generator." if use == "generator" and self.noising.shared else ""
+
+        def side(latents: Tensor, text: Condition, use: str, differentiable: bool = False) -> Side:
+            features = found[use].features if use in found else None
+            how = {"heads_alone": True, "differentiable": differentiable}
+            return self.side(latents, text, draws, use, features=features, **how)
+
+        real = side(z, z_condition or condition, f"{prefix}real", "real" in wanted)
+        fake = side(x0, condition, use, "fake" in wanted)
         per_sample = self.adversarial.discriminator(real.logits, fake.logits)
         if wrong is not None:
             latents, differ = wrong
-            said = self.side(latents, condition, draws, f"{prefix}misaligned").logits
+            said = side(latents, condition, f"{prefix}misaligned").logits
             both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
             per_sample = both if differ is None else torch.where(differ, both, per_sample)
         due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
@@ -191,6 +210,20 @@ class AdversarialGame:
         }
         return Round(per_sample, penalties, real, fake)
 
+    def shown(self, found: Round) -> dict[str, Tensor]:
+        """What is logged of a discriminator's loss, `(B,)` each and detached.
+
+        `discriminator`, the loss; the penalties that are due, one alone as `penalty`; `advantage`, 1 - loss / the
+        loss of one logit for everything; and `diagnostics.logit_statistics`.
+        """
+        parts = {"discriminator": found.per_sample}
+        for name, (_, value) in found.penalties.items():
+            parts["penalty" if len(self.penalties) == 1 else name] = value
+        parts["advantage"] = 1 - found.per_sample / self.adversarial.chance
+        boundary = self.adversarial.boundary
+        parts |= logit_statistics(found.real.logits, found.fake.logits, boundary)
+        return {name: part.detach() for name, part in parts.items()}
+
     def side(
         self,
         x0: Tensor,
@@ -199,6 +232,7 @@ class AdversarialGame:
         use: str,
         *,
         features: Sequence[Tensor] | None = None,
+        heads_alone: bool = False,
         differentiable: bool = False,
     ) -> Side:
         """What the discriminator says of latents.
@@ -209,7 +243,8 @@ class AdversarialGame:
             draws: theirs.
             use: what for; see above.
             features: of an earlier pass of the same use, which then is not run again.
-            differentiable: cuts the features off and lets them require gradients, for penalties on them.
+            heads_alone: cuts the features off, so that no gradient reaches the network or the latents.
+            differentiable: lets the cut features require gradients, for penalties on them.
         """
         name, schedule = self.noising.name(use), self.discriminator.denoiser.schedule
         u = self.noising.law(use)(draws.uniform(f"{name}.t"))
@@ -221,11 +256,12 @@ class AdversarialGame:
                 latents = augmentation(latents, draws.uniform(f"{name}.augmentation", (6,)))
             noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
             x_t = schedule(t).mix(latents, noise)
-            return self.discriminator.taps.features(x_t, t, condition)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not heads_alone):
+                return self.discriminator.taps.features(x_t, t, condition)
 
         features = seen(x0) if features is None else features
-        if differentiable:
-            features = [feature.detach().requires_grad_() for feature in features]
+        if heads_alone:
+            features = [feature.detach().requires_grad_(differentiable) for feature in features]
         return Side(
             x0,
             tuple(features),

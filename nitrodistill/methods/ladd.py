@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 from nitrodistill.checks import check_fields
-from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator import (
     AdversarialGame,
     Augmentation,
@@ -361,17 +360,11 @@ class LADD(DistillationMethod):
             wrong = latents.to(x0.dtype), differ
         since = draws.step - config.warmup_steps
         number = since // 2 if config.updates == "alternating" else since
+        earlier = {} if seen is None else {"generator": seen}
         found = self.game.update(
-            x0, z, judged.condition, judged.draws, number, wrong=wrong, seen=seen
+            x0, z, judged.condition, judged.draws, number, wrong=wrong, seen=earlier
         )
-        shown, total = {"discriminator": found.per_sample}, judged.mean(found.per_sample)
-        for name, (factor, value) in found.penalties.items():
-            total = total + factor * judged.mean(value)
-            shown["penalty" if len(self.game.penalties) == 1 else name] = value
-        adversarial = self.game.adversarial
-        shown["advantage"] = 1 - found.per_sample / adversarial.chance
-        shown |= logit_statistics(found.real.logits, found.fake.logits, adversarial.boundary)
-        return Terms(total, judged.shown(shown))
+        return Terms(found.total(judged.mean), judged.shown(self.game.shown(found)))
 
     @torch.no_grad()
     def _generate(self, judged: Rows, step: Step, x_t: Tensor) -> Tensor:

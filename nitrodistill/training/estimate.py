@@ -12,7 +12,7 @@ and the VAE's own activations add is not counted; leave room for it. `benchmarks
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.networks import TEACHER, cast_base
 from nitrodistill.training.passes import LossesOnShapes, Passes
 from nitrodistill.training.recipe import Stage
-from nitrodistill.training.stages import build_on_shapes
+from nitrodistill.training.stages import build_on_shapes, student_on_shapes
 
 _STATE_BLOCK, _SMALL = 256, 4096
 """bitsandbytes: elements a scale, and fewest that are kept in 8 bits."""
@@ -107,6 +107,7 @@ def estimate(
     stage: Stage,
     *,
     text_length: int,
+    earlier: Sequence[Stage] = (),
 ) -> Memory:
     """Counts what a stage needs on one device that shares nothing out.
 
@@ -118,25 +119,37 @@ def estimate(
         pipeline: the teacher; its shapes are enough (`models.skeleton`).
         stage: method, trainer and student.
         text_length: tokens of a prompt.
+        earlier: the recipe's stages before this one, which may have pruned the student.
 
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
-    return _Counts(pipeline, text_length).memory(stage)
+    return _Counts(pipeline, text_length, earlier).memory(stage)
 
 
 def what_helps(
-    pipeline: Pipeline, stage: Stage, *, text_length: int, lora_rank: int
+    pipeline: Pipeline,
+    stage: Stage,
+    *,
+    text_length: int,
+    lora_rank: int,
+    earlier: Sequence[Stage] = (),
 ) -> dict[str, Memory]:
     """The stage as it is, then with each switch that it does not use yet, then with all that go together.
+
+    What the stage or its method refuses, such as a LoRA student of a method that needs whole weights, is left out.
 
     Args:
         pipeline: see `estimate`.
         stage: method and trainer.
         text_length: tokens of a prompt.
         lora_rank: of the student's adapters, where it has them.
+        earlier: see `estimate`.
+
+    Raises:
+        ValueError: if the stage's settings do not fit the teacher.
     """
-    trainer, count = stage.trainer, _Counts(pipeline, text_length).memory
+    trainer, count = stage.trainer, _Counts(pipeline, text_length, earlier).memory
     found = {"as it is": count(stage)}
     if not trainer.gradient_checkpointing:
         found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
@@ -151,13 +164,23 @@ def what_helps(
     if eight != stage:
         found["8-bit AdamW"] = count(eight)
     lora = stage.lora or LoRAConfig(rank=lora_rank)
-    if stage.lora is None:
-        found[f"LoRA student, rank {lora_rank}"] = count(replace(stage, lora=lora))
+    adapted = _allowed(count, stage, lora)
+    if stage.lora is None and adapted is not None:
+        found[f"LoRA student, rank {lora_rank}"] = adapted
     both = _with(eight, gradient_checkpointing=True, mixed_precision="bf16")
     if stage.lora is None:
         found["checkpointing, bf16, 8 bits"] = count(both)
-    found["checkpointing, bf16, 8 bits, LoRA"] = count(replace(both, lora=lora))
+    if adapted is not None:
+        found["checkpointing, bf16, 8 bits, LoRA"] = count(replace(both, lora=lora))
     return found
+
+
+def _allowed(count: Callable[[Stage], Memory], stage: Stage, lora: LoRAConfig) -> Memory | None:
+    """With a LoRA student; None where the stage or its method refuses one. (It is known to fit without.)"""
+    try:
+        return count(replace(stage, lora=lora))
+    except ValueError:
+        return None
 
 
 class _Counts:
@@ -166,10 +189,12 @@ class _Counts:
     Args:
         pipeline: the teacher.
         text_length: tokens of a prompt.
+        earlier: the stages before.
     """
 
-    def __init__(self, pipeline: Pipeline, text_length: int) -> None:
+    def __init__(self, pipeline: Pipeline, text_length: int, earlier: Sequence[Stage]) -> None:
         self._pipeline, self._text_length = pipeline, text_length
+        self._before = student_on_shapes(earlier, pipeline)
         self._counted: dict[tuple[LoRAConfig | None, str], _Counted] = {}
         self._heaviest: dict[tuple[str, ...], int] = {}
 
@@ -193,7 +218,7 @@ class _Counts:
 
     def _count(self, stage: Stage) -> _Counted:
         shapes = shapes_of(self._pipeline)
-        method, cast = build_on_shapes(stage, shapes, self._text_length)
+        method, cast = build_on_shapes(stage, shapes, self._text_length, before=self._before)
         untrained = _pipeline_roles(shapes) | _frozen_roles(shapes, method, stage)
         run = LossesOnShapes(method, cast, stage, shapes, self._text_length)
         steps: dict[tuple[str, ...], list[int]] = {}

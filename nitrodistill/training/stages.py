@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,6 +133,20 @@ def check_stages(recipe: Recipe, pipeline: Pipeline) -> None:
                     f"`{part}: PATH`{verb}."
                 )
         check_optimizers(stage.trainer.optimizers, list(method.trainable()))
+
+
+def student_on_shapes(stages: Sequence[Stage], pipeline: Pipeline) -> DiffusersDenoiser | None:
+    """The student of the last of some stages, on the meta device; None: no stage, or another kind of denoiser.
+
+    Args:
+        stages: from the recipe's first on.
+        pipeline: the teacher; its shapes are enough.
+    """
+    before = None
+    for stage in stages:
+        student = build_on_shapes(stage, shapes_of(pipeline), before=before)[1].student
+        before = student if isinstance(student, DiffusersDenoiser) else None
+    return before
 
 
 def build_on_shapes(

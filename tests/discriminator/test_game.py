@@ -14,6 +14,7 @@ from nitrodistill.losses import (
     HingeGANLoss,
     LazyPenalty,
     R1Penalty,
+    R1R2Penalty,
     RelativisticGANLoss,
 )
 from nitrodistill.method import Draws
@@ -39,9 +40,11 @@ class Identity:
         self.module = nn.Sequential(nn.Identity())
         self.module.register_parameter("anchor", nn.Parameter(torch.zeros(1)))
         self.passes: list[tuple[Tensor, Tensor]] = []
+        self.conditions: list[Condition] = []
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         self.passes.append((t, x_t))
+        self.conditions.append(condition)
         return self.module(x_t)
 
 
@@ -58,6 +61,7 @@ def make_game(adversarial: Any = None, penalties: Any = None, **how: Any) -> Adv
     laws = {"generator": LogitNormal(1, 1), "real": Uniform(((0, 0.5),)), "fake": Uniform()}
     noising = Noising(**{**laws, **how})
     discriminator.denoiser.passes.clear()
+    discriminator.denoiser.conditions.clear()
     return AdversarialGame(discriminator, noising, adversarial or HingeGANLoss(), penalties)
 
 
@@ -123,12 +127,45 @@ def test_one_pass_serves_both_updates():
         passes = game.discriminator.denoiser.passes
         x0 = X0.clone().requires_grad_()
         _, seen = game.generator(x0, Z, CONDITION, DRAWS)
-        found = update(game, seen=seen)
+        found = update(game, seen={"generator": seen})
         assert len(passes) == 2, "the generator's and the real one's"
         assert torch.equal(found.fake.logits[0], seen.logits[0])
         assert torch.equal(passes[0][0], passes[1][0]) == shared
         (gradient,) = torch.autograd.grad(found.per_sample.sum(), x0, allow_unused=True)[:1]
         assert gradient is None
+
+
+def test_passes_that_the_network_learns_from_serve_the_discriminator_too():
+    game = make_game()
+    x0 = X0.clone().requires_grad_()
+    seen = {"real": game.side(Z, CONDITION, DRAWS, "real")}
+    seen["fake"] = game.side(x0, CONDITION, DRAWS, "fake")
+    assert torch.autograd.grad(seen["fake"].logits[0].sum(), x0, retain_graph=True)[0].any()
+    found = game.update(x0, Z, CONDITION, DRAWS, 0, seen=seen)
+    assert len(game.discriminator.denoiser.passes) == 2
+    assert torch.equal(found.per_sample, update(game).per_sample)
+    assert torch.autograd.grad(found.per_sample.sum(), x0, allow_unused=True)[0] is None
+
+
+def test_real_latents_may_have_other_prompts():
+    game, others = make_game(RelativisticGANLoss()), Condition({"label": torch.ones(5)})
+    game.generator(X0, Z, CONDITION, DRAWS, z_condition=others)
+    update(game, z_condition=others, wrong=(Z, None))
+    labels = [float(c["label"][0]) for c in game.discriminator.denoiser.conditions]
+    assert labels == [0, 1, 1, 0, 0]
+
+
+def test_what_is_logged_and_the_total():
+    """A loss of one logit for everything has no advantage; r1 and r1_r2 add 2 |w|^2 / 16 and 3 of twice that."""
+    penalties = {"a": LazyPenalty(R1Penalty(), 2.0), "b": LazyPenalty(R1R2Penalty(), 3.0)}
+    game = make_game(penalties=penalties)
+    found = update(game)
+    shown, r1 = game.shown(found), WEIGHT.square().sum() / 16
+    torch.testing.assert_close((shown["a"], shown["b"]), (r1.expand(5), (2 * r1).expand(5)))
+    torch.testing.assert_close(found.total(torch.mean), found.per_sample.mean() + 8 * r1)
+    torch.testing.assert_close(shown["advantage"], 1 - found.per_sample.detach() / 2)
+    assert {"discriminator", "logit_real", "accuracy_fake", "logit_gap.0"} < shown.keys()
+    assert not any(value.requires_grad for value in shown.values())
 
 
 def test_mismatches_are_half_of_the_fakes_where_they_are_mismatches():

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.diagnostics import logit_statistics
+from nitrodistill.discriminator import Augmentation
 from nitrodistill.losses import functional as F
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import find_method
@@ -27,6 +29,7 @@ from nitrodistill.models import DiffusersDenoiser, LoRAConfig, add_lora
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
+from nitrodistill.training.records import gradient_shares
 from nitrodistill.types import (
     Batch,
     Condition,
@@ -49,6 +52,11 @@ CASES: dict[str, DMD2Config] = {
         num_inference_steps=2,
     ),
     "relativistic": DMD2Config(gan=dataclasses.replace(PAIRS, adversarial="relativistic")),
+    "all_of_the_game": DMD2Config(gan=dataclasses.replace(
+        PAIRS, taps=("down_blocks.0", "mid_block"), head="mlp", conditioning=("timestep",),
+        adversarial={"hinge": {"weights": [1, 2]}}, augmentation=Augmentation(flip=0.5), noising="shared",
+        penalty={"r1_r2": 0.1, "approximate_r1": {"weight": 10.0, "scale": 0.1}},
+    )),
 }  # fmt: skip
 
 
@@ -114,8 +122,10 @@ def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "lora"),
+    [*((case, False) for case in CASES), ("gan_on_the_critic", True), ("gan_on_the_teacher", True)],
+)
 def test_each_loss_reaches_its_own_role_alone(tiny_denoiser, case, lora):
     method = DMD2.build(CASES[case], cast_of(tiny_denoiser, lora))
     assert find_method("dmd2") is DMD2
@@ -124,6 +134,11 @@ def test_each_loss_reaches_its_own_role_alone(tiny_denoiser, case, lora):
     for step in (0, 1):
         batch = batch_of(0, 4)
         for role, terms in method.losses(batch, method.active(step), Draws(0, step, batch.index)):
+            if terms.weighted and step == 0:
+                torch.testing.assert_close(sum(terms.weighted.values()), terms.total)
+                own = [p for p in roles[role].parameters() if p.requires_grad]
+                shares = gradient_shares(terms, own)
+                torch.testing.assert_close(sum(shares.values()), torch.ones(()))
             terms.total.backward()
             assert {name for name, module in roles.items() if has_gradient(module)} == {role}
             learned.add(role)
@@ -195,16 +210,62 @@ def test_on_the_critics_features_the_gradients_are_those_of_the_joint_loss(tiny_
     made = inputs(method, batch, draws)
     with torch.no_grad():
         x0 = -method.student(made.x_t, torch.tensor(999), made.condition)
-    seen = method._seen_both(x0, made, batch, draws)
-    assert seen is not None
-    told = F.non_saturating_discriminator(*(method._logits(side) for side in seen)).mean()
-    denoising = method._critic_terms(x0, made, None, draws).total
+    seen = method._seen(x0, made, batch, draws)
+    told = F.non_saturating_discriminator(seen["real"].logits, seen["fake"].logits).mean()
+    denoising = method._critic_terms(x0, made, {}, draws).total
     torch.testing.assert_close(totals["critic"], (denoising + 0.3 * told).detach())
     (denoising + 0.3 * told).backward()
     joint = [p.grad for p in critic.parameters() if p.grad is not None]
     joint += [p.grad / 0.3 for p in heads.parameters() if p.grad is not None]
     for one, other in zip(found, joint, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
+
+
+def test_the_discriminator_sees_data_with_their_own_prompts_and_says_how_it_goes(tiny_denoiser):
+    """By hand: noised data and samples through the teacher, hinge on the heads, and R1 on what they see."""
+    penalty = {"r1": {"weight": 3e-3, "every": 2}}
+    gan = dataclasses.replace(TEACHERS, head="token", conditioning=("timestep",), penalty=penalty)
+    method = DMD2.build(DMD2Config(gan=gan), cast_of(tiny_denoiser))
+    assert method.discriminator is not None
+    batch = batch_of(0, 4)
+    assert batch.real is not None
+    assert batch.prompts is not None
+    for step, factor in ((2, 6e-3), (3, 0.0)):
+        total, parts = run(method, step)["discriminator"]
+        draws, features, logits = Draws(0, step, batch.index), [], []
+        with torch.no_grad():
+            x0 = -method.student(draws.normal("noise", (4, 8, 8)), torch.tensor(999), batch.prompts)
+        for name, latents, text in (
+            ("real", batch.real.x0, batch.real.condition), ("fake", x0, batch.prompts),
+        ):  # fmt: skip
+            t = (draws.uniform(f"{name}.t").double() * 1000).long()
+            a = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+            eps = draws.normal(f"{name}.noise", (4, 8, 8))
+            x_t = (a.sqrt() * latents + (1 - a).sqrt() * eps).float()
+            with torch.no_grad():
+                maps = method.discriminator.taps.features(x_t, t, text)
+            features.append([f.requires_grad_() for f in maps])
+            logits.append(method.discriminator.logits(features[-1], t, text))
+        adversarial = F.hinge_discriminator(*logits)
+        r1 = F.gradient_penalty(logits[0], features[0])
+        known = (adversarial.mean() + factor * r1.mean()).detach()
+        torch.testing.assert_close(total, known, rtol=1e-4, atol=0)
+        expected = {"discriminator": adversarial, "advantage": 1 - adversarial / 2}
+        expected |= {**logit_statistics(*logits), **({"penalty": r1} if factor else {})}
+        assert parts.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(parts[name], value.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_lazy_penalties_count_the_discriminators_own_updates(tiny_denoiser):
+    """Three updates to one of the student, behind a step of warm-up: it learns at steps 2, 3, 4, 6, 7, 8."""
+    gan = dataclasses.replace(TEACHERS, penalty={"r1": {"weight": 1.0, "every": 2}})
+    settings: dict[str, Any] = {"gan": gan, "regression": RegressionConfig(warmup_steps=1)}
+    for updates, due in (("alternating", [2, 4, 7]), ("shared", [1, 3, 5, 7])):
+        config = DMD2Config(updates=updates, critic=CriticConfig(updates=3), **settings)
+        method = DMD2.build(config, cast_of(tiny_denoiser))
+        parts = {step: run(method, step, size=1).get("discriminator") for step in range(9)}
+        assert [s for s, found in parts.items() if found and "penalty" in found[1]] == due
 
 
 @pytest.mark.parametrize("transition", ["ode", "renoise"])
@@ -464,7 +525,7 @@ class Moved(Gaussian):
         return x_t + self.module.mean  # pyright: ignore
 
 
-def _learn(updates: int, rate: float, student_updates: int = 40) -> tuple[list[float], float]:
+def _learn(updates: int, rate: float, student_updates: int = 30) -> tuple[list[float], float]:
     """The student's distance from the teacher after each of its updates; and the critic's from the student's."""
     teacher, student, critic = (Gaussian(Shift(m)) for m in (2.0, -1.0, 2.0))
     student = Moved(student.module)
@@ -513,8 +574,7 @@ def trained(method: DMD2, folder: Path | None, steps: int, stop: int | None = No
     return torch.cat([w.flatten() for t in trainer._trained.values() for w in t.weights.values()])
 
 
-@pytest.mark.parametrize("stop", [2, 3], ids=["after_the_student", "among_the_critics"])
-def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tmp_path, stop):
+def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tmp_path):
     config = dataclasses.replace(
         CASES["gan_on_the_teacher"], critic=CriticConfig(updates=2, follow=0.9),
         num_inference_steps=2,
@@ -526,8 +586,9 @@ def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tm
     phases = [make().active(step) for step in range(5)]
     assert phases[0] == phases[3] == ("student",) != phases[1]
     whole = trained(make(), None, 4)
-    trained(make(), tmp_path, 4, stop)
-    assert torch.equal(trained(make(), tmp_path, 4), whole)
+    for stop in (2, 3):  # among the critic's updates, and before the student's
+        trained(make(), tmp_path / str(stop), 4, stop)
+        assert torch.equal(trained(make(), tmp_path / str(stop), 4), whole)
 
 
 def test_the_critic_is_drawn_to_the_student_after_its_updates(tiny_denoiser):
@@ -597,6 +658,10 @@ def test_what_it_reads():
         ({"critic": {"follow_average": True}}, "follow is null and nothing is pulled"),
         ({"gan": {"features": "student"}}, "features"),
         ({"gan": {"weight": -1}}, "weight is -1"),
+        ({"gan": {"head": "tokens"}}, "token"),
+        ({"gan": {"penalty": {"r3": 1}}}, "r3"),
+        ({"gan": {"conditioning": ["words"]}}, "words"),
+        ({"gan": {"augmentation": {"flip": 2}}}, r"flip is 2.0; it must be in \[0, 1\]"),
         ({"timesteps": {"uniform": {"ranges": [[0.5, 2]]}}}, "ranges"),
     ],
 )

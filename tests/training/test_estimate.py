@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import LADD, LADDConfig
-from nitrodistill.models import LoRAConfig, Pipeline
+from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
+from nitrodistill.teachers import teacher_shapes
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.estimate import (
     Memory,
@@ -17,9 +19,10 @@ from nitrodistill.training.estimate import (
     what_helps,
 )
 from nitrodistill.training.passes import Backward, Line
-from nitrodistill.training.recipe import Stage
+from nitrodistill.training.recipe import Stage, load_recipe
 from nitrodistill.types import Batch, Pairs
 
+RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
 METHOD = LADDConfig(taps=("down_blocks.0", "mid_block"), updates="shared")
 ROLES = {"student": OptimizerConfig(ema_decay=0.999), "discriminator": OptimizerConfig()}
 STAGE = Stage("ladd", TrainerConfig(steps=2, batch_size=3, optimizers=ROLES), METHOD)
@@ -174,8 +177,38 @@ def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline, switch
         assert estimate(pipeline, stage, text_length=5) == switched[switch]
         assert not any("_lora" in name for name, _ in pipeline.denoiser.module.named_parameters())
         with monkeypatch.context() as patch:  # what is offered; the counts are those from above
-            patch.setattr("nitrodistill.training.estimate._Counts.memory", lambda *_: None)
+            patch.setattr("nitrodistill.training.estimate._Counts.memory", lambda *_: switched)
             assert switch not in what_helps(pipeline, stage, text_length=5, lora_rank=2)
+
+
+def with_all_but_lora(stage: Stage) -> Stage:
+    """So that little else is left to offer."""
+    small = {name: replace(one, eight_bit=True) for name, one in stage.trainer.optimizers.items()}
+    trainer = replace(stage.trainer, steps=1, gradient_checkpointing=True, optimizers=small)
+    return replace(stage, trainer=replace(trainer, mixed_precision="bf16"))
+
+
+@pytest.mark.parametrize(("recipe", "adapts"), [("flow-map-toy", False), ("progressive-toy", True)])
+def test_what_a_method_refuses_is_not_offered(recipe, adapts):
+    """A flow map tells its student the interval by a weight that a LoRA role lacks."""
+    stage = with_all_but_lora(load_recipe(RECIPES / f"{recipe}.yaml").stages[0])
+    found = what_helps(teacher_shapes("toy"), stage, text_length=5, lora_rank=2)
+    assert {"as it is", "CPU offload", "checkpointing, bf16, 8 bits"} <= found.keys()
+    assert any("LoRA" in name for name in found) == adapts
+
+
+def test_the_student_of_a_pruned_stage_is_counted_without_its_blocks(pipeline):
+    """And a stage that prunes is offered no LoRA, with which it does not go."""
+    keep = {"down_blocks.1.attentions": ()}
+    first = replace(STAGE, prune={"keep": keep})
+    second = replace(STAGE, student="previous")
+    small = sum(p.numel() for p in prune(pipeline.denoiser.network, PruneSpec(keep)).parameters())
+    whole = sum(p.numel() for p in pipeline.denoiser.network.parameters())
+    roles = estimate(pipeline, second, text_length=5, earlier=[first]).roles
+    assert (roles["student"].parameters, roles["teacher"].parameters) == (small, whole)
+    assert small < whole
+    offered = what_helps(pipeline, with_all_but_lora(first), text_length=5, lora_rank=2)
+    assert not any("LoRA" in name for name in offered)
 
 
 def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline, switched):

@@ -24,16 +24,16 @@ features their loss reaches the critic as well, by `critic_weight`, and the grad
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from nitrodistill.discriminator import ConvHead, LatentDiscriminator, TokenHead
-from nitrodistill.losses import AdversarialLoss, WeightedSum
+from nitrodistill.discriminator import AdversarialGame, LatentDiscriminator, Noising, named_head
+from nitrodistill.losses import Side, WeightedSum
 from nitrodistill.losses import functional as F
-from nitrodistill.losses.named import named_adversarial, named_loss
+from nitrodistill.losses.named import named_adversarial, named_loss, named_penalties
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
 from nitrodistill.methods.dmd2.config import (
     CriticConfig,
@@ -91,20 +91,10 @@ class DMD2(DistillationMethod):
             self.guided = _guided(config, cast)
         if config.decoupled is not None:
             self.guidance_law = named_law(config.decoupled.timesteps)
-        gan = config.gan or GANConfig()
-        self.gan_law: TimestepLaw = named_law(gan.timesteps)
-        self.adversarial: AdversarialLoss = named_adversarial(gan.adversarial)
-        self.discriminator: LatentDiscriminator | None = None
+        self.game: AdversarialGame | None = None
         if config.gan is not None:
-            of_critic = gan.features == "critic"
-            self.discriminator = LatentDiscriminator(
-                self.critic if of_critic else self.teacher,
-                gan.taps,
-                head=TokenHead if gan.head == "token" else ConvHead,
-                width=gan.head_width,
-                seed=gan.seed,
-                freeze=not of_critic,
-            )
+            self.game = _make_game(config.gan, self.critic, self.teacher)
+        self.discriminator: LatentDiscriminator | None = self.game and self.game.discriminator
         self.regression: WeightedSum | None = None
         if config.regression is not None:
             self.regression = named_loss(config.regression.losses, decode=cast.decode)
@@ -130,8 +120,9 @@ class DMD2(DistillationMethod):
     def frozen(self) -> Mapping[str, Frozen]:
         """The teacher, and the networks of perceptual losses."""
         taps = ()
-        if self.discriminator is not None and self._sees("teacher"):
-            taps = self.discriminator.taps.names
+        gan, discriminator = self.config.gan, self.discriminator
+        if gan is not None and discriminator is not None and gan.features == "teacher":
+            taps = discriminator.taps.names
         found = {"teacher": Frozen(self.teacher.module, taps)}
         if self.regression is not None:
             found["regression"] = Frozen(self.regression, as_it_is=True)
@@ -155,8 +146,7 @@ class DMD2(DistillationMethod):
         with ExitStack() as stack:
             if "student" in active:
                 stack.enter_context(frozen_within(self.critic.module))
-                if self.discriminator is not None:
-                    stack.enter_context(frozen_within(self.discriminator.heads))
+                stack.enter_context(self._frozen_heads())
             else:
                 stack.enter_context(torch.no_grad())
             x0 = predict_x0(self.student, made.step, made.x_t, made.condition)
@@ -165,13 +155,11 @@ class DMD2(DistillationMethod):
         x0 = x0.detach()
         if "critic" not in active:
             return
-        seen = self._seen_both(x0, made, batch, draws)
-        with (
-            nullcontext() if self.discriminator is None else frozen_within(self.discriminator.heads)
-        ):
+        with self._frozen_heads():
+            seen = self._seen(x0, made, batch, draws)
             yield "critic", self._critic_terms(x0, made, seen, draws)
-        if seen is not None:
-            yield "discriminator", self._discriminator_terms(*seen)
+        if self.game is not None:
+            yield "discriminator", self._discriminator_terms(x0, made, batch, seen, draws)
 
     def _noised(
         self, x0: Tensor, law: TimestepLaw, draws: Draws, name: str, most: float = 1.0
@@ -186,26 +174,26 @@ class DMD2(DistillationMethod):
     # the student's terms
 
     def _student_terms(self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws) -> Terms:
-        total, parts = x0.new_zeros(()), dict[str, Tensor]()
+        parts, weights = dict[str, Tensor](), dict[str, float]()
         if draws.step >= self.config.warmup_steps:
             parts = self._matching(x0, made, draws)
-            if self.config.gan is not None:
-                parts["adversarial"] = self._opinion(x0, made, batch, draws)
+            if self.game is not None and self.config.gan is not None:
+                z, text = self._real(batch, x0)
+                parts["adversarial"], _ = self.game.generator(
+                    x0, z, made.condition, draws, z_condition=text
+                )
+                weights["adversarial"] = self.config.gan.weight
             if self.config.off_grid_weight > 0:
                 parts["off_grid"] = self._off_grid(x0, made, draws)
-            weights = {
-                "matching": 1.0,
-                "guidance": 1.0,
-                "adversarial": 0.0 if self.config.gan is None else self.config.gan.weight,
-                "off_grid": self.config.off_grid_weight,
-            }
-            total = torch.stack([weights[name] * part.mean() for name, part in parts.items()]).sum()
-        shown = {name: part.detach() for name, part in parts.items()}
-        if made.rows is not None:
-            regression, values = self._regression(x0, made, batch, draws)
-            total, shown = total + regression, shown | values
+                weights["off_grid"] = self.config.off_grid_weight
+        terms = {name: weights.get(name, 1.0) * part.mean() for name, part in parts.items()}
+        if made.rows is not None and (rows := made.rows.nonzero().flatten()).numel() > 0:
+            terms["regression"], values = self._regression(x0, rows, batch, draws)
+            parts = parts | values
         flat = x0.detach().flatten(1)
-        return Terms(total, {**shown, "x0_mean": flat.mean(1), "x0_std": flat.std(1, correction=0)})
+        shown = {name: part.detach() for name, part in parts.items()}
+        shown |= {"x0_mean": flat.mean(1), "x0_std": flat.std(1, correction=0)}
+        return Terms(sum(terms.values(), x0.new_zeros(())), shown, terms)
 
     def _matching(self, x0: Tensor, made: Inputs, draws: Draws) -> dict[str, Tensor]:
         """The distribution-matching term; and that of guidance, where it is apart."""
@@ -225,9 +213,13 @@ class DMD2(DistillationMethod):
                 seen = self._taught(step, x_t, c)
             assert seen.null is not None
             found["guidance"] = F.guidance_matching(
-                x0, seen.conditional, seen.null, config.guidance,
-                floor=config.decoupled.floor, normalise=config.normaliser != "none",
-            )  # fmt: skip
+                x0,
+                seen.conditional,
+                seen.null,
+                config.guidance,
+                floor=config.decoupled.floor,
+                normalise=config.normaliser != "none",
+            )
         return found
 
     def _matched(
@@ -235,12 +227,14 @@ class DMD2(DistillationMethod):
     ) -> Tensor:
         config = self.config
         return F.distribution_matching(
-            x0, real, fake,
+            x0,
+            real,
+            fake,
             reference=conditional if config.normaliser == "conditional" else None,
             floor=config.normaliser_floor,
             normalise=config.normaliser != "none",
             weight=weight,
-        )  # fmt: skip
+        )
 
     def _taught(self, step: Step, x_t: Tensor, c: Condition, guided: bool = True) -> _Taught:
         """What the teacher says of x0: guided, with the prompt, and (in one batch with it) without."""
@@ -258,8 +252,7 @@ class DMD2(DistillationMethod):
         if self.config.divergence == "reverse_kl":
             return weight
         assert self.discriminator is not None
-        logits = self._logits(_Seen(self.discriminator.taps.features(x_t, step.t, c), step.t, c))
-        ratio = F.f_divergence_weight(logits, self.config.divergence)
+        ratio = F.f_divergence_weight(self.discriminator(x_t, step.t, c), self.config.divergence)
         return ratio if weight is None else ratio * weight
 
     def _off_grid(self, x0: Tensor, made: Inputs, draws: Draws) -> Tensor:
@@ -277,84 +270,69 @@ class DMD2(DistillationMethod):
         return self._matched(there, real, fake, real, None)
 
     def _regression(
-        self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws
+        self, x0: Tensor, rows: Tensor, batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean over the rows that are pairs, a share of all on average; and what is logged."""
-        assert made.rows is not None
         assert self.regression is not None
         assert self.config.regression is not None
-        rows = made.rows.nonzero().flatten()
-        if len(rows) == 0:
-            return x0.new_zeros(()), {}
         found = self.regression.parts(x0[rows], latents_of(batch, "pairs").x0[rows].to(x0.dtype))
         per_sample = self.regression.weigh(found)
         warm = draws.step < self.config.warmup_steps
         expected = len(x0) * (1.0 if warm else self.config.regression.share)
         shown = {"regression": per_sample, **(found if len(found) > 1 else {})}
-        total = self.config.regression.weight * per_sample.sum() / expected
-        return total, {name: value.detach() for name, value in shown.items()}
+        return self.config.regression.weight * per_sample.sum() / expected, shown
 
     # critic and discriminator
 
     def _critic_terms(
-        self, x0: Tensor, made: Inputs, seen: tuple[_Seen, _Seen] | None, draws: Draws
+        self, x0: Tensor, made: Inputs, seen: Mapping[str, Side], draws: Draws
     ) -> Terms:
         """Denoising of the student's samples, and with the critic's features the discriminator's loss."""
         step, _, noise = self._noised(x0, self.critic_law, draws, "critic")
         weight = self.config.critic.weight
         error = critic_error(self.critic, weight, step, x0, noise, made.condition)
-        total, parts = error.mean(), {"critic": error.detach()}
+        terms, parts = {"critic": error.mean()}, {"critic": error.detach()}
+        if seen:
+            assert self.game is not None
+            assert self.config.gan is not None
+            opinion = self.game.adversarial.discriminator(seen["real"].logits, seen["fake"].logits)
+            terms["adversarial"] = self.config.gan.critic_weight * opinion.mean()
+            parts["adversarial"] = opinion.detach()
+        return Terms(sum(terms.values(), error.new_zeros(())), parts, terms)
+
+    def _discriminator_terms(
+        self, x0: Tensor, made: Inputs, batch: Batch, seen: Mapping[str, Side], draws: Draws
+    ) -> Terms:
+        """The heads' loss and the penalties that are due."""
+        assert self.game is not None
+        number = draws.step - self.config.warmup_steps
+        if self.config.updates == "alternating":
+            number -= number // (self.config.critic.updates + 1) + 1
+        z, text = self._real(batch, x0)
+        found = self.game.update(x0, z, made.condition, draws, number, z_condition=text, seen=seen)
+        return Terms(found.total(torch.mean), self.game.shown(found))
+
+    def _seen(self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws) -> dict[str, Side]:
+        """What is said of data and of samples, where the critic learns from it; else nothing."""
         gan = self.config.gan
-        if gan is not None and seen is not None and self._sees("critic") and gan.critic_weight > 0:
-            real, fake = (self._logits(side) for side in seen)
-            told = self.adversarial.discriminator(real, fake)
-            total = total + gan.critic_weight * told.mean()
-            parts["adversarial"] = told.detach()
-        return Terms(total, parts)
+        if self.game is None or gan is None or gan.features != "critic" or gan.critic_weight == 0:
+            return {}
+        z, text = self._real(batch, x0)
+        return {
+            "real": self.game.side(z, text, draws, "real"),
+            "fake": self.game.side(x0, made.condition, draws, "fake"),
+        }
 
-    def _discriminator_terms(self, real: _Seen, fake: _Seen) -> Terms:
-        logits = [self._logits(side.detached()) for side in (real, fake)]
-        per_sample = self.adversarial.discriminator(*logits)
-        shown = {"logit_real": _mean_logit(logits[0]), "logit_fake": _mean_logit(logits[1])}
-        return Terms(per_sample.mean(), {"discriminator": per_sample.detach(), **shown})
-
-    def _opinion(self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws) -> Tensor:
-        """What the discriminator makes of the student's samples, as the student's loss."""
-        fake, real = self._logits(self._seen(x0, made.condition, draws, "generator")), None
-        if self.adversarial.needs_real:
-            real = self._logits(self._seen_real(x0, batch, draws, "generator.real"))
-        return self.adversarial.generator(fake, real)
-
-    def _seen_both(
-        self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws
-    ) -> tuple[_Seen, _Seen] | None:
-        """The features of data and of samples, with gradients where the critic's are trained."""
-        gan = self.config.gan
-        if gan is None:
-            return None
-        trains = gan.features == "critic" and gan.critic_weight > 0
-        with nullcontext() if trains else torch.no_grad():
-            real = self._seen_real(x0, batch, draws, "real")
-            name = "real" if gan.same_noise else "fake"
-            return real, self._seen(x0, made.condition, draws, name)
-
-    def _seen_real(self, x0: Tensor, batch: Batch, draws: Draws, name: str) -> _Seen:
+    def _real(self, batch: Batch, x0: Tensor) -> tuple[Tensor, Condition]:
+        """The discriminator's data, with their own prompts."""
         assert self.config.gan is not None
         data = latents_of(batch, self.config.gan.real)
-        return self._seen(data.x0.to(x0.dtype), data.condition, draws, name)
+        return data.x0.to(x0.dtype), data.condition
 
-    def _seen(self, x0: Tensor, condition: Condition, draws: Draws, name: str) -> _Seen:
-        """Features of latents, noised at timesteps that are drawn under this name."""
-        assert self.discriminator is not None
-        step, x_t, _ = self._noised(x0, self.gan_law, draws, name)
-        return _Seen(self.discriminator.taps.features(x_t, step.t, condition), step.t, condition)
-
-    def _logits(self, seen: _Seen) -> tuple[Tensor, ...]:
-        assert self.discriminator is not None
-        return self.discriminator.heads(seen.features)
-
-    def _sees(self, network: str) -> bool:
-        return self.config.gan is not None and self.config.gan.features == network
+    def _frozen_heads(self) -> AbstractContextManager[None]:
+        if self.discriminator is None:
+            return nullcontext()
+        return frozen_within(self.discriminator.heads)
 
     def _check(self) -> None:
         """Refuses what would divide by zero, on the host."""
@@ -376,15 +354,20 @@ class _Taught(NamedTuple):
     null: Tensor | None
 
 
-class _Seen(NamedTuple):
-    """Feature maps of noised latents, and where they were taken."""
-
-    features: tuple[Tensor, ...]
-    t: Tensor
-    condition: Condition
-
-    def detached(self) -> _Seen:
-        return self._replace(features=tuple(f.detach() for f in self.features))
+def _make_game(gan: GANConfig, critic: Denoiser, teacher: Denoiser) -> AdversarialGame:
+    of_critic, law = gan.features == "critic", named_law(gan.timesteps)
+    discriminator = LatentDiscriminator(
+        critic if of_critic else teacher,
+        gan.taps,
+        head=named_head(gan.head),
+        width=gan.head_width,
+        conditioning=gan.conditioning,
+        seed=gan.seed,
+        freeze=not of_critic,
+    )
+    noising = Noising(law, law, law, shared=gan.noising == "shared", augmentation=gan.augmentation)
+    adversarial, penalties = named_adversarial(gan.adversarial), named_penalties(gan.penalty)
+    return AdversarialGame(discriminator, noising, adversarial, penalties)
 
 
 def _guided(config: DMD2Config, cast: Cast) -> Guided:
@@ -400,7 +383,3 @@ def _guided(config: DMD2Config, cast: Cast) -> Guided:
         rescale=config.guidance_rescale,
         rescale_by=config.rescale_by,
     )
-
-
-def _mean_logit(logits: Sequence[Tensor]) -> Tensor:
-    return torch.stack([scale.detach().float().mean(1) for scale in logits]).mean(0)

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nitrodistill.checks import check_fields
+from nitrodistill.discriminator import Augmentation, Conditioned, named_head
 from nitrodistill.losses.distribution_matching import Divergence
-from nitrodistill.losses.named import check_losses, named_adversarial
+from nitrodistill.losses.named import check_losses, named_adversarial, named_penalties
 from nitrodistill.models.guidance import RescaleBy
 from nitrodistill.sampling import Transition
 from nitrodistill.timesteps import named_law
@@ -71,11 +72,18 @@ class GANConfig:
         critic_weight: of the discriminator's loss in the critic's, with the critic's features; 0 trains the heads
             alone.
         taps: of the network: names of submodules, or depths in (0, 1]; 0.5 is a UNet's middle block, as published.
-        head: "conv" or "token"; see `LADDConfig`. Departure: the published head is deeper, with a logit a sample.
+        head: conv, token, mlp (one logit of the pooled map), or package.module:Class; see `LADDConfig`. Departure:
+            the published head is deeper, with a logit a sample.
         head_width: hidden channels of a head; null is the head's own choice.
-        adversarial: the loss by name: non_saturating, hinge, least_squares, relativistic.
+        conditioning: what the heads know beside the features: timestep, text (pooled), or both.
+        augmentation: of what the discriminator is shown: {flip: 0.5, translation: 0.125, crop: 0.8}; null is none.
+        adversarial: the loss by name: non_saturating, hinge, least_squares, relativistic; also with weights of the
+            heads: {hinge: {weights: [1, 1, 2]}}.
+        penalty: what keeps the heads smooth, by name; see `LADDConfig`. It is in the heads' loss alone, not in the
+            critic's.
         timesteps: law of the timesteps at which samples and data are noised, in u.
-        same_noise: noises a sample and its piece of data alike (modelopt); false draws for each.
+        noising: "independent" draws a timestep and noise for each sample and each piece of data; with "shared"
+            those in one place have the same (modelopt).
         seed: of the heads' initial weights.
     """
 
@@ -84,16 +92,21 @@ class GANConfig:
     features: Literal["critic", "teacher"] = "critic"
     critic_weight: float = 1e-2
     taps: tuple[str | float, ...] = (0.5,)
-    head: Literal["conv", "token"] = "conv"
+    head: str = "conv"
     head_width: int | None = None
-    adversarial: str = "non_saturating"
+    conditioning: tuple[Conditioned, ...] = ()
+    augmentation: Augmentation | None = None
+    adversarial: str | dict[str, Any] = "non_saturating"
+    penalty: dict[str, Any] = field(default_factory=dict)
     timesteps: Law = field(default_factory=_everywhere)
-    same_noise: bool = False
+    noising: Literal["independent", "shared"] = "independent"
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, weight=0, critic_weight=0, seed=0)
         named_adversarial(self.adversarial)
+        named_penalties(self.penalty)
+        named_head(self.head)
         named_law(self.timesteps)
 
 
