@@ -168,21 +168,28 @@ class AdversarialGame:
         wanted = self._differentiated(number)
         # with one pass for both updates and one noise for both sides, the real ones follow the generator's
         prefix = "generator." if seen is not None and self.noising.shared else ""
-        real = self.side(z, condition, draws, f"{prefix}real", differentiable="real" in wanted)
-        fake = self.side(
-            x0,
-            condition,
-            draws,
-            "fake" if seen is None else "generator",
-            features=None if seen is None else [f.detach() for f in seen.features],
-            differentiable="fake" in wanted,
-        )
+        latents = {f"{prefix}real": z}
+        if seen is None:
+            latents["fake"] = x0
+        if wrong is not None:
+            latents[f"{prefix}misaligned"] = wrong[0]
+        features = self._features(latents, condition, draws)
+        if seen is not None:
+            features["generator"] = [feature.detach() for feature in seen.features]
+
+        def side(of: Tensor, use: str, differentiable: bool = False) -> Side:
+            known = features[use]
+            return self.side(
+                of, condition, draws, use, features=known, differentiable=differentiable
+            )
+
+        real = side(z, f"{prefix}real", "real" in wanted)
+        fake = side(x0, "fake" if seen is None else "generator", "fake" in wanted)
         per_sample = self.adversarial.discriminator(real.logits, fake.logits)
         if wrong is not None:
-            latents, differ = wrong
-            said = self.side(latents, condition, draws, f"{prefix}misaligned").logits
+            said = side(wrong[0], f"{prefix}misaligned").logits
             both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
-            per_sample = both if differ is None else torch.where(differ, both, per_sample)
+            per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
         due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
         penalties = {
             name: (factor, self.penalties[name].penalty(real, fake))
@@ -211,16 +218,10 @@ class AdversarialGame:
             features: of an earlier pass of the same use, which then is not run again.
             differentiable: cuts the features off and lets them require gradients, for penalties on them.
         """
-        name, schedule = self.noising.name(use), self.discriminator.denoiser.schedule
-        u = self.noising.law(use)(draws.uniform(f"{name}.t"))
-        t = schedule.timestep(u).to(x0.device)
+        name, t = self.noising.name(use), self._timesteps(x0, draws, use)
 
         def seen(latents: Tensor) -> tuple[Tensor, ...]:
-            augmentation = self.noising.augmentation
-            if augmentation is not None:
-                latents = augmentation(latents, draws.uniform(f"{name}.augmentation", (6,)))
-            noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
-            x_t = schedule(t).mix(latents, noise)
+            x_t = self._noised(latents, t, draws, use)
             return self.discriminator.taps.features(x_t, t, condition)
 
         features = seen(x0) if features is None else features
@@ -233,6 +234,32 @@ class AdversarialGame:
             lambda moved: self.discriminator.logits(seen(moved), t, condition),
             lambda: draws.normal(f"{name}.moved", x0.shape[1:], x0.device).to(x0.dtype),
         )
+
+    def _features(
+        self, latents: Mapping[str, Tensor], condition: Condition, draws: Draws
+    ) -> dict[str, Sequence[Tensor]]:
+        """Use -> the features of its latents, all from one pass through the backbone.
+
+        The heads, which are trained and may normalise over a batch, see one use at a time.
+        """
+        t = {use: self._timesteps(x0, draws, use) for use, x0 in latents.items()}
+        x_t = [self._noised(x0, t[use], draws, use) for use, x0 in latents.items()]
+        found = self.discriminator.taps.features(
+            torch.cat(x_t), torch.cat(list(t.values())), Condition.cat([condition] * len(t))
+        )
+        parts = [feature.chunk(len(t)) for feature in found]
+        return dict(zip(t, zip(*parts, strict=True), strict=True))
+
+    def _timesteps(self, x0: Tensor, draws: Draws, use: str) -> Tensor:
+        u = self.noising.law(use)(draws.uniform(f"{self.noising.name(use)}.t"))
+        return self.discriminator.denoiser.schedule.timestep(u).to(x0.device)
+
+    def _noised(self, x0: Tensor, t: Tensor, draws: Draws, use: str) -> Tensor:
+        name, augmentation = self.noising.name(use), self.noising.augmentation
+        noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
+        if augmentation is not None:
+            x0 = augmentation(x0, draws.uniform(f"{name}.augmentation", (6,)))
+        return self.discriminator.denoiser.schedule(t).mix(x0, noise)
 
     def _differentiated(self, number: int) -> frozenset[str]:
         """The sides whose features the penalties that are due want gradients of."""
