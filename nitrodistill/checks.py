@@ -118,7 +118,7 @@ def check_fields(config: Any, **least: float) -> None:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
         elif int in kinds:
             check_whole(name, value, low)
-        elif isinstance(value, dict) and dict in map(get_origin, kinds):
+        elif isinstance(value, dict) and any(get_origin(kind) is dict for kind in kinds):
             continue
         elif (plain := kinds & {bool, str}) and not isinstance(value, tuple(plain)):
             wanted = "true or false" if bool in plain else "a text"

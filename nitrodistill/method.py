@@ -309,28 +309,31 @@ class Draws:
         self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Standard normal draws `(B, *shape)`, float32."""
-        rows = [g.standard_normal(tuple(shape), dtype=np.float32) for g in self._streams(name)]
-        return self._stack(rows, shape, device)
+        return self._drawn(name, shape, device, np.random.Generator.standard_normal)
 
     def uniform(
         self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Uniform draws in [0, 1), `(B, *shape)`, float32."""
-        rows = [g.random(tuple(shape), dtype=np.float32) for g in self._streams(name)]
-        return self._stack(rows, shape, device)
+        return self._drawn(name, shape, device, np.random.Generator.random)
 
-    def _streams(self, name: str) -> Iterator[np.random.Generator]:
+    def _drawn(
+        self,
+        name: str,
+        shape: Sequence[int],
+        device: torch.device | str,
+        draw: Callable[..., object],
+    ) -> Tensor:
+        """A row a sample, each from the start of a stream of its own."""
         # pairs have the key that stores were drawn with before there were purposes
         prefix = "" if self.purpose == "pairs" else f"{self.purpose}/{self.stage}/"
-        label = f"{prefix}{self.seed}/{self.step}/{name}"
-        key = int.from_bytes(blake2(label, 8), "little")
-        for index in self.index.tolist():
-            words = np.array([key, index % 2**64], np.uint64)
-            yield np.random.Generator(np.random.Philox(key=words))
-
-    def _stack(
-        self, rows: list[np.ndarray], shape: Sequence[int], device: torch.device | str
-    ) -> Tensor:
-        if not rows:
-            return torch.zeros(0, *shape, device=device)
-        return torch.from_numpy(np.stack(rows)).to(device)
+        key = int.from_bytes(blake2(f"{prefix}{self.seed}/{self.step}/{name}", 8), "little")
+        rows = np.empty((len(self.index), *shape), np.float32)
+        philox = np.random.Philox(key=np.array([key, 0], np.uint64))
+        generator, start = np.random.Generator(philox), philox.state
+        for i, index in enumerate(self.index.tolist()):
+            # one generator, set to each stream's start: to make one a sample costs several times the draw
+            start["state"]["key"][1] = index % 2**64
+            philox.state = start
+            draw(generator, dtype=np.float32, out=rows[i, ...])
+        return torch.from_numpy(rows).to(device)

@@ -88,3 +88,18 @@ def test_pairs_have_the_key_that_stores_were_drawn_with():
     known = np.random.Generator(philox).standard_normal((2, 2), dtype=np.float32)
     drawn = Draws(3, 0, torch.tensor([11]), purpose="pairs").normal("noise", (2, 2))
     np.testing.assert_array_equal(drawn[0].numpy(), known)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 2)])  # of odd sizes a generator keeps a half word
+def test_each_sample_has_a_generator_of_its_own(shape):
+    numbers, rows = (5, 0, 5, -1), {"normal": [], "uniform": []}
+    draws = Draws(3, 11, torch.tensor(numbers), stage=2)
+    key = hashlib.blake2b(b"training/2/3/11/x", digest_size=8).digest()
+    for number in numbers:
+        words = np.array([int.from_bytes(key, "little"), number % 2**64], np.uint64)
+        for name, kind in (("normal", "standard_normal"), ("uniform", "random")):
+            generator = np.random.Generator(np.random.Philox(key=words))
+            rows[name].append(getattr(generator, kind)(shape, dtype=np.float32))
+    for name, expected in rows.items():
+        found = getattr(draws, name)("x", shape)
+        np.testing.assert_array_equal(found.numpy(), np.stack(expected), strict=True)

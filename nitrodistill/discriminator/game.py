@@ -188,20 +188,22 @@ class AdversarialGame:
         # with one pass for both updates and one noise for both sides, the real ones follow the generator's
         use = "generator" if "generator" in found else "fake"
         prefix = "generator." if use == "generator" and self.noising.shared else ""
+        latents = {f"{prefix}real": (z, z_condition or condition), use: (x0, condition)}
+        if wrong is not None:
+            latents[f"{prefix}misaligned"] = wrong[0], condition
+        features = {name: found[name].features for name in latents if name in found}
+        features |= self._features({n: it for n, it in latents.items() if n not in found}, draws)
 
-        def side(latents: Tensor, text: Condition, use: str, differentiable: bool = False) -> Side:
-            features = found[use].features if use in found else None
+        def side(use: str, differentiable: bool = False) -> Side:
             how = {"heads_alone": True, "differentiable": differentiable}
-            return self.side(latents, text, draws, use, features=features, **how)
+            return self.side(*latents[use], draws, use, features=features[use], **how)
 
-        real = side(z, z_condition or condition, f"{prefix}real", "real" in wanted)
-        fake = side(x0, condition, use, "fake" in wanted)
+        real, fake = side(f"{prefix}real", "real" in wanted), side(use, "fake" in wanted)
         per_sample = self.adversarial.discriminator(real.logits, fake.logits)
         if wrong is not None:
-            latents, differ = wrong
-            said = side(latents, condition, f"{prefix}misaligned").logits
+            said = side(f"{prefix}misaligned").logits
             both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
-            per_sample = both if differ is None else torch.where(differ, both, per_sample)
+            per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
         due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
         penalties = {
             name: (factor, self.penalties[name].penalty(real, fake))
@@ -246,16 +248,10 @@ class AdversarialGame:
             heads_alone: cuts the features off, so that no gradient reaches the network or the latents.
             differentiable: lets the cut features require gradients, for penalties on them.
         """
-        name, schedule = self.noising.name(use), self.discriminator.denoiser.schedule
-        u = self.noising.law(use)(draws.uniform(f"{name}.t"))
-        t = schedule.timestep(u).to(x0.device)
+        name, t = self.noising.name(use), self._timesteps(x0, draws, use)
 
         def seen(latents: Tensor) -> tuple[Tensor, ...]:
-            augmentation = self.noising.augmentation
-            if augmentation is not None:
-                latents = augmentation(latents, draws.uniform(f"{name}.augmentation", (6,)))
-            noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
-            x_t = schedule(t).mix(latents, noise)
+            x_t = self._noised(latents, t, draws, use)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not heads_alone):
                 return self.discriminator.taps.features(x_t, t, condition)
 
@@ -269,6 +265,36 @@ class AdversarialGame:
             lambda moved: self.discriminator.logits(seen(moved), t, condition),
             lambda: draws.normal(f"{name}.moved", x0.shape[1:], x0.device).to(x0.dtype),
         )
+
+    @torch.no_grad()
+    def _features(
+        self, latents: Mapping[str, tuple[Tensor, Condition]], draws: Draws
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Use -> the features of its latents and their prompts, all from one pass through the network.
+
+        The heads, which are trained and may normalise over a batch, see one use at a time.
+        """
+        if not latents:
+            return {}
+        t = {use: self._timesteps(x0, draws, use) for use, (x0, _) in latents.items()}
+        x_t = [self._noised(x0, t[use], draws, use) for use, (x0, _) in latents.items()]
+        conditions = [condition for _, condition in latents.values()]
+        found = self.discriminator.taps.features(
+            torch.cat(x_t), torch.cat(list(t.values())), Condition.cat(conditions)
+        )
+        parts = [feature.split([len(x) for x in x_t]) for feature in found]
+        return dict(zip(t, zip(*parts, strict=True), strict=True))
+
+    def _timesteps(self, x0: Tensor, draws: Draws, use: str) -> Tensor:
+        u = self.noising.law(use)(draws.uniform(f"{self.noising.name(use)}.t"))
+        return self.discriminator.denoiser.schedule.timestep(u).to(x0.device)
+
+    def _noised(self, x0: Tensor, t: Tensor, draws: Draws, use: str) -> Tensor:
+        name, augmentation = self.noising.name(use), self.noising.augmentation
+        noise = draws.normal(f"{name}.noise", x0.shape[1:], x0.device).to(x0.dtype)
+        if augmentation is not None:
+            x0 = augmentation(x0, draws.uniform(f"{name}.augmentation", (6,)))
+        return self.discriminator.denoiser.schedule(t).mix(x0, noise)
 
     def _differentiated(self, number: int) -> frozenset[str]:
         """The sides whose features the penalties that are due want gradients of."""

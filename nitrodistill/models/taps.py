@@ -199,7 +199,7 @@ class FeatureTaps:
                 stack.callback(module.register_forward_hook(hook_for(i)).remove)
             if stop:
                 stack.enter_context(_ending_early(network, outer))
-            if is_compiled(outer) or is_compiled(network):
+            if any(is_compiled(module) for module in {outer, network}):
                 stack.enter_context(_eagerly())
             yield found
 

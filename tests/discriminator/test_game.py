@@ -69,6 +69,13 @@ def update(game: AdversarialGame, number: int = 0, **how: Any):
     return game.update(X0, Z, CONDITION, DRAWS, number, **how)
 
 
+def by_use(game: AdversarialGame) -> list[tuple[Tensor, Tensor]]:
+    """The passes, of which one may serve several uses, cut into these."""
+    passes = game.discriminator.denoiser.passes
+    cut = ((t.split(len(INDEX)), x_t.split(len(INDEX))) for t, x_t in passes)
+    return [use for ts, x_ts in cut for use in zip(ts, x_ts, strict=True)]
+
+
 def noised(x0: Tensor, law: Any, name: str) -> tuple[Tensor, Tensor]:
     """By hand: u from the law, t = u, x_t = (1 - t) x0 + t eps."""
     t = law(DRAWS.uniform(f"{name}.t"))
@@ -87,8 +94,7 @@ def test_each_use_has_its_law_and_its_draws():
         (X0, Uniform(), "fake"),
         (Z.roll(1, 0), Uniform(), "misaligned"),
     ]
-    passes = game.discriminator.denoiser.passes
-    for (t, x_t), case in zip(passes, cases, strict=True):
+    for (t, x_t), case in zip(by_use(game), cases, strict=True):
         torch.testing.assert_close((t.float(), x_t), noised(*case), rtol=1e-5, atol=1e-5)
 
 
@@ -112,7 +118,7 @@ def test_shared_noise_is_the_same_for_real_and_fake_and_leaves_the_generators():
     game = make_game(generator=law, real=law, fake=law, shared=True)
     game.generator(X0, Z, CONDITION, DRAWS)
     game.update(Z, Z, CONDITION, DRAWS, 0, wrong=(Z, None))
-    first, *others = game.discriminator.denoiser.passes
+    first, *others = by_use(game)
     assert len(others) == 3
     for t, x_t in others:
         assert torch.equal(t, others[0][0])
@@ -151,8 +157,8 @@ def test_real_latents_may_have_other_prompts():
     game, others = make_game(RelativisticGANLoss()), Condition({"label": torch.ones(5)})
     game.generator(X0, Z, CONDITION, DRAWS, z_condition=others)
     update(game, z_condition=others, wrong=(Z, None))
-    labels = [float(c["label"][0]) for c in game.discriminator.denoiser.conditions]
-    assert labels == [0, 1, 1, 0, 0]
+    labels = [c["label"][::5].tolist() for c in game.discriminator.denoiser.conditions]
+    assert labels == [[0], [1], [1, 0, 0]]
 
 
 def test_what_is_logged_and_the_total():
@@ -166,6 +172,18 @@ def test_what_is_logged_and_the_total():
     torch.testing.assert_close(shown["advantage"], 1 - found.per_sample.detach() / 2)
     assert {"discriminator", "logit_real", "accuracy_fake", "logit_gap.0"} < shown.keys()
     assert not any(value.requires_grad for value in shown.values())
+
+
+def test_an_update_is_one_pass_of_the_backbone_and_one_of_the_heads_for_each_use():
+    """Heads may normalise over a batch, so they must not see real and fake in one."""
+    game, seen = make_game(), list[Tensor]()
+    hook = game.discriminator.heads.register_forward_pre_hook(lambda _, args: seen.extend(args[0]))
+    update(game, wrong=(Z.roll(1, 0), None))
+    hook.remove()
+    ((t, x_t),) = game.discriminator.denoiser.passes
+    assert t.shape == (15,)
+    assert all(map(torch.equal, seen, x_t.split(5)))
+    assert len(seen) == 3
 
 
 def test_mismatches_are_half_of_the_fakes_where_they_are_mismatches():
@@ -187,7 +205,7 @@ def test_the_approximate_penalty_of_a_linear_discriminator_on_noised_latents(sca
     torch.testing.assert_close(
         value, (moved * WEIGHT).sum(1).square().mean((1, 2)), rtol=2e-2, atol=1e-10
     )
-    clean, perturbed = game.discriminator.denoiser.passes[0], game.discriminator.denoiser.passes[2]
+    clean, _, perturbed = by_use(game)
     assert torch.equal(clean[0], perturbed[0]), "the same timestep"
 
 
@@ -211,7 +229,7 @@ def test_lazy_penalties_are_not_computed_between():
         {},
         {"r1": 3.0},
     ]
-    assert len(game.discriminator.denoiser.passes) == 4 * 2 + 2
+    assert len(game.discriminator.denoiser.passes) == 4 + 2
 
 
 def test_augmentation_comes_before_the_noise():
