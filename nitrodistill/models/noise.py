@@ -3,7 +3,7 @@
 Options are read where the scheduler's class takes them: a config also keeps those of other classes. What bends
 the meaning of a timestep, or a flow's or EDM's noise levels, is honoured or refused. How the scheduler steps is
 not read, for a `StepPlan` says that: solver and order, timestep spacing, Karras' or other sigmas over betas, fresh
-noise, where the last step ends.
+noise, where the last step begins (`shift_terminal`, Qwen-Image's) and ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from nitrodistill.types import NoiseSchedule, PredictionType, check_prediction_t
 
 _BENT = (
     "invert_sigmas",
-    "shift_terminal",
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",

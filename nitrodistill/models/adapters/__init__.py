@@ -13,13 +13,12 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     PipelineAdapter,
-    first_tensor,
-    image_tokens,
-    on_grid,
 )
 from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
+from nitrodistill.models.adapters.layout import first_tensor, image_tokens, on_grid
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
+from nitrodistill.models.adapters.qwen_image import QwenImageAdapter, QwenImagePipelineAdapter
 from nitrodistill.models.adapters.sana import SanaAdapter, SanaPipelineAdapter
 from nitrodistill.models.adapters.sd3 import SD3Adapter, SD3PipelineAdapter
 from nitrodistill.models.adapters.unet import (
@@ -28,6 +27,7 @@ from nitrodistill.models.adapters.unet import (
     UNetAdapter,
 )
 from nitrodistill.models.adapters.unet2d import UNet2DAdapter, UNet2DPipelineAdapter
+from nitrodistill.models.adapters.z_image import ZImageAdapter, ZImagePipelineAdapter
 
 __all__ = [
     "ADAPTERS",
@@ -46,10 +46,12 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "DiTTransformer2DModel": DiTAdapter,
     "FluxTransformer2DModel": FluxAdapter,
     "PixArtTransformer2DModel": PixArtAdapter,
+    "QwenImageTransformer2DModel": QwenImageAdapter,
     "SD3Transformer2DModel": SD3Adapter,
     "SanaTransformer2DModel": SanaAdapter,
     "UNet2DConditionModel": UNetAdapter,
     "UNet2DModel": UNet2DAdapter,
+    "ZImageTransformer2DModel": ZImageAdapter,
 }
 """diffusers' class of a network -> its adapter."""
 
@@ -60,10 +62,12 @@ PIPELINES: dict[str, PipelineAdapter] = {
     "FluxPipeline": FluxPipelineAdapter(),
     "PixArtAlphaPipeline": PixArtPipelineAdapter(),
     "PixArtSigmaPipeline": PixArtPipelineAdapter(),
+    "QwenImagePipeline": QwenImagePipelineAdapter(),
     "SanaPipeline": SanaPipelineAdapter(),
     "StableDiffusion3Pipeline": SD3PipelineAdapter(),
     "StableDiffusionPipeline": StableDiffusionPipelineAdapter(),
     "StableDiffusionXLPipeline": StableDiffusionXLPipelineAdapter(),
+    "ZImagePipeline": ZImagePipelineAdapter(),
 }
 """diffusers' class of a pipeline -> its adapter."""
 
