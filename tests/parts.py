@@ -88,19 +88,26 @@ def t5_tokenizer() -> Any:
 
 def t5(width: int) -> Any:
     """T5's encoder."""
-    return transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=len(t5_tokenizer()),
-            d_model=width,
-            d_kv=8,
-            d_ff=2 * width,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
+    return transformers.T5EncoderModel(transformers.T5Config(**_t5_sizes(width)))
+
+
+def umt5(width: int) -> Any:
+    """UMT5's encoder."""
+    return transformers.UMT5EncoderModel(transformers.UMT5Config(**_t5_sizes(width)))
+
+
+def _t5_sizes(width: int) -> dict[str, Any]:
+    return {
+        "vocab_size": len(t5_tokenizer()),
+        "d_model": width,
+        "d_kv": 8,
+        "d_ff": 2 * width,
+        "num_layers": 1,
+        "num_heads": 2,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+    }
 
 
 @cache
@@ -146,8 +153,9 @@ def qwen_tokenizer() -> Any:
         model_max_length=4096,
     )
     tokenizer.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"
-        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n{% if message.content is string %}"
+        "{{ message.content }}{% else %}{{ message.content[0].text }}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     return tokenizer
 

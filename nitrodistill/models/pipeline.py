@@ -117,10 +117,12 @@ class Pipeline:
             raise ValueError(
                 f"this {type(pipe).__name__} draws {channels} channels; pictures are grey (1) or RGB (3)."
             )
+        tokens = (height // of_network.patch) * (width // of_network.patch)
         schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
             of_network.timestep_scale,
-            (height // of_network.patch) * (width // of_network.patch),
+            tokens,
+            adapter.shift_mu(pipe, tokens),
         )
         for module in pipe.components.values():
             if isinstance(module, nn.Module):

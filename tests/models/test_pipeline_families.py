@@ -24,7 +24,7 @@ SMALL = {
     "sana": (256, 512),
     **dict.fromkeys(flow_pipelines.FAMILIES, (32, 16)),
 }
-TWO_CALLS = {"qwen-image"}
+TWO_CALLS = {"qwen-image", "chroma", "flux2-klein"}
 """Pipelines that call the network with the prompt first and the negative one by itself."""
 
 BACKWARDS = {"z-image"}
@@ -91,11 +91,19 @@ def _told(network: Any, call: Any) -> dict[str, Any]:
     return recorder.remove()
 
 
+def _second_half(value: Any, batch: int) -> Any:
+    """The prompts' part of what the network is told of twice the batch; position ids have no batch."""
+    sized = isinstance(value, (list, torch.Tensor)) and len(value) == 2 * batch
+    return value[batch:] if sized else value
+
+
 def _same(ours: Any, theirs: Any, key: str) -> None:
     if isinstance(theirs, dict):
         for inner in theirs:
             _same(ours[inner], theirs[inner], inner)
     elif isinstance(theirs, torch.Tensor):
+        if theirs.ndim > ours.ndim:  # FLUX.2's position ids, alike for each sample
+            theirs = theirs[0]
         wide = theirs.double().expand_as(ours)
         torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=1e-5, msg=key)
     else:
@@ -114,7 +122,7 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
     noise = torch.randn(2, *pipeline.latent_shape, generator=generator)
     height, width = pipeline.resolution
     given = noise
-    if name in ("flux-dev", "flux-schnell", "qwen-image"):
+    if name in ("flux-dev", "flux-schnell", "qwen-image", "chroma"):
         given = pipe._pack_latents(noise, *noise.shape)
     settings: dict[str, Any] = {"use_resolution_binning": False}
     if name not in ("pixart-sigma", "sana"):
@@ -137,8 +145,8 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
         _check_lists(ours, theirs, scale)
         return
     if name in TWO_CALLS and scale > 1:
-        ours = {key: value[len(noise) :] for key, value in ours.items() if key != "return_dict"}
-    assert isinstance(guided, EmbeddedGuidance) == (name == "flux-dev")
+        ours = {key: _second_half(value, len(noise)) for key, value in ours.items()}
+    assert isinstance(guided, EmbeddedGuidance) == (name in ("flux-dev", "flux2-dev"))
     compared = [
         key
         for key in theirs
@@ -219,6 +227,13 @@ def _by_hand(vae: Any, x0: torch.Tensor, images: torch.Tensor) -> tuple[torch.Te
         decoded = vae.decode(x0[:, :, None] * std + mean, return_dict=False)[0][:, :, 0]
         found = vae.encode(images[:, :, None]).latent_dist.mode()
         return decoded, ((found - mean) / std)[:, :, 0]
+    if isinstance(vae, diffusers.AutoencoderKLFlux2):
+        pipe = diffusers.Flux2Pipeline
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + config.batch_norm_eps)
+        decoded = vae.decode(pipe._unpatchify_latents(x0 * std + mean), return_dict=False)[0]
+        found = pipe._patchify_latents(vae.encode(images).latent_dist.mode())
+        return decoded.clamp(-1, 1), (found - mean) / std
     shift = config.get("shift_factor") or 0.0
     decoded = vae.decode(x0 / config.scaling_factor + shift, return_dict=False)[0].clamp(-1, 1)
     encoded = vae.encode(images)

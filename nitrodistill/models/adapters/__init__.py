@@ -9,13 +9,16 @@ from typing import Any
 
 from torch import nn
 
+from nitrodistill.models.adapters.aura_flow import AuraFlowAdapter, AuraFlowPipelineAdapter
 from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     PipelineAdapter,
 )
+from nitrodistill.models.adapters.chroma import ChromaAdapter, ChromaPipelineAdapter
 from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
+from nitrodistill.models.adapters.flux2 import Flux2Adapter, Flux2PipelineAdapter
 from nitrodistill.models.adapters.layout import first_tensor, image_tokens, on_grid
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
 from nitrodistill.models.adapters.qwen_image import QwenImageAdapter, QwenImagePipelineAdapter
@@ -43,7 +46,10 @@ __all__ = [
 ]
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "AuraFlowTransformer2DModel": AuraFlowAdapter,
+    "ChromaTransformer2DModel": ChromaAdapter,
     "DiTTransformer2DModel": DiTAdapter,
+    "Flux2Transformer2DModel": Flux2Adapter,
     "FluxTransformer2DModel": FluxAdapter,
     "PixArtTransformer2DModel": PixArtAdapter,
     "QwenImageTransformer2DModel": QwenImageAdapter,
@@ -56,9 +62,13 @@ ADAPTERS: dict[str, type[Adapter]] = {
 """diffusers' class of a network -> its adapter."""
 
 PIPELINES: dict[str, PipelineAdapter] = {
+    "AuraFlowPipeline": AuraFlowPipelineAdapter(),
+    "ChromaPipeline": ChromaPipelineAdapter(),
     "DDIMPipeline": UNet2DPipelineAdapter(scheduler="DDIMScheduler"),
     "DDPMPipeline": UNet2DPipelineAdapter(),
     "DiTPipeline": DiTPipelineAdapter(),
+    "Flux2KleinPipeline": Flux2PipelineAdapter(),
+    "Flux2Pipeline": Flux2PipelineAdapter(),
     "FluxPipeline": FluxPipelineAdapter(),
     "PixArtAlphaPipeline": PixArtPipelineAdapter(),
     "PixArtSigmaPipeline": PixArtPipelineAdapter(),

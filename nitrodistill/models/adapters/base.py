@@ -290,6 +290,15 @@ class PipelineAdapter(ABC):
         """What a pipeline was made with, is not in its config, and has to be saved with it."""
         return {}
 
+    def shift_mu(self, pipe: Any, num_tokens: int) -> float | None:
+        """The `mu` of a dynamic shift, where the pipeline does not take it from its scheduler's line.
+
+        Args:
+            pipe: the pipeline.
+            num_tokens: image tokens.
+        """
+        return None
+
     def call_sigmas(self, num_inference_steps: int) -> list[float] | None:
         """The sigmas that the pipeline's call hands to its scheduler if its user gives none.
 

@@ -33,7 +33,9 @@ class QwenImageAdapter(Adapter):
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
         # the last block's text is dropped, so that to_add_out there would never get a gradient
-        used = (f"transformer_blocks.{i}.attn.to_add_out" for i in range(self.config.num_layers - 1))
+        used = (
+            f"transformer_blocks.{i}.attn.to_add_out" for i in range(self.config.num_layers - 1)
+        )
         self.lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS[:-1], *used)
         for setting in _EDITING:
             if self.config.get(setting):

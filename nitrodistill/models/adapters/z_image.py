@@ -39,8 +39,8 @@ class ZImageAdapter(Adapter):
         super().__init__(network)
         if self.config.get("siglip_feat_dim") is not None or 2 not in self.config.all_patch_size:
             raise ValueError(
-                "this ZImageTransformer2DModel takes pictures (siglip_feat_dim, of Z-Image-Omni) or has no patches "
-                "of 2x2, which its adapter does not pass; distil from Z-Image itself."
+                "this ZImageTransformer2DModel takes pictures (siglip_feat_dim, of Z-Image-Omni) or has no "
+                "patches of 2x2, which its adapter does not pass; distil from Z-Image itself."
             )
 
     def entries(self) -> Mapping[str, Entry]:
