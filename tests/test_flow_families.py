@@ -12,7 +12,8 @@ import torch
 
 from nitrodistill.methods.dmd2 import CriticConfig, DMD2Config
 from nitrodistill.models import DiffusersDenoiser, LoRAConfig, Pipeline, add_lora
-from nitrodistill.models.folders import UnsupportedPipeline, check_installed
+from nitrodistill.models.adapters import PIPELINES
+from nitrodistill.models.folders import UnsupportedPipeline
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.skeleton import skeleton
 from nitrodistill.schedules import RectifiedFlow
@@ -124,12 +125,10 @@ def test_dmd2_of_lora_roles_resumes_where_it_was(name, tmp_path):
 
 
 def test_a_family_that_diffusers_lacks_is_refused_in_a_sentence(monkeypatch, tmp_path):
-    make_pipeline("aura-flow").save_pretrained(tmp_path)
-    (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImagePipeline"}')
-    monkeypatch.delattr(diffusers, "QwenImagePipeline")
-    message = r"is a QwenImagePipeline, which the installed diffusers .* lacks; install a newer one"
-    with pytest.raises(UnsupportedPipeline, match=message):
-        check_installed(tmp_path, "QwenImagePipeline")
+    """A family of ours whose class is not there, as in an older diffusers."""
+    monkeypatch.setitem(PIPELINES, "LaterPipeline", PIPELINES["AuraFlowPipeline"])
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LaterPipeline"}')
+    message = r"is a LaterPipeline, which the installed diffusers .* lacks; install a newer one"
     for read in (Pipeline.load, skeleton):
         with pytest.raises(UnsupportedPipeline, match=message):
             read(tmp_path)

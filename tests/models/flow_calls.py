@@ -33,7 +33,7 @@ def _z_image(network: Any, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
         text[:length] for text, length in zip(c["encoder_hidden_states"], lengths, strict=True)
     ]
     answer = network(list(x_t[:, :, None].unbind(0)), 1 - t.float(), texts)
-    return -torch.stack(answer.sample)[:, :, 0]
+    return -torch.stack(list(answer.sample))[:, :, 0]
 
 
 def _chroma(network: Any, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
