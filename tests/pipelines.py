@@ -13,7 +13,6 @@ Under pytest, import this as `tests.pipelines`.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -22,14 +21,12 @@ import diffusers
 import torch
 import transformers
 
-from nitrodistill.toy.scenes import WORDS
-from tools.toy.text import MAX_TOKENS, make_tokenizer
+from tests import flow_pipelines, parts
 
 __all__ = ["FAMILIES", "make_pipeline", "tiny_pipeline"]
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"}
-LETTERS = string.ascii_letters + string.digits + string.punctuation
 
 
 @cache
@@ -72,10 +69,10 @@ def sd21_v() -> Any:
 
 def _stable_diffusion(scheduler: Any, **unet: Any) -> Any:
     return diffusers.StableDiffusionPipeline(
-        vae=_vae(4, 0.18215),
-        text_encoder=_clip(transformers.CLIPTextModel, 16),
-        tokenizer=_clip_tokenizer(),
-        unet=_unet(cross_attention_dim=16, **unet),
+        vae=parts.vae(4, 0.18215),
+        text_encoder=parts.clip(transformers.CLIPTextModel, 16),
+        tokenizer=parts.clip_tokenizer(),
+        unet=parts.unet(cross_attention_dim=16, **unet),
         scheduler=scheduler,
         **_no_checker(),
     )
@@ -87,7 +84,7 @@ def _no_checker() -> dict[str, Any]:
 
 def sdxl() -> Any:
     """SDXL: epsilon, two CLIPs (penultimate layers side by side), pooled text and time ids."""
-    unet = _unet(
+    unet = parts.unet(
         cross_attention_dim=24,
         attention_head_dim=(2, 4),
         use_linear_projection=True,
@@ -99,11 +96,11 @@ def sdxl() -> Any:
         **SCALED_LINEAR, timestep_spacing="leading", steps_offset=1
     )
     return diffusers.StableDiffusionXLPipeline(
-        vae=_vae(4, 0.13025, force_upcast=True),
-        text_encoder=_clip(transformers.CLIPTextModel, 8),
-        text_encoder_2=_clip(transformers.CLIPTextModelWithProjection, 16, projection_dim=12),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        vae=parts.vae(4, 0.13025, force_upcast=True),
+        text_encoder=parts.clip(transformers.CLIPTextModel, 8),
+        text_encoder_2=parts.clip(transformers.CLIPTextModelWithProjection, 16, projection_dim=12),
+        tokenizer=parts.clip_tokenizer(),
+        tokenizer_2=parts.clip_tokenizer(),
         unet=unet,
         scheduler=scheduler,
         add_watermarker=False,
@@ -126,9 +123,9 @@ def pixart_sigma() -> Any:
     )
     scheduler: Any = diffusers.DPMSolverMultistepScheduler(**LINEAR)
     return diffusers.PixArtSigmaPipeline(
-        tokenizer=_t5_tokenizer(),
-        text_encoder=_t5(32),
-        vae=_vae(4, 0.13025, channels=(4, 4, 4, 4)),
+        tokenizer=parts.t5_tokenizer(),
+        text_encoder=parts.t5(32),
+        vae=parts.vae(4, 0.13025, channels=(4, 4, 4, 4)),
         transformer=transformer,
         scheduler=scheduler,
     )
@@ -155,13 +152,15 @@ def sd3() -> Any:
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=_vae(16, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(encoder, 8, projection_dim=12),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_clip(encoder, 16, projection_dim=10),
-        tokenizer_2=_clip_tokenizer(),
-        text_encoder_3=_t5(32),
-        tokenizer_3=_t5_tokenizer(),
+        vae=parts.vae(
+            16, 1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        text_encoder=parts.clip(encoder, 8, projection_dim=12),
+        tokenizer=parts.clip_tokenizer(),
+        text_encoder_2=parts.clip(encoder, 16, projection_dim=10),
+        tokenizer_2=parts.clip_tokenizer(),
+        text_encoder_3=parts.t5(32),
+        tokenizer_3=parts.t5_tokenizer(),
     )
 
 
@@ -201,11 +200,13 @@ def _flux(scheduler: Any, guidance_embeds: bool) -> Any:
     )
     return diffusers.FluxPipeline(
         scheduler=scheduler,
-        vae=_vae(16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
-        text_encoder=_clip(transformers.CLIPTextModel, 16),
-        tokenizer=_clip_tokenizer(),
-        text_encoder_2=_t5(32),
-        tokenizer_2=_t5_tokenizer(),
+        vae=parts.vae(
+            16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        text_encoder=parts.clip(transformers.CLIPTextModel, 16),
+        tokenizer=parts.clip_tokenizer(),
+        text_encoder_2=parts.t5(32),
+        tokenizer_2=parts.t5_tokenizer(),
         transformer=transformer,
     )
 
@@ -240,27 +241,12 @@ def sana() -> Any:
             f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in half.items()
         },
     )
-    tokenizer = _gemma_tokenizer()
-    text_encoder = transformers.Gemma2Model(
-        transformers.Gemma2Config(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            max_position_embeddings=4096,
-            sliding_window=4096,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
     scheduler = diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    return diffusers.SanaPipeline(tokenizer, text_encoder, vae, transformer, scheduler)
+    return diffusers.SanaPipeline(
+        parts.gemma_tokenizer(), parts.gemma(16), vae, transformer, scheduler
+    )
 
 
 FAMILIES: dict[str, Callable[[], Any]] = {
@@ -272,6 +258,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux-dev": flux_dev,
     "flux-schnell": flux_schnell,
     "sana": sana,
+    **flow_pipelines.FAMILIES,
 }
 
 
@@ -309,7 +296,7 @@ def dit() -> Any:
     )
     names = {0: "tench, Tinca tinca", 1: "goldfish", 2: "great white shark"}
     scheduler: Any = diffusers.DDIMScheduler(clip_sample=False)
-    pipe: Any = diffusers.DiTPipeline(transformer, _vae(4, 0.18215), scheduler, id2label=names)
+    pipe: Any = diffusers.DiTPipeline(transformer, parts.vae(4, 0.18215), scheduler, id2label=names)
     pipe.register_to_config(id2label={str(label): name for label, name in names.items()})
     return pipe  # as its checkpoint is: diffusers reads the names and would not save them
 
@@ -322,90 +309,3 @@ WITHOUT_TEXT: dict[str, Callable[[], Any]] = {
     "dit": dit,
 }
 """Unconditional and class-conditional pipelines."""
-
-
-def _unet(**settings: Any) -> Any:
-    return diffusers.UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        **settings,
-    )
-
-
-def _vae(
-    latent_channels: int,
-    scaling_factor: float,
-    channels: tuple[int, ...] = (4, 8),
-    **settings: Any,
-) -> Any:
-    blocks: dict[str, Any] = {
-        "block_out_channels": channels,
-        "down_block_types": ("DownEncoderBlock2D",) * len(channels),
-        "up_block_types": ("UpDecoderBlock2D",) * len(channels),
-    }
-    return diffusers.AutoencoderKL(
-        norm_num_groups=4,
-        latent_channels=latent_channels,
-        scaling_factor=scaling_factor,
-        **blocks,
-        **settings,
-    )
-
-
-@cache
-def _clip_tokenizer() -> Any:
-    return make_tokenizer()
-
-
-def _clip(encoder: Any, width: int, **settings: Any) -> Any:
-    tokenizer = _clip_tokenizer()
-    config = transformers.CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=MAX_TOKENS,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **settings,
-    )
-    return encoder(config)
-
-
-@cache
-def _t5_tokenizer() -> Any:
-    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    words = [(f"▁{word}", -1.0) for word in WORDS if len(word) > 1]
-    letters = [("▁", -3.0), *((letter, -5.0) for letter in LETTERS)]
-    return transformers.T5Tokenizer(
-        vocab=[*special, *words, *letters], extra_ids=0, model_max_length=512
-    )
-
-
-def _t5(width: int) -> Any:
-    return transformers.T5EncoderModel(
-        transformers.T5Config(
-            vocab_size=len(_t5_tokenizer()),
-            d_model=width,
-            d_kv=8,
-            d_ff=2 * width,
-            num_layers=1,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-            is_encoder_decoder=False,
-            use_cache=False,
-        )
-    )
-
-
-@cache
-def _gemma_tokenizer() -> Any:
-    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "▁", "\n", *LETTERS]
-    vocabulary = {name: i for i, name in enumerate(names)}
-    return transformers.GemmaTokenizer(vocab=vocabulary, merges=[], model_max_length=2048)

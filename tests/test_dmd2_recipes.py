@@ -36,6 +36,8 @@ FAMILIES = {
     "dmd2-sd3": "sd3",
     "dmd2-flux-lora": "flux-dev",
     "decoupled-dmd-lora": "sd3",
+    "dmd-decoupled-qwen-image-lora": "qwen-image",
+    "dmd-zimage-lora": "z-image",
     "dmd2-toy": "toy",
     "dmd2-toy-4step": "toy",
 }

@@ -155,6 +155,7 @@ def test_ladd_sdxl():
     [
         ("ladd-sd3", "sd3"),
         ("ladd-flux-lora", "flux-dev"),
+        ("ladd-flux2-klein", "flux2-klein"),
         ("ladd-sdxl", "sdxl"),
     ],
 )

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import diffusers
 import pytest
+import torch
 
 from nitrodistill.export import check_export
 from nitrodistill.method import Cast
 from nitrodistill.methods import FeatureKD, find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline, prune
+from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.config import check_optimizers
 from nitrodistill.training.recipe import load_recipe
@@ -65,6 +68,23 @@ def test_the_published_students(name, teacher, parameters, pairs, weights, steps
     assert len(made.config.matches) == pairs
     assert len(made.plan) == first.settings.num_inference_steps
     assert getattr(recipe, first.settings.data) is not None
+
+
+def test_half_of_qwen_image():
+    """At its true size: diffusers' defaults are Qwen-Image's config."""
+    with torch.device("meta"):
+        network = diffusers.QwenImageTransformer2DModel()
+    whole = DiffusersDenoiser(network, RectifiedFlow(1.0), "flow_prediction")
+    (stage,) = load_recipe(RECIPES / "dit-depth-qwen-image.yaml").stages
+    student = prune(whole, stage.prune)
+    blocks = [count(d.module.get_submodule("transformer_blocks")) for d in (whole.copy(), student)]
+    assert blocks[1] * 2 == blocks[0]
+    made = FeatureKD.build(stage.settings, Cast.of(whole, student, empty=student.example()[2]))
+    check_optimizers(stage.trainer.optimizers, list(made.trainable()))
+    kept = dict(stage.prune.keep)["transformer_blocks"]
+    for before, after in stage.settings.features:
+        theirs, place = (int(name.rpartition(".")[2]) for name in (before, after))
+        assert theirs == (*kept, 60)[place + 1] - 1  # the last one before the next that stays
 
 
 def test_ssd_1b_has_three_teachers_in_succession():

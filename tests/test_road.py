@@ -39,6 +39,7 @@ from nitrodistill.training.estimate import estimate
 from nitrodistill.training.recipe import save_recipe
 from nitrodistill.training.run import training_latents
 from nitrodistill.training.stages import build_on_shapes
+from tests import flow_pipelines
 from tests.pipelines import FAMILIES, WITHOUT_TEXT, make_pipeline
 
 TEXTS = ("a small red circle", "a large blue ring")
@@ -69,6 +70,7 @@ ROADS = {name: of_text() for name in FAMILIES} | {
     "sd3": of_text(16),
     "flux-dev": of_text(16),
     "flux-schnell": of_text(16),
+    **{name: of_text(16) for name in flow_pipelines.FAMILIES},
     **{name: Family(("",), {"batch_size": 2}, 1.0) for name in WITHOUT_TEXT},
     CANNOT: Family(("3", "0"), {}, 1.0),
     "dit": Family(("goldfish", "2"), {"class_labels": [1, 2], "guidance_scale": 0}, 2.0),

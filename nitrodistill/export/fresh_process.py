@@ -5,6 +5,7 @@ Run as `python -c <this file> answer.safetensors '{settings}'`; it imports nothi
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import sys
@@ -34,6 +35,11 @@ def _load(settings: dict[str, Any]) -> Any:
     return pipe.to(settings["device"], dtype)
 
 
+def _wide(shape: list[int]) -> list[int]:
+    """Without the frames of a picture that is drawn as a video of one."""
+    return [side for side in shape if side > 1]
+
+
 def _draw(pipe: Any, shape: list[int] | None, call: dict[str, Any]) -> Any:
     """Calls the pipeline; returns the noise it drew, the latents at the end (`z`) and the picture they became.
 
@@ -50,7 +56,7 @@ def _draw(pipe: Any, shape: list[int] | None, call: dict[str, Any]) -> Any:
     def drawing(*args: Any, **kwargs: Any) -> Any:
         draws.append(randn(*args, **kwargs))
         found = list(draws[0].shape[1:])
-        if shape is not None and found != shape:
+        if shape is not None and _wide(found) != _wide(shape):
             raise _OtherSize(f"it draws latents of shape {found}, the student's are {shape}")
         return draws[-1]
 
@@ -63,7 +69,8 @@ def _draw(pipe: Any, shape: list[int] | None, call: dict[str, Any]) -> Any:
     setattr(place, name, watching)
     more = {} if vae is not None else {"output_type": "np"}
     try:
-        answer = pipe(generator=torch.Generator().manual_seed(0), **more, **call)
+        # a copy: Z-Image's pipeline changes the list of prompts that it is given
+        answer = pipe(generator=torch.Generator().manual_seed(0), **more, **copy.deepcopy(call))
     finally:
         torch.randn = randn
         delattr(place, name)

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from nitrodistill.export.card import Card
@@ -30,6 +29,7 @@ from nitrodistill.models.weights import (
     acting_weights,
     adapter_layers,
     fingerprint,
+    rebuilt,
 )
 from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import StepPlan, intervals, takes_interval
@@ -244,8 +244,5 @@ def without_lora(network: nn.Module) -> nn.Module:
     weights = acting_weights(network)
     if weights.keys() == network.state_dict().keys():
         return network
-    kind: Any = type(network)
-    with torch.device("meta"):
-        plain = kind.from_config(network.config)
-    plain.load_state_dict(weights, assign=True)
-    return plain
+    configured: Any = network
+    return rebuilt(network, configured.config, weights)

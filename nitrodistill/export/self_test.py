@@ -85,8 +85,9 @@ def self_test(
     }
     found, call = _fresh_process(settings)
     draws = [found[f"noise.{i}"].to(pipeline.device) for i in range(len(found) - 2)]
-    # later draws are packed where latents are, as the network's answers are
-    noise = [draws[0], *(denoiser.adapter.prediction(draw, draws[0]) for draw in draws[1:])]
+    first = draws[0].reshape(-1, *pipeline.latent_shape)  # Qwen-Image draws a video of one frame
+    # later draws are packed where latents are
+    noise = [first, *(denoiser.adapter.unpacked(draw, first) for draw in draws[1:])]
     with torch.no_grad(), evaluating(denoiser.module):
         condition = pipeline.encode_prompt(prompts)
         x0 = sample(denoiser, plan, noise[0], condition, lambda i: noise[i])

@@ -23,6 +23,18 @@ def check_kind(path: str | Path, kind: object) -> None:
         )
 
 
+def check_installed(path: str | Path, kind: object) -> None:
+    """Refuses what `check_kind` does, and a family that the installed diffusers lacks."""
+    import diffusers
+
+    check_kind(path, kind)
+    if not hasattr(diffusers, str(kind)):
+        raise UnsupportedPipeline(
+            f"{str(path)!r} is a {kind}, which the installed diffusers {diffusers.__version__} lacks; install a "
+            "newer one (pip install -U diffusers)."
+        )
+
+
 def check_local(path: str | Path) -> bool:
     """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
     folder, text = Path(path), str(path)

@@ -110,7 +110,7 @@ class Guided(_Around):
         """The unconditional and the conditional prediction, from one batch."""
         both = Condition.cat([condition.null(self.null), condition])
         t = t.expand(len(x_t))
-        null, conditional = self.denoiser(x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+        null, conditional = self.denoiser(torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2)
         return null, conditional
 
     def combine(self, null: Tensor, conditional: Tensor, t: Tensor) -> Tensor:

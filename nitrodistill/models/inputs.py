@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.models.weights import rebuilt
 from nitrodistill.models.wrappers import running
 from nitrodistill.types import Condition
 
@@ -146,11 +147,7 @@ def baked(network: nn.Module, value: float) -> nn.Module:
         weights[f"{path}.linear_1.bias"] = (first.bias + constant).detach()
         del weights[f"{path}.cond_proj.weight"]
     config: Any = network.config  # type: ignore[attr-defined]
-    kind: Any = type(network)
-    with torch.device("meta"):
-        plain = kind.from_config({k: v for k, v in config.items() if k != _KEY})
-    plain.load_state_dict(weights, assign=True)
-    return plain.train(network.training)
+    return rebuilt(network, {k: v for k, v in config.items() if k != _KEY}, weights)
 
 
 def _features(name: str, value: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Options are read where the scheduler's class takes them: a config also keeps those of other classes. What bends
 the meaning of a timestep, or a flow's or EDM's noise levels, is honoured or refused. How the scheduler steps is
 not read, for a `StepPlan` says that: solver and order, timestep spacing, Karras' or other sigmas over betas, fresh
-noise, where the last step ends.
+noise, where the last step begins (`shift_terminal`, Qwen-Image's) and ends.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from nitrodistill.types import NoiseSchedule, PredictionType, check_prediction_t
 
 _BENT = (
     "invert_sigmas",
-    "shift_terminal",
     "use_karras_sigmas",
     "use_exponential_sigmas",
     "use_beta_sigmas",
@@ -30,7 +29,10 @@ _BENT = (
 
 
 def noise_of(
-    scheduler: Any, timestep_scale: float = 1.0, num_tokens: int | None = None
+    scheduler: Any,
+    timestep_scale: float = 1.0,
+    num_tokens: int | None = None,
+    mu: float | None = None,
 ) -> tuple[NoiseSchedule, PredictionType, EDMPreconditioning | None]:
     """Reads a diffusers scheduler.
 
@@ -38,6 +40,8 @@ def noise_of(
         scheduler: with `alphas_cumprod`, a flow-matching one, or EDM's.
         timestep_scale: the network's timestep over the scheduler's (Flux: 1/1000).
         num_tokens: image tokens, on which some schedulers' shift depends (Flux).
+        mu: of such a shift, where a pipeline has a formula of its own (FLUX.2); by default a line through the
+            scheduler's settings.
 
     Returns:
         the schedule in the network's unit, the prediction type, and EDM's preconditioning or None.
@@ -58,7 +62,7 @@ def noise_of(
     if flow:
         _check_flow(name, options)
         t_max = options["num_train_timesteps"] * timestep_scale
-        return RectifiedFlow(t_max, _shift(name, options, num_tokens)), "flow_prediction", None
+        return RectifiedFlow(t_max, _shift(name, options, num_tokens, mu)), "flow_prediction", None
     if name.startswith("EDM"):
         if options.get("sigma_schedule", "karras") != "karras":
             raise _unread(name, options, "sigma_schedule", "karras")
@@ -112,13 +116,18 @@ def _unread(name: str, options: Mapping[str, Any], key: str, default: Any) -> Va
     )
 
 
-def _shift(name: str, options: Mapping[str, Any], num_tokens: int | None) -> float:
+def _shift(
+    name: str, options: Mapping[str, Any], num_tokens: int | None, mu: float | None
+) -> float:
     """The resolution shift: a number, or a line through the number of tokens (diffusers' `calculate_shift`)."""
     if not options.get("use_dynamic_shifting", False):
         return float(options.get("shift", options.get("flow_shift", 1.0)))
     if num_tokens is None or "base_image_seq_len" not in options:
         raise _unread(name, options, "use_dynamic_shifting", False)
-    low, high = options["base_image_seq_len"], options["max_image_seq_len"]
-    slope = (options["max_shift"] - options["base_shift"]) / (high - low)
-    mu = options["base_shift"] + slope * (num_tokens - low)
-    return mu if options.get("time_shift_type") == "linear" else math.exp(mu)
+    if mu is not None:
+        bent = mu
+    else:
+        low, high = options["base_image_seq_len"], options["max_image_seq_len"]
+        slope = (options["max_shift"] - options["base_shift"]) / (high - low)
+        bent = options["base_shift"] + slope * (num_tokens - low)
+    return bent if options.get("time_shift_type") == "linear" else math.exp(bent)

@@ -21,12 +21,17 @@ from nitrodistill.models.adapters import (
     adapter_for,
     pipeline_adapter_for,
 )
-from nitrodistill.models.autoencoder import decode_latents, encode_images, pixels_a_latent
+from nitrodistill.models.autoencoder import (
+    decode_latents,
+    encode_images,
+    image_channels,
+    pixels_a_latent,
+)
 from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
 from nitrodistill.models.folders import (
     UnsupportedPipeline,
     absent_parts,
-    check_kind,
+    check_installed,
     check_local,
     only_variant,
 )
@@ -112,10 +117,12 @@ class Pipeline:
             raise ValueError(
                 f"this {type(pipe).__name__} draws {channels} channels; pictures are grey (1) or RGB (3)."
             )
+        tokens = (height // of_network.patch) * (width // of_network.patch)
         schedule, prediction_type, preconditioning = noise_of(
             pipe.scheduler,
             of_network.timestep_scale,
-            (height // of_network.patch) * (width // of_network.patch),
+            tokens,
+            adapter.shift_mu(pipe, tokens),
         )
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
@@ -161,7 +168,7 @@ class Pipeline:
         try:
             index: Any = DiffusionPipeline.load_config(str(path))
             kind = index.get("_class_name")
-            check_kind(path, kind)
+            check_installed(path, kind)
             pipe = DiffusionPipeline.from_pretrained(
                 str(path),
                 torch_dtype=dtype,
@@ -324,7 +331,7 @@ def _vae(pipe: Any) -> Any:
 
 
 def _image_channels(pipe: Any, adapter: Adapter) -> int:
-    return adapter.channels() if _vae(pipe) is None else pipe.vae.config.in_channels
+    return adapter.channels() if _vae(pipe) is None else image_channels(pipe.vae)
 
 
 def _pixels(pipe: Any) -> int:

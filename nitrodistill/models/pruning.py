@@ -23,12 +23,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
-from nitrodistill.models.weights import adapter_layers
+from nitrodistill.models.weights import adapter_layers, hollow
 from nitrodistill.models.wrappers import has_roles, plain_name, unwrapped
 from nitrodistill.settings import build, nearest, shown
 
@@ -185,9 +184,7 @@ def pruned_network(
         )
     check_wide(network, "cannot be pruned and trained: load the network in float32")
     keep, config = _planned(network, adapter or adapter_for(network), spec)
-    kind: Any = type(network)
-    with torch.device("meta"):
-        student: nn.Module = kind.from_config(config)
+    student = hollow(type(network), config)
     names = _names(network, keep)
     tensors, places = _tensors(network), _tensors(student)
     _check_fit(tensors, places, names)

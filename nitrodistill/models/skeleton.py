@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nitrodistill.models.adapters import PIPELINES
-from nitrodistill.models.folders import check_kind, check_local
+from nitrodistill.models.folders import check_installed, check_local
 from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
 
 
@@ -35,7 +35,7 @@ def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> 
     try:
         index: Any = diffusers.DiffusionPipeline.load_config(str(path))
         kind = index.get("_class_name")
-        check_kind(path, kind)
+        check_installed(path, kind)
         parts = {
             name: _part(str(path), name, *entry)
             for name, entry in index.items()

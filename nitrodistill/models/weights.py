@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -77,6 +77,26 @@ def acting_weights(module: nn.Module) -> dict[str, Tensor]:
         for name, value in own.items()
         if of_adapters.isdisjoint(accumulate(name.split("."), "{}.{}".format))
     }
+
+
+def hollow(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    """A diffusers network of a config: weights without values (the meta device), constants with theirs.
+
+    Constants that are no buffers (Qwen-Image's rotary frequencies) would have none if all were made there.
+    """
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        return kind.from_config(config)
+
+
+def rebuilt(
+    network: nn.Module, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> nn.Module:
+    """A network of the same class with another config and these weights, which it shares."""
+    made = hollow(type(network), config)
+    made.load_state_dict(weights, assign=True)
+    return made.to(next(iter(weights.values())).device).train(network.training)
 
 
 def adapter_layers(network: nn.Module) -> dict[str, Any]:

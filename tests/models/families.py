@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.noise import noise_of
 from nitrodistill.types import Condition
+from tests import flow_pipelines
+from tests.models import flow_calls
 from tests.pipelines import make_pipeline
 
 Call = Callable[[Any, Tensor, Tensor, Condition], Tensor]
@@ -44,7 +46,8 @@ class Family:
 def _from_pipeline(name: str) -> Callable[[], tuple[DiffusersDenoiser, Any]]:
     def make() -> tuple[DiffusersDenoiser, Any]:
         pipe = make_pipeline(name)
-        size = (64, 64) if name.startswith("flux") else None
+        free = name.startswith("flux") or name in flow_pipelines.FAMILIES
+        size = (64, 64) if free else None
         return Pipeline.from_diffusers(pipe, resolution=size).denoiser, pipe.scheduler
 
     return make
@@ -219,6 +222,10 @@ FAMILIES: dict[str, Family] = {
     "flux-dev": Family(_from_pipeline("flux-dev"), _flux),
     "flux-schnell": Family(_from_pipeline("flux-schnell"), _flux),
     "sana": Family(_from_pipeline("sana"), _sana),
+    **{
+        name: Family(_from_pipeline(name), call, ((8, 8), (6, 10)))
+        for name, call in flow_calls.CALLS.items()
+    },
 }
 
 
@@ -234,7 +241,8 @@ def inputs(
     def draw(name: str, value: Tensor) -> Tensor:
         shape = (batch, *value.shape[1:])
         if name.endswith("mask"):
-            return torch.ones(shape, dtype=torch.long).index_fill(1, torch.tensor([4]), 0)
+            lengths = 4 - torch.arange(batch) % 2  # of 5: they differ
+            return (torch.arange(shape[1]) < lengths[:, None]).long()
         if not value.is_floating_point():
             return torch.arange(batch)
         return torch.randn(shape, generator=generator)

@@ -198,7 +198,7 @@ def test_checkpointing(own):
 def _inside(denoiser: DiffusersDenoiser) -> str:
     """A submodule of a block in the middle."""
     block = FeatureTaps(denoiser, [0.5]).names[0]
-    inside = ("attn1", "attn", "resnets.0")
+    inside = ("attn1", "attn", "attention", "resnets.0")
     part = denoiser.network.get_submodule(block)
     names = dict(part.named_modules())
     return f"{block}.{next(name for name in inside if name in names)}"

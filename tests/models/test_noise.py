@@ -95,17 +95,33 @@ REFUSED: tuple[tuple[str, dict[str, Any], str], ...] = (
     ("EDMEulerScheduler", {"sigma_schedule": "exponential"}, "sigma_schedule='exponential'"),
     ("EDMDPMSolverMultistepScheduler", {"sigma_schedule": "exponential"}, "sigma_schedule='karras'"),
     ("FlowMatchEulerDiscreteScheduler", {"invert_sigmas": True}, "invert_sigmas=True"),
-    ("FlowMatchEulerDiscreteScheduler", {"shift_terminal": 0.1}, "shift_terminal=0.1"),
     ("FlowMatchEulerDiscreteScheduler", {"use_karras_sigmas": True}, "use_karras_sigmas=True"),
     ("FlowMatchEulerDiscreteScheduler", {"use_exponential_sigmas": True}, "use_exponential_sigmas"),
     ("FlowMatchEulerDiscreteScheduler", {"use_beta_sigmas": True}, "use_beta_sigmas=False"),
     ("FlowMatchLCMScheduler", {"scale_factors": [0.5, 1.0]}, "scale_factors=None"),
-    ("UniPCMultistepScheduler", {**FLOW, "shift_terminal": 0.1}, "shift_terminal=0.1"),
     ("DPMSolverMultistepScheduler", {**FLOW, "use_karras_sigmas": True}, "use_karras_sigmas=True"),
     ("DPMSolverMultistepScheduler", {**FLOW, "use_dynamic_shifting": True}, "use_dynamic_shifting=True"),
     ("FlowMatchEulerDiscreteScheduler", {"use_dynamic_shifting": True}, "use_dynamic_shifting=False"),
     ("HeliosScheduler", {}, "is a flow-matching scheduler that is not read"),
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [256, 1024, 4096])
+def test_where_the_last_step_begins_is_the_plans(tokens):
+    """Qwen-Image's scheduler stretches its grid to end at .02; a timestep's noise level stays t / 1000."""
+    scheduler: Any = diffusers.FlowMatchEulerDiscreteScheduler(
+        shift_terminal=0.02, use_dynamic_shifting=True, base_shift=0.5, max_shift=0.9,
+        base_image_seq_len=256, max_image_seq_len=8192,
+    )  # fmt: skip
+    schedule = noise_of(scheduler, 1e-3, tokens)[0]
+    mu = 0.5 + 0.4 * (tokens - 256) / (8192 - 256)
+    scheduler.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=mu)
+    assert float(scheduler.sigmas[3]) == pytest.approx(0.02, rel=1e-5)
+    found = schedule(scheduler.timesteps.double() / 1000).sigma
+    torch.testing.assert_close(found, scheduler.sigmas[:4].double(), rtol=1e-5, atol=1e-6)
+    grid = schedule.timesteps(4)  # before the stretch
+    stretched = 1 - (1 - grid) * (1 - 0.02) / (1 - grid[-1])
+    torch.testing.assert_close(stretched, scheduler.sigmas[:4].double(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "options", "message"), REFUSED)

@@ -13,10 +13,31 @@ from nitrodistill.models import Pipeline
 from nitrodistill.models.guidance import EmbeddedGuidance
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Condition
+from tests import flow_pipelines
 from tests.pipelines import FAMILIES, ddpm, make_pipeline, tiny_pipeline
 
 PROMPTS = ["a red circle", "a blue ring"]
-SMALL = {"sd3": (32, 32), "flux-dev": (32, 32), "flux-schnell": (32, 32), "sana": (256, 512)}
+SMALL = {
+    "sd3": (32, 32),
+    "flux-dev": (32, 32),
+    "flux-schnell": (32, 32),
+    "sana": (256, 512),
+    **dict.fromkeys(flow_pipelines.FAMILIES, (32, 16)),
+}
+TWO_CALLS = {"qwen-image", "chroma", "flux2-klein"}
+"""Pipelines that call the network with the prompt first and the negative one by itself."""
+
+BACKWARDS = {"z-image"}
+"""Families that count from noise to data."""
+
+
+def asked(name: str, scale: float) -> dict[str, Any]:
+    """The arguments of diffusers' call for a scale of guidance as it is here."""
+    if name == "qwen-image":
+        return {"true_cfg_scale": scale, "negative_prompt": ["", ""]}
+    if name == "z-image":
+        return {"guidance_scale": scale - 1}
+    return {"guidance_scale": scale}
 
 
 @cache
@@ -29,6 +50,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+OTHERWISE = {
+    "sample": "hidden_states",
+    "x": "hidden_states",
+    "t": "timestep",
+    "cap_feats": "encoder_hidden_states",
+}
+
+
 class _Recorder:
     """Notes the keyword arguments of each call of a network, and stops diffusers' loop after the first."""
 
@@ -37,9 +66,11 @@ class _Recorder:
         self._handle = network.register_forward_pre_hook(self._note, with_kwargs=True)
 
     def _note(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = dict(zip(("hidden_states", "timestep"), args, strict=False)) | kwargs
-        if "sample" in named:
-            named["hidden_states"] = named.pop("sample")
+        order = ("hidden_states", "timestep", "encoder_hidden_states")
+        named = dict(zip(order, args, strict=False)) | kwargs
+        for other, key in OTHERWISE.items():
+            if other in named:
+                named[key] = named.pop(other)
         self.calls.append(named)
         raise _Told
 
@@ -60,11 +91,19 @@ def _told(network: Any, call: Any) -> dict[str, Any]:
     return recorder.remove()
 
 
+def _second_half(value: Any, batch: int) -> Any:
+    """The prompts' part of what the network is told of twice the batch; position ids have no batch."""
+    sized = isinstance(value, (list, torch.Tensor)) and len(value) == 2 * batch
+    return value[batch:] if sized else value
+
+
 def _same(ours: Any, theirs: Any, key: str) -> None:
     if isinstance(theirs, dict):
         for inner in theirs:
             _same(ours[inner], theirs[inner], inner)
     elif isinstance(theirs, torch.Tensor):
+        if theirs.ndim > ours.ndim:  # FLUX.2's position ids, alike for each sample
+            theirs = theirs[0]
         wide = theirs.double().expand_as(ours)
         torch.testing.assert_close(ours.double(), wide, rtol=1e-5, atol=1e-5, msg=key)
     else:
@@ -83,7 +122,7 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
     noise = torch.randn(2, *pipeline.latent_shape, generator=generator)
     height, width = pipeline.resolution
     given = noise
-    if name.startswith("flux"):
+    if name in ("flux-dev", "flux-schnell", "qwen-image", "chroma"):
         given = pipe._pack_latents(noise, *noise.shape)
     settings: dict[str, Any] = {"use_resolution_binning": False}
     if name not in ("pixart-sigma", "sana"):
@@ -91,16 +130,23 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
     theirs = _told(
         network,
         lambda: pipe(
-            PROMPTS, height=height, width=width, num_inference_steps=2, guidance_scale=scale,
-            latents=given, output_type="latent", **settings,
+            prompt=list(PROMPTS), height=height, width=width, num_inference_steps=2,
+            latents=given, output_type="latent", **asked(name, scale), **settings,
         ),
     )  # fmt: skip
     guided = pipeline.guided(scale)
     scheduler_t = theirs["timestep"].flatten()[0]
+    if name in BACKWARDS:
+        scheduler_t = 1 - scheduler_t
     t = scheduler_t if denoiser.prediction_type == "flow_prediction" else scheduler_t.long()
     condition = pipeline.encode_prompt(PROMPTS)
     ours = _told(network, lambda: guided(noise, t, condition))
-    assert isinstance(guided, EmbeddedGuidance) == (name == "flux-dev")
+    if name == "z-image":
+        _check_lists(ours, theirs, scale)
+        return
+    if name in TWO_CALLS and scale > 1:
+        ours = {key: _second_half(value, len(noise)) for key, value in ours.items()}
+    assert isinstance(guided, EmbeddedGuidance) == (name in ("flux-dev", "flux2-dev"))
     compared = [
         key
         for key in theirs
@@ -147,6 +193,15 @@ def _check_trimmed(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
         told["encoder_hidden_states"] = told["encoder_hidden_states"][:, :length] * mask[..., None]
 
 
+def _check_lists(ours: dict[str, Any], theirs: dict[str, Any], scale: float) -> None:
+    """Z-Image's batch has the prompts first, and the empty ones behind them."""
+    order = [0, 1] if scale == 1 else [2, 3, 0, 1]
+    assert len(theirs["hidden_states"]) == len(theirs["encoder_hidden_states"]) == len(order)
+    for i, j in enumerate(order):
+        for key in ("hidden_states", "encoder_hidden_states", "timestep"):
+            torch.testing.assert_close(ours[key][j], theirs[key][i], rtol=1e-5, atol=1e-6, msg=key)
+
+
 @torch.no_grad()
 def test_it_samples_and_decodes(name):
     """Two steps of our own sampler; pictures of the asked resolution; the VAE's scale, there and back."""
@@ -158,15 +213,32 @@ def test_it_samples_and_decodes(name):
     x0 = sample(pipeline.guided(2.0, "a green square"), plan, noise, condition)
     images = pipeline.decode(x0)
     assert images.shape == (2, 3, *pipeline.resolution)
-    vae = pipeline.diffusers.vae
+    decoded, encoded = _by_hand(pipeline.diffusers.vae, x0, images)
+    torch.testing.assert_close(images, decoded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(pipeline.encode_image(images), encoded, rtol=1e-4, atol=1e-4)
+
+
+def _by_hand(vae: Any, x0: torch.Tensor, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A VAE's pictures of latents, and its latents of pictures, as diffusers' pipelines make them."""
     config = vae.config
+    if isinstance(vae, diffusers.AutoencoderKLQwenImage):
+        mean = torch.tensor(config.latents_mean).view(1, -1, 1, 1, 1)
+        std = torch.tensor(config.latents_std).view(1, -1, 1, 1, 1)
+        decoded = vae.decode(x0[:, :, None] * std + mean, return_dict=False)[0][:, :, 0]
+        found = vae.encode(images[:, :, None]).latent_dist.mode()
+        return decoded, ((found - mean) / std)[:, :, 0]
+    if isinstance(vae, diffusers.AutoencoderKLFlux2):
+        pipe = diffusers.Flux2Pipeline
+        mean = vae.bn.running_mean.view(1, -1, 1, 1)
+        std = torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + config.batch_norm_eps)
+        decoded = vae.decode(pipe._unpatchify_latents(x0 * std + mean), return_dict=False)[0]
+        found = pipe._patchify_latents(vae.encode(images).latent_dist.mode())
+        return decoded.clamp(-1, 1), (found - mean) / std
     shift = config.get("shift_factor") or 0.0
-    raw = vae.decode(x0 / config.scaling_factor + shift, return_dict=False)[0].clamp(-1, 1)
-    torch.testing.assert_close(images, raw, rtol=1e-4, atol=1e-4)
+    decoded = vae.decode(x0 / config.scaling_factor + shift, return_dict=False)[0].clamp(-1, 1)
     encoded = vae.encode(images)
     mean = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
-    theirs = (mean - shift) * config.scaling_factor
-    torch.testing.assert_close(pipeline.encode_image(images), theirs, rtol=1e-4, atol=1e-4)
+    return decoded, (mean - shift) * config.scaling_factor
 
 
 def test_a_resolution_that_does_not_divide(name):

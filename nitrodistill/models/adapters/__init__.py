@@ -9,17 +9,19 @@ from typing import Any
 
 from torch import nn
 
+from nitrodistill.models.adapters.aura_flow import AuraFlowAdapter, AuraFlowPipelineAdapter
 from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     PipelineAdapter,
-    first_tensor,
-    image_tokens,
-    on_grid,
 )
+from nitrodistill.models.adapters.chroma import ChromaAdapter, ChromaPipelineAdapter
 from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
+from nitrodistill.models.adapters.flux2 import Flux2Adapter, Flux2PipelineAdapter
+from nitrodistill.models.adapters.layout import first_tensor, image_tokens, on_grid
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
+from nitrodistill.models.adapters.qwen_image import QwenImageAdapter, QwenImagePipelineAdapter
 from nitrodistill.models.adapters.sana import SanaAdapter, SanaPipelineAdapter
 from nitrodistill.models.adapters.sd3 import SD3Adapter, SD3PipelineAdapter
 from nitrodistill.models.adapters.unet import (
@@ -28,6 +30,7 @@ from nitrodistill.models.adapters.unet import (
     UNetAdapter,
 )
 from nitrodistill.models.adapters.unet2d import UNet2DAdapter, UNet2DPipelineAdapter
+from nitrodistill.models.adapters.z_image import ZImageAdapter, ZImagePipelineAdapter
 
 __all__ = [
     "ADAPTERS",
@@ -43,27 +46,38 @@ __all__ = [
 ]
 
 ADAPTERS: dict[str, type[Adapter]] = {
+    "AuraFlowTransformer2DModel": AuraFlowAdapter,
+    "ChromaTransformer2DModel": ChromaAdapter,
     "DiTTransformer2DModel": DiTAdapter,
+    "Flux2Transformer2DModel": Flux2Adapter,
     "FluxTransformer2DModel": FluxAdapter,
     "PixArtTransformer2DModel": PixArtAdapter,
+    "QwenImageTransformer2DModel": QwenImageAdapter,
     "SD3Transformer2DModel": SD3Adapter,
     "SanaTransformer2DModel": SanaAdapter,
     "UNet2DConditionModel": UNetAdapter,
     "UNet2DModel": UNet2DAdapter,
+    "ZImageTransformer2DModel": ZImageAdapter,
 }
 """diffusers' class of a network -> its adapter."""
 
 PIPELINES: dict[str, PipelineAdapter] = {
+    "AuraFlowPipeline": AuraFlowPipelineAdapter(),
+    "ChromaPipeline": ChromaPipelineAdapter(),
     "DDIMPipeline": UNet2DPipelineAdapter(scheduler="DDIMScheduler"),
     "DDPMPipeline": UNet2DPipelineAdapter(),
     "DiTPipeline": DiTPipelineAdapter(),
+    "Flux2KleinPipeline": Flux2PipelineAdapter(),
+    "Flux2Pipeline": Flux2PipelineAdapter(),
     "FluxPipeline": FluxPipelineAdapter(),
     "PixArtAlphaPipeline": PixArtPipelineAdapter(),
     "PixArtSigmaPipeline": PixArtPipelineAdapter(),
+    "QwenImagePipeline": QwenImagePipelineAdapter(),
     "SanaPipeline": SanaPipelineAdapter(),
     "StableDiffusion3Pipeline": SD3PipelineAdapter(),
     "StableDiffusionPipeline": StableDiffusionPipelineAdapter(),
     "StableDiffusionXLPipeline": StableDiffusionXLPipelineAdapter(),
+    "ZImagePipeline": ZImagePipelineAdapter(),
 }
 """diffusers' class of a pipeline -> its adapter."""
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
 JOINT_TARGETS: tuple[str, ...] = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -67,9 +68,7 @@ class Adapter(ABC):
 
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
-        given, predicted = (
-            getattr(self.config, f"{side}_channels", None) for side in ("in", "out")
-        )
+        given, predicted = getattr(self.config, "in_channels", None), self.predicted_channels()
         if given is not None and predicted not in (
             None,
             given,
@@ -95,9 +94,13 @@ class Adapter(ABC):
             condition: checked; its floating-point tensors in the network's dtype.
         """
 
-    def prediction(self, output: Tensor, x_t: Tensor) -> Tensor:
+    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
+        """Latents as the family's pipeline hands them to its scheduler, as the network returns them, as maps."""
+        return latents
+
+    def prediction(self, output: Any, x_t: Tensor) -> Tensor:
         """The prediction, shaped like `x_t`, in the network's first output; channels behind it go."""
-        return output[:, : x_t.shape[1]]
+        return self.unpacked(output, x_t)[:, : x_t.shape[1]]
 
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The image's feature map `(B, D, h, w)` in what a submodule returned.
@@ -107,6 +110,10 @@ class Adapter(ABC):
             grid: `(h, w)`, the tokens of the whole latent.
         """
         return on_grid(first_tensor(output), grid)
+
+    def predicted_channels(self) -> int | None:
+        """Channels that the network predicts for its config's `in_channels`; None: the config does not say."""
+        return getattr(self.config, "out_channels", None)
 
     def channels(self) -> int:
         """C of the latents."""
@@ -283,68 +290,21 @@ class PipelineAdapter(ABC):
         """What a pipeline was made with, is not in its config, and has to be saved with it."""
         return {}
 
+    def shift_mu(self, pipe: Any, num_tokens: int) -> float | None:
+        """The `mu` of a dynamic shift, where the pipeline does not take it from its scheduler's line.
+
+        Args:
+            pipe: the pipeline.
+            num_tokens: image tokens.
+        """
+        return None
+
     def call_sigmas(self, num_inference_steps: int) -> list[float] | None:
         """The sigmas that the pipeline's call hands to its scheduler if its user gives none.
 
         None, the default, leaves them to the scheduler.
         """
         return None
-
-
-def first_tensor(output: object) -> Tensor:
-    """`output` if it is a tensor, else the first tensor of a tuple or list."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, (tuple, list)):
-        for element in output:
-            if isinstance(element, Tensor):
-                return element
-    raise TypeError(
-        f"a tapped module returned {type(output).__name__} without a tensor in it; tap a module that "
-        "returns a feature map."
-    )
-
-
-def image_tokens(output: object, grid: tuple[int, int]) -> Tensor:
-    """The image's tokens `(B, h w, D)` in what a joint block of text and image returned.
-
-    Of a tuple that is the last tensor with h w tokens (blocks return the text first; tap these, where text may
-    have as many tokens as the image). Of longer sequences it is the end: the text comes first.
-    """
-    length = grid[0] * grid[1]
-    parts = output if isinstance(output, (tuple, list)) else [output]
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    same = [part for part in tensors if part.ndim == 3 and part.shape[1] == length]
-    if same:
-        return same[-1]
-    found = first_tensor(output)
-    return found[:, -length:] if found.ndim == 3 and found.shape[1] > length else found
-
-
-def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Lays tokens `(B, N, D)` out as a map `(B, D, h, w)`; maps stay as they are.
-
-    Args:
-        features: tokens or a map.
-        grid: `(h, w)` of the whole latent. N = h w, or fewer by a power of two a side (deeper levels of a
-            UNet).
-
-    Raises:
-        ValueError: if it is neither, as for a module that sees text or timesteps only.
-    """
-    if features.ndim == 4:
-        return features
-    height, width = grid
-    if features.ndim == 3:
-        length = features.shape[1]
-        while length < height * width and max(height, width) > 1:
-            height, width = -(-height // 2), -(-width // 2)
-        if length == height * width:
-            return features.transpose(1, 2).unflatten(2, (height, width))
-    raise ValueError(
-        f"a tapped module returned shape {tuple(features.shape)}, which is neither a map (B, D, h, w) nor "
-        f"tokens (B, N, D) of a {grid[0]}x{grid[1]} grid; tap a module that the image passes through."
-    )
 
 
 def names_of(entries: Mapping[str, Entry] | Sequence[str]) -> str:

@@ -17,9 +17,9 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     PipelineAdapter,
-    image_tokens,
-    on_grid,
 )
+from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, positions, unpacked
+from nitrodistill.models.weights import rebuilt
 from nitrodistill.types import Condition
 
 _DEFAULT_SIDE = 128  # the network knows no size; diffusers' FluxPipeline.default_sample_size
@@ -56,28 +56,19 @@ class FluxAdapter(Adapter):
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """Packed latents and the positions of all tokens."""
-        height, width = self.grid(x_t)
-        rows = torch.arange(height, device=x_t.device).repeat_interleave(width)
-        columns = torch.arange(width, device=x_t.device).repeat(height)
         text = condition["encoder_hidden_states"]
         tensors = {name: condition[name] for name in self.entries()}
         return {
-            "hidden_states": x_t.unflatten(3, (width, 2))
-            .unflatten(2, (height, 2))
-            .permute(0, 2, 4, 1, 3, 5)
-            .flatten(3)
-            .flatten(1, 2),
+            "hidden_states": packed(x_t),
             "timestep": t,
-            "img_ids": torch.stack([torch.zeros_like(rows), rows, columns], dim=1).to(x_t.dtype),
+            "img_ids": positions(self.grid(x_t), x_t),
             "txt_ids": x_t.new_zeros(text.shape[1], 3),
             **tensors,
         }
 
-    def prediction(self, output: Tensor, x_t: Tensor) -> Tensor:
+    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
         """Unpacks the tokens."""
-        height, width = self.grid(x_t)
-        patches = output.unflatten(2, (-1, 2, 2)).unflatten(1, (height, width))
-        return patches.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+        return unpacked(latents, x_t)
 
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The image's tokens, alone or behind the text's (single blocks of older diffusers)."""
@@ -108,11 +99,7 @@ class FluxAdapter(Adapter):
         }
         bias = "time_text_embed.timestep_embedder.linear_2.bias"
         weights[bias] = (weights[bias].to(constant) + constant).to(weights[bias])
-        kind: Any = type(network)
-        with torch.device("meta"):
-            baked = kind.from_config({**self.config, "guidance_embeds": False})
-        baked.load_state_dict(weights, assign=True)
-        return baked.train(network.training)
+        return rebuilt(network, {**self.config, "guidance_embeds": False}, weights)
 
 
 class FluxPipelineAdapter(PipelineAdapter):

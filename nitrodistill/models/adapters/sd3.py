@@ -12,9 +12,8 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     PipelineAdapter,
-    image_tokens,
-    on_grid,
 )
+from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
 

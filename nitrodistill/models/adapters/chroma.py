@@ -1,0 +1,116 @@
+"""ChromaTransformer2DModel: Chroma, which is Flux without pooled text and guidance, and with a mask of text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, positions, unpacked
+from nitrodistill.types import Condition
+
+_DEFAULT_SIDE = 128  # the network knows no size; diffusers' ChromaPipeline.default_sample_size
+_MASK = "_nitrodistill_mask"
+
+
+class ChromaAdapter(Adapter):
+    """Joint text tokens with a mask, position ids; t runs to 1. Blocks return (text, image), or both in one.
+
+    The mask is handed on as numbers, as diffusers' pipeline does: attention adds 1 where text or image is, and 0
+    elsewhere. With gradient checkpointing diffusers (0.42) leaves it out of the single blocks, which changes what
+    the network draws; hooks on its blocks put it back.
+
+    Blocks cannot be left out: their modulation is computed from their place among all of them.
+    """
+
+    patch: int = 2
+    multiple: int = 2
+    timestep_scale: float = 1e-3
+    block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
+    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        joint: Any = network.transformer_blocks
+        single: Any = network.single_transformer_blocks
+        for blocks, hook in ((joint, _remember_mask), (single, _recall_mask)):
+            for block in blocks:
+                if hook not in block._forward_pre_hooks.values():
+                    block.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def entries(self) -> Mapping[str, Entry]:
+        """Text and its mask."""
+        return {
+            "encoder_hidden_states": Entry((None, self.config.joint_attention_dim)),
+            "encoder_attention_mask": Entry((None,), integer=True),
+        }
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """Packed latents, the positions of all tokens, and a mask of text and image."""
+        text, mask = (condition[name] for name in self.entries())
+        tokens = packed(x_t)
+        image = tokens.new_ones(tokens.shape[:2])
+        return {
+            "hidden_states": tokens,
+            "timestep": t,
+            "encoder_hidden_states": text,
+            "attention_mask": torch.cat([mask.to(text.dtype), image], dim=1),
+            "img_ids": positions(self.grid(x_t), x_t),
+            "txt_ids": x_t.new_zeros(text.shape[1], 3),
+        }
+
+    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
+        """Unpacks the tokens."""
+        return unpacked(latents, x_t)
+
+    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
+        """The image's tokens, alone or behind the text's."""
+        return on_grid(image_tokens(output, grid), grid)
+
+    def channels(self) -> int:
+        """Of the latents; a token holds four times as many."""
+        return self.config.in_channels // 4
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """128x128, which diffusers draws by default."""
+        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
+
+
+class ChromaPipelineAdapter(PipelineAdapter):
+    """`ChromaPipeline`: T5 with a mask that leaves the first token of padding visible."""
+
+    def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
+        """T5's tokens and mask, padded to 512."""
+        text, _, mask, *_ = pipe.encode_prompt(
+            prompts, device=pipe.device, do_classifier_free_guidance=False
+        )
+        return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask.long()})
+
+    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
+        """The negative prompt, by default the empty one."""
+        return self.encode(pipe, [negative_prompt or ""], size)
+
+    def call_sigmas(self, num_inference_steps: int) -> list[float]:
+        """A line from 1 to 1/N, which the scheduler then shifts."""
+        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
+
+
+def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name)
+
+
+def _remember_mask(block: nn.Module, args: Any, kwargs: Any) -> None:
+    """A joint block is always given the mask; it goes with the rotary embedding, which later blocks get too."""
+    rotary = _argument(args, kwargs, 3, "image_rotary_emb")
+    setattr(rotary[0], _MASK, _argument(args, kwargs, 4, "attention_mask"))
+
+
+def _recall_mask(block: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
+    """A single block whose mask was left out gets it, also when it is recomputed in backward."""
+    if _argument(args, kwargs, 3, "attention_mask") is not None:
+        return None
+    rotary = _argument(args, kwargs, 2, "image_rotary_emb")
+    return args[:3], {**kwargs, "attention_mask": getattr(rotary[0], _MASK, None)}

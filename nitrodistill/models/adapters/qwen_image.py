@@ -1,0 +1,97 @@
+"""QwenImageTransformer2DModel: Qwen-Image (not its editing and layered versions, which see pictures too)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, unpacked
+from nitrodistill.types import Condition
+
+_DEFAULT_SIDE = 128  # the network knows no size; diffusers' QwenImagePipeline.default_sample_size
+_EDITING = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
+
+
+class QwenImageAdapter(Adapter):
+    """Joint text tokens with a mask; t runs to 1. Blocks return (text, image).
+
+    Text stands behind the image in the rotary positions, by its place among the tokens; the mask hides padding.
+
+    Raises:
+        ValueError: if it is a network that edits pictures, or draws in layers.
+    """
+
+    patch: int = 2
+    multiple: int = 2
+    timestep_scale: float = 1e-3
+    depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        # the last block's text is dropped, so that to_add_out there would never get a gradient
+        used = (
+            f"transformer_blocks.{i}.attn.to_add_out" for i in range(self.config.num_layers - 1)
+        )
+        self.lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS[:-1], *used)
+        for setting in _EDITING:
+            if self.config.get(setting):
+                raise ValueError(
+                    f"this QwenImageTransformer2DModel has {setting}=True (a version that edits, or draws in "
+                    "layers), which its adapter does not pass; distil from Qwen-Image itself."
+                )
+
+    def entries(self) -> Mapping[str, Entry]:
+        """Text and its mask."""
+        return {
+            "encoder_hidden_states": Entry((None, self.config.joint_attention_dim)),
+            "encoder_hidden_states_mask": Entry((None,), integer=True),
+        }
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """Packed latents, and the size of the grid of their tokens, as of a video of one frame."""
+        tensors = {name: condition[name] for name in self.entries()}
+        shapes = [[(1, *self.grid(x_t))]] * len(x_t)
+        return {"hidden_states": packed(x_t), "timestep": t, "img_shapes": shapes, **tensors}
+
+    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
+        """Unpacks the tokens."""
+        return unpacked(latents, x_t)
+
+    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
+        """The image's tokens, behind the text's."""
+        return on_grid(image_tokens(output, grid), grid)
+
+    def predicted_channels(self) -> int | None:
+        """The config counts what a token goes in with, but what a latent pixel comes out with."""
+        return self.config.out_channels * self.config.patch_size**2
+
+    def channels(self) -> int:
+        """Of the latents; a token holds four times as many."""
+        return self.config.in_channels // 4
+
+    def latent_shape(self) -> tuple[int, int, int]:
+        """128x128, which diffusers draws by default."""
+        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
+
+
+class QwenImagePipelineAdapter(PipelineAdapter):
+    """`QwenImagePipeline`: Qwen2.5-VL with the pipeline's own instruction, which is cut off again."""
+
+    def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
+        """Its tokens and mask; where diffusers leaves a mask of ones out, it is put back."""
+        text, mask = pipe.encode_prompt(prompts, device=pipe.device)
+        if mask is None:
+            mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
+        return Condition({"encoder_hidden_states": text, "encoder_hidden_states_mask": mask})
+
+    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
+        """The negative prompt, by default the empty one, for true guidance."""
+        return self.encode(pipe, [negative_prompt or ""], size)
+
+    def call_sigmas(self, num_inference_steps: int) -> list[float]:
+        """A line from 1 to 1/N, which the scheduler then shifts."""
+        return [1 - i / num_inference_steps for i in range(num_inference_steps)]

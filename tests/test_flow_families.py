@@ -1,0 +1,146 @@
+"""The families of today at their true size, on the meta device, and DMD2 of LoRA roles on their tiny networks."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from nitrodistill.methods.dmd2 import CriticConfig, DMD2Config
+from nitrodistill.models import DiffusersDenoiser, LoRAConfig, Pipeline, add_lora
+from nitrodistill.models.adapters import PIPELINES
+from nitrodistill.models.folders import UnsupportedPipeline
+from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.models.skeleton import skeleton
+from nitrodistill.schedules import RectifiedFlow
+from nitrodistill.training import (
+    OptimizerConfig,
+    Recipe,
+    Stage,
+    TrainerConfig,
+    load_student,
+    run_recipe,
+)
+from nitrodistill.training.estimate import estimate
+from nitrodistill.training.recipe import load_recipe
+from tests import flow_pipelines
+from tests.pipelines import make_pipeline
+
+RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+KLEIN_4B = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
+KLEIN_9B = {
+    "num_layers": 8,
+    "num_single_layers": 24,
+    "num_attention_heads": 32,
+    "joint_attention_dim": 12288,
+    "guidance_embeds": False,
+}
+TRUE_SIZES = [
+    # diffusers' defaults are the published config; the counts are those of the published weights
+    ("QwenImageTransformer2DModel", {}, 20_430_401_088),
+    ("ZImageTransformer2DModel", {}, 6_154_908_736),
+    ("Flux2Transformer2DModel", {}, 32_223_281_152),
+    ("Flux2Transformer2DModel", KLEIN_4B, 3_875_544_576),
+    ("Flux2Transformer2DModel", KLEIN_9B, 9_078_581_248),
+    # diffusers' defaults; published rounded alone: 8.9 and 6.8 billion
+    ("ChromaTransformer2DModel", {}, 8_899_983_424),
+    ("AuraFlowTransformer2DModel", {}, 6_833_439_744),
+]
+
+
+def true_size(kind: str, config: dict[str, Any]) -> Any:
+    with torch.device("meta"):
+        return getattr(diffusers, kind)(**config)
+
+
+@pytest.mark.parametrize(("kind", "config", "parameters"), TRUE_SIZES)
+@torch.no_grad()
+def test_at_its_true_size(kind, config, parameters):
+    """Parameters, a prediction's shape at a size that is not square, and a student's LoRA."""
+    denoiser = DiffusersDenoiser(true_size(kind, config), RectifiedFlow(1.0), "flow_prediction")
+    assert sum(p.numel() for p in denoiser.network.parameters()) == parameters
+    x_t = torch.empty(2, denoiser.adapter.channels(), 96, 64, device="meta")
+    condition = denoiser.adapter.example_condition(x_t, length=77).index([0, 0])
+    t = torch.ones(2, device="meta")
+    assert denoiser(x_t, t, condition).shape == x_t.shape
+    student = add_lora(denoiser, "student", LoRAConfig(rank=16))
+    trained = sum(p.numel() for p in student.module.parameters())
+    assert 0 < trained < 0.01 * parameters
+    assert student(x_t, t, condition).shape == x_t.shape
+
+
+@pytest.mark.parametrize(
+    ("recipe", "family", "kind", "config", "weights"),
+    [
+        ("dmd-zimage-lora", "z-image", "ZImageTransformer2DModel", {}, 6_154_908_736),
+        ("ladd-flux2-klein", "flux2-klein", "Flux2Transformer2DModel", KLEIN_4B, 3_875_544_576),
+    ],
+)
+def test_a_recipe_is_estimated_at_its_true_size(recipe, family, kind, config, weights):
+    pipe = make_pipeline(family)
+    pipe.transformer = true_size(kind, config)
+    pipeline = Pipeline.from_diffusers(pipe, resolution=(256, 256))
+    (stage,) = load_recipe(RECIPES / f"{recipe}.yaml").stages
+    found = estimate(pipeline, stage, text_length=128)
+    assert found.roles["teacher"].weights == 2 * weights  # bf16
+    assert found.peak() > found.resident > 2 * weights
+
+
+@pytest.mark.parametrize("name", flow_pipelines.FAMILIES)
+def test_dmd2_of_lora_roles_resumes_where_it_was(name, tmp_path):
+    pipeline = Pipeline.from_diffusers(make_pipeline(name), resolution=(16, 16))
+    pipeline.diffusers.save_pretrained(tmp_path / "teacher")
+    (tmp_path / "prompts.txt").write_text("a small red circle\na large blue ring\n")
+    role = OptimizerConfig(1e-3)
+    trainer = TrainerConfig(
+        steps=4, batch_size=2, optimizers={"student": role, "critic": role}, checkpoint_every=2
+    )
+    config = DMD2Config(guidance=2.0, num_inference_steps=2, critic=CriticConfig(updates=1))
+    stage = Stage("dmd2", trainer, config, lora=LoRAConfig(rank=2))
+
+    def recipe(folder: str) -> Recipe:
+        prompts = str(tmp_path / "prompts.txt")
+        return Recipe(str(tmp_path / "teacher"), str(tmp_path / folder), [stage], prompts=prompts)
+
+    assert len(list(run_recipe(recipe("whole"), pipeline))) == 4
+    begun = run_recipe(recipe("broken"), pipeline)
+    assert len(list(islice(begun, 2))) == 2
+    begun.close()
+    assert len(list(run_recipe(recipe("broken"), pipeline))) == 2
+    whole, broken = (
+        fingerprint(load_student(tmp_path / folder, pipeline).denoiser.module)
+        for folder in ("whole", "broken")
+    )
+    assert whole == broken != fingerprint(pipeline.denoiser.module)
+
+
+def test_a_family_that_diffusers_lacks_is_refused_in_a_sentence(monkeypatch, tmp_path):
+    """A family of ours whose class is not there, as in an older diffusers."""
+    monkeypatch.setitem(PIPELINES, "LaterPipeline", PIPELINES["AuraFlowPipeline"])
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LaterPipeline"}')
+    message = r"is a LaterPipeline, which the installed diffusers .* lacks; install a newer one"
+    for read in (Pipeline.load, skeleton):
+        with pytest.raises(UnsupportedPipeline, match=message):
+            read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "config", "message"),
+    [
+        ("QwenImageTransformer2DModel", {"zero_cond_t": True}, "has zero_cond_t=True"),
+        ("ZImageTransformer2DModel", {"siglip_feat_dim": 8}, "takes pictures"),
+    ],
+)
+def test_versions_that_see_pictures_are_refused(kind, config, message):
+    with pytest.raises(ValueError, match=message):
+        DiffusersDenoiser(true_size(kind, config), RectifiedFlow(1.0), "flow_prediction")
