@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields, check_kind, check_whole
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator.augmentation import Augmentation
 from nitrodistill.discriminator.discriminator import LatentDiscriminator
@@ -48,6 +49,9 @@ class Noising:
     fake: TimestepLaw
     shared: bool = False
     augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def law(self, use: str) -> TimestepLaw:
         """The law of a use."""
@@ -102,6 +106,10 @@ class AdversarialGame:
         adversarial: AdversarialLoss,
         penalties: Mapping[str, LazyPenalty] | None = None,
     ) -> None:
+        check_kind("discriminator", discriminator, LatentDiscriminator)
+        check_kind("noising", noising, Noising)
+        check_kind("adversarial", adversarial, AdversarialLoss)
+        check_kind("penalties", penalties, Mapping[str, LazyPenalty] | None)
         self.discriminator: LatentDiscriminator = discriminator
         self.noising: Noising = noising
         self.adversarial: AdversarialLoss = adversarial
@@ -165,6 +173,7 @@ class AdversarialGame:
                 there, they and x0 are half of the fakes each.
             seen: what `generator` said of x0, whose pass through the backbone then serves here too.
         """
+        check_whole("number", number, 0)
         wanted = self._differentiated(number)
         # with one pass for both updates and one noise for both sides, the real ones follow the generator's
         prefix = "generator." if seen is not None and self.noising.shared else ""

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nitrodistill.checks import check_whole
+
 COLLAPSED = 0.5
 """Of the reference's spread or variety: below is a collapse, if it does not recover."""
 
@@ -93,7 +95,7 @@ class Alarms:
 
     def __init__(self, window: int, state: object = None) -> None:
         plain: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
-        self.window = window
+        self.window: int = check_whole("window", window)
         self._lines: list[dict[str, float]] = list(plain.get("lines", []))
         self._since: dict[str, int] = dict(plain.get("since", {}))  # name -> step of its first line
         self._marks: dict[str, float] = dict(plain.get("marks", {}))  # the best so far
