@@ -110,7 +110,7 @@ def check_fields(config: Any, **least: float) -> None:
         choices = tuple(choice for kind in literals for choice in get_args(kind))
         if literals and (kinds - literals <= {hint, type(None)} or value in choices):
             check_choice(name, value, choices)
-        elif issubclass(type(value), str) and str not in kinds:
+        elif issubclass(type(value), str) and not kinds & {str, Any}:
             # its letters would be taken for several
             raise TypeError(f"{name} is {value!r:.60}; it must not be a text.")
         elif float in kinds:
