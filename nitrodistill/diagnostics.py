@@ -1,4 +1,4 @@
-"""Numbers that say how a distillation goes: what a discriminator tells apart, and how a student's latents lie.
+"""Numbers that say how a distillation goes: what a discriminator separates, and how a student's latents lie.
 
 Of logits r of real and f of generated samples, and of latents x of a student and z of its reference, the teacher:
 
@@ -72,7 +72,7 @@ def latent_statistics(
     other_noise: Tensor | None = None,
     other_prompt: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """How a student's latents lie beside its reference's; see the module for the equations.
+    """How a student's latents compare with its reference's; see the module for the equations.
 
     Args:
         x0: the student's latents `(B, C, *)`.

@@ -177,8 +177,8 @@ class Alarms:
             known = f"{role}/advantage" in self._since  # a method may not say
             gain = [self._mean(f"{role}/advantage", ago) if known else 0.0 for ago in (0, 1)]
             half = [abs(share - 0.5) <= CHANCE_ACCURACY - 0.5 for share in (now, before)]
-            told = {"chance", "unstable"} & self._fired.keys()
-            if not told and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
+            found = {"chance", "unstable"} & self._fired.keys()
+            if not found and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
                 values = [
                     line[f"{role}/advantage"] for line in self._lines if f"{role}/advantage" in line
                 ]
