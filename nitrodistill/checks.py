@@ -7,7 +7,7 @@ tensor on a device would make the host wait for it. Timesteps and their fraction
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -89,8 +89,8 @@ def check_choice(name: str, value: str, choices: tuple[_T, ...]) -> _T:
 def check_fields(config: Any, **least: float) -> None:
     """Refuses a dataclass with a value that its fields do not allow.
 
-    Numbers, texts, true and false must be what their types say; fields whose type is a `Literal` must hold one of
-    its choices. None is allowed where the type says so. What is in sequences and mappings is not looked at.
+    A value must be what the field's type says, in sequences and mappings too, where numbers must be finite. A list
+    may stand for a tuple. None is allowed where the type says so.
 
     Args:
         config: the dataclass.
@@ -110,7 +110,7 @@ def check_fields(config: Any, **least: float) -> None:
         choices = tuple(choice for kind in literals for choice in get_args(kind))
         if literals and (kinds - literals <= {hint, type(None)} or value in choices):
             check_choice(name, value, choices)
-        elif issubclass(type(value), str) and str not in kinds:
+        elif issubclass(type(value), str) and not kinds & {str, Any}:
             # its letters would be taken for several
             raise TypeError(f"{name} is {value!r:.60}; it must not be a text.")
         elif float in kinds:
@@ -118,11 +118,18 @@ def check_fields(config: Any, **least: float) -> None:
                 raise ValueError(f"{name} is {value}; it must be at least {low}.")
         elif int in kinds:
             check_whole(name, value, low)
-        elif isinstance(value, dict) and any(get_origin(kind) is dict for kind in kinds):
-            continue
-        elif (plain := kinds & {bool, str}) and not isinstance(value, tuple(plain)):
-            wanted = "true or false" if bool in plain else "a text"
-            raise TypeError(f"{name} is {value!r:.60}; it must be {wanted}.")
+        else:
+            check_kind(name, value, hint)
+
+
+def check_kind(name: str, value: object, kind: Any) -> None:
+    """Refuses what is not of a type, as `check_fields` reads one: a class, or a container of some.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    if not _fits(value, kind):
+        raise TypeError(f"{name} is {value!r:.60}; it must be {_wanted(kind)}.")
 
 
 def check_floating(name: str, value: Tensor) -> None:
@@ -171,6 +178,40 @@ def check_pair(pred: Tensor, target: Tensor) -> None:
     if pred.device != target.device:
         raise ValueError(
             f"pred is on {pred.device} and target on {target.device}; move them to one device."
+        )
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Refuses samples, by name, that are not of one shape and on one device.
+
+    Raises:
+        TypeError: for anything but floating-point tensors.
+        ValueError: for unequal shapes or devices, and for empty tensors.
+    """
+    for name, value in tensors.items():
+        check_tensor(name, value)
+    for what, each in (
+        ("shape", [str(tuple(value.shape)) for value in tensors.values()]),
+        ("device", [str(value.device) for value in tensors.values()]),
+    ):
+        if len(set(each)) > 1:
+            raise ValueError(
+                f"{', '.join(tensors)} have the {what}s {', '.join(each)}; they must be equal."
+            )
+
+
+def check_per_sample(name: str, value: Tensor, batch_size: int | None = None) -> None:
+    """Refuses what is not one floating-point number per sample, `(B,)`.
+
+    Raises:
+        TypeError: if it is no floating-point tensor.
+        ValueError: for a wrong shape.
+    """
+    check_floating(name, value)
+    size = len(value) if batch_size is None and value.ndim else batch_size
+    if value.shape != (size,) or size == 0:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; it must be ({batch_size or 'B'},), one number per sample."
         )
 
 
@@ -273,6 +314,60 @@ def check_within(name: str, value: Tensor, low: float, high: float) -> None:
             f"{name} runs from {least.item():.6g} to {most.item():.6g}; it must be finite and in "
             f"[{low:.6g}, {high:.6g}]."
         )
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return value in inner
+    if origin in (tuple, list, Sequence):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            return False
+        if origin is tuple and inner[-1] is not Ellipsis:
+            pairs = zip(value, inner, strict=False)
+            return len(value) == len(inner) and all(_fits(one, each) for one, each in pairs)
+        return all(_fits(one, inner[0]) for one in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(
+            _fits(one, each)
+            for item in value.items()
+            for one, each in zip(item, inner, strict=True)
+        )
+    if kind in (int, float):
+        number = isinstance(value, Integral if kind is int else Real)
+        return number and not isinstance(value, bool) and math.isfinite(value)  # pyright: ignore[reportArgumentType]
+    return isinstance(value, origin or kind)
+
+
+def _wanted(kind: Any) -> str:
+    """A type in words."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_wanted(one) for one in inner)
+    if origin is Literal:
+        return f"one of {', '.join(map(repr, inner))}"
+    if origin is tuple and inner[-1] is not Ellipsis:
+        return f"({', '.join(_wanted(one) for one in inner)})"
+    if origin in (tuple, list, Sequence):
+        return f"a sequence, each {_wanted(inner[0])}"
+    if origin is not None and issubclass(origin, Mapping):
+        return (
+            "a mapping" if inner[1] is Any else f"a mapping from {' to '.join(map(_wanted, inner))}"
+        )
+    return _WORDS.get(kind, f"a {getattr(origin or kind, '__name__', kind)}")
+
+
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    str: "a text",
+    int: "a whole number",
+    float: "a finite number",
+    type(None): "none",
+}
 
 
 def _describe(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Numbers that say how a distillation goes: what a discriminator tells apart, and how a student's latents lie.
+"""Numbers that say how a distillation goes: what a discriminator separates, and how a student's latents lie.
 
 Of logits r of real and f of generated samples, and of latents x of a student and z of its reference, the teacher:
 
@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_alike, check_finite, check_kind, check_tensor
+
 Logits = Tensor | Sequence[Tensor]
 
 
@@ -38,14 +40,17 @@ def logit_statistics(real: Logits, fake: Logits, boundary: float | None = 0.0) -
         logits that are right, a tie being half right; `logit_gap.0`, `logit_gap.1`, ...: a scale each. All `(B,)`.
 
     Raises:
+        TypeError: if logits are no floating-point tensors.
         ValueError: if there are no scales, or other ones for real than for fake.
     """
-    reals, fakes = _scales(real), _scales(fake)
+    reals, fakes = _scales("real", real), _scales("fake", fake)
     if not reals or [r.shape for r in reals] != [f.shape for f in fakes]:
         raise ValueError(
             f"logits of real samples have the shapes {[tuple(r.shape) for r in reals]} and those of generated "
             f"ones {[tuple(f.shape) for f in fakes]}; give both of the same scales and batch."
         )
+    if boundary is not None:
+        check_finite("boundary", boundary)
     if boundary is None:
         right_real = right_fake = [r - f for r, f in zip(reals, fakes, strict=True)]
     else:
@@ -67,7 +72,7 @@ def latent_statistics(
     other_noise: Tensor | None = None,
     other_prompt: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """How a student's latents lie beside its reference's; see the module for the equations.
+    """How a student's latents compare with its reference's; see the module for the equations.
 
     Args:
         x0: the student's latents `(B, C, *)`.
@@ -82,15 +87,18 @@ def latent_statistics(
         gives infinite or NaN ratios.
 
     Raises:
-        ValueError: if the shapes behind the batch differ.
+        TypeError: for anything but floating-point tensors.
+        ValueError: for empty tensors, or if the shapes differ: of the student's latents, or behind the batch.
     """
     others = {"diversity": other_noise, "prompt_effect": other_prompt}
-    for name, other in {"reference": reference, **others}.items():
-        if other is not None and other.shape[1:] != x0.shape[1:]:
-            raise ValueError(
-                f"the latents for {name} have the shape {tuple(other.shape)} and x0 {tuple(x0.shape)}; give both "
-                "with the same channels and size."
-            )
+    given = {"other_noise": other_noise, "other_prompt": other_prompt}
+    check_alike(x0=x0, **{name: other for name, other in given.items() if other is not None})
+    check_tensor("reference", reference)
+    if reference.shape[1:] != x0.shape[1:] or x0.ndim < 2:
+        raise ValueError(
+            f"the reference has the shape {tuple(reference.shape)} and x0 {tuple(x0.shape)}; give both with a "
+            "batch and the same channels and size."
+        )
     x, z = (_channels(v) for v in (x0, reference))  # (C, B * positions)
     unit = z.std(1, correction=0)
     spread, shift = x.std(1, correction=0) / unit, (x.mean(1) - z.mean(1)) / unit
@@ -109,8 +117,11 @@ def latent_statistics(
     return found
 
 
-def _scales(logits: Logits) -> list[Tensor]:
+def _scales(name: str, logits: Logits) -> list[Tensor]:
+    check_kind(name, logits, Tensor | Sequence[Tensor])
     scales = [logits] if isinstance(logits, Tensor) else list(logits)
+    for scale in scales:
+        check_tensor(name, scale)
     return [scale.float().flatten(1) for scale in scales]
 
 

@@ -1,6 +1,6 @@
 """Steps, plans and the one sampler that they need.
 
-A **Step** says what a student is fed, what it is told and how its answer is read:
+A **Step** says what a student is fed, its timestep and how its prediction is read:
 
     x_t = input.alpha x0 + input.sigma noise,   prediction = f(x_t, t),   x0 = convert(prediction, x_t, output)
 
@@ -33,7 +33,7 @@ from nitrodistill.types import (
     NoiseSchedule,
     PredictionType,
     Scales,
-    Told,
+    TakesInputs,
     expand,
 )
 
@@ -45,7 +45,7 @@ class Step:
     """One evaluation of a network, the same for all samples, or `(B,)` with one for each.
 
     Attributes:
-        t: the timestep the network is told, in its own unit.
+        t: the network's timestep, in its own unit.
         input: how its input is mixed.
         output: with which scales its prediction is read.
     """
@@ -110,7 +110,7 @@ class StepPlan:
 
     @classmethod
     def from_noise(cls, schedule: NoiseSchedule, t: float) -> StepPlan:
-        """One step that is fed pure noise but told, and read at, timestep `t` (Nitro, DMD2-SDXL).
+        """One step that is fed pure noise, but at, and read at, timestep `t` (Nitro, DMD2-SDXL).
 
         Args:
             schedule: whose scales the prediction is read with; *not* rescaled to zero SNR if the
@@ -121,15 +121,15 @@ class StepPlan:
             ValueError: if the schedule has no such timestep.
         """
         like = schedule.timesteps(1)[0]
-        told = torch.tensor(check_finite("t", t), dtype=like.dtype)
+        given = torch.tensor(check_finite("t", t), dtype=like.dtype)
         first, last = schedule.timestep(torch.tensor([0.0, 1.0])).tolist()
         slack = 1e-9 * last  # of rounding
-        if told != t or not first - slack <= t <= last + slack:
+        if given != t or not first - slack <= t <= last + slack:
             raise ValueError(
                 f"timestep {t} is not one of the network's; they run from {first} to {like.item()}"
                 f"{'' if like.is_floating_point() else ', whole numbers only'}."
             )
-        return cls((Step(told, _pure_noise(schedule.prior_scale), schedule(told)),))
+        return cls((Step(given, _pure_noise(schedule.prior_scale), schedule(given)),))
 
     def check(self, prediction_type: PredictionType) -> StepPlan:
         """Returns the plan if a network of this prediction type can follow it.
@@ -154,7 +154,7 @@ class StepPlan:
         return StepPlan((*self.steps[1:], last), self.transition)
 
     def timesteps(self) -> Tensor:
-        """`(N,)` the timesteps that the network is told."""
+        """`(N,)` the network's timesteps."""
         return torch.stack([step.t for step in self.steps])
 
     def at(self, u: Tensor) -> Step:
@@ -199,7 +199,7 @@ def ode_step(
 ) -> Tensor:
     """One step of DDIM, which is Euler's for flows and EDM: `x_t` at `step` -> the input of `after`.
 
-    A flow map (`takes_interval`) is told how far the step goes.
+    A flow map (`takes_interval`) gets how far the step goes as an input.
 
     Args:
         denoiser: the network, guided or not.
@@ -213,11 +213,11 @@ def ode_step(
 
 
 def takes_interval(denoiser: Denoiser) -> bool:
-    """Whether a denoiser is a flow map u(x_t, t, r), which is told the `interval` from t to r (`fraction_left`).
+    """Whether a denoiser is a flow map u(x_t, t, r), which takes the `interval` from t to r (`fraction_left`).
 
     Without it in the Condition it is the plain network, r = t.
     """
-    return isinstance(denoiser, Told) and "interval" in denoiser.told
+    return isinstance(denoiser, TakesInputs) and "interval" in denoiser.extra_inputs
 
 
 def fraction_left(schedule: NoiseSchedule, t: Tensor) -> Tensor:

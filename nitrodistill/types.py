@@ -369,10 +369,10 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-class Told(Protocol):
-    """A denoiser that may be told one more number beside t: how far its step goes, or the scale of guidance."""
+class TakesInputs(Protocol):
+    """A denoiser that takes one more number next to t: how far its step goes, or the scale of guidance."""
 
     @property
-    def told(self) -> Mapping[str, float]:
+    def extra_inputs(self) -> Mapping[str, float]:
         """{"interval": ...} or {"guidance": ...}: its value where a Condition does not hold it; {} is neither."""
         ...

@@ -26,6 +26,7 @@ Kinds = Callable[[Any], Iterator[Wrong]]
 PACKAGES = (
     "nitrodistill",
     "nitrodistill.data",
+    "nitrodistill.discriminator",
     "nitrodistill.evaluation",
     "nitrodistill.evaluation.report",
     "nitrodistill.export",
@@ -45,7 +46,9 @@ RECORD, ABSTRACT, TYPE = "holds what a function returns", "is made by subclasses
 FILES = "reads files of a run: hostile ones in test_fuzz, test_faults, test_verbs and its own tests"
 NETWORKS = "takes whole networks or pipelines of a family: test_road and its own tests"
 ELSEWHERE = {
-    **dict.fromkeys(("Batch", "Pairs", "Latents", "Terms", "Frozen", "Role", "Cast"), RECORD),
+    **dict.fromkeys(
+        ("Batch", "Pairs", "Latents", "Terms", "Frozen", "Role", "Cast", "Side", "Alarm"), RECORD
+    ),
     **dict.fromkeys(
         ("TargetFeatures", "FeatureShape", "Entry", "State", "TrainedStudent", "Checkpoint"), RECORD
     ),
@@ -59,14 +62,26 @@ ELSEWHERE = {
         ("Encoded", "Generated", "Imported", "Grid", "File", "Manifest", "Attributes", "Best"),
         RECORD,
     ),
-    **dict.fromkeys(("AdversarialLoss", "DistillationMethod", "Loss", "Work"), ABSTRACT),
+    **dict.fromkeys(("AdversarialLoss", "DistillationMethod", "Loss", "Work", "Penalty"), ABSTRACT),
     **dict.fromkeys(
         ("Denoiser", "NoiseSchedule", "TimestepLaw", "PredictionType", "Reduction"), TYPE
     ),
     **dict.fromkeys(
         ("Embeddings", "Encoding", "FloatType", "Noise", "Source", "TextScore", "Alignment"), TYPE
     ),
-    **dict.fromkeys(("RealImages", "DictRows", "Adapter", "PipelineAdapter", "Backend"), TYPE),
+    **dict.fromkeys(
+        (
+            "RealImages",
+            "DictRows",
+            "Adapter",
+            "PipelineAdapter",
+            "Backend",
+            "Conditioned",
+            "MakeHead",
+            "ProjectableHead",
+        ),
+        TYPE,
+    ),
     **dict.fromkeys(
         ("load_run_recipe", "load_student", "load_denoiser", "find_student", "find_checkpoints"),
         FILES,
@@ -92,6 +107,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("LADD", "Previewer", "make_accelerator", "Oracle", "run_demo", "load_teacher"), NETWORKS
     ),
+    **dict.fromkeys(("DMD2", "Consistency", "FlowMap", "FeatureKD", "Progressive"), NETWORKS),
     **dict.fromkeys(
         ("report_html", "comparison_html", "model_card_table", "write_report"),
         "takes an Evaluation",
@@ -262,7 +278,10 @@ def _add_settings(add: Callable[..., None]) -> None:
         "Stage",
         lambda **k: training.Stage(trainer=nd.TrainerConfig(), **k),
         {"method": "ladd", "teacher": "recipe"},
-        {"method": words, "teacher": choice},
+        {
+            "method": words,
+            "teacher": lambda v: (*texts(v), Wrong("none", None), Wrong("empty", "")),
+        },
     )
 
 
@@ -341,20 +360,20 @@ def _add_sampling(add: Callable[..., None], rand: Callable[..., Tensor]) -> None
             name,
             lambda name=name, **k: getattr(nd, name)(spy, plan.steps[0], condition=condition, **k),
             {"x_t": noise},
-            {"x_t": _latents},
+            {"x_t": latents},
         )
     add(
         "ode_step",
         lambda **k: nd.ode_step(spy, plan.steps[0], plan.steps[1], condition=condition, **k),
         {"x_t": noise},
-        {"x_t": _latents},
+        {"x_t": latents},
     )
     add(
         "sample",
         lambda **k: nd.sample(spy, plan, condition=condition, **k),
         {"noise": noise, "start": 0, "stop": 2},
         {
-            "noise": _latents,
+            "noise": latents,
             "start": _places,
             "stop": lambda v: (Wrong(repr(w), w) for w in (0, -1, 9, 1.5, "1")),
         },
@@ -564,7 +583,7 @@ def _add_losses(add: Callable[..., None], rand: Callable[..., Tensor]) -> None:
         "named_law",
         lambda spec: nd.named_law(spec),
         {"spec": {"logit_normal": {"mean": 0.0, "std": 1.0}}},
-        {"spec": _laws},
+        {"spec": laws},
     )
     add(
         "check_losses",
@@ -894,7 +913,7 @@ def _draws(value: Tensor) -> Iterator[Wrong]:
     yield from (Wrong("no tensor", 0.5), Wrong("integers", value.long()), Wrong("2-d", value[None]))
 
 
-def _latents(value: Tensor) -> Iterator[Wrong]:
+def latents(value: Tensor) -> Iterator[Wrong]:
     """What is wrong for latents, whatever the denoiser looks at."""
     wanted = (
         "no tensor",
@@ -945,7 +964,7 @@ def _logits(value: Tensor) -> Iterator[Wrong]:
     return (w for w in data(value) if w.what in wanted)
 
 
-def _laws(value: Any) -> Iterator[Wrong]:
+def laws(value: Any) -> Iterator[Wrong]:
     wrong = (
         "nonsense",
         "",

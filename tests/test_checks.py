@@ -1,7 +1,7 @@
 """Wrong input to the whole public surface: nothing answers as if it were right.
 
-The answer to each wrong argument of `surface` and `surface_of_objects` is a sentence of ours, or, for NaN in data,
-NaN in that sample. A soak run does so on many shapes.
+The answer to each wrong argument of `surface`, `surface_of_objects` and `surface_of_methods` is a sentence of
+ours, or, for NaN in data, NaN in that sample. A soak run does so on many shapes.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import math
 import random
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from nitrodistill import checks
 from tests.surface import answer, calls
+from tests.surface_of_methods import method_calls
 from tests.surface_of_objects import ELSEWHERE, PACKAGES, object_calls
 
-CALLS = calls() | object_calls()
+CALLS = calls() | object_calls() | method_calls()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -48,7 +49,9 @@ def test_wrong_input_is_not_on_other_shapes(seed):
     shape = draw.randint(2, 6), draw.randint(2, 6), draw.randint(9, 24)
     silent = [
         f"{name}, {argument} = {wrong.what}: {said}"
-        for name, call in (calls(*shape) | object_calls(draw.randrange(1000))).items()
+        for name, call in (
+            calls(*shape) | object_calls(draw.randrange(1000)) | method_calls(*shape)
+        ).items()
         for argument, kinds in call.wrong.items()
         for wrong in kinds(call.arguments[argument])
         if (said := answer(call, {argument: wrong}))
@@ -63,6 +66,8 @@ class Settings:
     limit: int | None = None
     kind: Literal["a", "b"] = "a"
     names: tuple[str, ...] | None = None
+    span: tuple[float, float] | None = None
+    law: str | dict[str, Any] = "uniform"
     on: bool = False
     loss: str | dict[str, float] = "l1"
 
@@ -72,6 +77,7 @@ def test_fields_of_a_dataclass():
     checks.check_fields(Settings(), **least)
     checks.check_fields(Settings(2, 0.5, 2, "b"), **least)
     checks.check_fields(Settings(loss={"l1": 1.0}), **least)
+    checks.check_fields(Settings(names=("a",), span=(1, 2.5), law={"shifted": {}}), **least)
     for wrong, error, sentence in (
         (Settings(count=0), ValueError, "count is 0; it must be at least 1"),
         (Settings(count=None), TypeError, "count is None; it must be a whole number"),
@@ -79,6 +85,14 @@ def test_fields_of_a_dataclass():
         (Settings(size=math.nan), ValueError, "size is nan; it must be finite"),
         (Settings(limit=1), ValueError, "limit is 1; it must be at least 2"),
         (Settings(names="to_q"), TypeError, "names is 'to_q'; it must not be a text"),
+        (
+            Settings(names=("a", 3)),
+            TypeError,
+            "names is .'a', 3.; it must be a sequence, each a text or",
+        ),
+        (Settings(span=(1.0,)), TypeError, "must be .a finite number, a finite number. or none"),
+        (Settings(span=(1.0, math.nan)), TypeError, "span is .1.0, nan.; it must be"),
+        (Settings(law=3), TypeError, "law is 3; it must be a text or a mapping"),
         (Settings(on="false"), TypeError, "on is 'false'; it must not be a text"),
         (Settings(on=2), TypeError, "on is 2; it must be true or false"),
         (Settings(size="1"), TypeError, "size is '1'; it must not be a text"),

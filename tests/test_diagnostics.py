@@ -90,5 +90,5 @@ def test_what_is_not_finite_stays_so():
 def test_shapes_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"real samples have the shapes \[\(2, 1\)\] and"):
         logit_statistics(torch.zeros(2, 1), torch.zeros(3, 1))
-    with pytest.raises(ValueError, match=r"latents for reference have the shape \(2, 4, 8\)"):
+    with pytest.raises(ValueError, match=r"reference has the shape \(2, 4, 8\)"):
         latent_statistics(torch.zeros(2, 3, 8), torch.zeros(2, 4, 8))

@@ -125,7 +125,7 @@ def test_the_quality_of_each_stage_is_printed(place, capsys):
 
 
 def test_guidance_is_distilled_then_halved_and_baked(place, here, capsys):
-    """The student of the second stage is told guidance from its checkpoint on; its export needs no telling."""
+    """The student of the second stage takes guidance from its checkpoint on; its export needs none."""
     span = {"num_inference_steps": 4, "guidance": 3.0, "guidance_range": [1.0, 5.0]}
     recipe = write(
         place,
@@ -141,7 +141,7 @@ def test_guidance_is_distilled_then_halved_and_baked(place, here, capsys):
     assert train(recipe) == 0
     run = place.root / "told"
     student = load_student(run, Pipeline.load(str(place.teacher)))
-    assert student.denoiser.told == {"guidance": 3.0}
+    assert student.denoiser.extra_inputs == {"guidance": 3.0}
     assert main(["export", "--run", str(run), "--output", str(place.root / "pipe")]) == 0
     config = json.loads((place.root / "pipe" / "unet" / "config.json").read_text())
     assert "nitrodistill_input" not in config
@@ -156,7 +156,9 @@ def test_a_flow_map_is_killed_resumed_and_exported_in_several_steps(place, here,
     one, other = (weights(place.root / name) for name in ("whole", "killed"))
     assert one == other
     run, pipe = str(place.root / "whole"), place.root / "pipe"
-    assert load_student(run, Pipeline.load(str(place.teacher))).denoiser.told == {"interval": 0.0}
+    assert load_student(run, Pipeline.load(str(place.teacher))).denoiser.extra_inputs == {
+        "interval": 0.0
+    }
     for steps in (None, 8):
         chosen = [] if steps is None else ["--num_inference_steps", str(steps)]
         assert main(["export", "--run", run, "--output", str(pipe), *chosen]) == 0
@@ -243,7 +245,7 @@ def test_progressive_sd21():
     assert {s.settings.guidance_range for s in recipe.stages} == {(1.0, 12.0)}
     method = trained(recipe, 0, teacher, (4, 96, 96))
     assert isinstance(method, Progressive)
-    assert method.student.told == {"guidance": 7.5}
+    assert method.student.extra_inputs == {"guidance": 7.5}
 
 
 def test_lcm_sdxl_lora():
@@ -280,6 +282,6 @@ def test_flow_map_sd3():
     teacher = DiffusersDenoiser(transformer, RectifiedFlow(shift=3.0), "flow_prediction")
     method = trained(load_recipe(RECIPES / "flow-map-sd3.yaml"), 0, teacher, (16, 128, 128))
     assert isinstance(method, FlowMap)
-    assert method.student.told == {"interval": 0.0}
+    assert method.student.extra_inputs == {"interval": 0.0}
     added = {n: p.shape for n, p in method.student.module.named_parameters() if "cond_proj" in n}
     assert added == {"time_text_embed.timestep_embedder.cond_proj.weight": (256, 256)}

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_finite
+from nitrodistill.checks import check_finite, check_fraction, check_tensor
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,16 @@ class Augmentation:
             r: `(B, 6)` uniform draws in [0, 1), one row a sample.
 
         Raises:
+            TypeError: for anything but floating-point tensors.
+            ValueError: for wrong shapes, or draws (on a CPU) outside of [0, 1].
             ModuleNotFoundError: without kornia.
         """
+        check_tensor("latents", latents)
+        check_fraction("r", r)
+        if latents.ndim != 4 or r.shape != (len(latents), 6):
+            raise ValueError(
+                f"latents have shape {tuple(latents.shape)} and r {tuple(r.shape)}; give (B, C, H, W) and (B, 6)."
+            )
         warp = _kornia().warp_affine
         mode = "nearest" if self.crop == 1 else "bilinear"
         height, width = latents.shape[-2:]

@@ -39,7 +39,7 @@ _EMBEDDING = 256
 
 
 class LatentDiscriminator(nn.Module):
-    """Tells real latents from generated ones by a frozen denoiser's features.
+    """Separates real latents from generated ones by a frozen denoiser's features.
 
     Its parameters are the heads' alone. The denoiser is frozen (gradients off, eval mode) and not registered:
     `to`, `train`, `state_dict` and `prepare` do not reach it. Gradients still flow through it to the latents.
@@ -53,7 +53,7 @@ class LatentDiscriminator(nn.Module):
         width: hidden channels of every head; None is the head's own choice.
         example: `(x_t, t, condition)` to probe the channels with; by default the smallest input of
             the denoiser's family.
-        conditioning: what the heads know beside the features, by a projection: "timestep", "text" (pooled), both.
+        conditioning: what the heads know next to the features, by a projection: "timestep", "text" (pooled), both.
         pooled: the name of the pooled text in a Condition, `(B, D)`; by default what the denoiser's family says.
         seed: of the heads' initial weights; the global generator is not touched.
         freeze: False leaves the denoiser as it is, for heads on a network that is trained too: DMD2's critic.

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_fields, check_kind, check_whole
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator.augmentation import Augmentation
 from nitrodistill.discriminator.discriminator import LatentDiscriminator
@@ -52,6 +53,9 @@ class Noising:
     fake: TimestepLaw
     shared: bool = False
     augmentation: Augmentation | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def law(self, use: str) -> TimestepLaw:
         """The law of a use."""
@@ -111,6 +115,10 @@ class AdversarialGame:
         adversarial: AdversarialLoss,
         penalties: Mapping[str, LazyPenalty] | None = None,
     ) -> None:
+        check_kind("discriminator", discriminator, LatentDiscriminator)
+        check_kind("noising", noising, Noising)
+        check_kind("adversarial", adversarial, AdversarialLoss)
+        check_kind("penalties", penalties, Mapping[str, LazyPenalty] | None)
         self.discriminator: LatentDiscriminator = discriminator
         self.noising: Noising = noising
         self.adversarial: AdversarialLoss = adversarial
@@ -184,6 +192,7 @@ class AdversarialGame:
             seen: use -> what `side` or `generator` said of the same latents, whose pass through the network then
                 serves here too: "generator" of x0, or "real" and "fake".
         """
+        check_whole("number", number, 0)
         found, wanted = seen or {}, self._differentiated(number)
         # with one pass for both updates and one noise for both sides, the real ones follow the generator's
         use = "generator" if "generator" in found else "fake"

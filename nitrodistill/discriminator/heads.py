@@ -7,8 +7,8 @@ Two are AMD's (Nitro-SD2.1 and Nitro-PixArt) and give a logit for every patch or
                 fk = Conv k x k -> GroupNorm -> LeakyReLU(0.2), with spectral norm on every convolution
     MLPHead     mean over positions -> LayerNorm -> Linear (C -> width) -> SiLU -> Linear -> SiLU -> Linear (-> 1)
 
-The width is C/4 for the first and C for the others, unless told otherwise. Each is phi followed by a linear psi. A
-**projection** conditions any of them on an embedding e of the timestep and the pooled text:
+The width is C/4 for the first and C for the others, unless `width` says otherwise. Each is phi followed by a
+linear psi. A **projection** conditions any of them on an embedding e of the timestep and the pooled text:
 
     logit(x, e) = psi(phi(x)) + <V e, phi(x)> / sqrt(K),   K the channels of phi        (Miyato & Koyama 2018)
 """

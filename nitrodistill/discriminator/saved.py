@@ -29,7 +29,7 @@ class HeadSettings:
         channels: of each map.
         head: "conv", "token", "mlp", or what the callable that made them is called.
         width: as given.
-        conditioning: what they know beside the features.
+        conditioning: what they know next to the features.
         pooled: the name of the pooled text, or None.
         text_channels: of the pooled text; 0 without.
     """

@@ -251,7 +251,7 @@ def _left(cost: NetworkCost, whole: NetworkCost, budget: str) -> float:
 
 
 class _Search:
-    """One measurement: a network on all batches, beside what the whole one does there."""
+    """One measurement: a network on all batches, compared with the whole one."""
 
     def __init__(
         self, denoiser: DiffusersDenoiser, batches: Batches, seed: int, repeats: int

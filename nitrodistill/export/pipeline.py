@@ -69,7 +69,7 @@ def export(
         FileExistsError: if `output` exists and holds something that is no export.
         PermissionError: if it cannot be written.
         TypeError: if the student is guided, or not the network that the pipeline takes.
-        ValueError: what `check_export` and `always_told` refuse; or there is no prompt.
+        ValueError: what `check_export` and `constant_input` refuse; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
     """
     target = check_target(output)
@@ -77,9 +77,9 @@ def export(
         raise ValueError("prompts is empty; give at least one, for the self-test and the card.")
     denoiser = _as_denoiser(pipeline, student)
     kind = denoiser.prediction_type
-    told = always_told(denoiser, plan)
+    value = constant_input(denoiser, plan)
     ready = check_export(pipeline, plan, kind, scheduler)
-    network = _called_plainly(pipeline, denoiser, told)
+    network = _called_plainly(pipeline, denoiser, value)
     with folder_for(target) as partial:
         assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
@@ -179,21 +179,21 @@ def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
     return DiffusersDenoiser(given, teacher.schedule, teacher.prediction_type)
 
 
-def always_told(denoiser: DiffusersDenoiser, plan: StepPlan) -> float | None:
-    """The number that a student is told at every step of a plan (`models.inputs`); None: it is told none.
+def constant_input(denoiser: DiffusersDenoiser, plan: StepPlan) -> float | None:
+    """The number that a student takes at every step of a plan (`models.inputs`); None: it takes none.
 
-    A diffusers pipeline tells a network nothing beside the timestep, so that it has to be baked in. A flow map's
+    A diffusers pipeline gives a network nothing but the timestep, so that it has to be baked in. A flow map's
     is how far a step goes: an equal way at each step of a trailing grid, 1/N, but for rounded timesteps.
 
     Raises:
         ValueError: if the steps are not equally long.
     """
     if not takes_interval(denoiser):
-        return next(iter(denoiser.told.values()), None)
+        return next(iter(denoiser.extra_inputs.values()), None)
     found = intervals(plan, denoiser.schedule)
     if max(found) - min(found) > 1e-9:
         raise ValueError(
-            f"this student is a flow map, which is told how far each step goes, and the {len(plan)} steps of this "
+            f"this student is a flow map, whose input is how far each step goes, and the {len(plan)} steps of its "
             f"plan go from {min(found):.4g} to {max(found):.4g} of the way; a diffusers pipeline can draw equal "
             "steps alone. Export it with a number of steps that divides the timesteps (1, 2, 4, 5, 8 of 1000), or "
             "draw with nitrodistill.sample."
@@ -202,14 +202,14 @@ def always_told(denoiser: DiffusersDenoiser, plan: StepPlan) -> float | None:
 
 
 def _called_plainly(
-    pipeline: Pipeline, denoiser: DiffusersDenoiser, told: float | None
+    pipeline: Pipeline, denoiser: DiffusersDenoiser, value: float | None
 ) -> nn.Module:
-    """The network as it draws with `guidance_scale=0`: LoRA, embedded guidance (Flux-dev), and what it is told."""
+    """The network as it draws with `guidance_scale=0`: LoRA, embedded guidance (Flux-dev), and its number."""
     if role_in(denoiser.module) is not None:
         denoiser = merged(denoiser)
     network = without_lora(denoiser.network)
-    if told is not None:
-        network = baked(network, told)
+    if value is not None:
+        network = baked(network, value)
     return denoiser.adapter.with_guidance_baked(network, embedded_guidance(pipeline))
 
 

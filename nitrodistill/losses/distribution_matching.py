@@ -27,13 +27,19 @@ is that of the reverse Kullback-Leibler divergence times r^2 f''(r).
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_choice, check_positive, check_tensor, check_weight
+from nitrodistill.checks import (
+    check_alike,
+    check_choice,
+    check_finite,
+    check_kind,
+    check_positive,
+    check_weight,
+)
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.kernels.dmd import dmd
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
@@ -72,16 +78,11 @@ def distribution_matching(
         ValueError: for unequal or empty shapes, several devices, a negative floor, or a weight that is not `(B,)`.
         TypeError: for tensors that are not floating point.
     """
-    for name, value in (("x0", x0), ("real", real), ("fake", fake)):
-        check_tensor(name, value)
-    floor = check_positive("floor", floor, zero=True)
-    if normalise and reference is None and floor == 0:
-        return dmd(x0, real, fake, weight=weight)
     reference = real if reference is None else reference
-    check_tensor("reference", reference)
-    if not x0.shape == real.shape == fake.shape == reference.shape:
-        shapes = ", ".join(str(tuple(value.shape)) for value in (x0, real, fake, reference))
-        raise ValueError(f"x0, real, fake and reference have shapes {shapes}; they must be equal.")
+    check_alike(x0=x0, real=real, fake=fake, reference=reference)
+    floor = check_positive("floor", floor, zero=True)
+    if normalise and reference is real and floor == 0:
+        return dmd(x0, real, fake, weight=weight)
     if weight is not None:
         check_weight(weight, len(x0))
     dtype = math_dtype(x0, real, fake, reference)
@@ -127,10 +128,9 @@ def guidance_matching(
         ValueError: as `distribution_matching`, or for a scale below 1.
         TypeError: for tensors that are not floating point.
     """
-    if not 1 <= scale < math.inf:
+    if check_finite("scale", scale) < 1:
         raise ValueError(f"scale is {scale}; guidance is at least 1 (1: none) and finite.")
-    check_tensor("null", null)
-    check_tensor("conditional", conditional)
+    check_alike(x0=x0, conditional=conditional, null=null)
     guided = conditional + (scale - 1) * (conditional - null)
     return distribution_matching(
         x0,
@@ -169,6 +169,7 @@ def f_divergence_weight(
         ValueError: for another divergence, no logits, or a range that does not rise from 0.
     """
     check_choice("divergence", divergence, get_args(Divergence))
+    check_kind("ratio_range", ratio_range, tuple[float, float])
     low, high = ratio_range
     if not 0 <= low < high:
         raise ValueError(f"ratio_range is {ratio_range}; give (low, high) with 0 <= low < high.")

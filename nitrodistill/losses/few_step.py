@@ -25,7 +25,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_pair, check_scales
+from nitrodistill.checks import check_alike, check_per_sample, check_scales
 from nitrodistill.types import Scales, expand
 
 
@@ -44,7 +44,7 @@ def ddim_target(x_t: Tensor, x_s: Tensor, now: Scales, after: Scales) -> Tensor:
     Raises:
         ValueError: for unequal shapes, or scales (on a CPU) of which the second hold no more signal.
     """
-    check_pair(x_t, x_s)
+    check_alike(x_t=x_t, x_s=x_s)
     check_scales(now, len(x_t))
     check_scales(after, len(x_t))
     ratio = after.sigma / now.sigma
@@ -71,8 +71,7 @@ def x0_of_both(x0: Tensor, eps: Tensor, x_t: Tensor, scales: Scales) -> Tensor:
         x_t: `(B, *)` what the network was shown.
         scales: `(B,)` or zero-dimensional.
     """
-    check_pair(x0, eps)
-    check_pair(x0, x_t)
+    check_alike(x0=x0, eps=eps, x_t=x_t)
     check_scales(scales, len(x_t))
     alpha, sigma = (expand(scale, x_t).to(x_t.dtype) for scale in scales)
     return sigma.square() * x0 + alpha * (x_t - sigma * eps)
@@ -90,13 +89,26 @@ class ThreePoints(NamedTuple):
         """The weights for points at the distances `first` and `second`, `(B,)`, unequal and not 0.
 
         They differentiate polynomials of the second degree exactly. Distances h and -h give 0, 1 / 2h and -1 / 2h.
+
+        Raises:
+            TypeError: if they are no floating-point tensors.
+            ValueError: for another shape, or distances (on a CPU) that are 0 or equal.
         """
+        check_per_sample("first", first)
+        check_per_sample("second", second, len(first))
+        scale = first * second * (first - second)
+        if scale.device.type == "cpu" and bool((scale == 0).any()):
+            raise ValueError(
+                "two of the three points are one, so no derivative follows; give distances that are not 0 and "
+                "differ."
+            )
         one = -second / (first * (first - second))
         other = -first / (second * (second - first))
         return cls(-(one + other), one, other)
 
     def derivative(self, here: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """The derivative, from the values `(B, *)` at the three points."""
+        check_alike(here=here, first=first, second=second)
         weights = (expand(weight, here).to(here.dtype) for weight in self)
         return sum(
             (weight * value for weight, value in zip(weights, (here, first, second), strict=True)),
@@ -113,9 +125,11 @@ def flow_map_target(velocity: Tensor, derivative: Tensor, distance: Tensor) -> T
         distance: `(B,)` t - r in flow time, at least 0.
 
     Raises:
+        TypeError: for anything but floating-point tensors.
         ValueError: for unequal shapes, or a distance (on a CPU) below 0: r must not lie behind t.
     """
-    check_pair(velocity, derivative)
+    check_alike(velocity=velocity, derivative=derivative)
+    check_per_sample("distance", distance, len(velocity))
     if distance.device.type == "cpu" and not bool((distance >= 0).all()):
         raise ValueError(
             f"r - t is up to {-distance.min().item():.6g}; a flow map leads towards the data, so r must be "

@@ -24,7 +24,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_positive, check_tensor, check_whole
+from nitrodistill.checks import check_fields, check_positive, check_tensor, check_whole
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.adversarial import Logits, as_heads, mean_of_heads
 
@@ -233,11 +233,11 @@ class LazyPenalty:
     every: int = 1
 
     def __post_init__(self) -> None:
-        check_positive("weight", self.weight, zero=True)
-        check_whole("every", self.every)
+        check_fields(self, weight=0, every=1)
 
     def factor(self, update: int) -> float:
         """What the penalty is multiplied with at the discriminator's update number `update`: 0, or n weight."""
+        check_whole("update", update, 0)
         return self.weight * self.every if update % self.every == 0 else 0.0
 
 

@@ -5,7 +5,7 @@ With z the data, x = alpha_t z + sigma_t eps, and t' the timestep k before t, ne
     x' = alpha_t' x0 + sigma_t' eps,  x0 and eps from the guided teacher at (x, t, c)         a step of DDIM
     (Euler) L  = d(f(x, t, c, w), f^-(x', t', c, w)),  f(x, 0) = x         f^- the moving average of f, or f itself
 
-with k = T / grid_steps timesteps skipped, and w = scale - 1 that of the guidance, which the student is told where
+with k = T / grid_steps timesteps skipped, and w = scale - 1 that of the guidance, an input of the student where
 a `guidance_range` is given. The student samples in a few steps, with fresh noise between them.
 
 Luo et al. 2023, "Latent Consistency Models", equations 14 to 16. Departures: f is the network's x0 without c_skip
@@ -44,8 +44,8 @@ class ConsistencyConfig:
             student's own weights, which saves a network (LCM-LoRA).
         distance: between the two x0.
         guidance: the teacher's scale, 1 is none; with a guidance_range the scale at which the student samples
-            unless it is told another.
-        guidance_range: lowest and highest scale, of which one is drawn a sample; the student is told it. null
+            unless it is given another.
+        guidance_range: lowest and highest scale, of which one is drawn a sample, an input of the student. null
             keeps one scale, of which the student knows nothing.
     """
 
@@ -73,7 +73,7 @@ class Consistency(DistillationMethod):
 
     Args:
         config: grid, target, guidance.
-        cast: the networks; with a `guidance_range` the student's is taught to be told the scale.
+        cast: the networks; with a `guidance_range` the student's gets an input for the scale.
 
     Raises:
         ValueError: if a network cannot follow the grid, or guidance is asked for and cannot be had.

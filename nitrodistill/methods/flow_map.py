@@ -1,4 +1,4 @@
-"""A flow map: a student that is told where its step ends, and so samples in any number of steps.
+"""A flow map: a student that takes where its step ends as an input, and so samples in any number of steps.
 
 u(x_t, t, r) is the mean velocity of the teacher's flow between the times r < t, so that x_r = x_t - (t - r) u in
 one step. It satisfies u = v - (t - r) du/dt along the path, with v the velocity at t, and learns from itself:
@@ -10,7 +10,7 @@ side), with an error O(h^2): no Jacobian product, hence any kernel of attention,
 share weights.
 
 t and r are flow times, sigma / (alpha + sigma), x is x_t / (alpha + sigma) and v = eps - x0, whatever the schedule
-and the network's prediction: each prediction is converted. The network is told how far the step goes by an input
+and the network's prediction: each prediction is converted. How far the step goes is an input of the network
 that is 0 at r = t (`models.inputs`): there the student begins, and remains, an ordinary denoiser.
 
 v is the guided teacher's velocity, or that of the data, eps - x0, which needs no teacher. NVlabs, AnyFlow, 2025
@@ -31,7 +31,7 @@ from torch import Tensor
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.few_step import ThreePoints, flow_map_target
 from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
-from nitrodistill.models.denoiser import teach_input
+from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.prediction import convert_prediction
 from nitrodistill.sampling import StepPlan, fraction_left
@@ -55,7 +55,7 @@ class FlowMapConfig:
         diagonal: share of samples with r = t, which learn v itself.
         to_data: share of samples with r = 0.
         timesteps: law of t in u: uniform, logit_normal or shifted; where r is drawn it is the smaller of two
-        draws.
+            draws.
         robustness: p, in [0, 1]: 0 is the squared error, and 1 the same weight for all samples.
         num_inference_steps: steps of previews and evaluations; any number will do afterwards.
     """
@@ -94,11 +94,11 @@ class FlowMap(DistillationMethod):
 
     Args:
         config: velocity, difference, shares.
-        cast: the networks; the student's is taught to be told the interval.
+        cast: the networks; the student's gets an input for the interval.
 
     Raises:
         ValueError: if the prediction has no velocity at the schedule's last timestep, guidance cannot be had, or
-            the student cannot be told an interval.
+            the student cannot take an interval.
     """
 
     Config: ClassVar[type[FlowMapConfig]] = FlowMapConfig
@@ -110,7 +110,7 @@ class FlowMap(DistillationMethod):
         schedule, kind = self.student.schedule, self.student.prediction_type
         self.plan: StepPlan = StepPlan.from_schedule(schedule, config.num_inference_steps)
         self.plan.check(kind)
-        teach_input(self.student, "interval", 0.0)
+        ensure_input(self.student, "interval", 0.0)
         self._guidance: Guidance | None = None
         if self.teacher is not None:
             empty = cast.empty
@@ -174,8 +174,8 @@ class FlowMap(DistillationMethod):
 
     def _mean_velocity(self, x: Tensor, here: Moment, end: Moment, condition: Condition) -> Tensor:
         """u(x_t, t, r), `(B, *)`; x_t on the schedule's path."""
-        told = condition.having(interval=here.left - end.left)
-        return _velocity(self.student, x, here, told)
+        given = condition.having(interval=here.left - end.left)
+        return _velocity(self.student, x, here, given)
 
 
 class Moment(NamedTuple):

@@ -69,7 +69,7 @@ class LADDConfig:
             of the pooled map), or package.module:Class.
         head_width: hidden channels of a head; null is a quarter of the map's channels for conv, and all of them
             for the others.
-        conditioning: what the heads know beside the features: timestep, text (pooled), or both.
+        conditioning: what the heads know next to the features: timestep, text (pooled), or both.
         augmentation: of what the discriminator is shown: {flip: 0.5, translation: 0.125, crop: 0.8}; null is none.
         reconstruction: the losses between the student's latent and the teacher's, by name, each with its weight or
             its settings, as in {smooth_l1: 1.0, latent_ssim: {weight: 0.2, data_range: 8}}; `decode: true` takes
@@ -102,7 +102,7 @@ class LADDConfig:
             step on one student sample; "shared_pass" also on one pass of it through the backbone.
         num_inference_steps: steps of the student.
         step_probabilities: of those steps in training, the noisiest first; null is the same for all.
-        timestep: the timestep a one-step student is told while it is fed pure noise (400 for
+        timestep: the timestep of a one-step student while it is fed pure noise (400 for
             Nitro-PixArt); null is the schedule's last.
         seed: of the discriminator's initial weights.
     """
@@ -303,11 +303,11 @@ class LADD(DistillationMethod):
         """Yields the student's and the discriminator's terms; see `DistillationMethod.losses`."""
         pairs = batch.pairs
         assert pairs is not None, "LADD reads pairs"
-        judged, paired = self._split(batch, draws)
+        compared, paired = self._split(batch, draws)
         noise, step = pairs.noise, self.plan.steps[0]
-        if judged is not None and judged.there and self.config.fresh_fraction > 0:
-            fresh = judged.draws.normal("fresh", noise.shape[1:], noise.device)
-            noise = noise.index_copy(0, judged.rows, fresh.to(noise.dtype))
+        if compared is not None and compared.there and self.config.fresh_fraction > 0:
+            fresh = compared.draws.normal("fresh", noise.shape[1:], noise.device)
+            noise = noise.index_copy(0, compared.rows, fresh.to(noise.dtype))
         if len(self.plan) > 1:
             u = draws.uniform("step")
             chances = self.config.step_probabilities
@@ -319,17 +319,17 @@ class LADD(DistillationMethod):
         if "student" in active:
             with self._frozen_heads():
                 x0 = predict_x0(self.student, step, x_t, pairs.condition)
-                terms, seen = self._student_terms(x0, judged, paired)
+                terms, seen = self._student_terms(x0, compared, paired)
                 yield "student", terms
-        if "discriminator" in active and judged is not None:
-            fake = self._generate(judged, step, x_t) if x0 is None else x0[judged.rows].detach()
+        if "discriminator" in active and compared is not None:
+            fake = self._generate(compared, step, x_t) if x0 is None else x0[compared.rows].detach()
             seen = seen if self.config.updates == "shared_pass" else None
-            yield "discriminator", self._discriminator_terms(fake, seen, judged, batch, draws)
+            yield "discriminator", self._discriminator_terms(fake, seen, compared, batch, draws)
 
     def _student_terms(
-        self, x0: Tensor, judged: Rows | None, paired: Rows | None
+        self, x0: Tensor, compared: Rows | None, paired: Rows | None
     ) -> tuple[Terms, Side | None]:
-        """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the judged."""
+        """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the compared."""
         terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), None
         if paired is not None and self.reconstruction is not None:
             found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
@@ -338,38 +338,38 @@ class LADD(DistillationMethod):
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
-        if judged is not None and self.game is not None:
-            fake, z = x0[judged.rows], judged.x0.to(x0.dtype)
-            per_sample, seen = self.game.generator(fake, z, judged.condition, judged.draws)
+        if compared is not None and self.game is not None:
+            fake, z = x0[compared.rows], compared.x0.to(x0.dtype)
+            per_sample, seen = self.game.generator(fake, z, compared.condition, compared.draws)
             if self.config.weigh_by_gap:
-                gap = self.game.gap(z, seen, judged.condition, judged.draws)
+                gap = self.game.gap(z, seen, compared.condition, compared.draws)
                 per_sample = gap * per_sample
-                parts |= judged.shown({"gap": gap})
-            terms["adversarial"] = self.config.adversarial_weight * judged.mean(per_sample)
-            parts |= judged.shown({"adversarial": per_sample})
+                parts |= compared.shown({"gap": gap})
+            terms["adversarial"] = self.config.adversarial_weight * compared.mean(per_sample)
+            parts |= compared.shown({"adversarial": per_sample})
         return Terms(sum(terms.values(), x0.new_zeros(())), parts, terms), seen
 
     def _discriminator_terms(
-        self, x0: Tensor, seen: Side | None, judged: Rows, batch: Batch, draws: Draws
+        self, x0: Tensor, seen: Side | None, compared: Rows, batch: Batch, draws: Draws
     ) -> Terms:
         """discriminator(D(z), D(x0)) + the penalties that are due."""
         assert self.game is not None
-        config, z, wrong = self.config, judged.x0.to(x0.dtype), None
+        config, z, wrong = self.config, compared.x0.to(x0.dtype), None
         if config.misaligned_negatives:
-            latents, differ = self._misaligned(batch, judged, config.fresh_fraction, draws)
+            latents, differ = self._misaligned(batch, compared, config.fresh_fraction, draws)
             wrong = latents.to(x0.dtype), differ
         since = draws.step - config.warmup_steps
         number = since // 2 if config.updates == "alternating" else since
         earlier = {} if seen is None else {"generator": seen}
         found = self.game.update(
-            x0, z, judged.condition, judged.draws, number, wrong=wrong, seen=earlier
+            x0, z, compared.condition, compared.draws, number, wrong=wrong, seen=earlier
         )
-        return Terms(found.total(judged.mean), judged.shown(self.game.shown(found)))
+        return Terms(found.total(compared.mean), compared.shown(self.game.shown(found)))
 
     @torch.no_grad()
-    def _generate(self, judged: Rows, step: Step, x_t: Tensor) -> Tensor:
+    def _generate(self, compared: Rows, step: Step, x_t: Tensor) -> Tensor:
         return predict_x0(
-            self.student, step.take(judged.places), x_t[judged.rows], judged.condition
+            self.student, step.take(compared.places), x_t[compared.rows], compared.condition
         )
 
     def _is_adversarial(self, step: int) -> bool:

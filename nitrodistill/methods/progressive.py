@@ -12,7 +12,7 @@ Grids of N steps are always part of those of 2N, whether N is a power of two or 
 
 A guided teacher is distilled at a fixed scale in the first stage. Or guidance is distilled before anything else: a
 stage with `teacher_steps: 1` and a `guidance_range` teaches the student what the guided teacher sees in as many
-steps, at any scale of the range, which it is told; the stages after it draw a scale a sample.
+steps, at any scale of the range, which is an input; the stages after it draw a scale a sample.
 
 Salimans & Ho 2022, "Progressive Distillation for Fast Sampling of Diffusion Models", Algorithm 2; Meng et al.
 2023, "On Distillation of Guided Diffusion Models". Departures: Meng et al. draw t between the steps of the sampler
@@ -50,8 +50,8 @@ class ProgressiveConfig:
         teacher_steps: the teacher's steps to one of the student's: 2 halves; 1 distils guidance alone.
         weight: of the error of x0: truncated_snr is max(SNR, 1), snr_plus_one SNR + 1, plain 1.
         guidance: the teacher's scale, 1 is none; with a guidance_range the scale at which the student samples
-            unless it is told another.
-        guidance_range: lowest and highest scale, of which one is drawn a sample; the student is told it. null
+            unless it is given another.
+        guidance_range: lowest and highest scale, of which one is drawn a sample, an input of the student. null
             keeps one scale, of which the student knows nothing.
     """
 
@@ -91,7 +91,7 @@ class Progressive(DistillationMethod):
 
     Args:
         config: steps, weight, guidance.
-        cast: the networks; with a `guidance_range` the student's is taught to be told the scale.
+        cast: the networks; with a `guidance_range` the student's gets an input for the scale.
 
     Raises:
         ValueError: if a network cannot follow its grid, the student's is no part of the teacher's, or guidance is

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nitrodistill.models.adapters import Adapter, adapter_for
-from nitrodistill.models.inputs import Input, add_input, input_of, telling
+from nitrodistill.models.inputs import Input, add_input, giving, input_of
 from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.models.wrappers import checkpointed, has_roles, role_in, unwrapped
 from nitrodistill.prediction import Clamp
@@ -24,7 +24,7 @@ from nitrodistill.types import (
     Denoiser,
     NoiseSchedule,
     PredictionType,
-    Told,
+    TakesInputs,
     check_prediction_type,
 )
 
@@ -86,8 +86,8 @@ class DiffusersDenoiser:
         return self._prediction_type
 
     @property
-    def told(self) -> dict[str, float]:
-        """The number that the network is told beside t, and its value where a Condition does not hold it.
+    def extra_inputs(self) -> dict[str, float]:
+        """The number that the network takes next to t, and its value where a Condition does not hold it.
 
         {"guidance": 3.0}, {"interval": 0.0}, or {} for a plain network; see `models.inputs`.
         """
@@ -104,7 +104,7 @@ class DiffusersDenoiser:
         Inputs are cast to the dtype that the network computes in.
 
         Raises:
-            ValueError: if latents or condition do not fit the network, told by their shapes.
+            ValueError: if latents or condition do not fit the network, by their shapes.
         """
         network = self.network
         self.adapter.check(type(network).__name__, x_t, condition)
@@ -113,7 +113,7 @@ class DiffusersDenoiser:
         if t.is_floating_point():
             t = t.float()
         cast = condition.to(x_t.device, dtype)
-        with telling(network, condition, x_t, dtype):
+        with giving(network, condition, x_t, dtype):
             if self.preconditioning is None:
                 return self._run(x_t, t, cast, dtype).to(x_t.dtype)
             scaled, c_noise = self.preconditioning.input(x_t, t)
@@ -182,8 +182,8 @@ class DiffusersDenoiser:
         return x_t, t, self.adapter.example_condition(x_t)
 
 
-def teach_input(student: Denoiser, name: Input, default: float) -> None:
-    """Lets a student's network, in place, be told a number beside t; see `models.inputs`.
+def ensure_input(student: Denoiser, name: Input, default: float) -> None:
+    """Gives a student's network, in place, an input for a number next to t; see `models.inputs`.
 
     Args:
         student: what is trained; it must be a whole network of its own.
@@ -191,22 +191,22 @@ def teach_input(student: Denoiser, name: Input, default: float) -> None:
         default: its value where a Condition does not hold it.
 
     Raises:
-        ValueError: if it cannot be told.
+        ValueError: if it cannot have one.
     """
     if (
-        isinstance(student, Told)
-        and name in student.told
+        isinstance(student, TakesInputs)
+        and name in student.extra_inputs
         and not isinstance(student, DiffusersDenoiser)
     ):
-        return  # a network of somebody's own that is told it
+        return  # a network of somebody's own that takes it
     if not isinstance(student, DiffusersDenoiser):
         raise ValueError(
-            f"this student is a {type(student).__name__}, which is told nothing beside t; give its class a `told` "
-            f"that holds {name!r}."
+            f"this student is a {type(student).__name__}, which takes nothing next to t; give its class "
+            f"`extra_inputs` that hold {name!r}."
         )
     if role_in(student.module) is not None:
         raise ValueError(
-            f"the student is a LoRA role, and what tells it {name!r} would be no weight of the role; leave out "
+            f"the student is a LoRA role, and the weights of an input {name!r} would not be the role's; leave out "
             "`lora`, or what asks for it (guidance_range, or a flow map)."
         )
     if name == "guidance" and student.adapter.embeds_guidance:

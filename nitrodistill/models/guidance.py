@@ -13,9 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.checks import check_choice, check_finite, check_positive
-from nitrodistill.models.denoiser import teach_input
+from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.prediction import Clamp, Clamped
-from nitrodistill.types import Condition, Denoiser, NoiseSchedule, PredictionType, Told, expand
+from nitrodistill.types import (
+    Condition,
+    Denoiser,
+    NoiseSchedule,
+    PredictionType,
+    TakesInputs,
+    expand,
+)
 
 RescaleBy = Literal["deviation", "norm"]
 """What of a guided prediction is drawn back to the conditional one's."""
@@ -158,20 +165,20 @@ class EmbeddedGuidance(_Around):
 
 
 class Guidance:
-    """How a method's teacher is guided: at a fixed scale, or at one drawn a sample, which the student is told.
+    """How a method's teacher is guided: at a fixed scale, or at one drawn a sample, an input of the student.
 
-    The second distils guidance itself (Meng et al. 2023, where w = scale - 1). A teacher that is told the scale (a
-    student of the stage before) is told the drawn one; another is guided by it, in two evaluations.
+    The second distils guidance itself (Meng et al. 2023, where w = scale - 1). A teacher that takes the scale (a
+    student of the stage before) is given the drawn one; another is guided by it, in two evaluations.
 
     Args:
         teacher: the network.
-        student: the student's; with a `span` it is taught, in place, to be told `guidance`.
+        student: the student's; with a `span` it gets, in place, the input `guidance`.
         empty: the unconditional condition, or None where there is none.
         scale: the fixed scale; with a `span` the one at which the student samples by default.
         span: lowest and highest scale, or None.
 
     Raises:
-        ValueError: if there is no empty condition to guide with, or the student cannot be told a scale.
+        ValueError: if there is no empty condition to guide with, or the student cannot take a scale.
     """
 
     def __init__(
@@ -185,17 +192,19 @@ class Guidance:
         self.span: tuple[float, float] | None = span
         self.scale: float = scale
         self._teacher, self._empty = teacher, empty
-        self._is_told: bool = isinstance(teacher, Told) and "guidance" in teacher.told
-        if empty is None and not self._is_told and (span is not None or scale != 1):
+        self._takes_scale: bool = (
+            isinstance(teacher, TakesInputs) and "guidance" in teacher.extra_inputs
+        )
+        if empty is None and not self._takes_scale and (span is not None or scale != 1):
             raise ValueError(
                 f"the teacher is to be guided (guidance {scale if span is None else span}), but it has no empty "
                 "condition; set guidance to 1, and no guidance_range."
             )
         if span is not None:
-            teach_input(student, "guidance", scale)
+            ensure_input(student, "guidance", scale)
 
     def at(self, condition: Condition, u: Tensor) -> tuple[Denoiser, Condition]:
-        """The guided teacher of these samples, and the condition that tells the student of the scale.
+        """The guided teacher of these samples, and the condition with the scale for the student.
 
         Args:
             condition: of batch size B; the teacher takes it as it is.
@@ -208,7 +217,7 @@ class Guidance:
         return self._guided(scale), condition.having(guidance=scale)
 
     def _guided(self, scale: float | Tensor) -> Denoiser:
-        if self._is_told:
+        if self._takes_scale:
             return EmbeddedGuidance(self._teacher, scale)
         if self._empty is None or (not isinstance(scale, Tensor) and scale == 1):
             return self._teacher
@@ -226,5 +235,5 @@ def check_guidance(scale: float, span: tuple[float, float] | None) -> None:
     if span is not None and not 1 <= span[0] <= scale <= span[1]:
         raise ValueError(
             f"guidance_range is {list(span)} and guidance {scale}; they must be 1 <= low <= guidance <= high, "
-            "guidance being the scale at which the student samples unless told another."
+            "guidance being the scale at which the student samples unless it is given another."
         )

@@ -1,12 +1,12 @@
-"""One more number that a network is told beside its timestep: the scale of guidance, or how far its step goes.
+"""One more number that a network takes next to its timestep: the scale of guidance, or how far its step goes.
 
     guidance    the scale; features of w = scale - 1 as diffusers' pipelines make them (Meng et al. 2023, LCM)
     interval    how far a step goes on the way to the data, in [0, 1]; sin(omega d) and cos(omega d) - 1, which are
-                all 0 at d = 0: a network that is told no interval is the plain one
+                all 0 at d = 0: a network that is given no interval is the plain one
 
 The number enters where the timestep does, by a linear map of its features without a bias, diffusers' own
-`cond_proj` (`time_cond_proj_dim`). It is zero at first, so that the network begins as what it was. What a network
-is told stands in its config, so that a checkpoint brings it back; `baked` makes a plain network that draws alike.
+`cond_proj` (`time_cond_proj_dim`). It is zero at first, so that the network begins as what it was. A network's
+input stands in its config, so that a checkpoint brings it back; `baked` makes a plain network that draws alike.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ Input = Literal["guidance", "interval"]
 INPUTS: tuple[str, ...] = get_args(Input)
 
 _KEY = "nitrodistill_input"
-"""The entry of a network's config: {name: what it is told where the condition does not say}."""
+"""The entry of a network's config: {name: its value where the condition does not say}."""
 _FEATURES = 256
-_TOLD = "_nitrodistill_told"
+_GIVEN = "_nitrodistill_given"
 
 
 def add_input(network: nn.Module, name: Input, default: float) -> None:
-    """Lets a diffusers network, in place, be told a number; one that is told it already gets the new default.
+    """Gives a diffusers network, in place, an input for a number; one that has it already gets the new default.
 
     Args:
         network: bare.
         name: the number's, under which a Condition holds it, `(B,)`.
-        default: what it is told where a Condition does not hold it.
+        default: its value where a Condition does not hold it.
 
     Raises:
         ValueError: if it has no embedding of timesteps, or that has an input already.
@@ -46,14 +46,14 @@ def add_input(network: nn.Module, name: Input, default: float) -> None:
     known, kind = input_of(network), type(network).__name__
     if known and name not in known:
         raise ValueError(
-            f"this {kind} is told {next(iter(known))!r} already, so it cannot be told {name!r} too; use one "
-            "of them."
+            f"this {kind} takes {next(iter(known))!r} already, so it cannot take {name!r} too; use one of "
+            "them."
         )
     embeddings = _embeddings(network)
     if not embeddings or (not known and any(e.cond_proj is not None for e in embeddings)):
-        lacks = "has an input beside its timestep" if embeddings else "has no TimestepEmbedding"
+        lacks = "has an input next to its timestep" if embeddings else "has no TimestepEmbedding"
         raise ValueError(
-            f"this {kind} cannot be told {name!r}: it {lacks}; leave out what asks for it (guidance_range, or a "
+            f"this {kind} cannot take {name!r}: it {lacks}; leave out what asks for it (guidance_range, or a "
             "flow map)."
         )
     for embedding in embeddings if not known else ():
@@ -72,7 +72,7 @@ def add_input(network: nn.Module, name: Input, default: float) -> None:
 
 
 def input_of(network: nn.Module) -> dict[str, float]:
-    """What a network was taught to be told: {name: default}; {} for a plain one."""
+    """The number that a network takes: {name: default}; {} for a plain one."""
     config: Any = getattr(network, "config", {})
     return dict(config.get(_KEY, {})) if isinstance(config, Mapping) else {}
 
@@ -86,10 +86,10 @@ def built(kind: Any, config: Mapping[str, Any]) -> nn.Module:
 
 
 @contextmanager
-def telling(
+def giving(
     network: nn.Module, condition: Condition, x_t: Tensor, dtype: torch.dtype
 ) -> Iterator[None]:
-    """Tells a network its number inside of the block, and again where a checkpointed block of it is recomputed.
+    """Gives a network its number inside of the block, and again where a checkpointed block of it is recomputed.
 
     Args:
         network: bare.
@@ -109,21 +109,21 @@ def telling(
     features, embeddings = _features(name, value).to(dtype), _embeddings(network)
 
     @contextmanager
-    def told() -> Iterator[None]:
+    def given() -> Iterator[None]:
         for embedding in embeddings:
-            setattr(embedding, _TOLD, features)
+            setattr(embedding, _GIVEN, features)
         try:
             yield
         finally:
             for embedding in embeddings:
-                setattr(embedding, _TOLD, None)
+                setattr(embedding, _GIVEN, None)
 
-    with running(told):
+    with running(given):
         yield
 
 
 def baked(network: nn.Module, value: float) -> nn.Module:
-    """A plain network that draws as this one does when it is always told the same number; weights may be shared.
+    """A plain network that draws as this one does when it is always given the same number; weights may be shared.
 
     The map of its features is a constant, which joins the bias of the layer behind it.
 
@@ -176,7 +176,7 @@ def _is_embedding(path: str, module: nn.Module) -> bool:
 
 
 def _pass_on(module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    features = getattr(module, _TOLD, None)
+    features = getattr(module, _GIVEN, None)
     if features is None:
         return args, kwargs
     return (args[0], features), {}

@@ -25,6 +25,7 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_fields
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import adapter_layers, hollow
@@ -47,6 +48,7 @@ class PruneSpec:
             whole network's numbering. `mid_block: []` leaves a UNet's mid block out.
 
     Raises:
+        TypeError: if it is no mapping from names to whole numbers.
         ValueError: if it names nothing, or indices that are negative, twice or not ascending.
 
     Example:
@@ -57,6 +59,7 @@ class PruneSpec:
     keep: dict[str, tuple[int, ...]]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.keep:
             raise ValueError("keep is empty; name a list of blocks and the indices that stay.")
         for name, indices in self.keep.items():

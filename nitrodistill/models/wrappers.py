@@ -100,7 +100,7 @@ def checkpointed(block: nn.Module, *args: Any) -> Any:
     """Runs a block without keeping its activations; backward recomputes them in the role that ran it.
 
     By then the shared network may play another role, or none, so the role is remembered with the block; so is what
-    the network was told (`models.inputs`). The function that `enable_gradient_checkpointing` of diffusers takes.
+    the network was given (`models.inputs`). The function that `enable_gradient_checkpointing` of diffusers takes.
     """
     switch: Switch = _running[-1] if _running else nullcontext
 

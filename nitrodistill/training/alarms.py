@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nitrodistill.checks import check_whole
+
 COLLAPSED = 0.5
 """Of the reference's spread or variety: below is a collapse, if it does not recover."""
 
@@ -93,7 +95,7 @@ class Alarms:
 
     def __init__(self, window: int, state: object = None) -> None:
         plain: Mapping[str, Any] = state if isinstance(state, Mapping) else {}
-        self.window = window
+        self.window: int = check_whole("window", window)
         self._lines: list[dict[str, float]] = list(plain.get("lines", []))
         self._since: dict[str, int] = dict(plain.get("since", {}))  # name -> step of its first line
         self._marks: dict[str, float] = dict(plain.get("marks", {}))  # the best so far
@@ -175,8 +177,8 @@ class Alarms:
             known = f"{role}/advantage" in self._since  # a method may not say
             gain = [self._mean(f"{role}/advantage", ago) if known else 0.0 for ago in (0, 1)]
             half = [abs(share - 0.5) <= CHANCE_ACCURACY - 0.5 for share in (now, before)]
-            told = {"chance", "unstable"} & self._fired.keys()
-            if not told and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
+            found = {"chance", "unstable"} & self._fired.keys()
+            if not found and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
                 values = [
                     line[f"{role}/advantage"] for line in self._lines if f"{role}/advantage" in line
                 ]

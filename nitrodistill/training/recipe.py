@@ -59,7 +59,9 @@ class Stage:
     lora: LoRAConfig | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        check_fields(self, halvings=0)
+        if not self.teacher:
+            raise ValueError("teacher is ''; give recipe, previous, or the place of a pipeline.")
         kind = find_method(self.method).Config
         if not isinstance(self.settings, kind):
             if self.settings is not None and not isinstance(self.settings, Mapping):
@@ -68,7 +70,6 @@ class Stage:
                     f"{kind.__name__}, or names and values."
                 )
             object.__setattr__(self, "settings", build(kind, self.settings or {}, "settings"))
-        check_fields(self, halvings=0)
         if self.halvings and not isinstance(self.settings, Halving):
             raise ValueError(
                 f"halvings is {self.halvings}, but {self.method!r} does not halve; leave it out."

@@ -65,7 +65,7 @@ def test_the_scale_of_guidance_is_drawn_and_told(networks, batch, tiny_condition
     config = ConsistencyConfig(guidance_range=(2.0, 6.0), guidance=4.0)
     method = Consistency.build(config, cast)
     student, target, teacher = (networks[n] for n in ("student", "target", "teacher"))
-    assert student.told == target.told == {"guidance": 4.0}
+    assert student.extra_inputs == target.extra_inputs == {"guidance": 4.0}
     for network, value in ((student, 0.02), (target, -0.02)):
         network.network.time_embedding.cond_proj.weight.data.fill_(value)
     noise = batch.pairs.noise

@@ -12,7 +12,7 @@ from nitrodistill.losses.few_step import ThreePoints
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods.flow_map import FlowMap, FlowMapConfig, Moment, along, neighbours
 from nitrodistill.models import DiffusersDenoiser, Guided, add_lora
-from nitrodistill.models.denoiser import teach_input
+from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.inputs import _features
 from nitrodistill.prediction import convert_prediction
 from nitrodistill.sampling import StepPlan, sample
@@ -36,7 +36,7 @@ def toy():
 def taught(denoiser: DiffusersDenoiser, schedule, kind, dtype=torch.float32) -> DiffusersDenoiser:
     """The network as a flow map, with random weights for the interval."""
     student = DiffusersDenoiser(denoiser.copy().module.to(dtype), schedule, kind)
-    teach_input(student, "interval", 0.0)
+    ensure_input(student, "interval", 0.0)
     weight = student.network.time_embedding.cond_proj.weight
     weight.data = 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(
         weight
@@ -265,7 +265,7 @@ class Points(nn.Module):
 class Line:
     """A flow map of points, (B, 1, 1, 1)."""
 
-    told = {"interval": 0.0}  # noqa: RUF012
+    extra_inputs = {"interval": 0.0}  # noqa: RUF012
     schedule, prediction_type = RectifiedFlow(t_max=1.0), "flow_prediction"
 
     def __init__(self) -> None:

@@ -209,8 +209,8 @@ def test_guidance_is_distilled_and_then_told(tiny_denoiser, tiny_condition, gene
         2, teacher_steps=1, guidance=3.0, guidance_range=(1.0, 5.0), weight="plain"
     )
     method = Progressive.build(first, Cast.of(teacher, student, empty=empty))
-    assert student.told == {"guidance": 3.0}
-    assert teacher.told == {}
+    assert student.extra_inputs == {"guidance": 3.0}
+    assert teacher.extra_inputs == {}
     z, noise = torch.randn(2, 3, 4, 8, 8, generator=generator)
     values = {"step": torch.tensor([0.1, 0.6, 0.9]), "guidance": torch.tensor([0.0, 0.5, 1.0])}
     draws = uniforms({**values, "noise": noise})
@@ -307,7 +307,7 @@ def test_what_cannot_be_halved_or_guided_is_refused(tiny_denoiser, tiny_conditio
         build(ProgressiveConfig(4, guidance=3.0, weight="plain"), vp)
     told = ProgressiveConfig(4, guidance=3.0, guidance_range=(1, 5), weight="plain")
     empty = tiny_condition.index([0])
-    with pytest.raises(ValueError, match=r"is a Linear, which is told nothing beside t"):
+    with pytest.raises(ValueError, match=r"is a Linear, which takes nothing next to t"):
         build(told, vp, empty)
     role = add_lora(tiny_denoiser, "student")
     with pytest.raises(ValueError, match=r"the student is a LoRA role.*guidance_range"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nitrodistill.models import DiffusersDenoiser, add_lora
-from nitrodistill.models.denoiser import teach_input
+from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.inputs import add_input, baked, built, input_of
 from nitrodistill.models.pipeline import Pipeline
 from nitrodistill.sampling import StepPlan, intervals, sample, takes_interval
@@ -20,7 +20,7 @@ from tests.pipelines import tiny_pipeline
 def taught(denoiser: DiffusersDenoiser, name, default=0.0, scale=0.3) -> DiffusersDenoiser:
     """A copy that is told a number, with random weights of its own for it."""
     student = denoiser.copy()
-    teach_input(student, name, default)
+    ensure_input(student, name, default)
     generator = torch.Generator().manual_seed(1)
     for path, weight in student.module.named_parameters():
         if path.endswith("cond_proj.weight"):
@@ -37,9 +37,9 @@ def test_a_network_that_was_just_taught_is_what_it_was(family):
     x_t = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0))
     before = denoiser(x_t, t, condition)
     student = denoiser.copy()
-    teach_input(student, "interval", 0.0)
-    assert denoiser.told == {}
-    assert student.told == {"interval": 0.0}
+    ensure_input(student, "interval", 0.0)
+    assert denoiser.extra_inputs == {}
+    assert student.extra_inputs == {"interval": 0.0}
     for interval in (0.0, 0.7):
         told = condition.having(interval=torch.tensor([interval]))
         assert torch.equal(student(x_t, t, told), before)
@@ -48,7 +48,7 @@ def test_a_network_that_was_just_taught_is_what_it_was(family):
     far = student(x_t, t, condition.having(interval=torch.tensor([0.7])))
     assert not torch.allclose(far, before)
     plain = student.with_module(baked(student.network, 0.7))
-    assert plain.told == {}
+    assert plain.extra_inputs == {}
     torch.testing.assert_close(plain(x_t, t, condition), far)
 
 
@@ -134,7 +134,7 @@ def test_the_sampler_tells_a_flow_map_how_far_each_step_goes(
     """Trailing steps go 1/N each, the last one to the data; with `renoise` each of them goes all the way."""
 
     class Listening:
-        told = {"interval": 0.0}  # noqa: RUF012
+        extra_inputs = {"interval": 0.0}  # noqa: RUF012
         module, prediction_type = tiny_denoiser.module, "v_prediction"
 
         def __init__(self, schedule) -> None:
@@ -161,20 +161,18 @@ def test_the_sampler_tells_a_flow_map_how_far_each_step_goes(
 
 def test_what_cannot_be_told_is_refused(tiny_denoiser):
     student = tiny_denoiser.copy()
-    teach_input(student, "guidance", 3.0)
-    teach_input(student, "guidance", 4.0)
-    assert student.told == {"guidance": 4.0}
-    with pytest.raises(
-        ValueError, match=r"is told 'guidance' already, so it cannot be told 'interval'"
-    ):
-        teach_input(student, "interval", 0.0)
+    ensure_input(student, "guidance", 3.0)
+    ensure_input(student, "guidance", 4.0)
+    assert student.extra_inputs == {"guidance": 4.0}
+    with pytest.raises(ValueError, match=r"takes 'guidance' already, so it cannot take 'interval'"):
+        ensure_input(student, "interval", 0.0)
     with pytest.raises(ValueError, match=r"the student is a LoRA role.*leave out `lora`"):
-        teach_input(add_lora(tiny_denoiser.copy(), "student"), "interval", 0.0)
-    with pytest.raises(ValueError, match=r"cannot be told 'interval': it has no TimestepEmbedding"):
+        ensure_input(add_lora(tiny_denoiser.copy(), "student"), "interval", 0.0)
+    with pytest.raises(ValueError, match=r"cannot take 'interval': it has no TimestepEmbedding"):
         add_input(torch.nn.Linear(2, 2), "interval", 0.0)
     flux = Pipeline.from_diffusers(tiny_pipeline("flux-dev")).denoiser.copy()
     with pytest.raises(ValueError, match=r"takes the scale of guidance already"):
-        teach_input(flux, "guidance", 3.0)
+        ensure_input(flux, "guidance", 3.0)
 
     class Bare:
         schedule = DiscreteSchedule(torch.tensor([0.9, 0.1]))
@@ -183,5 +181,5 @@ def test_what_cannot_be_told_is_refused(tiny_denoiser):
         def __call__(self, x_t, t, condition: Condition):
             return x_t
 
-    with pytest.raises(ValueError, match=r"is a Bare, which is told nothing beside t"):
-        teach_input(Bare(), "interval", 0.0)
+    with pytest.raises(ValueError, match=r"is a Bare, which takes nothing next to t"):
+        ensure_input(Bare(), "interval", 0.0)

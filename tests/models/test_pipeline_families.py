@@ -317,7 +317,7 @@ def test_classes_of_a_pixel_network():
     with pytest.raises(ValueError, match="no class that stands for none"):
         pipeline.guided(3.0)
     embedded = ddpm(class_embed_type="identity")
-    with pytest.raises(ValueError, match="told an embedding of the class"):
+    with pytest.raises(ValueError, match="takes an embedding of the class"):
         Pipeline.from_diffusers(embedded).encode_prompt(["1"])
 
 

@@ -37,13 +37,13 @@ class Entry:
 
 
 class Adapter(ABC):
-    """What one family of networks is told, and how its answers are read.
+    """What one family of networks takes, and how its outputs are read.
 
     Args:
         network: the bare network; only its config is kept.
 
     Raises:
-        ValueError: if it takes channels beside the latents: those of a mask, or of a picture to be edited.
+        ValueError: if it takes channels next to the latents: those of a mask, or of a picture to be edited.
 
     Attributes:
         config: the network's config.
@@ -52,7 +52,7 @@ class Adapter(ABC):
         timestep_scale: the network's timestep over that of its diffusers scheduler.
         block_lists: attributes that hold the blocks, in the order in which they run.
         depths: lists of blocks that `prune` may shorten -> the config's setting that counts them.
-        lora_targets: names, or ends of names, of the layers that LoRA adapts unless told otherwise.
+        lora_targets: names, or ends of names, of the layers that LoRA adapts unless a LoRAConfig names others.
         embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
         pooled_text: the entry that holds the text as one vector a prompt, if there is one.
     """
@@ -224,7 +224,7 @@ class Adapter(ABC):
         return Condition({key: make(key, entry) for key, entry in self.entries().items()})
 
     def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
-        """A network that draws at one scale of embedded guidance without being told it, for export.
+        """A network that draws at one scale of embedded guidance without that input, for export.
 
         Where no scale is embedded that is the network itself. A family with `embeds_guidance` must say how.
 

@@ -120,7 +120,7 @@ def _label(pipe: Any, prompt: str) -> int:
         return 0
     if not entries["class_labels"].integer:
         raise ValueError(
-            "this network is told an embedding of the class, which no prompt says; make the Condition yourself."
+            "this network takes an embedding of the class, which no prompt says; make the Condition yourself."
         )
     if not prompt.isdecimal() or (classes is not None and int(prompt) >= classes):
         most = "" if classes is None else f" to {classes - 1}"
