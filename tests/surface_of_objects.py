@@ -105,7 +105,17 @@ ELSEWHERE = {
         ("adapter_for", "pipeline_adapter_for", "first_tensor", "image_tokens", "on_grid"), NETWORKS
     ),
     **dict.fromkeys(
-        ("LADD", "Previewer", "make_accelerator", "Oracle", "run_demo", "load_teacher"), NETWORKS
+        (
+            "LADD",
+            "Previewer",
+            "make_accelerator",
+            "Oracle",
+            "oracle_maps",
+            "run_demo",
+            "load_teacher",
+            "DecoderFeatures",
+        ),
+        NETWORKS,
     ),
     **dict.fromkeys(("DMD2", "Consistency", "FlowMap", "FeatureKD", "Progressive"), NETWORKS),
     **dict.fromkeys(

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     if options.map:
         for name, before in weight_map(whole.network, spec).items():
             say(f"{name} <- {before}")
-    say(_costs(pipeline, student))
+    say(_costs(pipeline, student), lines=True)
     if options.output is not None:
         save_with(pipeline, student.network, options.output)
         say(f"the pipeline is in {Path(options.output)}; it draws badly until it is distilled")
@@ -146,7 +146,7 @@ def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
         pipeline.denoiser, batches, output=given.ranking, seed=given.seed, progress=not quiet
     )
     found.save(given.ranking)
-    say(found.markdown())
+    say(found.markdown(), lines=True)
     ((name, share),) = given.budgets.items()
     spec = propose(pipeline.denoiser, found, share, _SHARES[name])
     say(f"keep: {to_plain(spec)['keep']}")

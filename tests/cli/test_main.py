@@ -41,7 +41,7 @@ def test_version(capsys):
     ("argv", "words"),
     [
         (["trian"], "did you mean 'train'?"),
-        (["xyzzy"], "known are demo, generate, encode, pairs, prune, train"),
+        (["xyzzy"], "known are demo, generate, encode, pairs, fit-latent-lpips, prune, train"),
     ],
 )
 def test_an_unknown_verb(argv, words, capsys):

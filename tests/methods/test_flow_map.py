@@ -65,13 +65,13 @@ def exactly(student, x, velocity, condition, u) -> Tensor:
     network = student.network
 
     def value(x_t: Tensor, s: Tensor) -> Tensor:
-        network.time_embedding._nitrodistill_told = _features("interval", s)
+        network.time_embedding._nitrodistill_given = _features("interval", s)
         text = condition["encoder_hidden_states"].double()
         return network(x_t, 1000 * s, text, return_dict=False)[0]
 
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         found = jvp(value, (x, u), (velocity, torch.ones_like(u)))[1]
-    network.time_embedding._nitrodistill_told = None
+    network.time_embedding._nitrodistill_given = None
     return found
 
 
