@@ -22,7 +22,7 @@ from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import ZeroTerminalSNR
 from nitrodistill.types import Condition, PredictionType
-from tests import pipelines
+from tests import flow_pipelines, pipelines
 from tests.pipelines import tiny_pipeline
 
 # the inputs of ComfyUI's nodes, from their definitions
@@ -63,7 +63,18 @@ def make(family: str, plan: StepPlan, lora: str | None = None) -> Workflow:
     return flow
 
 
-FAMILIES = [name for name in pipelines.FAMILIES if name not in ("flux-dev", "sana")]
+WITHOUT = ("sana", *flow_pipelines.FAMILIES)
+"""ComfyUI's own nodes load none of their parts."""
+
+FAMILIES = [name for name in pipelines.FAMILIES if name not in ("flux-dev", *WITHOUT)]
+
+
+@pytest.mark.parametrize("family", WITHOUT)
+def test_there_is_no_workflow_that_comfyui_could_not_load(family: str) -> None:
+    pipeline = Pipeline.from_diffusers(tiny_pipeline(family))
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    kind = pipeline.denoiser.prediction_type
+    assert workflow_for(pipeline, plan, kind, "mine", "a red ring") is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -75,6 +75,9 @@ def test_base_and_file_draw_what_the_student_draws(family: str, tmp_path: Path) 
     assert f'pipe.load_lora_weights("{output}")' in card
     assert "base_model_relation: adapter" in card
     assert f"guidance_scale={record['call']['guidance_scale']}" in card
+    if family == "sana":  # ComfyUI has no loader for it
+        assert not (output / "comfyui.json").exists()
+        return
     workflow = json.loads((output / "comfyui.json").read_text()).values()
     assert any(node["class_type"] == "LoraLoaderModelOnly" for node in workflow)
 
