@@ -239,10 +239,12 @@ def test_what_cannot_be_exported_or_drawn_is_refused_before_training(
 
 
 def test_pictures_too_small_to_be_measured_are_refused_before_training(tmp_path: Path) -> None:
-    pipeline = Pipeline.from_diffusers(make_pipeline("ddpm"))
+    pipe = make_pipeline("ddpm")
+    pipe.unet.register_to_config(sample_size=4)
+    pipeline = Pipeline.from_diffusers(pipe)
     config = GenerateConfig(num_pairs=4, num_inference_steps=2, guidance=1.0)
     generate(pipeline, [""], tmp_path / "pairs", config, teacher_name="t", progress=False)
-    with pytest.raises(ValueError, match="need at least 10 pixels a side"):
+    with pytest.raises(ValueError, match="need at least 5 pixels a side"):
         run_recipe(recipe_of(tmp_path), pipeline)
     assert not (tmp_path / "run").exists()
 
