@@ -97,7 +97,13 @@ def test_a_recipe_is_estimated_at_its_true_size(recipe, family, kind, config, we
     assert found.peak() > found.resident > 2 * weights
 
 
-@pytest.mark.parametrize("name", flow_pipelines.FAMILIES)
+LONG = [name for name in flow_pipelines.FAMILIES if name != "aura-flow"]
+"""One to three minutes each on two cores."""
+
+
+@pytest.mark.parametrize(
+    "name", ["aura-flow", *(pytest.param(name, marks=pytest.mark.soak) for name in LONG)]
+)
 def test_dmd2_of_lora_roles_resumes_where_it_was(name, tmp_path):
     pipeline = Pipeline.from_diffusers(make_pipeline(name), resolution=(16, 16))
     pipeline.diffusers.save_pretrained(tmp_path / "teacher")

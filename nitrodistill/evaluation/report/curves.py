@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from nitrodistill.evaluation.report.svg import line_chart
@@ -13,7 +13,7 @@ ASIDE = ("grad_norm", "learning_rate", "samples_per_second", "seconds", "logit_r
 PARTS = ("x0/std.", "x0/mean.", "/logit_gap.", "/gradient_share.")
 """In names with a number for each channel, scale or term, of which there may be many."""
 
-OVER_CHANNELS = {
+OVER_CHANNELS: dict[str, tuple[str, Callable[[Sequence[float]], float]]] = {
     "x0/std (lowest channel)": ("x0/std.", min),
     "x0/std (highest channel)": ("x0/std.", max),
     "x0/mean (farthest channel)": ("x0/mean.", lambda values: max(values, key=abs)),
