@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
-from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, positions, unpacked
+from nitrodistill.models.adapters.layout import packed, positions
+from nitrodistill.models.adapters.packed import PackedAdapter
 from nitrodistill.types import Condition
 
-_DEFAULT_SIDE = 128  # the network knows no size; diffusers' ChromaPipeline.default_sample_size
 _MASK = "_nitrodistill_mask"
 
 
-class ChromaAdapter(Adapter):
+class ChromaAdapter(PackedAdapter):
     """Joint text tokens with a mask, position ids; t runs to 1. Blocks return (text, image), or both in one.
 
     The mask is handed on as numbers, as diffusers' pipeline does: attention adds 1 where text or image is, and 0
@@ -26,9 +26,6 @@ class ChromaAdapter(Adapter):
     Blocks cannot be left out: their modulation is computed from their place among all of them.
     """
 
-    patch: int = 2
-    multiple: int = 2
-    timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
 
@@ -61,22 +58,6 @@ class ChromaAdapter(Adapter):
             "img_ids": positions(self.grid(x_t), x_t),
             "txt_ids": x_t.new_zeros(text.shape[1], 3),
         }
-
-    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
-        """Unpacks the tokens."""
-        return unpacked(latents, x_t)
-
-    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
-        """The image's tokens, alone or behind the text's."""
-        return on_grid(image_tokens(output, grid), grid)
-
-    def channels(self) -> int:
-        """Of the latents; a token holds four times as many."""
-        return self.config.in_channels // 4
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """128x128, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
 
 
 class ChromaPipelineAdapter(PipelineAdapter):

@@ -18,22 +18,18 @@ from nitrodistill.models.adapters.base import (
     Entry,
     PipelineAdapter,
 )
-from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, positions, unpacked
+from nitrodistill.models.adapters.layout import packed, positions
+from nitrodistill.models.adapters.packed import PackedAdapter
 from nitrodistill.models.weights import rebuilt
 from nitrodistill.types import Condition
 
-_DEFAULT_SIDE = 128  # the network knows no size; diffusers' FluxPipeline.default_sample_size
 
-
-class FluxAdapter(Adapter):
+class FluxAdapter(PackedAdapter):
     """Joint text tokens, pooled text, position ids; t runs to 1. Blocks return (text, image).
 
     The dev network also takes `guidance` `(B,)`, the scale that it was distilled to.
     """
 
-    patch: int = 2
-    multiple: int = 2
-    timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     depths: Mapping[str, str] = {
         "transformer_blocks": "num_layers",
@@ -65,22 +61,6 @@ class FluxAdapter(Adapter):
             "txt_ids": x_t.new_zeros(text.shape[1], 3),
             **tensors,
         }
-
-    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
-        """Unpacks the tokens."""
-        return unpacked(latents, x_t)
-
-    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
-        """The image's tokens, alone or behind the text's (single blocks of older diffusers)."""
-        return on_grid(image_tokens(output, grid), grid)
-
-    def channels(self) -> int:
-        """Of the latents; a token holds four times as many."""
-        return self.config.in_channels // 4
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """128x128, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
 
     def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
         """The embedding of the scale is a constant; it joins the bias of the timestep's, which it is added to."""

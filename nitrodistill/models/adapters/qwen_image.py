@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
-from nitrodistill.models.adapters.layout import image_tokens, on_grid, packed, unpacked
+from nitrodistill.models.adapters.layout import packed
+from nitrodistill.models.adapters.packed import PackedAdapter
 from nitrodistill.types import Condition
 
-_DEFAULT_SIDE = 128  # the network knows no size; diffusers' QwenImagePipeline.default_sample_size
 _EDITING = ("guidance_embeds", "zero_cond_t", "use_additional_t_cond", "use_layer3d_rope")
 
 
-class QwenImageAdapter(Adapter):
+class QwenImageAdapter(PackedAdapter):
     """Joint text tokens with a mask; t runs to 1. Blocks return (text, image).
 
     Text stands behind the image in the rotary positions, by its place among the tokens; the mask hides padding.
@@ -25,9 +25,6 @@ class QwenImageAdapter(Adapter):
         ValueError: if it is a network that edits pictures, or draws in layers.
     """
 
-    patch: int = 2
-    multiple: int = 2
-    timestep_scale: float = 1e-3
     depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
 
     def __init__(self, network: nn.Module) -> None:
@@ -57,25 +54,9 @@ class QwenImageAdapter(Adapter):
         shapes = [[(1, *self.grid(x_t))]] * len(x_t)
         return {"hidden_states": packed(x_t), "timestep": t, "img_shapes": shapes, **tensors}
 
-    def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
-        """Unpacks the tokens."""
-        return unpacked(latents, x_t)
-
-    def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
-        """The image's tokens, behind the text's."""
-        return on_grid(image_tokens(output, grid), grid)
-
     def predicted_channels(self) -> int | None:
         """The config counts what a token goes in with, but what a latent pixel comes out with."""
         return self.config.out_channels * self.config.patch_size**2
-
-    def channels(self) -> int:
-        """Of the latents; a token holds four times as many."""
-        return self.config.in_channels // 4
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """128x128, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
 
 
 class QwenImagePipelineAdapter(PipelineAdapter):
