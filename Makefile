@@ -11,11 +11,12 @@ help:           ## list the targets
 
 venv: .venv/ready  ## make .venv with everything for development
 
+# --compile-bytecode: else the first start of each verb compiles what it imports, for longer than it works
 .venv/ready: pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv || \
 	  { echo "$(PYTHON) cannot make environments: install your system's package python3-venv."; exit 1; }
 	test -x $(BIN)/uv || $(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt -e . --group dev
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -c constraints.txt -e . --group dev
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --no-deps --target .venv/eight-bit bitsandbytes
 	touch $@
 
