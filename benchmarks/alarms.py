@@ -264,7 +264,7 @@ def summary(found: list[dict[str, Any]]) -> str:
 
 
 def cost(pipeline: Pipeline, root: Path) -> dict[str, float]:
-    """What measuring adds to a step of examples/recipes/toy.yaml, in CPU time: medians of each part alone."""
+    """What measuring adds to a step of nitrodistill/recipes/toy.yaml, in CPU time: medians of each part alone."""
     stage = toy_recipe("", "", 900, 0, 64).stages[0]
     settings = replace(stage.settings, warmup_steps=0)
     student = copy.deepcopy(pipeline.denoiser)

@@ -2,8 +2,8 @@
 
     python benchmarks/dit_toy.py [--seeds 0 1 2] [--output runs/dit_toy]
 
-The recipe is examples/recipes/toy-dit.yaml, on 600 pairs of each seed's own; evaluation on the same 1024 held-out
-noises and prompts:
+The recipe is toy-dit of nitrodistill/recipes, on 600 pairs of each seed's own; evaluation on the same 1024
+held-out noises and prompts:
 
     teacher         25 steps, guidance 3
     naive           the teacher in one step, at the last timestep, as its pipeline would
@@ -37,7 +37,7 @@ from nitrodistill.training.run import load_student
 from nitrodistill.types import Denoiser
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "examples" / "recipes" / "toy-dit.yaml"
+RECIPE = ROOT / "nitrodistill" / "recipes" / "toy-dit.yaml"
 RESULTS = ROOT / "benchmarks" / "results" / "dit_toy.json"
 DOCS = ROOT / "docs" / "dit_toy.md"
 TEACHER = "toy-dit"

@@ -2,7 +2,7 @@
 
     python benchmarks/dmd2_toy.py [--seeds 0] [--output runs/dmd2_toy]
 
-The recipes are examples/recipes/dmd2-toy.yaml and dmd2-toy-4step.yaml, as they stand but for evaluations: prompts
+The recipes are dmd2-toy and dmd2-toy-4step of nitrodistill/recipes, as they stand but for evaluations: prompts
 alone, no pairs. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py, beside the 25 steps of
 the teacher.
 
@@ -40,7 +40,7 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     kept = folder / "result.json"
     if kept.is_file():
         return json.loads(kept.read_text())
-    recipe = load_recipe(ROOT / "examples" / "recipes" / f"{name}.yaml")
+    recipe = load_recipe(ROOT / "nitrodistill" / "recipes" / f"{name}.yaml")
     trainer = replace(recipe.stages[0].trainer, seed=seed, evaluate_every=0, best_metric="")
     stages = [replace(recipe.stages[0], trainer=trainer)]
     prompts = str(root / "prompts.txt")

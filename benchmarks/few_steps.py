@@ -5,10 +5,10 @@
 Evaluated on the same held-out noises and prompts:
 
     teacher        its own sampler (DDIM, guidance 3) in n steps; its 25 are what others are measured against
-    progressive    16 -> 8 -> 4 -> 2 -> 1, a student for each (examples/recipes/progressive-toy.yaml)
+    progressive    16 -> 8 -> 4 -> 2 -> 1, a student for each (nitrodistill/recipes/progressive-toy.yaml)
     consistency    one student, which renoises between its steps (the settings of examples/recipes/lcm-toy.yaml; it
                    learned on a grid of 40 steps, of which 25 are no part)
-    flow map       one student, told how far it goes (examples/recipes/flow-map-toy.yaml)
+    flow map       one student, told how far it goes (nitrodistill/recipes/flow-map-toy.yaml)
 
 All share 600 pairs. The updates (UPDATES) were chosen for about equal CPU time; what each really took is in its
 row. `--fraction` trains by that share of them, for a short look. Resumable: what is finished is kept, and a killed
@@ -39,7 +39,7 @@ from nitrodistill.training.run import load_student
 from nitrodistill.types import Denoiser
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "examples" / "recipes"
+RECIPES = ROOT / "nitrodistill" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results" / "few_steps.json"
 DOCS = ROOT / "docs" / "few_steps.md"
 PAIRS, GUIDANCE, STEPS = 600, 3.0, (1, 2, 4, 8, 25)

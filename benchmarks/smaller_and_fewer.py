@@ -3,7 +3,7 @@
     python benchmarks/smaller_and_fewer.py [--scale 1] [--samples 1024] [--output runs/smaller_and_fewer]
     python benchmarks/smaller_and_fewer.py --choices [--teachers toy-dit toy] [--seeds 0 1 2]
 
-The recipe is examples/recipes/toy-small.yaml with other blocks to keep: pruned, distilled by its features to the
+The recipe is toy-small of nitrodistill/recipes with other blocks to keep: pruned, distilled by its features to the
 guided teacher, then LADD to one step. The whole network needs no first stage. In 25 and 4 steps the student of the
 first stage is drawn (DDIM; it needs no guidance, so a step costs one pass, where the teacher's costs two). The
 corners (whole and small) have a run for each seed, the middle size for the first. A point is dominated if another
@@ -48,7 +48,7 @@ from nitrodistill.training.run import load_student
 from nitrodistill.types import Denoiser
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "examples" / "recipes" / "toy-small.yaml"
+RECIPE = ROOT / "nitrodistill" / "recipes" / "toy-small.yaml"
 RESULTS = ROOT / "benchmarks" / "results"
 DOCS = ROOT / "docs" / "pruning.md"
 PICTURE = ROOT / "docs" / "images" / "smaller_and_fewer.svg"

@@ -854,7 +854,7 @@ def _add_training(add: Callable[..., None], rand: Callable[..., Tensor]) -> None
     add(
         "load_recipe",
         training.load_recipe,
-        {"path": "examples/recipes/toy.yaml"},
+        {"path": "nitrodistill/recipes/toy.yaml"},
         {"path": lambda v: (w for w in words(v) if w.value is not None)},
     )
     add("find_method", methods.find_method, {"name": "ladd"}, {"name": words})

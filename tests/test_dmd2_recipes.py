@@ -25,7 +25,7 @@ from nitrodistill.training.stages import build_on_shapes, check_stages
 from nitrodistill.types import Batch, Latents, Pairs
 from tests.pipelines import make_pipeline
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 COUNTED = ("dmd2-sdxl-lora", "dmd2-imagenet64-edm")
 FAMILIES = {
     "dmd2-sd15": "sd15",

@@ -26,7 +26,7 @@ from nitrodistill.training.recipe import Recipe, load_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.types import Batch, Pairs
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 PROGRESSIVE = {"num_inference_steps": 4, "guidance": 2.0}
 
 

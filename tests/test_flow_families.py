@@ -30,7 +30,7 @@ from nitrodistill.training.recipe import load_recipe
 from tests import flow_pipelines
 from tests.pipelines import make_pipeline
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 KLEIN_4B = {
     "num_layers": 5,
     "num_single_layers": 20,

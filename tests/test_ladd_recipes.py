@@ -21,7 +21,7 @@ from nitrodistill.training.estimate import estimate
 from nitrodistill.training.recipe import load_recipe
 from tests.pipelines import make_pipeline
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 
 
 def sd3() -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.training.config import OptimizerConfig, check_optimizers
 from nitrodistill.training.recipe import Recipe, load_recipe
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 
 
 def sd21() -> DiffusersDenoiser:

@@ -21,7 +21,7 @@ from tests.models.families import FAMILIES
 from tests.models.test_pruning import published
 from tests.test_nitro_recipes import count, pixart_sigma
 
-RECIPES = Path(__file__).parent.parent / "examples" / "recipes"
+RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
 
 
 def teacher_of(name: str) -> DiffusersDenoiser:

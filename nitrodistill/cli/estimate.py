@@ -7,8 +7,8 @@ without weights is enough, and of a name on the Hub no weights are downloaded. N
 the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
 
 example:
-  nitrodistill estimate --config examples/recipes/toy.yaml
-  nitrodistill estimate --config examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
+  nitrodistill estimate --config toy
+  nitrodistill estimate --config nitro-sd21 --teacher path/to/pipeline --memory 64
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Options:
     """Options.
 
     Attributes:
-        config: recipe, a YAML file.
+        config: recipe: a YAML file, or the name of one that `nitrodistill recipes` lists.
         teacher: null takes the recipe's; a directory or a name.
         stage: which stage of the recipe, from 0.
         memory: GiB of the GPU; null takes this machine's.

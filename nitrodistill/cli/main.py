@@ -26,6 +26,7 @@ VERBS = {
     "compare": "put several evaluated students of one teacher on one page",
     "export": "write a run's student as a diffusers pipeline",
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",
+    "recipes": "list the recipes that come with the package, or show one",
     "doctor": "say what this machine can do, and what is missing",
 }
 
@@ -48,7 +49,7 @@ The road, on the teacher that ships with the package:
 
 The same road by hand:
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs
-  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
+  nitrodistill train --config toy --pairs runs/pairs --output runs/student
   nitrodistill evaluate --run runs/student
   nitrodistill export --run runs/student --output runs/pipeline
 """

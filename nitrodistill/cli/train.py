@@ -1,18 +1,19 @@
 """`nitrodistill train`: a recipe, with overrides.
 
-Distil a student from a recipe: a YAML file that names the teacher, the data, a folder for the run and what is
-trained in which stages, by which method. Every entry of the recipe is an option as well, and options win over the
-file. The same command goes on where a run was stopped or killed, and on a CPU it then ends bit for
-bit like a run that was not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130; an alarm,
-with `stop_on: alarm` in the trainer's settings, with 3, and nothing is saved on top of what was before. The folder
-holds the resolved recipe, checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
+Distil a student from a recipe: a YAML file of yours, or one that comes with the package, by its name
+(`nitrodistill recipes` lists them). It names the teacher, the data, a folder for the run and what is trained in
+which stages, by which method. Every entry of the recipe is an option as well, and options win over the file. The
+same command goes on where a run was stopped or killed, and on a CPU it then ends bit for bit like a run that was
+not. SIGTERM and SIGUSR1 save and end it with exit code 0, Ctrl-C with 130; an alarm, with `stop_on: alarm` in the
+trainer's settings, with 3, and nothing is saved on top of what was before. The folder holds the resolved recipe,
+checkpoints (safetensors), log.jsonl, files for tensorboard, and previews.
 
 Several processes: `torchrun --nproc_per_node 8 -m nitrodistill train ...`, `accelerate launch -m
 nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/train.sbatch. batch_size is
 over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
 
 example:
-  nitrodistill train --config examples/recipes/toy.yaml --pairs runs/pairs --output runs/student
+  nitrodistill train --config toy --pairs runs/pairs --output runs/student
   nitrodistill train --config recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
 """
 
@@ -45,7 +46,7 @@ class _Options:
     """Options.
 
     Attributes:
-        config: recipe, a YAML file.
+        config: recipe: a YAML file, or the name of one that `nitrodistill recipes` lists.
         steps: optimizer steps of the last stage, in short.
         resume: auto goes on with what the folder holds; never wants a new or empty folder.
     """

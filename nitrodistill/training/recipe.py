@@ -17,11 +17,13 @@ from nitrodistill.method import Halving
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.models.pruning import parse_spec
-from nitrodistill.settings import build, parse_yaml, read_yaml, shown, to_plain
+from nitrodistill.settings import build, closest, parse_yaml, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
 RECIPE = "recipe.yaml"
 """Name of the recipe's file in the folder of a run."""
+
+_SHIPPED = Path(__file__).parents[1] / "recipes"
 
 
 @dataclass(frozen=True)
@@ -185,16 +187,45 @@ def parse_recipe(data: object) -> Recipe:
             raise ValueError(
                 "this recipe is of an older form: write `method: ladd`, and what stood below `method` below "
                 "`settings`; rates, clipping and averages stand with each role's optimizer now. "
-                "examples/recipes has all of them."
+                "`nitrodistill recipes show NAME` has all of them."
             )
     return build(Recipe, data)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """The recipes in the package, name -> file, whose first two lines say what one is and what is proven of it."""
+    return {
+        name: _SHIPPED / f"{name}.yaml" for name in sorted(f.stem for f in _SHIPPED.glob("*.yaml"))
+    }
+
+
+def find_recipe(name: str | Path, *, shipped: bool = False) -> Path:
+    """The file of a recipe: a path where there is a file, else one that comes with the package, by its name.
+
+    Args:
+        name: the path, or the name.
+        shipped: whether it is a name alone.
+
+    Raises:
+        FileNotFoundError: if there is none; the message has the nearest name.
+    """
+    if Path(name).is_file() and not shipped:
+        return Path(name)
+    known = shipped_recipes()
+    if str(name) not in known:
+        near = closest(Path(name).stem, known)
+        way = f"did you mean {near!r}?" if near else "`nitrodistill recipes` lists those that do."
+        raise FileNotFoundError(
+            f"no recipe at {str(name)!r}, and none of that name comes with nitrodistill; {way}"
+        )
+    return known[str(name)]
 
 
 def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Reads a recipe from a YAML file.
 
     Args:
-        path: of the file; None has the options alone.
+        path: of the file, or a name of `shipped_recipes`; None has the options alone.
         options: (dotted name, YAML text) of values that win over the file's; see `override`.
 
     Raises:
@@ -202,7 +233,7 @@ def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()
         ValueError: if it is no recipe.
     """
     try:
-        data = {} if path is None else read_yaml(path)
+        data = {} if path is None else read_yaml(find_recipe(path))
         for name, text in options:
             data = override(data, name, parse_yaml(text))
         return parse_recipe(data)

@@ -7,7 +7,7 @@ import pytest
 from nitrodistill.cli.main import main
 from nitrodistill.training import Alarm, Checkpoint, State
 
-RECIPE = "examples/recipes/toy.yaml"
+RECIPE = "nitrodistill/recipes/toy.yaml"
 
 
 def alarmed(step: int) -> State:

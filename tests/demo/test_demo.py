@@ -134,7 +134,7 @@ def test_the_recipe_is_the_one_in_examples():
 
     from nitrodistill.training.recipe import load_recipe
 
-    file = Path(__file__).parents[2] / "examples" / "recipes" / "toy.yaml"
+    file = Path(__file__).parents[2] / "nitrodistill" / "recipes" / "toy.yaml"
     shown = load_recipe(file)
     steps = shown.stages[0].trainer.steps
     assert (

@@ -22,7 +22,7 @@ from nitrodistill.training.passes import Backward, Line
 from nitrodistill.training.recipe import Stage, load_recipe
 from nitrodistill.types import Batch, Pairs
 
-RECIPES = Path(__file__).parents[2] / "examples" / "recipes"
+RECIPES = Path(__file__).parents[2] / "nitrodistill" / "recipes"
 METHOD = LADDConfig(taps=("down_blocks.0", "mid_block"), updates="shared")
 ROLES = {"student": OptimizerConfig(ema_decay=0.999), "discriminator": OptimizerConfig()}
 STAGE = Stage("ladd", TrainerConfig(steps=2, batch_size=3, optimizers=ROLES), METHOD)

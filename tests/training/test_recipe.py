@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from nitrodistill.training import (
     parse_recipe,
     save_recipe,
 )
+from nitrodistill.training.recipe import find_recipe, shipped_recipes
 from tests.training.matching import MatchingConfig
 
 DATA = {
@@ -162,6 +164,22 @@ def test_files_that_are_none_or_no_yaml(tmp_path):
     file.write_text("a: [")
     with pytest.raises(ValueError, match=r"recipe.yaml: this is not YAML"):
         load_recipe(file)
+
+
+def test_a_recipe_is_found_by_path_and_else_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_recipe("toy") == shipped_recipes()["toy"]
+    Path("toy").mkdir()  # a folder of that name is no recipe
+    assert find_recipe("toy") == shipped_recipes()["toy"]
+    Path("toy").rmdir()
+    Path("toy").write_text("mine")
+    assert find_recipe("toy") == Path("toy")
+    assert find_recipe("toy", shipped=True) == shipped_recipes()["toy"]
+    for name in ("nitro-sd2", "examples/recipes/nitro-sd21.yaml", "Nitro-SD21"):
+        with pytest.raises(FileNotFoundError, match="did you mean 'nitro-sd21'"):
+            find_recipe(name)
+    with pytest.raises(FileNotFoundError, match="`nitrodistill recipes` lists"):
+        find_recipe("none.yaml")
 
 
 def test_settings_of_another_method_are_refused():
