@@ -63,10 +63,11 @@ def find_method(name: str) -> type[DistillationMethod]:
 
 
 def _is_own(value: object, module: ModuleType) -> bool:
+    """Whether it is a method that the module defines. Its place first: on Python 3.10 `list[int]` is a class."""
     return (
-        inspect.isclass(value)
+        getattr(value, "__module__", None) == module.__name__
+        and inspect.isclass(value)
         and issubclass(value, DistillationMethod)
-        and value.__module__ == module.__name__
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,8 +19,6 @@ from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.types import Denoiser
 
 if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
-
     from nitrodistill.training.trainer import Trainer
 
 
@@ -95,22 +93,16 @@ class Previewer:
         return self.pipeline.decode(x0).cpu()
 
 
-def _show(tracker: GeneralTracker, file: Path, pixels: np.ndarray, step: int) -> None:
-    """Passes a picture, `(H, W, 3)` in uint8, to a tracker, in the form that each of Accelerate's wants it."""
-    from accelerate.tracking import (
-        AimTracker,
-        ClearMLTracker,
-        MLflowTracker,
-        SwanLabTracker,
-        TensorBoardTracker,
-        WandBTracker,
-    )
+def _show(tracker: Any, file: Path, pixels: np.ndarray, step: int) -> None:
+    """Passes a picture, `(H, W, 3)` in uint8, to a tracker, in the form that each of Accelerate's wants it.
 
-    if isinstance(tracker, TensorBoardTracker):
+    By name, since an older Accelerate lacks some of the classes.
+    """
+    if tracker.name == "tensorboard":
         tracker.log_images({"previews": pixels[None]}, step=step, dataformats="NHWC")
-    elif isinstance(tracker, (WandBTracker, SwanLabTracker)):
+    elif tracker.name in ("wandb", "swanlab"):
         tracker.log_images({"previews": [pixels]}, step=step)
-    elif isinstance(tracker, (AimTracker, ClearMLTracker)):
+    elif tracker.name in ("aim", "clearml"):
         tracker.log_images({"previews": pixels}, step=step)
-    elif isinstance(tracker, MLflowTracker):
+    elif tracker.name == "mlflow":
         tracker.log_artifact(str(file), "previews")
