@@ -89,6 +89,6 @@ def _kornia() -> Any:
         import kornia.geometry.transform as transform
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "augmentation needs kornia: `pip install nitrodistill[augmentation]`, or leave it out."
+            "augmentation needs kornia: `pip install kornia`, or leave it out."
         ) from error
     return transform

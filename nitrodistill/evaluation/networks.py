@@ -47,7 +47,7 @@ def inception(
     """
     if importlib.util.find_spec("torch_fidelity") is None:
         raise ModuleNotFoundError(
-            "Inception's features need torch-fidelity; install it with `pip install nitrodistill[metrics]`."
+            "Inception's features need torch-fidelity; install it with `pip install torch-fidelity`."
         )
     file = Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE)
     if not file.is_file():

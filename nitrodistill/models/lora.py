@@ -267,7 +267,7 @@ def _peft() -> Any:
         import peft
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            "LoRA roles need peft, which is not installed: pip install 'nitrodistill[lora]'."
+            "LoRA roles need peft, which is not installed: pip install peft."
         ) from error
     return peft
 

@@ -83,5 +83,5 @@ def test_bad_values(settings, sentence):
 def test_without_kornia(monkeypatch):
     monkeypatch.setitem(sys.modules, "kornia.geometry.transform", None)
     monkeypatch.setitem(sys.modules, "kornia.geometry", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install nitrodistill\[augmentation\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install kornia"):
         Augmentation(0.5)(LATENTS, draws())

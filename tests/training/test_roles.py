@@ -61,7 +61,7 @@ def test_eight_bit_moments_stay_near_and_resume_bit_equal(tiny, tmp_path):
 def test_eight_bit_without_bitsandbytes_says_what_to_install(tiny, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     method, config = _wide(tiny, True)
-    with pytest.raises(ImportError, match=r"pip install nitrodistill\[eight-bit\]"):
+    with pytest.raises(ImportError, match=r"pip install bitsandbytes"):
         tiny.train(config, method)
 
 
