@@ -7,7 +7,7 @@ import pytest
 from nitrodistill.cli.main import main
 from nitrodistill.training import Alarm, Checkpoint, State
 
-RECIPE = "nitrodistill/recipes/toy.yaml"
+RECIPE = "toy"
 
 
 def alarmed(step: int) -> State:

@@ -28,7 +28,7 @@ LISTED = {"previews": [PIXELS]}
             ("ClearMLTracker", "log_images", ({"previews": PIXELS},)),
             ("MLflowTracker", "log_artifact", ("preview.png", "previews")),
         ]
-        if hasattr(tracking, kind)  # accelerate 1.0 lacks SwanLab's
+        if hasattr(tracking, kind)  # accelerate 1.6 lacks SwanLab's
     ],
 )
 def test_each_tracker_gets_the_sheet_as_its_method_takes_it(kind, method, given):
