@@ -29,7 +29,8 @@ from demo_quality import environment
 
 from nitrodistill import toy
 from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate
-from nitrodistill.demo.demo import shuffled_captions, toy_recipe
+from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.demo.recipes import toy_recipe
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.evaluation.frechet import GaussianStatistics, frechet_distance
 from nitrodistill.method import Cast, Draws

@@ -1,9 +1,10 @@
 """How far the demo's numbers spread: runs it with several seeds and states an interval for each length.
 
-    python benchmarks/demo_intervals.py [--seeds 0 1 2 3 4 5] [--lengths short full] [--processes 1]
+    python benchmarks/demo_intervals.py [--seeds 0 1 2 3] [--lengths short full ladd] [--processes 1]
         [--output runs/intervals]
 
-`full` is `nitrodistill demo` as it is (about 15 CPU-minutes a seed), `short` the test suite's (about two).
+`full` is `nitrodistill demo` as it is (about 10 CPU-minutes a seed), `short` the test suite's (about two), `ladd` is
+`nitrodistill demo --method ladd --samples 1024` (about 15).
 Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more; one that was
 stopped goes on. Another length or recipe has a folder of its own; after another change of the code give another
 --output. A demo uses two cores: with more, let several seeds run at once. Writes
@@ -23,7 +24,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields, replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,16 @@ from typing import Any
 import torch
 from scipy.stats import t as student_t
 
-from nitrodistill.demo.demo import BATCH_SIZE, DemoConfig, run_demo, toy_recipe
+from nitrodistill.demo.demo import DemoConfig, length_of, run_demo, students
 from nitrodistill.demo.expected import FILE, Length
 from nitrodistill.evaluation import Evaluation, info
+from nitrodistill.evaluation.report.numbers import number
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation_report.md"
 LENGTHS = {
-    "short": Length(pairs=160, steps=110, samples=192),
-    "full": Length(DemoConfig.pairs, DemoConfig.steps, DemoConfig.samples),
+    "short": DemoConfig(steps=40, samples=192),
+    "full": DemoConfig(),
+    "ladd": DemoConfig(method="ladd", samples=1024),
 }
 METRICS = (
     "alignment",
@@ -64,31 +67,31 @@ def prediction(values: Sequence[float], positive: bool) -> dict[str, float]:
     return {name: float(f"{math.exp(x) if positive else x:.4g}") for name, x in ends.items()}
 
 
-def folder_of(length: Length, seed: int, root: Path) -> Path:
-    """Where a demo is kept: named after its length and a hash of its recipe."""
-    recipe = repr(toy_recipe("", "", length.steps, seed, BATCH_SIZE))
-    digest = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
-    return root / f"{length.pairs}-{length.steps}-{length.samples}-seed-{seed}-{digest}"
+def folder_of(config: DemoConfig, root: Path) -> Path:
+    """Where a demo is kept: named after its length and a hash of its recipes."""
+    recipes = repr([student.recipe for student in students(replace(config, output=""))])
+    digest = hashlib.blake2b(recipes.encode(), digest_size=4).hexdigest()
+    return root / "-".join(map(str, (*astuple(length_of(config)), "seed", config.seed, digest)))
 
 
-def measured(length: Length, seed: int, root: Path, again: bool) -> Evaluation:
-    """The demo of a length and a seed: as it is kept, or run as far as it is not done yet."""
-    folder = folder_of(length, seed, root)
-    kept = folder / "metrics.json"
-    if kept.is_file() and not again:
-        return Evaluation.load(kept)
-    return run_demo(DemoConfig(str(folder), seed=seed, **asdict(length)))
+def measured(config: DemoConfig, root: Path, again: bool) -> list[Evaluation]:
+    """The demo's evaluations: as they are kept, or run as far as it is not done yet."""
+    config = replace(config, output=str(folder_of(config, root)))
+    kept = [student.results / "metrics.json" for student in students(config)]
+    if all(file.is_file() for file in kept) and not again:
+        return [Evaluation.load(file) for file in kept]
+    return run_demo(config)
 
 
 def all_measured(
-    length: Length, seeds: Sequence[int], root: Path, again: bool, processes: int
-) -> list[Evaluation]:
+    configs: Sequence[DemoConfig], root: Path, again: bool, processes: int
+) -> list[list[Evaluation]]:
     """The demos of all seeds, so many at a time."""
     if processes == 1:
-        return [measured(length, seed, root, again) for seed in seeds]
+        return [measured(config, root, again) for config in configs]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, context) as pool:
-        return list(pool.map(measured, repeat(length), seeds, repeat(root), repeat(again)))
+        return list(pool.map(measured, configs, repeat(root), repeat(again)))
 
 
 def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> dict[str, Any]:
@@ -98,20 +101,33 @@ def state(length: Length, seeds: Sequence[int], found: Sequence[Evaluation]) -> 
     shares = {n: ends for n, ends in student.items() if n == "alignment"}
     for ends in shares.values():
         ends["low"], ends["high"] = max(0.0, ends["low"]), min(1.0, ends["high"])
-    teacher = statistics.mean(f.models["teacher"]["fd_real"].value for f in found)
-    about = {**asdict(length), "seeds": list(seeds), "teacher": {"fd_real": teacher}}
+    teacher = {
+        name: statistics.mean(f.models["teacher"][name].value for f in found)
+        for name in ("alignment", "fd_real")
+    }
+    steps = len(found[0].settings["student_timesteps"])
+    about = {
+        **asdict(length),
+        "num_inference_steps": steps,
+        "seeds": list(seeds),
+        "teacher": teacher,
+    }
     return {**about, "student": student, "values": values}
 
 
 def table(entries: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row a metric, for each length the mean and the interval."""
-    head = [f"{e['pairs']} pairs, {e['steps']} steps, {e['samples']} samples" for e in entries]
+    head = [
+        f"{e['method']}, {e['steps']} updates, {e['samples']} samples: in {e['num_inference_steps']}"
+        for e in entries
+    ]
     lines = [f"| number | {' | '.join(head)} |", "|---|" + "---:|" * len(entries)]
     for name in METRICS:
         cells = [_cell(entry["student"].get(name)) for entry in entries]
         lines.append(f"| {info(name).label} | {' | '.join(cells)} |")
-    teacher = [f"{entry['teacher']['fd_real']:.3g}" for entry in entries]
-    lines.append(f"| FD to real, teacher | {' | '.join(teacher)} |")
+    for name in ("alignment", "fd_real"):
+        teacher = [number(entry["teacher"].get(name)) for entry in entries]
+        lines.append(f"| {info(name).label}, teacher | {' | '.join(teacher)} |")
     seeds = [f"seeds {', '.join(map(str, entry['seeds']))}" for entry in entries]
     return "\n".join([*lines, f"| measured on | {' | '.join(seeds)} |"])
 
@@ -133,8 +149,8 @@ def write(entries: Sequence[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4, 5])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
     parser.add_argument("--again", action="store_true", help="evaluate what is kept once more")
     parser.add_argument("--processes", type=int, default=1, help="demos at a time")
@@ -142,15 +158,19 @@ def main() -> None:
     options = parser.parse_args()
     if not FILE.is_file():  # the demo reads it too
         FILE.write_text('{"lengths": []}\n', encoding="utf-8")
-    kept = json.loads(FILE.read_text(encoding="utf-8"))["lengths"]
-    entries = {Length(e["pairs"], e["steps"], e["samples"]): e for e in kept}
+    entries = {
+        (*(e[field.name] for field in fields(Length)), e["num_inference_steps"]): e
+        for e in json.loads(FILE.read_text(encoding="utf-8"))["lengths"]
+    }
     for name in options.lengths:
-        length = LENGTHS[name]
-        found = all_measured(
-            length, options.seeds, options.output, options.again, options.processes
-        )
-        entries[length] = state(length, options.seeds, found)
-    ordered = [entries[length] for length in LENGTHS.values() if length in entries]
+        configs = [replace(LENGTHS[name], seed=seed) for seed in options.seeds]
+        found = all_measured(configs, options.output, options.again, options.processes)
+        length = length_of(LENGTHS[name])
+        for of_one in zip(*found, strict=True):
+            entry = state(length, options.seeds, of_one)
+            entries[(*astuple(length), entry["num_inference_steps"])] = entry
+    lengths = [astuple(length_of(config)) for config in LENGTHS.values()]
+    ordered = [e for known in lengths for key, e in entries.items() if key[:-1] == known]
     print(table(ordered))
     write(ordered)
 

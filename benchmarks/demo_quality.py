@@ -28,7 +28,8 @@ import torch
 from _toy import METRICS, columns, environment, kept, make_parser, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.demo.demo import shuffled_captions, toy_recipe
+from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.demo.recipes import toy_recipe
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline

@@ -27,7 +27,8 @@ from _measure import Spread, write_json
 
 from nitrodistill import toy
 from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.demo.demo import shuffled_captions, toy_recipe
+from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.demo.recipes import toy_recipe
 from nitrodistill.methods import LADD
 from nitrodistill.models import Pipeline
 from nitrodistill.training import EMA, Trainer

@@ -870,6 +870,12 @@ def _add_training(add: Callable[..., None], rand: Callable[..., Tensor]) -> None
         {"steps": 9, "seed": 0, "batch_size": 4},
         {"steps": whole(1), "seed": _no_whole, "batch_size": whole(1)},
     )
+    add(
+        "matching_recipe",
+        lambda **k: demo.matching_recipe("s", "o", **k),
+        {"steps": 9, "num_inference_steps": 4, "seed": 0},
+        {"steps": whole(1), "num_inference_steps": whole(1), "seed": _no_whole},
+    )
 
 
 def _pictures() -> str:

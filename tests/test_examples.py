@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nitrodistill.data import PairStore
-from nitrodistill.demo.demo import toy_recipe
+from nitrodistill.demo.recipes import toy_recipe
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student

@@ -8,7 +8,8 @@ stopped.
 
 example:
   nitrodistill demo
-  nitrodistill demo --output runs/small --pairs 200 --steps 150 --samples 256
+  nitrodistill demo --output runs/small --steps 100 --samples 256
+  nitrodistill demo --method ladd --output runs/ladd
 """
 
 from __future__ import annotations

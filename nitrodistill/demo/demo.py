@@ -1,9 +1,9 @@
 """The whole road on the embedded teacher.
 
-    teacher -> pairs -> LADD -> evaluation -> diffusers pipeline -> pictures
+    teacher -> data -> distillation -> evaluation -> diffusers pipelines -> pictures
 
 A killed demo goes on where it stopped. The steps are the library's own, in the order in which a user would call
-them; `examples/plain_loop.py` does the same without the trainer.
+them; `examples/plain_loop.py` does LADD's without the trainer.
 """
 
 from __future__ import annotations
@@ -11,44 +11,63 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import torch
 
 from nitrodistill import toy
 from nitrodistill.checks import check_fields
-from nitrodistill.data import GenerateConfig, generate
+from nitrodistill.data import EncodeConfig, GenerateConfig, encode, generate
+from nitrodistill.data.images import open_images
 from nitrodistill.demo.expected import Length, outside, stated
+from nitrodistill.demo.recipes import matching_recipe, toy_recipe
 from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
-from nitrodistill.evaluation import EvaluateConfig, Evaluation, help_draw
-from nitrodistill.evaluation.report import model_card_table, verdict
-from nitrodistill.evaluation.results import RESULTS, background, check_output, write_results
+from nitrodistill.evaluation import EvaluateConfig, Evaluation, Pictures, draw_grid, help_draw
+from nitrodistill.evaluation.report import (
+    compare,
+    model_card_table,
+    verdict,
+    write_comparison,
+)
+from nitrodistill.evaluation.results import GRID, RESULTS, background, check_output, write_results
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.export import export
 from nitrodistill.export.folder import check_target
-from nitrodistill.methods import LADDConfig
+from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.teachers import load_teacher
-from nitrodistill.training import OptimizerConfig, TrainerConfig, with_progress
-from nitrodistill.training.recipe import Recipe, Stage
+from nitrodistill.training import with_progress
+from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.run import load_student, training_latents
 from nitrodistill.training.stages import run_recipe
 
-PIPELINE = "pipeline"
-FILES = ("pairs", "student", "teacher", *RESULTS, PIPELINE)
+FIRST = "first.png"
+COMPARISON = "comparison.html"
+ONE_STEP = "one-step"
+PIPELINES = ("pipeline", "pipeline-one-step")
+FILES = (
+    *("pairs", "scenes", "scenes.tar", "student", "student-one-step", "teacher"),
+    *(ONE_STEP, FIRST, COMPARISON, *RESULTS, *PIPELINES),
+)
 """What a demo's folder may hold."""
 
-PAIRS_PER_FILE = 128
+DATA_PER_FILE = 128
 """A multiple of the teacher's batch, small enough that a few processes end together."""
 
 BATCH_SIZE = 64
-"""Two processes share it; of smaller ones the step that each takes costs too much."""
+"""Of LADD: two processes share it; of smaller ones the step that each takes costs too much."""
+
+SCENES = 4096
+"""Rendered scenes, for the discriminator's real side."""
 
 # left by a demo that was killed while it wrote
 _TEMPORARY = re.compile(
-    rf"\.({'|'.join(map(re.escape, RESULTS))})\..*\.tmp|\.pipeline(\.old)?\.\w+"
+    rf"\.({'|'.join(map(re.escape, (*RESULTS, FIRST, COMPARISON, 'scenes.tar')))})\..*\.tmp"
+    r"|\.pipeline(-one-step)?(\.old)?\.\w+"
 )
 
 TITLES = {
@@ -64,49 +83,55 @@ class DemoConfig:
 
     Attributes:
         output: folder of the results.
-        pairs: how many pairs of noise and latent the teacher makes.
-        steps: optimizer steps of the distillation.
+        method: dmd2 needs no pairs, and trains a student of four steps and one of one step; ladd trains one of
+            one step on pairs that the teacher makes.
+        steps: optimizer steps of the distillation; null is 400 of dmd2, or 900 of ladd. dmd2's one-step student
+            takes a quarter more.
+        pairs: how many pairs of noise and latent the teacher makes; of ladd alone.
         samples: pictures of each model in the evaluation.
         seed: of everything.
     """
 
     output: str = "runs/demo"
+    method: Literal["dmd2", "ladd"] = "dmd2"
+    steps: int | None = None
     pairs: int = 2600
-    steps: int = 900
-    samples: int = 1024
+    samples: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, pairs=1, steps=1, samples=4, seed=0)
 
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the first student."""
+        return self.steps or {"dmd2": 400, "ladd": 900}[self.method]
 
-def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: int = 48) -> Recipe:
-    """The recipe that is measured in `benchmarks/demo_quality.py`; the demo takes larger batches."""
-    settings = LADDConfig(
-        taps=("conv_in", "down_blocks.0", "down_blocks.1", "mid_block"),
-        head_width=96,
-        adversarial="hinge",
-        adversarial_weight=0.5,
-        fresh_fraction=2 / 3,
-        warmup_steps=round(0.15 * steps),
-        discriminator_timesteps={"uniform": {"ranges": [[0.0, 0.4]]}},
-        updates="shared",
-        seed=seed,
-    )
-    # a short run must forget the teacher that the average starts as
-    ema_decay = min(0.99, 1 - 5 / max(steps, 6))
-    student = OptimizerConfig(8e-4, (0.5, 0.999), lr_decay_from=0.5, ema_decay=ema_decay)
-    discriminator = OptimizerConfig(2e-3, (0.0, 0.999), lr_decay_from=0.5)
-    trainer = TrainerConfig(
-        steps=steps,
-        batch_size=batch_size,
-        seed=seed,
-        optimizers={"student": student, "discriminator": discriminator},
-        checkpoint_every=200,
-        log_every=20,
-        preview_every=300,
-    )
-    return Recipe("toy", output, [Stage("ladd", trainer, settings)], pairs=pairs)
+
+class _Student(NamedTuple):
+    """A student of the demo: its recipe, and where its results and its pipeline go."""
+
+    recipe: Recipe
+    results: Path
+    pipeline: Path
+
+
+def students(config: DemoConfig) -> list[_Student]:
+    """Who is trained; the first is the demo's result."""
+    root, steps = Path(config.output), config.num_steps
+    folder = str(root / "student")
+    if config.method == "ladd":
+        recipe = toy_recipe(str(root / "pairs"), folder, steps, config.seed, BATCH_SIZE)
+        return [_Student(recipe, root, root / PIPELINES[0])]
+    scenes = str(root / "scenes")
+    return [
+        _Student(matching_recipe(scenes, folder, steps, 4, config.seed), root, root / PIPELINES[0]),
+        _Student(
+            matching_recipe(scenes, f"{folder}-one-step", steps + steps // 4, 1, config.seed),
+            root / ONE_STEP,
+            root / PIPELINES[1],
+        ),
+    ]
 
 
 def shuffled_captions(seed: int = 0) -> list[str]:
@@ -116,78 +141,78 @@ def shuffled_captions(seed: int = 0) -> list[str]:
     return [captions[i] for i in order.tolist()]
 
 
-def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluation:
+def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> list[Evaluation]:
     """Runs the demo, or what is left of it, and writes its folder.
+
+    Returns:
+        The evaluation of each student; the first is the demo's result.
 
     Raises:
         FileExistsError: if the folder holds something else.
         ValueError: if it holds a demo with other settings.
     """
     torch.set_num_threads(1)  # networks this small get slower when threads share them
-    start = time.perf_counter()
-    root = Path(config.output)
+    start, root = time.perf_counter(), Path(config.output)
     _check_folder(root)
-    trainers = min(2, cores()) if can_train_together() else 1
-    files = -(-max(config.pairs, config.samples) // PAIRS_PER_FILE)
-    count = max(trainers, min(cores(), files))
+    files = -(-max(config.pairs, config.samples) // DATA_PER_FILE)
+    count = max(_trainers(config), min(cores(), files))
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
-        with other_processes(_share, config, meeting, trainers, count=count):
-            pipeline = _share(config, meeting, trainers, 0, count, say)
-    student, made = load_student(root / "student", pipeline), background(root / "student")
-    found = measure_student(
-        "toy",
-        pipeline,
-        student.denoiser,
-        student.plan,
-        shuffled_captions(),
-        _evaluation(config),
-        training_latents=training_latents(student.recipe),
-        cache=root / "teacher",
-    )
-    title = "LADD on the embedded teacher"
-    report = write_results(found, root, made, title, TITLES)
-
-    say("4/4  export: a diffusers pipeline, tested in a fresh process")
-    export(
-        pipeline,
-        student.denoiser,
-        student.plan,
-        root / PIPELINE,
-        base_model="the toy teacher embedded in nitrodistill",
-        metrics=model_card_table(found),
-        licence="apache-2.0",
-        prompts=shuffled_captions()[:4],
-    )
-    say(_closing(found, config, report, time.perf_counter() - start))
+        pipeline = load_teacher("toy")
+        _draw_first(pipeline, root / FIRST, say)
+        if config.method == "dmd2":
+            captions = shuffled_captions()
+            texts = [captions[i % len(captions)] for i in range(SCENES)]
+            toy.scenes.save(texts, root / "scenes.tar", config.seed)
+        with other_processes(_share, config, meeting, count=count):
+            _share(config, meeting, 0, count, say)
+    done = students(config)
+    found = [_measured(config, pipeline, student) for student in done]
+    _show_together(root, found)
+    say("4/4  export: diffusers pipelines, tested in a fresh process")
+    for student, numbers in zip(done, found, strict=True):
+        _export(pipeline, student, numbers)
+    say(_closing(found, config, root / "report.html", time.perf_counter() - start))
     return found
+
+
+def _trainers(config: DemoConfig) -> int:
+    """How many processes train: a student each, or one together."""
+    if config.method == "ladd":
+        return min(2, cores()) if can_train_together() else 1
+    return min(len(students(config)), cores())
 
 
 def _share(
     config: DemoConfig,
     meeting: Path,
-    trainers: int,
     rank: int,
     count: int,
     say: Callable[[str], None] = lambda text: None,
-) -> Pipeline:
+) -> None:
     """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
     pipeline = load_teacher("toy")
-    say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-    _make_pairs(config, pipeline, rank, count)
-    say(f"2/4  distillation: {config.steps} steps of LADD")
+    if config.method == "ladd":
+        say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
+        _make_pairs(config, pipeline, rank, count)
+    else:
+        say(f"1/4  scenes: {SCENES} are rendered, and encoded by the VAE; no pairs are needed")
+        _encode_scenes(config, pipeline, rank, count)
+    taught = students(config)
+    names = "students in 4 steps and in 1" if len(taught) > 1 else "a student in 1 step"
+    say(f"2/4  distillation by {config.method}: {names}, {config.num_steps} steps of training")
+    trainers = _trainers(config)
     if rank < trainers:
-        _train(config, pipeline, meeting, rank, trainers)
+        _train(taught, pipeline, meeting, rank, trainers)
     say(
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
     _draw_teacher(config, pipeline, rank, count)
-    return pipeline
 
 
 def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
     settings = GenerateConfig(
-        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
+        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE
     )
     generate(
         pipeline,
@@ -200,14 +225,30 @@ def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -
     )
 
 
-def _train(config: DemoConfig, pipeline: Pipeline, meeting: Path, rank: int, count: int) -> None:
+def _encode_scenes(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+    """The latents of the rendered scenes, as `nitrodistill encode` makes them."""
     root = Path(config.output)
-    recipe = toy_recipe(
-        str(root / "pairs"), str(root / "student"), config.steps, config.seed, BATCH_SIZE
+    settings = EncodeConfig(seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE)
+    encode(
+        pipeline,
+        open_images(root / "scenes.tar"),
+        root / "scenes",
+        settings,
+        teacher_name="toy",
+        rank=rank,
+        world_size=count,
     )
-    with training_together(rank, count, meeting):
-        for _ in with_progress(run_recipe(recipe, pipeline), show=rank == 0):
-            pass
+
+
+def _train(
+    taught: list[_Student], pipeline: Pipeline, meeting: Path, rank: int, count: int
+) -> None:
+    """One student by all trainers together, or each of several by one of them."""
+    together = len(taught) == 1
+    with training_together(rank, count if together else 1, meeting):
+        for student in taught if together else taught[rank::count]:
+            for _ in with_progress(run_recipe(student.recipe, pipeline), show=rank == 0):
+                pass
 
 
 def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
@@ -221,38 +262,131 @@ def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int)
     )
 
 
+def _measured(config: DemoConfig, pipeline: Pipeline, student: _Student) -> Evaluation:
+    """What a student is measured to be; its report is written."""
+    run = Path(student.recipe.output)
+    loaded, made = load_student(run, pipeline), background(run)
+    found = measure_student(
+        "toy",
+        pipeline,
+        loaded.denoiser,
+        loaded.plan,
+        shuffled_captions(),
+        _evaluation(config),
+        training_latents=training_latents(loaded.recipe),
+        cache=Path(config.output) / "teacher",
+    )
+    steps = len(loaded.plan)
+    titles = TITLES | {"student": f"student, {steps} step{'s' if steps > 1 else ''}"}
+    title = (
+        f"{config.method.upper()} on the embedded teacher, {steps} step{'s' if steps > 1 else ''}"
+    )
+    student.results.mkdir(parents=True, exist_ok=True)
+    write_results(found, student.results, made, title, titles)
+    return found
+
+
 def _evaluation(config: DemoConfig) -> EvaluateConfig:
     return EvaluateConfig(num_samples=config.samples, seed=config.seed)
 
 
-def _closing(found: Evaluation, config: DemoConfig, report: Path, seconds: float) -> str:
+def _draw_first(pipeline: Pipeline, path: Path, say: Callable[[str], None]) -> None:
+    """Pictures to look at before anything is trained, by the student that ships with the package."""
+    if path.exists():
+        return
+    say(
+        "0/4  first pictures: teacher, naive one-step teacher, and the one-step student in this package"
+    )
+    shipped = Pipeline.from_diffusers(toy.load_student_pipeline()).denoiser
+    prompts = shuffled_captions(1)[:4]
+    draws = Draws(0, 0, torch.arange(len(prompts)), purpose="first pictures")
+    noise, c = draws.normal("noise", pipeline.latent_shape), pipeline.encode_prompt(prompts)
+    one_step = StepPlan.from_schedule(pipeline.denoiser.schedule, 1)
+    guided = pipeline.guided(toy.GUIDANCE_SCALE)
+    many = StepPlan.from_schedule(guided.schedule, toy.NUM_INFERENCE_STEPS)
+    models = {
+        "teacher": (guided, many),
+        "naive": (pipeline.denoiser, one_step),
+        "student": (shipped, one_step),
+    }
+    with torch.no_grad():
+        images = {
+            name: pipeline.decode(sample(denoiser, plan, noise, c))
+            for name, (denoiser, plan) in models.items()
+        }
+    titles = TITLES | {"student": "shipped student, 1 step"}
+    draw_grid(Pictures(tuple(prompts), images), path, titles)
+    say(f"     look at {path}; a new student is distilled now")
+
+
+def _show_together(root: Path, found: Sequence[Evaluation]) -> None:
+    """All students in one picture, and on a page that compares them."""
+    if len(found) == 1:
+        return
+    pictures = [one.examples for one in found]
+    first, second = pictures
+    if first is None or second is None:
+        return
+    names = ("student in 4 steps", "student in 1 step")
+    images = {**first.images, "student, 1 step": second.images["student"]}
+    draw_grid(replace(first, images=images), root / GRID, TITLES | {"student": "student, 4 steps"})
+    compared = compare(dict(zip(names, found, strict=True)))
+    write_comparison(compared, root / COMPARISON, dict(zip(names, (first, second), strict=True)))
+
+
+def _export(pipeline: Pipeline, student: _Student, found: Evaluation) -> None:
+    loaded = load_student(student.recipe.output, pipeline)
+    export(
+        pipeline,
+        loaded.denoiser,
+        loaded.plan,
+        student.pipeline,
+        base_model="the toy teacher embedded in nitrodistill",
+        metrics=model_card_table(found),
+        licence="apache-2.0",
+        prompts=shuffled_captions()[:4],
+    )
+
+
+def _closing(found: Sequence[Evaluation], config: DemoConfig, report: Path, seconds: float) -> str:
+    steps = [len(one.settings["student_timesteps"]) for one in found]
+    lines = []
+    for one, number in zip(found, steps, strict=True):
+        title = f"The student in {number} step{'s' if number > 1 else ''}:"
+        lines += ["", title, "", one.text(), "", *_speed(one), verdict(one).headline]
+        lines += _reproduced(one, config, number)
+    best = Path(config.output) / PIPELINES[0]
+    return "\n".join(
+        [
+            *lines,
+            f"Done in {seconds:.0f} s. Open {report} in a browser, then draw with the student:",
+            "",
+            "    from diffusers import DiffusionPipeline",
+            f'    pipe = DiffusionPipeline.from_pretrained("{best}")',
+            '    pipe("a large red ring on a blue background", '
+            f"num_inference_steps={steps[0]}, guidance_scale=0).images[0]",
+        ]
+    )
+
+
+def _speed(found: Evaluation) -> list[str]:
     times = [
         found.value(name, key)
         for key in ("denoise_ms", "pipeline_ms")
         for name in ("teacher", "student")
     ]
-    lines = ["", found.text(), ""]
     known = [time for time in times if time]
-    if len(known) == 4:
-        lines += [
-            f"The student denoises {known[0] / known[1]:.0f} times faster than its teacher; the whole "
-            f"pipeline is {known[2] / known[3]:.1f} times faster."
-        ]
-    lines += [
-        verdict(found).headline,
-        *_reproduced(found, config),
-        f"Done in {seconds:.0f} s. Open {report} in a browser, then draw with the student:",
-        "",
-        "    from diffusers import DiffusionPipeline",
-        f'    pipe = DiffusionPipeline.from_pretrained("{config.output}/pipeline")',
-        '    pipe("a large red ring on a blue background", num_inference_steps=1, guidance_scale=0).images[0]',
+    if len(known) < 4:
+        return []
+    return [
+        f"It denoises {known[0] / known[1]:.0f} times faster than its teacher; the whole pipeline is "
+        f"{known[2] / known[3]:.1f} times faster."
     ]
-    return "\n".join(lines)
 
 
-def _reproduced(found: Evaluation, config: DemoConfig) -> list[str]:
+def _reproduced(found: Evaluation, config: DemoConfig, num_inference_steps: int) -> list[str]:
     """Whether the numbers are those stated for a demo of this length; nothing for other lengths."""
-    expected = stated(Length(config.pairs, config.steps, config.samples))
+    expected = stated(length_of(config), num_inference_steps)
     if expected is None:
         return []
     other = outside(found, expected)
@@ -263,6 +397,12 @@ def _reproduced(found: Evaluation, config: DemoConfig) -> list[str]:
     return [f"Not where a demo of this length is expected: {'; '.join(other)}."]
 
 
+def length_of(config: DemoConfig) -> Length:
+    """What makes this demo long."""
+    pairs = config.pairs if config.method == "ladd" else 0
+    return Length(config.method, pairs, config.num_steps, config.samples)
+
+
 def _check_folder(root: Path) -> None:
     check_output(root)
     names = sorted(path.name for path in root.iterdir()) if root.exists() else []
@@ -271,4 +411,5 @@ def _check_folder(root: Path) -> None:
         raise FileExistsError(
             f"{str(root)!r} holds something else ({strangers[0]}); choose another folder with --output."
         )
-    check_target(root / PIPELINE)
+    for name in PIPELINES:
+        check_target(root / name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from nitrodistill.evaluation import Evaluation, info
@@ -43,20 +43,24 @@ class Length:
     """What makes a demo long: the options of `nitrodistill demo`.
 
     Attributes:
-        pairs: how many pairs.
-        steps: how many optimizer steps.
+        method: by which.
+        pairs: how many pairs, 0 without.
+        steps: how many optimizer steps of each student.
         samples: how many pictures of each model.
     """
 
+    method: str
     pairs: int
     steps: int
     samples: int
 
 
-def stated(length: Length) -> Mapping[str, Range] | None:
-    """The student's metrics -> where they are expected; None for a length that nobody measured."""
+def stated(length: Length, num_inference_steps: int) -> Mapping[str, Range] | None:
+    """A student's metrics -> where they are expected; None for a length that nobody measured."""
     for entry in json.loads(FILE.read_text(encoding="utf-8"))["lengths"]:
-        if Length(entry["pairs"], entry["steps"], entry["samples"]) == length:
+        if entry["num_inference_steps"] != num_inference_steps:
+            continue
+        if Length(*(entry[field.name] for field in fields(Length))) == length:
             return {name: Range(**ends) for name, ends in entry["student"].items()}
     return None
 

@@ -5,7 +5,6 @@ Every file carries a hash of its tensors: one that differs is made again.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nitrodistill.data.claims import Claims, own_first
-from nitrodistill.files import atomic
+from nitrodistill.files import atomic, blake2
 
 HASH = "blake2b"
 
@@ -46,11 +45,11 @@ def kept(path: Path) -> dict[str, Tensor] | None:
 
 def digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
     """A hash of contiguous tensors on the CPU, with their names, dtypes and shapes, and of a text about them."""
-    found = hashlib.blake2b(about.encode(), digest_size=16)
+    parts = [about.encode()]
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        parts.append(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        parts.append(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return blake2(parts).hex()
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,10 @@ class Metric:
             known = isinstance(number, int | float) and math.isfinite(number)
             if not known and (number is not None or name == "value"):
                 raise ValueError(f"a metric's {name} is {number}; it must be a finite number.")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(
+                f"a metric's interval is {self.low} to {self.high}; its low end must not be above its high one."
+            )
 
 
 @dataclass(frozen=True)

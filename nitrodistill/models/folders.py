@@ -65,7 +65,7 @@ def check_local(path: str | Path) -> bool:
 
 
 def absent_parts(path: str | Path, index: dict[str, Any]) -> dict[str, None]:
-    """The parts that a model_index.json says are not there, as `from_pretrained` wants to be told."""
+    """The parts that a model_index.json says are not there, as `from_pretrained` takes them."""
     adapter = PIPELINES[index["_class_name"]]
     absent = [name for name, entry in index.items() if entry in ([None, None], (None, None))]
     needed = [name for name in absent if name not in adapter.optional]

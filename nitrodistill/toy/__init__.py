@@ -15,6 +15,7 @@ from nitrodistill.toy.pipeline import (
     NUM_INFERENCE_STEPS,
     load_dit_pipeline,
     load_pipeline,
+    load_student_pipeline,
     save_pipeline,
 )
 from nitrodistill.toy.scenes import Attributes, check_prompt
@@ -28,6 +29,7 @@ __all__ = [
     "load_dit_pipeline",
     "load_oracle",
     "load_pipeline",
+    "load_student_pipeline",
     "oracle_maps",
     "save_pipeline",
     "scenes",

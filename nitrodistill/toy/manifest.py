@@ -9,6 +9,7 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 DIT_WEIGHTS = Path(__file__).parent / "dit_weights"
+STUDENT_WEIGHTS = Path(__file__).parent / "student_weights"
 MANIFEST = "manifest.json"
 
 

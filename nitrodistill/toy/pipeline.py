@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nitrodistill.files import complete_folder
 from nitrodistill.models.pipeline import fingerprint, without_broken_torchvision
-from nitrodistill.toy.manifest import DIT_WEIGHTS, WEIGHTS, verify
+from nitrodistill.toy.manifest import DIT_WEIGHTS, STUDENT_WEIGHTS, WEIGHTS, verify
 
 if TYPE_CHECKING:
     from diffusers import PixArtSigmaPipeline, StableDiffusionPipeline
@@ -49,6 +49,25 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.float()  # stored in fp16; each library has its own default for what it loads
     pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_student_pipeline() -> StableDiffusionPipeline:
+    """The embedded teacher with the UNet of a student that draws in one step, in float32 on the CPU.
+
+    It was distilled from that teacher by the recipe dmd2-toy-gan; in the repository, `python -m tools.toy.student` ships
+    it and writes what it is measured to be. It draws with `num_inference_steps=1, guidance_scale=0`.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is damaged.
+    """
+    verify(STUDENT_WEIGHTS)
+    pipeline = load_pipeline()
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(STUDENT_WEIGHTS, local_files_only=True)
+    pipeline.unet = unet.float().eval()  # pyright: ignore[reportAttributeAccessIssue]
     return pipeline
 
 

@@ -18,12 +18,17 @@ alignment instead of 98%.
 from __future__ import annotations
 
 import difflib
+import io
 import math
+import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from nitrodistill.files import atomic
 
 IMAGE_SIZE = 32
 GRID = 4  # pixels of one latent cell
@@ -167,6 +172,32 @@ def render(
         generator = torch.Generator().manual_seed(generator)
     uniforms = torch.rand(len(indices), NUM_UNIFORMS, generator=generator)
     return draw(indices.to(device), uniforms.to(device))
+
+
+def save(texts: Sequence[str], path: str | Path, seed: int = 0) -> Path:
+    """Renders one scene per caption into a tar file of pictures and captions, as `nitrodistill encode` takes it.
+
+    Args:
+        texts: captions, which may repeat.
+        path: the file; one that exists is left as it is.
+        seed: of all that the captions leave open.
+    """
+    from PIL import Image
+
+    target = Path(path)
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    levels = ((render(texts, seed) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    with atomic(target) as temporary, tarfile.open(temporary, "w") as tar:
+        for number, (picture, text) in enumerate(zip(levels, texts, strict=True)):
+            png = io.BytesIO()
+            Image.fromarray(picture).save(png, "PNG", compress_level=1)
+            for suffix, data in (("png", png.getvalue()), ("txt", text.encode())):
+                member = tarfile.TarInfo(f"{number:06d}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return target
 
 
 def draw(indices: Tensor, uniforms: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class Best:
         step: int,
         found: Mapping[str, float],
     ) -> Best | None:
-        """The better of `before` and what was found at `step`; the earlier if they are equal, a NaN never.
+        """The better of `before` and what was found at `step`; the earlier if they are equal; what is not finite never.
 
         Raises:
             ValueError: if the evaluation has no such metric; the nearest name is shown.
@@ -46,7 +46,7 @@ class Best:
             )
         value = float(found[metric])
         sign = 1 if best_is == "lowest" else -1
-        if math.isnan(value) or (before is not None and sign * value >= sign * before.value):
+        if not math.isfinite(value) or (before is not None and sign * value >= sign * before.value):
             return before
         return cls(metric, value, step)
 

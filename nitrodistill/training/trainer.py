@@ -317,15 +317,15 @@ class Trainer:
             mine["found"] = {name: float(value) for name, value in self._evaluate(state).items()}
         except Exception as error:  # raised below, when all processes know and the steps are saved
             failure, mine = error, {"error": str(error) or type(error).__name__}
-        told = [json.loads(text) for text in gather_text(self.accelerator, json.dumps(mine))]
-        for rank, one in enumerate(told):
+        everybody = [json.loads(text) for text in gather_text(self.accelerator, json.dumps(mine))]
+        for rank, one in enumerate(everybody):
             if "error" in one:
                 self.save()
                 raise failure or RuntimeError(
                     f"the evaluation failed in process {rank}: {one['error']}"
                 )
         # the numbers of the main process count, so that all take the same decision
-        found: dict[str, float] = told[0]["found"]
+        found: dict[str, float] = everybody[0]["found"]
         self._evaluated_at = self.step
         log.evaluation(state, found)
         if metric := self.config.best_metric:

@@ -9,37 +9,45 @@ from nitrodistill.demo.demo import (
     BATCH_SIZE,
     DemoConfig,
     _check_folder,
+    _draw_first,
+    length_of,
     run_demo,
-    toy_recipe,
 )
-from nitrodistill.demo.expected import Length, outside, stated
+from nitrodistill.demo.expected import outside, stated
+from nitrodistill.demo.recipes import toy_recipe
+from nitrodistill.teachers import load_teacher
 
 
 def test_a_short_demo_goes_the_whole_road(tmp_path):
     """In under two minutes: better than the naive one-step teacher on every metric, and exported."""
     root = tmp_path / "demo"
-    config = DemoConfig(output=str(root), pairs=160, steps=110, samples=192)
+    config = DemoConfig(output=str(root), steps=40, samples=192)
     said: list[str] = []
     found = run_demo(config, said.append)
 
-    naive, student = found.models["naive"], found.student
-    assert found.models["teacher"]["alignment"].value > 0.93
-    assert student["alignment"].value > naive["alignment"].value + 0.2
-    assert student["fd_real"].value < naive["fd_real"].value / 3
-    assert student["edge_ratio"].value > 0.75 > naive["edge_ratio"].value
-    assert student["diversity"].value > 0.7 > naive["diversity"].value
-    expected = stated(Length(config.pairs, config.steps, config.samples))
-    assert expected is not None
-    assert outside(found, expected) == []
-    assert found.models["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
-    assert json.loads((root / "metrics.json").read_text())["models"]["student"]
-    assert "where they are expected" in said[-1]
+    assert [len(one.settings["student_timesteps"]) for one in found] == [4, 1]
+    for one, folder in zip(found, (root, root / "one-step"), strict=True):
+        naive, student = one.models["naive"], one.student
+        assert one.models["teacher"]["alignment"].value > 0.93
+        assert student["alignment"].value > naive["alignment"].value + 0.2
+        assert student["fd_real"].value < naive["fd_real"].value / 3
+        assert student["edge_ratio"].value > 0.75 > naive["edge_ratio"].value
+        assert student["diversity"].value > 0.7 > naive["diversity"].value
+        expected = stated(length_of(config), len(one.settings["student_timesteps"]))
+        assert expected is not None
+        assert outside(one, expected) == []
+        assert one.models["teacher"]["denoise_ms"].value > student["denoise_ms"].value > 0
+        assert json.loads((folder / "metrics.json").read_text())["models"]["student"]
+        assert (folder / "report.html").stat().st_size > 500
+    assert said[-1].count("where they are expected") == 2
     assert "report.html" in said[-1]
     for name in (
-        "report.html",
+        "first.png",
         "grid.png",
+        "comparison.html",
         "pipeline/model_index.json",
         "pipeline/README.md",
+        "pipeline-one-step/model_index.json",
     ):
         assert (root / name).stat().st_size > 500
     assert "faster than its teacher" in said[-1]
@@ -49,10 +57,13 @@ class _Killed(Exception):
     pass
 
 
-def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("method", "data"), [("ladd", "pairs"), ("dmd2", "scenes")])
+def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch, method, data):
     monkeypatch.setattr("nitrodistill.demo.demo.cores", lambda: 1)  # starting more takes longer
+    monkeypatch.setattr("nitrodistill.demo.demo.SCENES", 8)
+    monkeypatch.setattr("nitrodistill.demo.demo._draw_first", lambda *arguments: None)
     root = tmp_path / "demo"
-    config = DemoConfig(output=str(root), pairs=8, steps=2, samples=4)
+    config = DemoConfig(output=str(root), method=method, pairs=8, steps=2, samples=4)
 
     def files():
         found = (f for f in root.rglob("*") if f.suffix in (".arrow", ".safetensors", ".jsonl"))
@@ -68,11 +79,22 @@ def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch):
         return files()
 
     drawn = run_until("2/4")
-    assert {path.parts[0] for path in drawn} == {"pairs"}
+    assert {path.parts[0] for path in drawn} == {data}
     trained = run_until("3/4")
     assert drawn.items() < trained.items()
     assert any(path.name == "student.ema.safetensors" for path in trained)
     assert run_until("3/4") == trained
+
+
+def test_first_pictures_are_there_before_anything_is_trained(tmp_path):
+    from PIL import Image
+
+    pipeline, said = load_teacher("toy"), []
+    _draw_first(pipeline, tmp_path / "first.png", said.append)
+    with Image.open(tmp_path / "first.png") as shown:
+        assert shown.width > 3 * 160  # three columns
+    assert "first.png" in said[-1]
+    _draw_first(pipeline, tmp_path / "first.png", lambda text: pytest.fail(text))
 
 
 def test_help_teaches(capsys):
@@ -137,6 +159,7 @@ def test_the_recipe_is_the_one_in_examples():
     file = Path(__file__).parents[2] / "nitrodistill" / "recipes" / "toy.yaml"
     shown = load_recipe(file)
     steps = shown.stages[0].trainer.steps
+    assert shown.pairs is not None
     assert (
         shown.stages == toy_recipe(shown.pairs, shown.output, steps, batch_size=BATCH_SIZE).stages
     )

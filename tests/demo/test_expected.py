@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from nitrodistill.demo.demo import DemoConfig, _reproduced
+from nitrodistill.demo.demo import DemoConfig, _reproduced, length_of
 from nitrodistill.demo.expected import FILE, Length, Range, outside, stated
 from nitrodistill.evaluation import Evaluation, Metric
 
@@ -24,14 +24,15 @@ def test_what_lies_elsewhere_is_told() -> None:
 
 
 def test_the_short_demo_has_intervals_that_mean_something() -> None:
-    expected = stated(Length(160, 110, 192))
+    expected = stated(Length("dmd2", 0, 40, 192), 4)
     assert expected is not None
     assert {"alignment", "fd_real", "edge_ratio", "diversity"} <= set(expected)
     for name, ends in expected.items():
         assert ends.low <= ends.mean <= ends.high, name
         if ends.low > 0:
             assert ends.high / ends.low < 12, f"{name} would accept anything"
-    assert stated(Length(1, 2, 3)) is None
+    assert stated(Length("dmd2", 0, 2, 3), 4) is None
+    assert stated(Length("dmd2", 0, 40, 192), 3) is None
 
 
 def test_intervals_follow_from_the_values_beside_them() -> None:
@@ -49,12 +50,12 @@ def test_intervals_follow_from_the_values_beside_them() -> None:
 
 
 def test_the_demo_says_whether_it_was_reproduced() -> None:
-    config = DemoConfig(pairs=160, steps=110, samples=192)
-    expected = stated(Length(160, 110, 192))
+    config = DemoConfig(steps=40, samples=192)
+    expected = stated(length_of(config), 1)
     assert expected is not None
     found = Evaluation({"student": {name: Metric(ends.mean) for name, ends in expected.items()}})
-    (line,) = _reproduced(found, config)
+    (line,) = _reproduced(found, config, 1)
     assert line.startswith(f"All {len(expected)} numbers lie where they are expected")
-    (line,) = _reproduced(Evaluation({"student": {}}), config)
+    (line,) = _reproduced(Evaluation({"student": {}}), config, 1)
     assert line.startswith("Not where a demo of this length is expected: alignment is –")
-    assert _reproduced(found, DemoConfig(steps=3)) == []
+    assert _reproduced(found, DemoConfig(steps=3), 1) == []

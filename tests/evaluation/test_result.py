@@ -82,6 +82,11 @@ def test_values_and_floors_are_found_or_none() -> None:
     assert FOUND.floor("alignment") is None
 
 
+def test_an_interval_has_its_ends_in_order() -> None:
+    with pytest.raises(ValueError, match="interval is 3.0 to 1.0; its low end must not be above"):
+        Metric(2.0, low=3.0, high=1.0)
+
+
 def test_metrics_json_round_trips(tmp_path: Path) -> None:
     path = FOUND.save(tmp_path / "new" / "metrics.json")
     assert Evaluation.load(path) == FOUND

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 
 from nitrodistill.toy import scenes
 from nitrodistill.toy.oracle import load_oracle
-from nitrodistill.toy.pipeline import load_pipeline, save_pipeline
+from nitrodistill.toy.pipeline import load_pipeline, load_student_pipeline, save_pipeline
 from tools.toy.loop import seeded
 from tools.toy.measure import decode, draw_images, joint_alignment, psnr, random_captions
 from tools.toy.train_vae import encode
@@ -23,6 +23,17 @@ def test_teacher_draws_what_its_prompts_say(pipeline: StableDiffusionPipeline):
     prompts = random_captions(64, seeded("prompts"))
     images = draw_images(pipeline, prompts, seeded("noise"))
     assert joint_alignment(load_oracle(), images, prompts)["joint"] >= 0.9
+
+
+def test_the_shipped_student_draws_what_its_prompts_say_in_one_step():
+    """In plain diffusers, where the teacher draws a tenth of that."""
+    student = load_student_pipeline()
+    prompts = random_captions(64, seeded("prompts"))
+    generator = torch.Generator().manual_seed(1)
+    images = student(
+        prompts, num_inference_steps=1, guidance_scale=0, output_type="pt", generator=generator
+    ).images
+    assert joint_alignment(load_oracle(), 2 * images - 1, prompts)["joint"] >= 0.9
 
 
 def test_autoencoder_keeps_the_scene(pipeline: StableDiffusionPipeline):

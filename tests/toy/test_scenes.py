@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nitrodistill.data.images import fitted, open_images
 from nitrodistill.toy import scenes
 
 RADIUS = 0.68 * 16  # of a large shape whose third uniform is 1/2
@@ -161,3 +162,16 @@ def test_captions_outside_the_grammar_are_refused(caption: str, message: str):
 def test_render_refuses_another_shape():
     with pytest.raises(ValueError, match=r"\(3, 2\).*\(B, 4\)"):
         scenes.render(torch.zeros(3, 2, dtype=torch.int64), 0)
+
+
+def test_saved_scenes_are_what_is_rendered_with_their_captions(tmp_path):
+    texts = scenes.captions()[:3]
+    tar = scenes.save(texts, tmp_path / "made" / "scenes.tar", seed=5)
+    found = open_images(tar)
+    assert list(found.captions) == texts
+    rendered = scenes.render(texts, 5)
+    for i in range(3):
+        picture = fitted(found.image(i), None)
+        torch.testing.assert_close(picture, rendered[i], atol=1 / 255 + 1e-6, rtol=0)
+    before = tar.stat().st_mtime_ns
+    assert scenes.save(texts, tar, seed=6).stat().st_mtime_ns == before

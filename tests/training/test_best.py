@@ -9,9 +9,9 @@ import pytest
 from nitrodistill.training import Best, Trainer, best_checkpoint, find_checkpoints
 
 
-def test_the_better_is_kept_the_earlier_if_equal_and_a_nan_never():
+def test_the_better_is_kept_the_earlier_if_equal_and_what_is_not_finite_never():
     best = None
-    for step, value in enumerate([math.nan, 3.0, 2.0, 2.0, math.nan, 2.5]):
+    for step, value in enumerate([math.nan, 3.0, 2.0, 2.0, -math.inf, 2.5]):
         best = Best.after(best, "fid", "lowest", step, {"fid": value})
     assert best == Best("fid", 2.0, 2)
     for step, value in enumerate([1.0, 4.0, 3.0]):

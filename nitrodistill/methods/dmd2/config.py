@@ -155,7 +155,7 @@ class DMD2Config:
     """Settings of `DMD2`; the defaults are its one-step student without GAN.
 
     Attributes:
-        guidance: the teacher's scale, 1 for none. (Flux-dev, which embeds guidance, is told its own by the
+        guidance: the teacher's scale, 1 for none. (Flux-dev, which embeds guidance, gets its own from the
             prompts' Condition: leave it at 1.)
         guidance_rescale: in [0, 1]; see `Guided`.
         rescale_by: "deviation" or "norm"; see `Guided`.
@@ -178,8 +178,7 @@ class DMD2Config:
         conditions: the part of a batch that holds the prompts to draw: "prompts", "pairs" or "real".
         num_inference_steps: steps of the student.
         transition: between them: "renoise" or "ode".
-        timestep: what a one-step student is told while it is fed pure noise (399 for DMD2-SDXL); null is the
-            schedule's last.
+        timestep: that a one-step student gets with pure noise (399 for DMD2-SDXL); null is the schedule's last.
         step_range: least and largest number of steps of a trajectory in training, drawn for each update; null is
             `num_inference_steps` always.
         backward: probability that the input of a later step is the student's own (backward simulation); else it is
