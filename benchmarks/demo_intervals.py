@@ -3,8 +3,8 @@
     python benchmarks/demo_intervals.py [--seeds 0 1 2 3] [--lengths short full ladd] [--processes 1]
         [--output runs/intervals]
 
-`full` is `nitrodistill demo` as it is (about 10 CPU-minutes a seed), `short` the test suite's (about two), `ladd` is
-`nitrodistill demo --method ladd --samples 1024` (about 15).
+`full` is `nitrodistill demo` as it is (about 10 CPU-minutes a seed), `short` the test suite's (about two), `ladd`
+is `nitrodistill demo --method ladd --samples 1024` (about 15).
 Resumable: a demo that is done is read from its metrics.json, or with --again evaluated once more; one that was
 stopped goes on. Another length or recipe has a folder of its own; after another change of the code give another
 --output. A demo uses two cores: with more, let several seeds run at once. Writes

@@ -55,8 +55,8 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
 def load_student_pipeline() -> StableDiffusionPipeline:
     """The embedded teacher with the UNet of a student that draws in one step, in float32 on the CPU.
 
-    It was distilled from that teacher by the recipe dmd2-toy-gan; in the repository, `python -m tools.toy.student` ships
-    it and writes what it is measured to be. It draws with `num_inference_steps=1, guidance_scale=0`.
+    It was distilled from that teacher by the recipe dmd2-toy-gan; in the repository, `python -m tools.toy.student`
+    ships it and writes what it is measured to be. It draws with `num_inference_steps=1, guidance_scale=0`.
 
     Raises:
         FileNotFoundError: if a file is missing.

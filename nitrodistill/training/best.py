@@ -35,7 +35,7 @@ class Best:
         step: int,
         found: Mapping[str, float],
     ) -> Best | None:
-        """The better of `before` and what was found at `step`; the earlier if they are equal; what is not finite never.
+        """The better of `before` and what was found at `step`; the earlier if equal; what is not finite never.
 
         Raises:
             ValueError: if the evaluation has no such metric; the nearest name is shown.

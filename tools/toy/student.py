@@ -1,8 +1,8 @@
 """Ships a student of the embedded teacher: `python -m tools.toy.student RUN`.
 
 RUN is the folder of a run of the recipe dmd2-toy-gan. The moving average of its UNet goes in fp16 to
-nitrodistill/toy/student_weights, with the manifest that the package checks, and metrics.json: what those weights are
-measured to be, on the noises and prompts of the other benchmarks.
+nitrodistill/toy/student_weights, with the manifest that the package checks, and metrics.json: what those weights
+are measured to be, on the noises and prompts of the other benchmarks.
 """
 
 from __future__ import annotations
