@@ -23,10 +23,16 @@ from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, help_draw
-from nitrodistill.evaluation.report import model_card_table, verdict
-from nitrodistill.evaluation.results import RESULTS, background, check_output, write_results
+from nitrodistill.evaluation.report import verdict
+from nitrodistill.evaluation.results import (
+    RESULTS,
+    background,
+    card_facts,
+    check_output,
+    write_results,
+)
 from nitrodistill.evaluation.student import measure_student
-from nitrodistill.export import export
+from nitrodistill.export import Measured, export
 from nitrodistill.export.folder import check_target
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import Pipeline
@@ -155,7 +161,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         student.plan,
         root / PIPELINE,
         base_model="the toy teacher embedded in nitrodistill",
-        metrics=model_card_table(found),
+        metrics=Measured(**card_facts(found, root)),
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
     )
