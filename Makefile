@@ -4,7 +4,7 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help venv demo test lint soak aot benchmarks clean
+.PHONY: help venv demo test lint docs soak aot benchmarks clean
 
 help:           ## list the targets
 	@grep -hE '^[a-z]+: *.*##' Makefile | sed -E 's/: *[^#]*##/\t/' | expand -t 14
@@ -32,6 +32,10 @@ lint: .venv/ready  ## ruff, pyright, import-linter
 	$(BIN)/pyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes nitrodistill --ignoreexternal
 	$(BIN)/lint-imports
+
+docs: .venv/ready  ## the site, warnings as errors: build/site/index.html
+	$(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 soak: .venv/ready  ## long faults and fuzz, not in CI
 	$(BIN)/python -m pytest -m soak

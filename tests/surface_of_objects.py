@@ -119,7 +119,7 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("DMD2", "Consistency", "FlowMap", "FeatureKD", "Progressive"), NETWORKS),
     **dict.fromkeys(
-        ("report_html", "comparison_html", "model_card_table", "write_report"),
+        ("report_html", "comparison_html", "model_card_table", "model_results", "write_report"),
         "takes an Evaluation",
     ),
     **dict.fromkeys(("write_comparison", "compare", "verdict", "assess"), "takes an Evaluation"),
@@ -133,6 +133,7 @@ ELSEWHERE = {
     **dict.fromkeys(
         ("count_flops", "peak_memory", "shuffled_captions"), "takes a callable or a seed"
     ),
+    "Measured": "takes text for people: tests/export/test_card",
     "save_pipeline": "takes a folder: tests/toy",
     "info": "answers for any name: extractors have names of their own",
     "learning_rate_factor": "takes what the trainer counts",

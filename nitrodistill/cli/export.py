@@ -31,6 +31,7 @@ from nitrodistill.cli.terminal import say
 
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
+    from nitrodistill.export import Measured
     from nitrodistill.sampling import StepPlan
     from nitrodistill.training import TrainedStudent
 
@@ -125,10 +126,11 @@ def _base_model(run: Run) -> str:
     return str(folder or teacher)
 
 
-def _measured(run: Run) -> str | None:
-    """The table of the run's evaluation, if it is of this student."""
+def _measured(run: Run) -> Measured | None:
+    """The numbers and the picture of the run's evaluation, if it is of this student."""
     from nitrodistill.evaluation import Evaluation
-    from nitrodistill.evaluation.report import model_card_table
+    from nitrodistill.evaluation.results import card_facts
+    from nitrodistill.export import Measured
     from nitrodistill.models.pipeline import fingerprint
 
     file = run.path / "metrics.json"
@@ -136,7 +138,7 @@ def _measured(run: Run) -> str | None:
         return None
     found = Evaluation.load(file)
     if found.settings.get("student_fingerprint") == fingerprint(run.student.denoiser.module):
-        return model_card_table(found)
+        return Measured(**card_facts(found, run.path))
     say(
         f"{file} measured another student than the one exported, so the model card has no numbers; "
         "evaluate again, then export again.",

@@ -26,15 +26,17 @@ from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.recipes import matching_recipe, toy_recipe
 from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, Pictures, draw_grid, help_draw
-from nitrodistill.evaluation.report import (
-    compare,
-    model_card_table,
-    verdict,
-    write_comparison,
+from nitrodistill.evaluation.report import compare, verdict, write_comparison
+from nitrodistill.evaluation.results import (
+    GRID,
+    RESULTS,
+    background,
+    card_facts,
+    check_output,
+    write_results,
 )
-from nitrodistill.evaluation.results import GRID, RESULTS, background, check_output, write_results
 from nitrodistill.evaluation.student import measure_student
-from nitrodistill.export import export
+from nitrodistill.export import Measured, export
 from nitrodistill.export.folder import check_target
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
@@ -342,7 +344,7 @@ def _export(pipeline: Pipeline, student: _Student, found: Evaluation) -> None:
         loaded.plan,
         student.pipeline,
         base_model="the toy teacher embedded in nitrodistill",
-        metrics=model_card_table(found),
+        metrics=Measured(**card_facts(found, student.results)),
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
     )

@@ -13,8 +13,8 @@ from typing import Literal
 Group = Literal["text", "distribution", "sharpness", "diversity", "paired", "cost"]
 """Tables show the groups in this order."""
 
-Best = Literal["high", "low", "one", "none"]
-"""Which values are good: high ones, low ones, those near 1 (ratios to the teacher), or nothing to rank by."""
+Best = Literal["high", "low", "one", "above_one", "none"]
+"""Which values are good: high, low, of ratios to the teacher those near 1 or from 1 up; none ranks nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ CATALOGUE: dict[str, MetricInfo] = {
     "fd_colour": MetricInfo("colour-FD", "distribution", "low",
         "Fréchet distance to the teacher's pictures on the channels' means and standard deviations", _TEACHER),
     "kid_real": MetricInfo("KID to real", "distribution", "low",
-        "squared maximum mean discrepancy to real pictures, cubic kernel, unbiased", _REAL),
+        "squared maximum mean discrepancy to real pictures, cubic kernel, unbiased, times 1000", _REAL),
     "kid_teacher": MetricInfo("KID to teacher", "distribution", "low",
-        "squared maximum mean discrepancy to the teacher's pictures, cubic kernel, unbiased", _TEACHER),
+        "squared maximum mean discrepancy to the teacher's pictures, cubic kernel, unbiased, times 1000",
+        _TEACHER),
     "cmmd_real": MetricInfo("CMMD to real", "distribution", "low",
         "squared maximum mean discrepancy to real pictures, Gaussian kernel on unit vectors, times 1000", _REAL),
     "cmmd_teacher": MetricInfo("CMMD to teacher", "distribution", "low",
@@ -84,8 +85,9 @@ CATALOGUE: dict[str, MetricInfo] = {
         "energy above 0.25 cycles per pixel over the teacher's; below 1 is blur, above 1 noise", _TEACHER),
     "diversity": MetricInfo("diversity", "diversity", "one",
         "spread of latents within a prompt over the teacher's; 0 is one picture for every noise", _TEACHER),
-    "nearest_ratio": MetricInfo("nearest-pair ratio", "diversity", "one",
-        "median distance to the nearest training pair over the teacher's; below 1 is memorisation", _TEACHER),
+    "nearest_ratio": MetricInfo("nearest-pair ratio", "diversity", "above_one",
+        "median distance to the nearest training pair over the teacher's; below 1 is memorisation, "
+        "above 1 less of it than the teacher's own samples show", _TEACHER),
     "copied": MetricInfo("copied", "diversity", "low",
         "share of samples nearer to a training pair than all but one in a hundred of the teacher's",
         "0.01 by its definition; of a fresh floor, the teacher with other noise"),

@@ -11,12 +11,14 @@ elsewhere the storages that its operations return, without what lives inside of 
 
 from __future__ import annotations
 
+import platform
 import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +94,16 @@ def count_flops(task: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         task()
     return counter.get_total_flops()
+
+
+def machine(device: torch.device | str) -> str:
+    """The name of a GPU, or of the CPU where the system says it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text(errors="replace").splitlines() if listed.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(filter(None, names), platform.processor() or platform.machine())
 
 
 def peak_memory(task: Callable[[], object], device: torch.device | str = "cpu") -> int:

@@ -7,8 +7,9 @@ depend on each other, as those of teacher and student at equal noise do; the mor
 cross terms i = j, does not. Equal sets have exactly 0. A small distance can come out negative.
 
     cubic     k(x, y) = (x.y / F + 1)^3: KID (Binkowski et al. 2018)
-    gaussian  k(x, y) = exp(-|x - y|^2 / (2 10^2)) on unit vectors, and the result times 1000: CMMD
-              (Jayasumana et al. 2024)
+    gaussian  k(x, y) = exp(-|x - y|^2 / (2 10^2)) on unit vectors: CMMD (Jayasumana et al. 2024)
+
+Both are given times 1000, as papers print them.
 
 Sums are kept for single samples alone, so that memory does not grow with n^2; a jackknife needs no more. Its
 interval is too wide close to 0, where the statistic degenerates.
@@ -27,11 +28,11 @@ from nitrodistill.evaluation.intervals import Interval, jackknife_deviation, t_i
 
 Kernel = Literal["cubic", "gaussian"]
 BLOCK = 512  # samples whose pairs are in memory at a time, with as many others
-CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+CMMD_SIGMA, SCALE = 10.0, 1000.0
 
 
 class KernelDistance:
-    """The MMD^2 of two sets `(n, F)`, n >= 2, of one size.
+    """1000 times the MMD^2 of two sets `(n, F)`, n >= 2, of one size.
 
     Args:
         first: features x.
@@ -90,7 +91,7 @@ def _terms(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, kernel: Kernel) 
         - _kernel(b, c, kernel)
     )
     terms = terms.masked_fill(rows[:, None] == columns, 0)
-    return terms * (CMMD_SCALE if kernel == "gaussian" else 1.0)
+    return SCALE * terms
 
 
 def _kernel(a: Tensor, b: Tensor, kernel: Kernel) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from nitrodistill.evaluation.alignment import Alignment
 from nitrodistill.evaluation.config import EvaluateConfig, SamplePlan
-from nitrodistill.evaluation.cost import cost_of
+from nitrodistill.evaluation.cost import cost_of, machine
 from nitrodistill.evaluation.drawing import Drawing, draw_teacher
 from nitrodistill.evaluation.features import Extractor, Features, named_extractors
 from nitrodistill.evaluation.measurement import Measurement
@@ -216,6 +216,7 @@ def _settings(
         "teacher_latents": key,
         "extractors": {extractor.name: extractor.fingerprint for extractor in extractors},
         "device": str(teacher.device),
+        "machine": machine(teacher.device),
         "num_threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

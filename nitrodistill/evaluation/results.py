@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nitrodistill.evaluation import Evaluation, Pictures, draw_grid
-from nitrodistill.evaluation.report import write_report
+from nitrodistill.evaluation.report import model_card_table, model_results, write_report
 from nitrodistill.files import read_lines, read_text
 
 METRICS = "metrics.json"
@@ -61,6 +61,17 @@ def load_results(folder: Path) -> tuple[Evaluation, Pictures | None]:
     return Evaluation.load(folder / METRICS), Pictures.load(
         pictures
     ) if pictures.is_file() else None
+
+
+def card_facts(found: Evaluation, folder: Path) -> dict[str, Any]:
+    """What a model card takes from an evaluation and its folder: the arguments of `export.Measured`."""
+    grid, count = folder / GRID, found.settings.get("num_samples")
+    return {
+        "table": model_card_table(found),
+        "results": model_results(found),
+        "data": f"{count} noises and prompts of the evaluation",
+        "picture": grid if grid.is_file() else None,
+    }
 
 
 def check_output(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Export to diffusers: pipeline folders, LoRA files, their scheduler and model card, and the Hub."""
 
+from nitrodistill.export.card import Measured
 from nitrodistill.export.folder import verify_export
 from nitrodistill.export.hub import check_hub, push
 from nitrodistill.export.lora import export_lora
@@ -7,6 +8,7 @@ from nitrodistill.export.pipeline import check_export, export
 from nitrodistill.export.scheduler import scheduler_for_plan
 
 __all__ = [
+    "Measured",
     "check_export",
     "check_hub",
     "export",

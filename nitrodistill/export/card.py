@@ -12,7 +12,25 @@ from typing import Any
 from nitrodistill.export.folder import RECORD
 from nitrodistill.sampling import StepPlan
 
+PICTURE = "grid.png"
 _TASKS = {"prompt": "text-to-image", "batch_size": "unconditional-image-generation"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a student, for its card.
+
+    Attributes:
+        table: Markdown, for people.
+        results: for the card's `model-index`: `type`, `name` and `value` of each number.
+        data: on what, in words: "1024 noises and prompts".
+        picture: a PNG file to show: it is copied into the folder.
+    """
+
+    table: str
+    results: Sequence[Mapping[str, object]] = ()
+    data: str = "the evaluation's own noise and prompts"
+    picture: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,7 @@ class Card:
         asked: those that ask for the example's picture: its prompt, its class, or how many.
         absent: parts that the pipeline lacks, which diffusers wants named.
         base_model: the teacher's name; it goes into the YAML too if it can be a Hub name.
-        metrics: a Markdown table of what was measured.
+        metrics: what was measured.
         licence: the licence's short name.
         comfyui: the section on ComfyUI.
     """
@@ -36,7 +54,7 @@ class Card:
     call: Mapping[str, Any]
     asked: Mapping[str, Any]
     base_model: str
-    metrics: str | None = None
+    metrics: Measured | None = None
     licence: str | None = None
     comfyui: str = ""
     absent: Sequence[str] = ()
@@ -78,7 +96,10 @@ class Card:
         call = f"image = pipe({arguments}).images[0]"
         lines = [*imports, "", load, *more, call]
         example = "\n".join(lines)
-        measured = "" if self.metrics is None else f"## Measured\n\n{self.metrics}\n\n"
+        found = self.metrics
+        measured = "" if found is None else f"## Measured\n\n{found.table}\n\n"
+        if found is not None and found.picture is not None:
+            measured = f"![Prompts, and what teacher and student draw]({PICTURE})\n\n{measured}"
         return f"""---
 {self._front_matter(tags)}
 ---
@@ -120,7 +141,18 @@ The folder was reloaded in a fresh process and compared with the student in memo
         every = ["diffusion-distillation", "one-step", "nitrodistill", *tags]
         every = [task, *every] if task else every
         lines.append(f"tags: [{', '.join(every)}]")
+        if self.metrics is not None and self.metrics.results:
+            lines.append(f"model-index: {json.dumps([self._index(task, self.metrics)])}")
         return "\n".join(lines)
+
+    def _index(self, task: str | None, found: Measured) -> dict[str, object]:
+        """The numbers as the Hub reads them."""
+        result = {
+            "task": {"type": task or "other"},
+            "dataset": {"type": "prompts", "name": found.data},
+            "metrics": [dict(one) for one in found.results],
+        }
+        return {"name": Path(self.folder).name, "results": [result]}
 
 
 def is_hub_name(name: str) -> bool:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from nitrodistill.export.card import is_hub_name
+from nitrodistill.export.card import Measured, is_hub_name
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import CARD, check_target, folder_for, plan_record, write_record
 from nitrodistill.export.pipeline import (
@@ -28,6 +28,7 @@ from nitrodistill.export.pipeline import (
     card_of,
     check_export,
     embedded_guidance,
+    with_picture,
     without_lora,
 )
 from nitrodistill.export.self_test import self_test
@@ -47,7 +48,7 @@ def export_lora(
     output: str | Path,
     *,
     base_model: str,
-    metrics: str | None = None,
+    metrics: Measured | str | None = None,
     licence: str | None = None,
     prompts: Sequence[str] = ("",),
     scheduler: str | None = None,
@@ -63,7 +64,7 @@ def export_lora(
         plan: how the student samples.
         output: the folder to write; see `export`.
         base_model: what the example in the card loads: a Hub name such as `"user/model"`, or a path.
-        metrics: a Markdown table for the card.
+        metrics: what was measured, for the card; a str is a Markdown table.
         licence: the licence's short name for the card.
         prompts: at least one prompt: for the self-test, and the first one for the card's example.
         scheduler: the diffusers scheduler class to save; by default one that is exact for the plan.
@@ -106,8 +107,9 @@ def export_lora(
             pipeline, plan, student.prediction_type, target.name, prompts[0], lora=file
         )
         comfyui = "" if flow is None else flow.write(partial)
+        found = with_picture(metrics, partial)
         card = card_of(
-            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+            pipeline, output, plan, test, prompts[0], base_model, found, licence, comfyui
         )
         (partial / CARD).write_text(card.lora(type(ready).__name__), encoding="utf-8")
         digest = hash_file(partial / WEIGHTS)

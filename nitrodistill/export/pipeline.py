@@ -10,13 +10,14 @@ alone, compared with the trainer's x0 and picture, and only then renamed into pl
 from __future__ import annotations
 
 import inspect
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from nitrodistill.export.card import Card
+from nitrodistill.export.card import PICTURE, Card, Measured
 from nitrodistill.export.comfyui import workflow_for
 from nitrodistill.export.folder import CARD, check_target, folder_for, write_record
 from nitrodistill.export.scheduler import scheduler_for_plan
@@ -43,7 +44,7 @@ def export(
     output: str | Path,
     *,
     base_model: str,
-    metrics: str | None = None,
+    metrics: Measured | str | None = None,
     licence: str | None = None,
     prompts: Sequence[str] = ("",),
     scheduler: str | None = None,
@@ -57,7 +58,7 @@ def export(
         plan: how the student samples.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
-        metrics: a Markdown table for the card, for example `evaluation.markdown()`.
+        metrics: what was measured, for the card; a str is a Markdown table.
         licence: the licence's short name for the card, such as `"apache-2.0"`.
         prompts: at least one prompt: for the self-test, and the first one for the card's example.
         scheduler: the diffusers scheduler class to save; by default one that is exact for the plan.
@@ -85,8 +86,9 @@ def export(
         test = self_test(partial, pipeline, denoiser, plan, prompts)
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
+        found = with_picture(metrics, partial)
         card = card_of(
-            pipeline, output, plan, test, prompts[0], base_model, metrics, licence, comfyui
+            pipeline, output, plan, test, prompts[0], base_model, found, licence, comfyui
         )
         (partial / CARD).write_text(card.pipeline(), encoding="utf-8")
         write_record(partial, kind, plan, base_model, test, fingerprint(network))
@@ -162,6 +164,14 @@ def card_of(
     pipe = pipeline.diffusers
     asked = pipeline.adapter.call(pipe, [prompt])
     return Card(str(output), plan, test.call, asked, *more, absent=absent_parts(pipe))
+
+
+def with_picture(metrics: Measured | str | None, folder: Path) -> Measured | None:
+    """What a card says was measured; its picture is copied into the folder."""
+    found = Measured(metrics) if isinstance(metrics, str) else metrics
+    if found is not None and found.picture is not None:
+        shutil.copyfile(found.picture, folder / PICTURE)
+    return found
 
 
 def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:

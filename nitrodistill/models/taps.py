@@ -7,8 +7,9 @@ that are never run back.
 **Wrappers.** The pass is left in two steps: the network's own forward returns what the taps found, so that DDP
 sets up its reducer and FSDP its backward hooks as after any forward pass, and only then is the call left. Under
 DDP, a *trained* network that is left early has parameters without gradients: it needs
-`find_unused_parameters=True`, as for any network of which a part is not used. **torch.compile** does not see hooks that come later, so calls
-through taps run eagerly (`torch.compiler.set_stance`, torch 2.6 or newer); other calls stay compiled.
+`find_unused_parameters=True`, as for any network of which a part is not used. **torch.compile** does not see hooks
+that come later, so calls through taps run eagerly (`torch.compiler.set_stance`, torch 2.6 or newer); other calls
+stay compiled.
 """
 
 from __future__ import annotations

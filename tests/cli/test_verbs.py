@@ -141,7 +141,9 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     measured = Evaluation({"student": {"alignment": Metric(0.9)}}, settings)
     measured.save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0
-    assert seen["metrics"] == model_card_table(measured)
+    assert seen["metrics"].table == model_card_table(measured)
+    assert [one["type"] for one in seen["metrics"].results] == ["alignment"]
+    assert seen["metrics"].picture is None
     assert "evaluate again" not in capsys.readouterr().err
     dataclasses.replace(measured, settings={"student_fingerprint": "0"}).save(run / "metrics.json")
     assert main(["export", "--run", str(run), "--output", str(place.root / "out")]) == 0

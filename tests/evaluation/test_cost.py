@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,14 @@ import torch
 
 from nitrodistill.evaluation import EvaluateConfig, cost
 from nitrodistill.evaluation.config import SamplePlan
-from nitrodistill.evaluation.cost import Timing, cost_of, count_flops, measure, peak_memory
+from nitrodistill.evaluation.cost import (
+    Timing,
+    cost_of,
+    count_flops,
+    machine,
+    measure,
+    peak_memory,
+)
 from nitrodistill.evaluation.models import make_models
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
@@ -161,3 +170,9 @@ def test_the_cost_of_models_on_a_gpu(tiny_diffusers: Any, tiny_scheduler: Any) -
     teacher, student = found["cuda"]["teacher"], found["cuda"]["student"]
     assert teacher["denoise_ms"].value > 3 * student["denoise_ms"].value
     assert teacher["peak_mb"].value >= student["peak_mb"].value > 0
+
+
+def test_the_machine_has_a_name():
+    listed = Path("/proc/cpuinfo")
+    name = machine("cpu")
+    assert name == platform.machine() or name in listed.read_text()

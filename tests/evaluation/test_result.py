@@ -83,7 +83,9 @@ def test_values_and_floors_are_found_or_none() -> None:
 
 
 def test_an_interval_has_its_ends_in_order() -> None:
-    with pytest.raises(ValueError, match=r"interval is 3\.0 to 1\.0; its low end must not be above"):
+    with pytest.raises(
+        ValueError, match=r"interval is 3\.0 to 1\.0; its low end must not be above"
+    ):
         Metric(2.0, low=3.0, high=1.0)
 
 

@@ -14,7 +14,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import nn
 
-from nitrodistill.export import check_export, export, verify_export
+from nitrodistill.export import Measured, check_export, export, verify_export
 from nitrodistill.export.folder import RECORD
 from nitrodistill.method import Draws
 from nitrodistill.models import Adapter, DiffusersDenoiser, Entry, Pipeline
@@ -47,13 +47,14 @@ def test_v_prediction_at_zero_snr_equals_the_student(
     student = trained(rescaled)
     plan = StepPlan.from_schedule(student.schedule)
     metrics = "|  | teacher | student |\n| --- | ---: | ---: |\n| alignment | 0.98 | 0.91 |"
+    (tmp_path / "its.png").write_bytes(b"a picture")
     output = export(
         rescaled,
         student,
         plan,
         tmp_path / "new" / "student",
         base_model="somebody/teacher",
-        metrics=metrics,
+        metrics=Measured(metrics, picture=tmp_path / "its.png"),
         licence="apache-2.0",
         prompts=PROMPTS,
     )
@@ -81,6 +82,8 @@ def test_v_prediction_at_zero_snr_equals_the_student(
     assert "base_model: somebody/teacher" in card
     assert f'from_pretrained("{output}")' in card, "the path as it was given"
     assert f"## Measured\n\n{metrics}\n\n" in card
+    assert (output / "grid.png").read_bytes() == b"a picture"
+    assert "grid.png" in record["files"]
 
 
 # family, pixels (None: what a plain call draws), told t (None: the schedule's own), steps, transition, scheduler

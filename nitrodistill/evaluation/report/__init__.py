@@ -6,7 +6,7 @@ from nitrodistill.evaluation.report.compare import (
     comparison_html,
     write_comparison,
 )
-from nitrodistill.evaluation.report.markdown import model_card_table
+from nitrodistill.evaluation.report.markdown import model_card_table, model_results
 from nitrodistill.evaluation.report.page import report_html, write_report
 from nitrodistill.evaluation.report.verdict import Assessment, Verdict, assess, verdict
 
@@ -18,6 +18,7 @@ __all__ = [
     "compare",
     "comparison_html",
     "model_card_table",
+    "model_results",
     "report_html",
     "verdict",
     "write_comparison",

@@ -86,10 +86,7 @@ class Comparison:
 
     def front(self) -> frozenset[str]:
         """The students that no other one beats."""
-        sign = -1.0 if info(self.quality).best == "high" else 1.0
-        places = {
-            name: (self.share(name), sign * self.metric(name).value) for name in self.students
-        }
+        places = {name: (self.share(name), _away_of(self, name)) for name in self.students}
         return frozenset(
             name
             for name, (cost, quality) in places.items()
@@ -188,7 +185,8 @@ def comparison_html(
 
 
 def _away(value: float, direction: str) -> float:
-    return {"low": value, "high": -value}.get(direction, abs(value - 1))
+    away = {"low": value, "none": value, "high": -value, "above_one": -value}
+    return away.get(direction, abs(value - 1))
 
 
 def _overlap(one: Metric, other: Metric) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
+
+import yaml
 
 from nitrodistill.evaluation.report.svg import line_chart
 
@@ -26,17 +29,20 @@ FIRST = tuple(f"evaluation/{name}" for name in ("alignment", "fd_real", "fd_teac
 Chart = dict[str, Any]
 
 
-def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
+def training_curves(
+    logs: Sequence[Mapping[str, Any]], recipe: str | None = None
+) -> tuple[list[Chart], list[Chart]]:
     """A chart for each name in the logs over the step, stages one after the other: what is shown, then the rest.
 
     Shown are the numbers of evaluations that tell most, and the terms of the losses.
 
     Args:
         logs: lines of a run's `log.jsonl`; what is no number is left out.
+        recipe: the run's recipe, as text: where a warm-up ends is marked.
     """
-    series = _series(logs)
+    series, events = _series(logs), _warm_up_ends(logs, recipe)
     charts = {
-        name: {"title": name, "svg": line_chart(points, name)}
+        name: {"title": name, "svg": line_chart(points, name, events=events)}
         for name, points in series.items()
         if len(points) > 1 and not _repeats_total(name, series)
     }
@@ -46,6 +52,27 @@ def training_curves(logs: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], lis
     aside = [*evaluated, *rest]
     terms = [name for name in charts if name not in (*first, *aside)]
     return [charts[n] for n in (*first, *terms)], [charts[n] for n in aside]
+
+
+def _warm_up_ends(logs: Sequence[Mapping[str, Any]], recipe: str | None) -> dict[float, str]:
+    """Step, over all stages -> that the warm-up of a stage ends there: of its method's `warmup_steps`."""
+    try:
+        data = yaml.safe_load(recipe or "")
+    except yaml.YAMLError:
+        return {}
+    stages = data.get("stages", ()) if isinstance(data, dict) else ()
+    lengths = {line.get("stage", 0): line["step"] for line in logs}
+    starts = dict(zip(lengths, accumulate(lengths.values(), initial=0), strict=False))
+    ends = {starts[i] + _warm_up(s) for i, s in enumerate(stages) if i in starts and _warm_up(s)}
+    return {float(end): "warm-up ends" for end in sorted(ends)}
+
+
+def _warm_up(settings: object) -> int:
+    """The `warmup_steps` in a stage, however deep they stand; 0 if there are none."""
+    if not isinstance(settings, dict):
+        return 0
+    own = settings.get("warmup_steps")
+    return own if isinstance(own, int) else max(map(_warm_up, settings.values()), default=0)
 
 
 def _repeats_total(name: str, series: Mapping[str, list[tuple[float, float]]]) -> bool:

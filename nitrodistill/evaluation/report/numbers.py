@@ -17,6 +17,20 @@ def decimals(value: float) -> int:
     return min(MOST_DECIMALS, max(0, digits - 1 - math.floor(math.log10(abs(value)))))
 
 
+def decimals_apart(value: float, low: float | None, high: float | None) -> int:
+    """Decimals of a ratio: as `decimals`, or as many as show that it, or an interval without 1, is not 1.
+
+    At most six; what is not 1 by less than that has those of `decimals`.
+    """
+    places = decimals(value)
+    ends = [e for e in (low, high) if e is not None]
+    outside = ends if ends and (min(ends) > 1 or max(ends) < 1) else []
+    for end in (value, *outside):
+        found = (p for p in range(places, MOST_DECIMALS + 1) if round(end, p) != 1)
+        places = next(found, places) if end != 1 else places
+    return places
+
+
 def number(value: float | None, places: int | None = None) -> str:
     """The value with `places` decimals, by default three significant digits; "–" for None.
 
@@ -28,11 +42,11 @@ def number(value: float | None, places: int | None = None) -> str:
     return f"{value:,.{shown}f}".replace("-", "\u2212")
 
 
-def interval(low: float | None, high: float | None, value: float) -> str:
-    """`low to high` with the decimals of `value`; empty where there is no interval or it has no width."""
+def interval(low: float | None, high: float | None, value: float, places: int | None = None) -> str:
+    """`low to high` with the decimals of `value`, or `places`; empty without an interval or a width of it."""
     if low is None or high is None or low == high:
         return ""
-    places = decimals(value)
+    places = decimals(value) if places is None else places
     return f"{number(low, places)} to {number(high, places)}"
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.curves import training_curves
-from nitrodistill.evaluation.report.markdown import model_card_table
+from nitrodistill.evaluation.report.markdown import cost_lead, model_card_table
 from nitrodistill.evaluation.report.numbers import number, times
 from nitrodistill.evaluation.report.pictures import gallery
 from nitrodistill.evaluation.report.table import Column, make_table
@@ -28,12 +28,22 @@ READING = (
     "The floor is what two sets of one distribution come to at this number of samples, as a distance of finite "
     "sets is never 0; no student can be expected below it. Of a share it is the ceiling: no student can be "
     "expected above it.",
+    "Below each line stands its scale: log, where equal factors are equally long, or linear, where equal "
+    "differences are.",
     "A measure matches where the student's interval reaches the teacher's own number, or the floor where the "
     "teacher has none; for ratios, where it holds 1. Else it differs. Of twenty measures of an equal student "
     "one is expected to differ by chance.",
     "Distances to the teacher's picture of the same noise are not assessed: they reward the average of all "
     "pictures, and another picture may be as good.",
 )
+
+HEALTHY = (
+    "A discriminator that sees no difference has a loss of 2 (hinge), 1.39 (non-saturating), 0.25 (least squares) "
+    "or 0.69 (relativistic). A healthy one stays a few percent or more below that, and moves: it rises as the "
+    "student gets better and falls as the discriminator learns. If it stays at that number, the adversarial term "
+    "adds noise alone; near 0 the discriminator is certain, and the student learns little from it."
+)
+"""Of the losses in `losses.adversarial`, their `chance`."""
 
 
 def write_report(
@@ -79,7 +89,7 @@ def report_html(
     outcome = verdict(found)
     pictures = gallery(found, {**MODELS, "naive": "1-step teacher"})
     costs = _costs(found)
-    curves, more_curves = training_curves(logs)
+    curves, more_curves = training_curves(logs, recipe)
     sections = {
         "pictures": ("Pictures", pictures),
         "numbers": ("Numbers", True),
@@ -102,10 +112,10 @@ def report_html(
         notes=found.notes,
         markdown=model_card_table(found),
         costs=costs,
-        cost_lead=_cost_lead(found),
+        cost_lead=cost_lead(found),
         curves=curves,
         more_curves=more_curves,
-        curves_lead=f"{number(float(_last_step(logs)), 0)} steps, as they were logged.",
+        curves_lead=_curves_lead(logs, [chart["title"] for chart in curves]),
         facts=_facts(found.settings, environment or {}),
         recipe=recipe,
     )
@@ -167,7 +177,7 @@ def _figures(found: Evaluation, outcome: Verdict) -> list[dict[str, str]]:
         if assessed is not None and assessed.reference is not None:
             label = info(assessed.metric).label
             value = {
-                "value": number(assessed.value),
+                "value": assessed.text,
                 "small": "",
                 "about": f"{label}; {assessed.reference_text}",
             }
@@ -257,19 +267,9 @@ def _costs(found: Evaluation) -> list[dict[str, Any]]:
     return charts
 
 
-def _cost_lead(found: Evaluation) -> str:
-    settings = found.settings
-    device = settings.get("device")
-    where = f" on {device}" if device else ""
-    threads = (
-        f" with {settings['num_threads']} threads" if settings.get("num_threads", 1) > 1 else ""
-    )
-    batch = settings.get("cost_batch_size")
-    size = f", {batch} pictures at a time where it says nothing else" if batch else ""
-    return (
-        f"Measured{where}{threads}{size}: warmed up, the models in turns, the device idle before the clock is "
-        "read, the median of the runs."
-    )
+def _curves_lead(logs: Sequence[Mapping[str, Any]], titles: Sequence[str]) -> str:
+    lead = f"{number(float(_last_step(logs)), 0)} steps, as they were logged."
+    return f"{lead} {HEALTHY}" if any(t.startswith("discriminator/") for t in titles) else lead
 
 
 def _last_step(logs: Sequence[Mapping[str, Any]]) -> int:

@@ -7,7 +7,7 @@ classes (`student`, `teacher`, `naive`, `axis`, `floor`), so that one drawing se
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -59,7 +59,12 @@ class Mark:
     high: float | None = None
 
 
-def line_chart(points: Sequence[tuple[float, float]], title: str, x_name: str = "step") -> Markup:
+def line_chart(
+    points: Sequence[tuple[float, float]],
+    title: str,
+    x_name: str = "step",
+    events: Mapping[float, str] | None = None,
+) -> Markup:
     """A curve in a small frame with its last value marked; 320 by 150 units.
 
     Long curves are thinned to 240 points, each the mean of its stretch.
@@ -68,6 +73,7 @@ def line_chart(points: Sequence[tuple[float, float]], title: str, x_name: str = 
         points: (x, y), sorted by x; y that are not finite are left out. Without any there is no chart.
         title: what it is, for the alternative text.
         x_name: what x counts.
+        events: x -> what happens there: a dashed line, if it is within the curve.
     """
     kept = _thinned([(x, y) for x, y in points if math.isfinite(y)])
     if not kept:
@@ -86,13 +92,20 @@ def line_chart(points: Sequence[tuple[float, float]], title: str, x_name: str = 
         ]
     for x, anchor in ((xs[0], "start"), (xs[-1], "end"))[: len(set(xs))]:
         parts.append(_text(f"axis {anchor}", to_x(x), height - 6, number(x, 0)))
+    within = {x: what for x, what in (events or {}).items() if xs[0] < x < xs[-1]}
+    for x, what in within.items():
+        anchor = "end" if to_x(x) > width / 2 else "start"
+        parts.append(_line("floor dashed", to_x(x), top, to_x(x), height - bottom))
+        parts.append(
+            _text(f"axis {anchor}", to_x(x) + (-4 if anchor == "end" else 4), top + 8, what)
+        )
     path = " ".join(f"{to_x(x):.1f},{to_y(y):.1f}" for x, y in kept)
     parts.append(f'<polyline class="student line" points="{path}"/>')
     parts.append(_dot("student fill", to_x(xs[-1]), to_y(ys[-1]), 3))
     says = (
         f"{title} over {x_name} {number(xs[0], 0)} to {number(xs[-1], 0)}: from {number(ys[0])} to "
         f"{number(ys[-1])}, lowest {number(low)}, highest {number(high)}"
-    )
+    ) + "".join(f"; {what} at {number(x, 0)}" for x, what in within.items())
     return _svg(width, height, says, parts)
 
 

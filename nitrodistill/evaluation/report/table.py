@@ -10,7 +10,7 @@ from markupsafe import Markup
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number
 from nitrodistill.evaluation.report.svg import Mark, strip
-from nitrodistill.evaluation.report.verdict import Assessment, is_part
+from nitrodistill.evaluation.report.verdict import Assessment, is_part, places
 from nitrodistill.evaluation.result import Metric
 
 TITLES = {
@@ -59,12 +59,13 @@ class State:
 
 @dataclass(frozen=True)
 class Row:
-    """A metric."""
+    """A metric; `scale` says what equal lengths of its strip are: "log" (factors) or "linear" (differences)."""
 
     label: str
     about: str
     cells: Sequence[Cell]
     strip: Markup
+    scale: str
     state: State | None
 
 
@@ -126,31 +127,37 @@ def make_table(
             continue
         mine = {key: found[name] for key, found in values.items() if name in found}
         cells = [
-            _cell(c, mine, floors.get(name), (best or {}).get(name, frozenset())) for c in columns
+            _cell(c, name, mine, floors.get(name), (best or {}).get(name, frozenset()))
+            for c in columns
         ]
-        line = _strip(name, mine, floors.get(name)) if assessed is not None else Markup("")
+        scale = "log" if info(name).best == "low" else "linear"
+        line = _strip(scale, mine, floors.get(name)) if assessed is not None else Markup("")
         state = _state((assessed or {}).get(name))
         about = "" if is_part(name) else info(name).about
-        groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, state))
+        groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, scale, state))
     shown = [Group(titles[group], rows) for group, rows in groups.items()]
     return Table(caption, lead, columns, shown, assessed is not None, assessed is not None)
 
 
 def _cell(
-    column: Column, mine: Mapping[str, Metric], floor: float | None, best: frozenset[str]
+    column: Column,
+    name: str,
+    mine: Mapping[str, Metric],
+    floor: float | None,
+    best: frozenset[str],
 ) -> Cell:
     if column.key == "floor":
         return Cell(column.whole, number(floor), known=floor is not None)
     metric = mine.get(column.key)
     if metric is None:
         return Cell(column.whole, number(None), main=column.main, known=False)
-    ends = interval(metric.low, metric.high, metric.value)
-    return Cell(column.whole, number(metric.value), ends, column.main, column.key in best)
+    shown = places(name, metric)
+    ends = interval(metric.low, metric.high, metric.value, shown)
+    return Cell(column.whole, number(metric.value, shown), ends, column.main, column.key in best)
 
 
-def _strip(name: str, mine: Mapping[str, Metric], floor: float | None) -> Markup:
-    """Teacher (or floor), naive and student on one line: shares from 0 to 1, the rest by factors."""
-    best = info(name).best
+def _strip(scale: str, mine: Mapping[str, Metric], floor: float | None) -> Markup:
+    """Teacher (or floor), naive and student on one line: from 0 to 1 or beyond, or by factors."""
     marks = [Mark(floor, "floor")] if floor is not None and "teacher" not in mine else []
     for model in ("teacher", "naive", "student"):
         if model in mine:
@@ -158,7 +165,7 @@ def _strip(name: str, mine: Mapping[str, Metric], floor: float | None) -> Markup
             marks.append(Mark(metric.value, model, metric.low, metric.high))
     if "student" not in mine:
         return Markup("")
-    if best == "low":
+    if scale == "log":
         return strip(marks, logarithmic=True)
     return strip(marks, logarithmic=False, low=0.0, high=1.0)
 

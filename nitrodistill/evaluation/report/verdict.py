@@ -5,6 +5,7 @@ A measure **matches** where its 95% interval reaches what the teacher itself com
     low is good     low <= the teacher's high, or the floor where the teacher has no number of its own
     high is good    high >= the teacher's low, or the floor
     near 1 is good  the interval holds 1, or the floor
+    1 up is good    high >= 1, or the floor
 
 and **differs** elsewhere. Without an interval, or with nothing to compare with, it is **open**. Distances between
 the pictures of equal noise are not assessed: another picture may be as good. Nor are the costs.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nitrodistill.evaluation.catalogue import info
-from nitrodistill.evaluation.report.numbers import number
+from nitrodistill.evaluation.report.numbers import decimals, decimals_apart, number
 from nitrodistill.evaluation.result import Evaluation, Metric
 
 State = Literal["matches", "differs", "open"]
@@ -45,6 +46,7 @@ class Assessment:
         reference: the teacher's number, the floor, or 1; None if there is none.
         reference_text: what the reference is, in words.
         gap: how far value and reference are apart, in half widths of the value's interval.
+        text: the value as it is shown.
     """
 
     metric: str
@@ -53,6 +55,7 @@ class Assessment:
     reference: float | None
     reference_text: str
     gap: float = 0.0
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def assess(name: str, student: Metric, teacher: Metric | None, floor: float | No
         teacher: the teacher's, or None.
         floor: the metric's, or None.
     """
-    best = info(name).best
-    if best == "one":
+    best, shown = info(name).best, number(student.value, places(name, student))
+    if best in ("one", "above_one"):
         reference, text, ends = 1.0, "1 is the teacher", [1.0, *([] if floor is None else [floor])]
     elif teacher is not None:
         reference, text = teacher.value, f"teacher {number(teacher.value)}"
@@ -98,14 +101,21 @@ def assess(name: str, student: Metric, teacher: Metric | None, floor: float | No
     elif floor is not None:
         reference, text, ends = floor, f"floor {number(floor)}", [floor]
     else:
-        return Assessment(name, "open", student.value, None, "")
+        return Assessment(name, "open", student.value, None, "", text=shown)
     if student.low is None or student.high is None or best == "none":
-        return Assessment(name, "open", student.value, reference, text)
-    reaches_down = student.low <= max(ends) or best == "high"
+        return Assessment(name, "open", student.value, reference, text, text=shown)
+    reaches_down = student.low <= max(ends) or best in ("high", "above_one")
     reaches_up = student.high >= min(ends) or best == "low"
     state: State = "matches" if reaches_down and reaches_up else "differs"
     gap = _gap(student.value, reference, student.low, student.high)
-    return Assessment(name, state, student.value, reference, text, gap)
+    return Assessment(name, state, student.value, reference, text, gap, shown)
+
+
+def places(name: str, metric: Metric) -> int:
+    """Decimals of a metric's number and interval; a ratio's show why it is not 1."""
+    if info(name).best in ("one", "above_one"):
+        return decimals_apart(metric.value, metric.low, metric.high)
+    return decimals(metric.value)
 
 
 def _gap(value: float, reference: float, low: float, high: float) -> float:
@@ -175,9 +185,7 @@ def _detail(decided: Sequence[Assessment], found: Evaluation) -> str:
         group = info(j.metric).group
         if j.state == "differs" and (group not in worst or j.gap > worst[group].gap):
             worst[group] = j
-    shown = [
-        f"{info(j.metric).label} {number(j.value)} ({j.reference_text})" for j in worst.values()
-    ]
+    shown = [f"{info(j.metric).label} {j.text} ({j.reference_text})" for j in worst.values()]
     agree = "agrees" if matched == 1 else "agree"
     return (
         f"{matched} of {len(decided)} measures {agree} within the sampling error{size}; farthest off: "
@@ -187,7 +195,7 @@ def _detail(decided: Sequence[Assessment], found: Evaluation) -> str:
 
 def _undecided(assessments: Sequence[Assessment]) -> tuple[str, str]:
     known = [j for j in assessments if j.reference is not None]
-    shown = [f"{info(j.metric).label} {number(j.value)} ({j.reference_text})" for j in known]
+    shown = [f"{info(j.metric).label} {j.text} ({j.reference_text})" for j in known]
     numbers = f" It measured {', '.join(shown[:4])}." if shown else ""
     return (
         "This evaluation cannot tell.",

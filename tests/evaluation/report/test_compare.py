@@ -52,6 +52,18 @@ def test_high_is_good_for_alignment(students: dict[str, Evaluation]) -> None:
     assert compared.front() == {"fast", "slow"}
 
 
+def test_of_ratios_the_nearest_to_1_or_the_highest_is_best(students: dict[str, Evaluation]) -> None:
+    ratios = {"fast": 0.7, "good": 1.1, "also good": 0.98, "slow": 1.5}
+    for name, value in ratios.items():
+        more = {"edge_ratio": Metric(value), "nearest_ratio": Metric(value)}
+        found = students[name]
+        models = {**found.models, "student": {**found.student, **more}}
+        students[name] = replace(found, models=models)
+    assert compare(students).best("edge_ratio") == {"also good"}
+    assert compare(students).best("nearest_ratio") == {"slow"}
+    assert compare(students, quality="edge_ratio").front() == {"fast", "good", "also good"}
+
+
 def test_equals_are_all_on_the_front(students: dict[str, Evaluation]) -> None:
     compared = compare({"a": students["good"], "b": students["good"]})
     assert compared.front() == compared.best("fd_teacher") == {"a", "b"}

@@ -46,3 +46,27 @@ def test_of_many_channels_the_extremes_are_shown_and_the_rest_is_aside() -> None
     assert "from 0.500 to 0.500" in shown[0]["svg"]
     assert "from -0.400 to -0.400" in shown[2]["svg"].replace("−", "-")
     assert [chart["title"] for chart in aside] == ["d/logit_gap.0", *channels]
+
+
+RECIPE = """
+stages:
+- method: ladd
+  settings: {warmup_steps: 15}
+  trainer: {optimizers: {student: {lr_warmup_updates: 5}}}
+- method: dmd2
+  settings: {regression: {warmup_steps: 12}}
+"""
+
+
+def test_the_end_of_a_warm_up_is_marked_in_the_curves_that_it_lies_in() -> None:
+    (student, d), _ = training_curves(LOGS, RECIPE)
+    assert "warm-up ends at 15; warm-up ends at 32" in student["svg"]
+    assert "warm-up ends at 32" in d["svg"]
+    assert "at 15" not in d["svg"]
+    assert d["svg"].count('class="floor dashed"') == 1
+
+
+def test_without_a_warm_up_or_a_readable_recipe_nothing_is_marked() -> None:
+    for recipe in ("stages:\n- method: ladd", "no recipe: [", "text", "", None):
+        shown, _ = training_curves(LOGS, recipe)
+        assert not any("dashed" in chart["svg"] for chart in shown)

@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nitrodistill.evaluation.report.numbers import interval, nice_ticks, number, times
+from nitrodistill.evaluation.report.numbers import (
+    decimals_apart,
+    interval,
+    nice_ticks,
+    number,
+    times,
+)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +65,23 @@ def test_ticks_are_round_and_inside(low: float, span: float, count: int) -> None
 
 def test_equal_ends_have_one_tick() -> None:
     assert nice_ticks(2.0, 2.0) == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text", "ends"),
+    [
+        (1.0, 1.0, 1.0, "1.00", ""),
+        (0.9, 0.85, 0.95, "0.900", "0.850 to 0.950"),
+        (1.002, 0.999, 1.005, "1.002", "0.999 to 1.005"),
+        (1.004, 1.0004, 1.0076, "1.0040", "1.0004 to 1.0076"),
+        (0.9996, 0.9993, 0.99999, "0.99960", "0.99930 to 0.99999"),
+        (1.02, None, None, "1.02", ""),
+        (1 + 1e-9, None, None, "1.00", ""),
+    ],
+)
+def test_a_ratio_near_1_shows_why_it_differs(
+    value: float, low: float | None, high: float | None, text: str, ends: str
+) -> None:
+    places = decimals_apart(value, low, high)
+    assert number(value, places) == text
+    assert interval(low, high, value, places) == ends

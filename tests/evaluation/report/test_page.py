@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import nitrodistill as nd
 from nitrodistill.evaluation import Evaluation
 from nitrodistill.evaluation.report import report_html, write_report
 
@@ -193,3 +194,29 @@ def test_control_characters_are_written_out(evaluation: Callable[..., Evaluation
     page = report_html(evaluation(), title="a\x1b[31m\u202eb")
     assert "a\\x1b[31m\\u202eb" in page
     assert not {"\x1b", "\u202e"} & set(page)
+
+
+def test_a_discriminators_curve_comes_with_what_a_healthy_one_looks_like(
+    evaluation: Callable[..., Evaluation],
+) -> None:
+    chances = [
+        loss.chance
+        for loss in (
+            nd.HingeGANLoss,
+            nd.NonSaturatingGANLoss,
+            nd.LeastSquaresGANLoss,
+            nd.RelativisticGANLoss,
+        )
+    ]
+    logs = [{**line, "discriminator/total": 1.9 - 0.1 * i} for i, line in enumerate(LOGS)]
+    page = report_html(evaluation(), logs=logs)
+    stated = re.search(r"has a loss of (.*?)\. A healthy one", page)
+    assert stated is not None
+    assert [float(n) for n in re.findall(r"[\d.]+", stated[1])] == pytest.approx(chances, abs=5e-3)
+    assert "A healthy one" not in report_html(evaluation(), logs=LOGS)
+
+
+def test_every_strip_says_its_scale(page: str) -> None:
+    strips = page.count('<svg class="strip"')
+    assert strips > 3
+    assert len(re.findall(r"</svg><small>(?:log|linear)</small>", page)) == strips

@@ -44,6 +44,7 @@ def test_rows_and_cells() -> None:
     assert distance.state is None
     assert "student dot" in distance.strip
     assert "floor tick" in distance.strip
+    assert (alignment.scale, distance.scale) == ("linear", "log")
     assert table.width == 6
 
 
@@ -53,3 +54,16 @@ def test_without_verdicts_there_are_no_lines() -> None:
     assert [c.best for c in table.groups[0].rows[0].cells] == [False, True, False]
     assert (table.states, table.plots, table.width) == (False, False, 4)
     assert table.groups[0].rows[0].strip == ""
+
+
+def test_a_ratio_shows_why_it_differs_from_its_teacher() -> None:
+    found = Metric(1.004, 1.0004, 1.0076)
+    assessed = {"edge_ratio": assess("edge_ratio", found, None, None)}
+    table = make_table(
+        {"student": {"edge_ratio": found}},
+        ["edge_ratio"], {}, COLUMNS[:1], "caption", "lead", assessed=assessed,
+    )  # fmt: skip
+    (row,) = table.groups[0].rows
+    assert row.state is not None
+    assert row.state.text == "differs"
+    assert (row.cells[0].text, row.cells[0].interval) == ("1.0040", "1.0004 to 1.0076")

@@ -93,3 +93,16 @@ def test_without_intervals_nothing_is_claimed() -> None:
     assert outcome.headline == "This evaluation cannot tell."
     assert outcome.detail.endswith("It measured FD to teacher 7.00 (floor 3.00).")
     assert outcome.decided == 0
+
+
+def test_of_what_is_good_from_1_up_more_is_no_difference() -> None:
+    """Farther from the training pairs than the teacher is less memorising, not a fault."""
+    more = assess("nearest_ratio", Metric(1.2, 1.1, 1.3), None, 1.01)
+    less = assess("nearest_ratio", Metric(0.8, 0.7, 0.9), None, 1.01)
+    assert (more.state, less.state) == ("matches", "differs")
+    assert assess("diversity", Metric(1.2, 1.1, 1.3), None, 1.01).state == "differs"
+
+
+def test_a_sentence_shows_why_a_ratio_differs() -> None:
+    outcome = verdict(Evaluation({"student": {"edge_ratio": Metric(1.004, 1.0004, 1.0076)}}))
+    assert "edge ratio 1.0040 (1 is the teacher)" in outcome.detail

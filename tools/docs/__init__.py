@@ -1,0 +1,1 @@
+"""What the site of the docs is made of, next to the pages in `docs/`: `make docs` builds it."""
