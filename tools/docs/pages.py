@@ -133,9 +133,8 @@ def _headed(title: str, line: str) -> str:
 
 def recipes() -> str:
     """Markdown: a table of all recipes, and what the header of each says, with its file."""
-    files = sorted(
-        [*(ROOT / "examples" / "recipes").glob("*.yaml"), *ROOT.glob("nitrodistill/recipes/*.yaml")]
-    )
+    places = (ROOT / "examples" / "recipes", ROOT / "nitrodistill" / "recipes")
+    files = sorted(f for place in places for f in place.glob("*.yaml") if not f.is_symlink())
     rows, sections = [], []
     for file in files:
         text = file.read_text(encoding="utf-8")
