@@ -28,10 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_fields
+from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.files import blake2
 from nitrodistill.sampling import StepPlan
-from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
+from nitrodistill.types import (
+    Batch,
+    Condition,
+    Denoiser,
+    Part,
+    Terms,
+    brief_fields,
+    check_denoiser,
+)
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,16 @@ class Role:
     decay: float = 0.97
     follows_average: bool = False
 
+    __repr__ = brief_fields
+
     @property
     def module(self) -> nn.Module:
         """The module in use now."""
-        module = getattr(self.owner, self.attribute)
+        module = getattr(self.owner, self.attribute, None)
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"{type(self.owner).__name__}.{self.attribute} is {type(module).__name__}; a Role "
-                "points at an nn.Module."
+                "points at an nn.Module: owner is the object that uses it, such as a denoiser."
             )
         return module
 
@@ -95,6 +105,11 @@ class Frozen:
     decay: float = 0.95
     as_it_is: bool = False
 
+    __repr__ = brief_fields
+
+    def __post_init__(self) -> None:
+        check_kind("module", self.module, nn.Module, ", such as denoiser.module")
+
 
 class Cast:
     """The networks that a method is built from.
@@ -121,6 +136,9 @@ class Cast:
         self.decode: Callable[[Tensor], Tensor] | None = decode
         self._make = make
         self._taken: dict[str, Denoiser] = {}
+
+    def __repr__(self) -> str:
+        return f"Cast({', '.join(f'{name}={one!r}' for name, one in self._taken.items())})"
 
     @classmethod
     def of(
@@ -167,7 +185,7 @@ class Cast:
 
     def _take(self, name: str) -> Denoiser:
         if name not in self._taken:
-            self._taken[name] = self._make(name)
+            self._taken[name] = check_denoiser(self._make(name), name)
         return self._taken[name]
 
 
@@ -186,6 +204,10 @@ class DistillationMethod(ABC):
     Config: ClassVar[type[Any]]
     plan: StepPlan
     reads: frozenset[Part] = frozenset({"pairs"})
+
+    def __repr__(self) -> str:
+        roles = ", ".join(f"{name}={role.owner!r}" for name, role in self.trainable().items())
+        return f"{type(self).__name__}({roles}, plan={self.plan!r})"
 
     @classmethod
     @abstractmethod
@@ -215,6 +237,25 @@ class DistillationMethod(ABC):
         """Yields `(role, terms)` once for each active role; call backward before resuming it."""
 
 
+def check_build(
+    config: object,
+    kind: type[Any],
+    cast: Cast | None = None,
+    plan: StepPlan | None = None,
+    **networks: Denoiser,
+) -> None:
+    """Refuses what a method cannot be built from: settings of another kind, networks that are no Cast or Denoiser.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    check_kind("config", config, kind)
+    check_kind("cast", cast, Cast | None, ": Cast.of(teacher, student)")
+    check_kind("plan", plan, StepPlan | None, ": StepPlan.from_schedule(student.schedule)")
+    for name, network in networks.items():
+        check_denoiser(network, name)
+
+
 @runtime_checkable
 class Halving(Protocol):
     """Settings of a method whose next stage has half the steps, as `halvings` in a recipe asks for."""
@@ -240,6 +281,8 @@ def frozen_within(*modules: nn.Module) -> Iterator[None]:
     Put the forward pass *and* the `yield` inside: the backward pass must be over when the flags return. The
     other orders fail silently under FSDP.
     """
+    for module in modules:
+        check_kind("module", module, nn.Module, ", such as denoiser.module")
     asking = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -306,13 +349,13 @@ class Draws:
         return replace(self, index=self.index[rows.to(self.index.device)])
 
     def normal(
-        self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
+        self, name: str, shape: int | Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Standard normal draws `(B, *shape)`, float32."""
         return self._drawn(name, shape, device, np.random.Generator.standard_normal)
 
     def uniform(
-        self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
+        self, name: str, shape: int | Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Uniform draws in [0, 1), `(B, *shape)`, float32."""
         return self._drawn(name, shape, device, np.random.Generator.random)
@@ -320,7 +363,7 @@ class Draws:
     def _drawn(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: int | Sequence[int],
         device: torch.device | str,
         draw: Callable[..., object],
     ) -> Tensor:
@@ -328,7 +371,8 @@ class Draws:
         # pairs have the key that stores were drawn with before there were purposes
         prefix = "" if self.purpose == "pairs" else f"{self.purpose}/{self.stage}/"
         key = int.from_bytes(blake2(f"{prefix}{self.seed}/{self.step}/{name}", 8), "little")
-        rows = np.empty((len(self.index), *shape), np.float32)
+        sizes = (shape,) if isinstance(shape, int) else shape
+        rows = np.empty((len(self.index), *sizes), np.float32)
         philox = np.random.Philox(key=np.array([key, 0], np.uint64))
         generator, start = np.random.Generator(philox), philox.state
         for i, index in enumerate(self.index.tolist()):

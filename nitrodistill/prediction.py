@@ -12,9 +12,11 @@ so that `x0` and `eps` are one 2x2 solve away, with determinant `D = alpha d - s
     x0 = (d x_t - sigma p) / D        eps = (alpha p - c x_t) / D
     p' = ((c' d - d' c) x_t + (alpha d' - sigma c') p) / D
 
-`D` is 0 for epsilon where alpha = 0 and for sample where sigma = 0. The tensors are never looked at here
-(that would stall a device): whoever composes a schedule with a prediction type calls
-`check_convertible` first, on the host.
+`D` is 0 for epsilon where alpha = 0 and for sample where sigma = 0: there x0 or eps does not exist, and
+`check_convertible` says so. Scales on the CPU are looked at in every conversion, where it costs nothing. On a
+device, and inside of `torch.compile`, they never are (a look would stall it, and cannot be captured in a graph):
+there the result is infinite or NaN, so whoever composes a schedule with a prediction type calls
+`check_convertible` once, on the host, as `StepPlan.check` does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_floating, check_scales
+from nitrodistill.checks import check_floating, check_scales, on_host
 from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
 
 
@@ -84,10 +86,11 @@ def convert_prediction(
 
     Returns:
         `(B, *)` in the wider of float32 and the inputs' dtype (float64 stays float64); `prediction`
-        itself where the types are equal. Infinite or NaN where the conversion does not exist.
+        itself where the types are equal.
 
     Raises:
-        ValueError: on unknown types or unequal shapes.
+        ValueError: on unknown types or unequal shapes, and where the conversion does not exist, if the scales are
+            on the CPU; on a device the result is infinite or NaN there (`check_convertible`).
         TypeError: for tensors that are not floating point.
     """
     check_floating("prediction", prediction)
@@ -102,7 +105,9 @@ def convert_prediction(
     check_scales(scales, x_t.shape[0] if x_t.ndim else None)
     if source == target:
         return prediction
-    alpha, sigma = scales
+    alpha, sigma = scales = Scales(*scales)
+    if on_host(alpha) and on_host(sigma):
+        check_convertible(scales, source, target)
     c, d = _coefficients(source, scales)
     c_new, d_new = _coefficients(target, scales)
     determinant = alpha * d - sigma * c

@@ -56,9 +56,9 @@ class Uniform:
                 "rise and do not overlap."
             )
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """Walks the union of the ranges: `r` of its total length."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         left = r * sum(high - low for low, high in self.ranges)
         u = torch.full_like(left, self.ranges[0][0])
         for low, high in self.ranges:
@@ -86,9 +86,9 @@ class LogitNormal:
         check_finite("mean", self.mean)
         check_positive("std", self.std)
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(r))
 
 
@@ -110,9 +110,9 @@ class Shifted:
     def __post_init__(self) -> None:
         check_positive("shift", self.shift)
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The shifted quantile at `r`."""
-        v = self.law(r)
+        v = self.law(check_fraction("r", r))
         return self.shift * v / (1 + (self.shift - 1) * v)
 
 
@@ -146,9 +146,9 @@ class Karras:
                 f"ratio_min is {self.ratio_min} and ratio_max {self.ratio_max}; ratio_min must be the smaller."
             )
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         low, high = self.ratio_min ** (1 / self.rho), self.ratio_max ** (1 / self.rho)
         ratio = (low + r * (high - low)) ** self.rho
         return ratio / (1 + ratio)
@@ -173,9 +173,9 @@ class Histogram:
         if not sum(check_numbers("weights", self.weights, zero=True)) > 0:
             raise ValueError(f"weights are {self.weights}; at least one must be above 0.")
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         weights = torch.tensor(self.weights, dtype=torch.float64, device=r.device)
         share = weights / weights.sum()
         edges = share.cumsum(0)

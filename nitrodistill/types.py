@@ -12,14 +12,14 @@ on, in the network's own unit (int64 0..999 for Stable Diffusion, sigma * 1000 f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_floating, check_scales
+from nitrodistill.checks import as_tensor, check_floating, check_kind, check_scales
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in diffusers' words; `flow_prediction` is `eps - x0`, always."""
@@ -41,11 +41,33 @@ def check_prediction_type(value: str) -> PredictionType:
     )
 
 
-def expand(value: Tensor, like: Tensor) -> Tensor:
+def brief(value: object) -> str:
+    """A value for a `repr` of one line: of tensors and networks what they are, not what is in them."""
+    if isinstance(value, Tensor):
+        dtype, of = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        return f"{value.item():.4g}" if not of and value.device.type == "cpu" else f"{dtype} {of}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, Scales):
+        return f"({brief(value.alpha)}, {brief(value.sigma)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {brief(one)}" for name, one in value.items()) + "}"
+    return repr(value)
+
+
+def brief_fields(self: Any) -> str:
+    """`__repr__` of a dataclass: its fields as `brief` shows them, without those that are None."""
+    given = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
+    parts = (f"{name}={brief(value)}" for name, value in given.items() if value is not None)
+    return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def expand(value: Tensor | float, like: Tensor) -> Tensor:
     """Reshapes a per-sample `(B,)` (or scalar) tensor so that it broadcasts against `like` `(B, *)`.
 
     The dtype is kept; a zero-dimensional tensor stays as it is, so that it never forces a transfer.
     """
+    value = as_tensor("a number per sample", value)
     if value.ndim == 0:
         return value
     if value.ndim > 1 or len(value) not in (1, len(like)):
@@ -129,7 +151,15 @@ class Condition:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     prompt_ids: Tensor | None = None
 
+    __repr__ = brief_fields
+
     def __post_init__(self) -> None:
+        check_kind("tensors", self.tensors, Mapping, " from names to batch-first tensors")
+        for name, value in self._items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise TypeError(
+                    f"{name} of a Condition is {brief(value):.60}; it must be a tensor with the batch first."
+                )
         sizes = {name: value.shape[0] for name, value in self._items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(
@@ -156,10 +186,10 @@ class Condition:
         ids = None if self.prompt_ids is None else function(self.prompt_ids)
         return Condition({name: function(value) for name, value in self.tensors.items()}, ids)
 
-    def index(self, rows: Tensor | slice | Sequence[int]) -> Condition:
-        """The samples `rows`, in that order."""
+    def index(self, rows: Tensor | slice | int | Sequence[int]) -> Condition:
+        """The samples `rows`, in that order; one number is that sample alone."""
         if not isinstance(rows, slice):
-            rows = torch.as_tensor(rows)
+            rows = torch.as_tensor(rows).reshape(-1)
         return self._map(
             lambda value: value[rows if isinstance(rows, slice) else rows.to(value.device)]
         )
@@ -224,6 +254,9 @@ class Condition:
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """Joins conditions along the batch, padding sequences to the longest of each name."""
+        if isinstance(conditions, Condition):
+            return conditions
+        conditions = [as_condition(one) for one in conditions]
         if not conditions:
             raise ValueError("Condition.cat got no conditions; give it at least one.")
         names = list(conditions[0].tensors)
@@ -244,6 +277,19 @@ class Condition:
             {n: torch.cat([c.tensors[n] for c in padded]) for n in names},
             torch.cat(ids) if len(ids) == len(conditions) else None,
         )
+
+
+def as_condition(value: Condition | Mapping[str, Tensor] | None) -> Condition:
+    """A Condition as it is, one of a dict of tensors, and one that holds nothing for None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, Condition):
+        return value
+    way_out = ", such as `pipeline.encode_prompt` returns, or a dict of its tensors"
+    check_kind("condition", value, Condition | Mapping | None, way_out)
+    return Condition(value or {})
 
 
 def _pad_to(value: Tensor, length: int) -> Tensor:
@@ -267,6 +313,8 @@ class Pairs:
     noise: Tensor
     condition: Condition
 
+    __repr__ = brief_fields
+
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pairs:
         """Moves the data, and to `dtype`, if given."""
         x0, noise = self.x0.to(device, dtype), self.noise.to(device, dtype)
@@ -284,6 +332,8 @@ class Latents:
 
     x0: Tensor
     condition: Condition
+
+    __repr__ = brief_fields
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Latents:
         """Moves the data, and to `dtype`, if given."""
@@ -310,6 +360,11 @@ class Batch:
     pairs: Pairs | None = None
     real: Latents | None = None
     prompts: Condition | None = None
+
+    __repr__ = brief_fields
+
+    def __post_init__(self) -> None:
+        check_kind("index", self.index, Tensor)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -376,3 +431,31 @@ class TakesInputs(Protocol):
     def extra_inputs(self) -> Mapping[str, float]:
         """{"interval": ...} or {"guidance": ...}: its value where a Condition does not hold it; {} is neither."""
         ...
+
+
+def check_denoiser(value: object, name: str = "denoiser") -> Denoiser:
+    """Returns what is a Denoiser.
+
+    Raises:
+        TypeError: for anything else, such as a bare network or a pipeline; it says how one is made of them.
+    """
+    if not isinstance(value, Denoiser):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; it must be a Denoiser, such as Pipeline.from_diffusers(pipe)"
+            ".denoiser or DiffusersDenoiser(network, schedule, prediction_type)."
+        )
+    return value
+
+
+def check_schedule(value: object) -> NoiseSchedule:
+    """Returns what is a NoiseSchedule.
+
+    Raises:
+        TypeError: for anything else, such as a diffusers scheduler.
+    """
+    if not isinstance(value, NoiseSchedule):
+        raise TypeError(
+            f"schedule is a {type(value).__name__}; it must be a NoiseSchedule, such as RectifiedFlow(), "
+            "KarrasSchedule() or DiscreteSchedule.from_scheduler(pipe.scheduler)."
+        )
+    return value

@@ -946,7 +946,7 @@ def _out_of_range(value: Tensor) -> Iterator[Wrong]:
     yield from (
         Wrong("below", -1 - value),
         Wrong("above", 2 * value + 2),
-        Wrong("no tensor", 1.0),
+        Wrong("a text", "1"),
         Wrong("bool", value > 0),
     )
     if value.is_floating_point():

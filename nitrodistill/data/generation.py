@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_fields
+from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.data.arrow import Rows
 from nitrodistill.data.codec import to_bytes
 from nitrodistill.data.columns import DTYPES, Column
@@ -132,6 +132,8 @@ class Generation(Work):
         config: GenerateConfig,
         teacher_name: str,
     ) -> None:
+        check_kind("pipeline", pipeline, Pipeline, ", such as Pipeline.from_diffusers(pipe)")
+        check_kind("config", config, GenerateConfig)
         prompts = as_texts(prompts)
         self.pipeline = pipeline
         self.config = config

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from nitrodistill.checks import check_kind
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
 from nitrodistill.models.pipeline import as_texts
@@ -24,7 +25,11 @@ class LatentStore:
     part: ClassVar[Part] = "real"
 
     def __init__(self, store: PairStore) -> None:
+        check_kind("store", store, PairStore, ": PairStore.open(path)")
         self.store: PairStore = store
+
+    def __repr__(self) -> str:
+        return f"LatentStore({self.store!r})"
 
     @classmethod
     def open(cls, path: str | Path) -> LatentStore:
@@ -87,6 +92,9 @@ class Prompts:
     def of(cls, store: PairStore) -> Prompts:
         """The prompts of a store, as they were encoded when it was made."""
         return cls(store.prompts, store.condition)
+
+    def __repr__(self) -> str:
+        return f"Prompts({len(self)} prompts, {self.prompts[0]!r:.40}...)"
 
     def __len__(self) -> int:
         """How many prompts there are."""

@@ -106,6 +106,31 @@ class PairStore:
         """How many pairs it holds."""
         return self.manifest.num_samples
 
+    def __repr__(self) -> str:
+        x0, prompts = self.manifest.columns["x0"], self.manifest.num_prompts
+        where = repr(str(self.path))
+        return (
+            f"PairStore({where}, {len(self)} pairs of {prompts} prompts, x0 {x0.dtype} {x0.shape})"
+        )
+
+    def __getitem__(self, row: int) -> dict[str, Tensor | int]:
+        """One pair, so that a store is a map-style dataset of torch; `collate_pairs` joins several.
+
+        `read` and `BatchStream` take many at once, which is faster.
+
+        Returns:
+            `x0` and `noise` `(C, H, W)`, `prompt_id`, and the conditioning by name without a batch dimension.
+
+        Raises:
+            IndexError: if the row does not exist.
+            ValueError: if it is damaged.
+        """
+        pairs = self.read([row])
+        row_of = {name: value[0] for name, value in pairs.condition.tensors.items()}
+        ids = pairs.condition.prompt_ids
+        assert ids is not None
+        return {"x0": pairs.x0[0], "noise": pairs.noise[0], "prompt_id": int(ids[0]), **row_of}
+
     def read(self, rows: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Pairs:
         """Reads pairs.
 

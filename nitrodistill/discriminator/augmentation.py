@@ -55,7 +55,7 @@ class Augmentation:
             ModuleNotFoundError: without kornia.
         """
         check_tensor("latents", latents)
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         if latents.ndim != 4 or r.shape != (len(latents), 6):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)} and r {tuple(r.shape)}; give (B, C, H, W) and (B, 6)."

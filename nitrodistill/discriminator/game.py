@@ -130,6 +130,9 @@ class AdversarialGame:
                 "theirs is trained; call requires_grad_(True) on them, or leave the penalties out."
             )
 
+    def __repr__(self) -> str:
+        return f"AdversarialGame({self.adversarial}, {self.discriminator}, {self.noising})"
+
     def generator(
         self,
         x0: Tensor,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_kind
 from nitrodistill.evaluation.alignment import Alignment
 from nitrodistill.evaluation.config import EvaluateConfig, SamplePlan
 from nitrodistill.evaluation.cost import cost_of
@@ -88,6 +89,11 @@ def evaluate(
             other, if the plan does not fit the student, or if a model's latents are not finite.
     """
     config = config or EvaluateConfig()
+    check_kind("teacher", teacher, Pipeline, ", such as Pipeline.from_diffusers(pipe)")
+    check_kind(
+        "plan", plan, StepPlan, ", such as StepPlan.from_schedule(teacher.denoiser.schedule, 1)"
+    )
+    check_kind("config", config, EvaluateConfig)
     extractors = named_extractors(features)
     samples = SamplePlan.of(prompts, config)
     models = make_models(teacher, student, plan, config)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_mask, check_numbers, check_pair, check_positive
+from nitrodistill.checks import check_kind, check_mask, check_numbers, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.base import Loss, Reduction, check_part
 from nitrodistill.losses.decoded import DecodedLoss, decoded_values
@@ -107,6 +107,7 @@ class WeightedSum(Loss):
         self, losses: Mapping[str, tuple[float, Loss]], *, reduction: Reduction = "mean"
     ) -> None:
         super().__init__(reduction=reduction)
+        check_kind("losses", losses, Mapping, ": {name: (weight, loss)}")
         if not losses:
             raise ValueError("WeightedSum got no losses; give it {name: (weight, loss)}.")
         for name, pair in losses.items():

@@ -24,7 +24,7 @@ import torch
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.functional import l2_loss, pseudo_huber_loss
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.sampling import StepPlan, ode_step, predict_x0
 from nitrodistill.types import Batch, Denoiser, Terms, expand
@@ -82,6 +82,7 @@ class Consistency(DistillationMethod):
     Config: ClassVar[type[ConsistencyConfig]] = ConsistencyConfig
 
     def __init__(self, config: ConsistencyConfig, cast: Cast) -> None:
+        check_build(config, ConsistencyConfig, cast)
         self.config: ConsistencyConfig = config
         self.teacher: Denoiser = cast.teacher
         self.student: Denoiser = cast.student

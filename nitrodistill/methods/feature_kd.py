@@ -33,7 +33,7 @@ from torch import Tensor
 from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.losses import WeightedSum
 from nitrodistill.losses.named import check_losses, named_loss
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.prediction import prediction_target
@@ -157,6 +157,7 @@ class FeatureKD(DistillationMethod):
         example: tuple[Tensor, Tensor, Condition] | None = None,
     ) -> None:
         self.config: FeatureKDConfig = config or FeatureKDConfig()
+        check_build(self.config, FeatureKDConfig, plan=plan, teacher=teacher, student=student)
         if teacher.prediction_type != student.prediction_type:
             raise ValueError(
                 f"the teacher predicts {teacher.prediction_type!r} and the student {student.prediction_type!r}; "
@@ -187,6 +188,7 @@ class FeatureKD(DistillationMethod):
     @classmethod
     def build(cls, config: FeatureKDConfig, cast: Cast) -> FeatureKD:
         """The student samples on its own schedule, by DDIM (Euler, for flows)."""
+        check_build(config, FeatureKDConfig, cast)
         plan = StepPlan.from_schedule(cast.student.schedule, config.num_inference_steps)
         return cls(cast.teacher, cast.student, plan, config, empty=cast.empty)
 

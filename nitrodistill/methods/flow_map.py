@@ -30,7 +30,7 @@ from torch import Tensor
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.few_step import ThreePoints, flow_map_target
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.prediction import convert_prediction
@@ -104,6 +104,7 @@ class FlowMap(DistillationMethod):
     Config: ClassVar[type[FlowMapConfig]] = FlowMapConfig
 
     def __init__(self, config: FlowMapConfig, cast: Cast) -> None:
+        check_build(config, FlowMapConfig, cast)
         self.config: FlowMapConfig = config
         self.student: Denoiser = cast.student
         self.teacher: Denoiser | None = cast.teacher if config.velocity == "teacher" else None

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.few_step import ddim_target
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.sampling import StepPlan, ode_step, predict_x0
 from nitrodistill.types import Batch, Denoiser, Scales, Terms
@@ -101,6 +101,7 @@ class Progressive(DistillationMethod):
     Config: ClassVar[type[ProgressiveConfig]] = ProgressiveConfig
 
     def __init__(self, config: ProgressiveConfig, cast: Cast) -> None:
+        check_build(config, ProgressiveConfig, cast)
         self.config: ProgressiveConfig = config
         self.teacher: Denoiser = cast.teacher
         self.student: Denoiser = cast.student

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nitrodistill.checks import check_fields, check_positive
+from nitrodistill.checks import check_fields, check_kind, check_positive
 from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
@@ -78,6 +78,10 @@ def add_lora(
             part of the network, or the network carries LoRA of somebody else. The network then is as before.
     """
     lora = _peft()
+    check_kind(
+        "denoiser", denoiser, DiffusersDenoiser, ", such as Pipeline.from_diffusers(pipe).denoiser"
+    )
+    check_kind("config", config, LoRAConfig | None)
     config, network = config or LoRAConfig(), denoiser.network
     roles: list[str] = getattr(network, ROLES, [])
     _check_role(role, roles, network)

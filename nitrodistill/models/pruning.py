@@ -69,19 +69,22 @@ class PruneSpec:
                 )
 
     @classmethod
-    def without(cls, network: nn.Module, names: Iterable[str]) -> PruneSpec:
+    def without(
+        cls, network: nn.Module | DiffusersDenoiser, names: str | Iterable[str]
+    ) -> PruneSpec:
         """The spec that removes some parts and keeps the rest.
 
         Args:
-            network: the whole network.
+            network: the whole network, or a denoiser around it.
             names: of blocks ("transformer_blocks.3"), whole lists ("up_blocks.0.attentions") or "mid_block".
 
         Raises:
             ValueError: if the network has no such part, or no name is given.
         """
-        modules = dict(unwrapped(network).named_modules())
+        whole = network.module if isinstance(network, DiffusersDenoiser) else network
+        modules = dict(unwrapped(whole).named_modules())
         keep: dict[str, set[int]] = {}
-        for name in names:
+        for name in [names] if isinstance(names, str) else names:
             if modules.get(name) is None:
                 raise ValueError(f"the network has no {name!r}; {nearest(name, modules)}")
             parent, _, last = name.rpartition(".")

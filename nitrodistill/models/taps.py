@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters import first_tensor
 from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.models.wrappers import is_compiled, plain_name, unwrapped
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.types import Condition, Denoiser, check_denoiser
 
 
 class FeatureShape(NamedTuple):
@@ -50,7 +50,8 @@ class FeatureTaps:
     Args:
         denoiser: the network; its submodules are looked up once, here.
         taps: dotted submodule names such as `"down_blocks.1"`, `"mid_block"`, or depths in (0, 1]: 0.5 is the
-            block after which half of the blocks have run. In the order wanted. "every_block" is all of the blocks.
+            block after which half of the blocks have run. In the order wanted; one alone needs no list.
+            "every_block" is all of the blocks.
         image_part: picks the image's map from what a tapped module returns; by default what the
             denoiser's family says, else the first tensor.
 
@@ -66,10 +67,11 @@ class FeatureTaps:
     def __init__(
         self,
         denoiser: Denoiser,
-        taps: Sequence[str | float],
+        taps: str | float | Sequence[str | float],
         image_part: Callable[[object], Tensor] | None = None,
     ) -> None:
-        if isinstance(taps, str):
+        check_denoiser(denoiser)
+        if isinstance(taps, (str, int, float)):
             taps = _blocks(denoiser, taps) if taps == "every_block" else [taps]
         names = [tap if isinstance(tap, str) else _at_depth(denoiser, tap) for tap in taps]
         if not names or len(set(names)) != len(names):
@@ -80,6 +82,9 @@ class FeatureTaps:
         modules = {plain_name(name): module for name, module in network.named_modules()}
         self._modules = [_find(name, modules) for name in names]
         self._image_part = image_part
+
+    def __repr__(self) -> str:
+        return f"FeatureTaps({', '.join(self.names)} of {type(unwrapped(self.denoiser.module)).__name__})"
 
     def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature maps, in the order of `names`; what lies behind the last tap is not run.
