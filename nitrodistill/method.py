@@ -58,6 +58,11 @@ class Role:
             loop of your own it is `training.EMA(theirs, decay, into=module).update()`.
         decay: of that, in [0, 1); 0 copies.
         follows_average: it is drawn to the moving average of that role's weights instead.
+
+    Example:
+        >>> role = nd.Role(teacher.denoiser)
+        >>> role.module is teacher.denoiser.module
+        True
     """
 
     owner: object
@@ -97,6 +102,10 @@ class Frozen:
             your own does it by `training.EMA(role.module, decay, into=module)`.
         decay: of that average, in [0, 1), an update of the role.
         as_it_is: it is moved to the device and nothing else: a small network, such as LPIPS.
+
+    Example:
+        >>> nd.Frozen(teacher.denoiser.module).module is teacher.denoiser.module
+        True
     """
 
     module: nn.Module
@@ -124,6 +133,11 @@ class Cast:
     Attributes:
         empty: see above.
         decode: see above.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
+        >>> cast.student.prediction_type
+        'v_prediction'
     """
 
     def __init__(
@@ -199,6 +213,13 @@ class DistillationMethod(ABC):
         Config: the frozen dataclass of its settings, checked when it is made.
         plan: how the student samples.
         reads: the parts of a Batch that it trains on.
+
+    Example:
+        >>> student = teacher.denoiser.copy()
+        >>> plan = nd.StepPlan.from_schedule(student.schedule)
+        >>> method = nd.LADD(student, None, plan, nd.LADDConfig(adversarial_weight=0))
+        >>> isinstance(method, nd.DistillationMethod), list(method.trainable())
+        (True, ['student'])
     """
 
     Config: ClassVar[type[Any]]
@@ -280,6 +301,12 @@ def frozen_within(*modules: nn.Module) -> Iterator[None]:
 
     Put the forward pass *and* the `yield` inside: the backward pass must be over when the flags return. The
     other orders fail silently under FSDP.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> with nd.frozen_within(layer):
+        ...     layer.weight.requires_grad
+        False
     """
     for module in modules:
         check_kind("module", module, nn.Module, ", such as denoiser.module")

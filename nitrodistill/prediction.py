@@ -92,6 +92,12 @@ def convert_prediction(
         ValueError: on unknown types or unequal shapes, and where the conversion does not exist, if the scales are
             on the CPU; on a device the result is infinite or NaN there (`check_convertible`).
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> scales = nd.RectifiedFlow()(torch.tensor([500.0]))
+        >>> x0, eps = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> nd.convert_prediction(eps - x0, scales.mix(x0, eps), scales, "flow_prediction", "sample")
+        tensor([[1., 1.]])
     """
     check_floating("prediction", prediction)
     check_floating("x_t", x_t)
@@ -120,21 +126,39 @@ def convert_prediction(
 def to_x0(
     prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """The x0 that a prediction stands for; see `convert_prediction`."""
+    """The x0 that a prediction stands for; see `convert_prediction`.
+
+    Example:
+        >>> x_t = nd.RectifiedFlow()(500).mix(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> nd.to_x0(-torch.ones(1, 2), x_t, nd.RectifiedFlow()(500), "flow_prediction")
+        tensor([[1., 1.]])
+    """
     return convert_prediction(prediction, x_t, scales, prediction_type, "sample")
 
 
 def to_eps(
     prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """The noise that a prediction stands for; see `convert_prediction`."""
+    """The noise that a prediction stands for; see `convert_prediction`.
+
+    Example:
+        >>> x_t = nd.RectifiedFlow()(500).mix(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> nd.to_eps(torch.ones(1, 2), x_t, nd.RectifiedFlow()(500), "sample")
+        tensor([[0., 0.]])
+    """
     return convert_prediction(prediction, x_t, scales, prediction_type, "epsilon")
 
 
 def prediction_target(
     x0: Tensor, noise: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype."""
+    """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype.
+
+    Example:
+        >>> x0, noise, scales = torch.ones(1, 2), torch.zeros(1, 2), nd.RectifiedFlow()(500)
+        >>> nd.prediction_target(x0, noise, scales, "flow_prediction")
+        tensor([[-1., -1.]])
+    """
     check_scales(scales)
     c, d = _coefficients(check_prediction_type(prediction_type), scales)
     return Scales(c, d).mix(x0, noise)
@@ -147,6 +171,9 @@ def check_convertible(
 
     Raises:
         ValueError: naming the value, the rule and the way out.
+
+    Example:
+        >>> nd.check_convertible(nd.RectifiedFlow()(900), "flow_prediction")
     """
     check_prediction_type(source)
     check_prediction_type(target)

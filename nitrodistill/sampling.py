@@ -52,6 +52,10 @@ class Step:
         t: the network's timestep, in its own unit.
         input: how its input is mixed.
         output: with which scales its prediction is read.
+
+    Example:
+        >>> nd.StepPlan.from_noise(nd.RectifiedFlow(), 400).steps[0]
+        Step(t=400, input=(0, 1), output=(0.6, 0.4))
     """
 
     t: Tensor
@@ -87,6 +91,11 @@ class StepPlan:
     """The steps of a sampler, noisiest first, and the transition between them.
 
     Build one with `from_schedule` (an ordinary sampler) or `from_noise` (Nitro's kind).
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, num_inference_steps=4)
+        >>> plan, plan.check("v_prediction") is plan
+        (StepPlan(4 steps, ode, t = 999, 749, 499, 249), True)
     """
 
     steps: tuple[Step, ...]
@@ -199,7 +208,13 @@ class StepPlan:
 
 
 def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition) -> Tensor:
-    """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider."""
+    """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider.
+
+    Example:
+        >>> step = nd.StepPlan.from_schedule(teacher.denoiser.schedule).steps[0]
+        >>> nd.predict_x0(teacher.denoiser, step, noise, condition).shape
+        torch.Size([2, 4, 8, 8])
+    """
     condition = _checked(denoiser, step, condition)
     prediction = denoiser(x_t, step.t.to(x_t.device), condition)
     return _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
@@ -211,6 +226,12 @@ def predict_both(
     """x0 and eps that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider.
 
     If the denoiser says how its scheduler clamps x0 (`DiffusersDenoiser.clamp`), so it is here.
+
+    Example:
+        >>> step = nd.StepPlan.from_schedule(teacher.denoiser.schedule).steps[0]
+        >>> x0, eps = nd.predict_both(teacher.denoiser, step, noise, condition)
+        >>> x0.shape
+        torch.Size([2, 4, 8, 8])
     """
     condition = _checked(denoiser, step, condition)
     prediction, x0 = _prediction_and_x0(denoiser, step, x_t, condition)
@@ -233,6 +254,11 @@ def ode_step(
         after: where it goes; see `StepPlan.after`.
         x_t: `(B, C, H, W)`.
         condition: of batch size B.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, 2)
+        >>> nd.ode_step(teacher.denoiser, plan.steps[0], plan.steps[1], noise, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
     condition = _checked(denoiser, step, condition)
     check_kind("after", after, Step)
@@ -298,6 +324,13 @@ def sample(
     Raises:
         ValueError: if the plan does not fit the prediction type, `renoise` is missing, or `start` and `stop` are
             no part of the plan.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, num_inference_steps=2)
+        >>> with torch.no_grad():
+        ...     x0 = nd.sample(teacher.guided(3.0), plan, noise, condition)
+        >>> teacher.decode(x0).shape
+        torch.Size([2, 3, 32, 32])
     """
     check_kind("plan", plan, StepPlan, ", such as StepPlan.from_schedule(denoiser.schedule, 1)")
     condition = _checked(denoiser, plan.steps[0], condition)

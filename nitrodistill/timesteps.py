@@ -22,7 +22,13 @@ from nitrodistill.named import build, check_settings, one_name, pick_class
 
 @runtime_checkable
 class TimestepLaw(Protocol):
-    """Maps uniform draws in [0, 1) to fractions `u` in [0, 1], element by element."""
+    """Maps uniform draws in [0, 1) to fractions `u` in [0, 1], element by element.
+
+    Example:
+        >>> law = nd.named_law({"logit_normal": {"std": 0.5}})
+        >>> law(torch.tensor([0.5]))
+        tensor([0.5000])
+    """
 
     def __call__(self, r: Tensor) -> Tensor:
         """The fractions `u` for uniform draws `r`, of the same shape."""
@@ -39,6 +45,10 @@ class Uniform:
 
     Raises:
         ValueError: if a range leaves [0, 1] or the ranges overlap.
+
+    Example:
+        >>> nd.Uniform(((0.0, 0.2), (0.8, 1.0)))(torch.tensor([0.25, 0.75]))
+        tensor([0.1000, 0.9000])
     """
 
     ranges: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
@@ -77,6 +87,10 @@ class LogitNormal:
 
     Raises:
         ValueError: if `std` is not positive.
+
+    Example:
+        >>> nd.LogitNormal(mean=0.0, std=1.0)(0.5)
+        tensor(0.5000, dtype=torch.float64)
     """
 
     mean: float = 0.0
@@ -102,6 +116,10 @@ class Shifted:
 
     Raises:
         ValueError: if `shift` is not positive.
+
+    Example:
+        >>> nd.Shifted(3.0)(0.5)
+        tensor(0.7500, dtype=torch.float64)
     """
 
     shift: float
@@ -132,6 +150,10 @@ class Karras:
 
     Raises:
         ValueError: unless 0 < ratio_min < ratio_max and rho > 0.
+
+    Example:
+        >>> nd.Karras()(0.5)
+        tensor(0.7155, dtype=torch.float64)
     """
 
     ratio_min: float = 0.002
@@ -165,6 +187,10 @@ class Histogram:
 
     Raises:
         ValueError: for a negative weight, or none above 0.
+
+    Example:
+        >>> nd.Histogram((0.0, 1.0))(torch.tensor([0.0, 0.5]))
+        tensor([0.5000, 0.7500])
     """
 
     weights: tuple[float, ...]

@@ -66,6 +66,10 @@ def expand(value: Tensor | float, like: Tensor) -> Tensor:
     """Reshapes a per-sample `(B,)` (or scalar) tensor so that it broadcasts against `like` `(B, *)`.
 
     The dtype is kept; a zero-dimensional tensor stays as it is, so that it never forces a transfer.
+
+    Example:
+        >>> nd.expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 1, 1, 1])
     """
     value = as_tensor("a number per sample", value)
     if value.ndim == 0:
@@ -83,6 +87,11 @@ class Scales(NamedTuple):
     Attributes:
         alpha: signal scale, `(B,)` or zero-dimensional, float64 where the device has it.
         sigma: noise scale, of the same shape.
+
+    Example:
+        >>> scales = nd.Scales(torch.tensor(0.6), torch.tensor(0.8))
+        >>> scales.mix(torch.ones(1, 2), torch.zeros(1, 2)), scales.snr()
+        (tensor([[0.6000, 0.6000]]), tensor(0.5625))
     """
 
     alpha: Tensor
@@ -112,7 +121,12 @@ class Scales(NamedTuple):
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """How much signal and noise a timestep means: the smallest interface that serves all families."""
+    """How much signal and noise a timestep means: the smallest interface that serves all families.
+
+    Example:
+        >>> isinstance(nd.RectifiedFlow(), nd.NoiseSchedule)
+        True
+    """
 
     @property
     def prior_scale(self) -> float:
@@ -146,6 +160,11 @@ class Condition:
             is a token mask `(B, L)`; sequences are padded with zeros, and so are masks.
         prompt_ids: `(B,)` int64 numbers that say which prompt a sample has, or None. Equal ids mean
             equal prompts.
+
+    Example:
+        >>> text = nd.Condition({"encoder_hidden_states": torch.zeros(2, 5, 16)})
+        >>> text.index([1, 1, 0])
+        Condition(tensors={encoder_hidden_states: float32 (3, 5, 16)})
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
@@ -307,6 +326,10 @@ class Pairs:
         x0: `(B, C, H, W)` the teacher's latents (the data).
         noise: `(B, C, H, W)` the noise that the teacher saw.
         condition: what the teacher was conditioned on.
+
+    Example:
+        >>> nd.Pairs(x0, noise, nd.Condition())
+        Pairs(x0=float32 (2, 4, 8, 8), noise=float32 (2, 4, 8, 8), condition=Condition(tensors={}))
     """
 
     x0: Tensor
@@ -328,6 +351,10 @@ class Latents:
     Attributes:
         x0: `(B, C, H, W)` the latents.
         condition: the captions, encoded.
+
+    Example:
+        >>> nd.Latents(x0, nd.Condition()).to("cpu", torch.float16).x0.dtype
+        torch.float16
     """
 
     x0: Tensor
@@ -354,6 +381,11 @@ class Batch:
         pairs: what the teacher made.
         real: real latents with captions; row i has nothing to do with row i of the other parts.
         prompts: prompts alone, encoded.
+
+    Example:
+        >>> batch = nd.Batch(torch.arange(2), pairs=nd.Pairs(x0, noise, condition))
+        >>> len(batch), list(batch.parts())
+        (2, ['pairs'])
     """
 
     index: Tensor
@@ -392,6 +424,11 @@ class Terms(NamedTuple):
         parts: name -> detached tensor, for logging; scalar, or `(B,)` one value per sample.
         weighted: name -> scalar, not detached: what the total is the sum of. A trainer may ask each for the norm
             of its gradient; {} where a method does not say.
+
+    Example:
+        >>> loss = torch.tensor(2.0, requires_grad=True)
+        >>> nd.Terms(loss, {"l1": loss.detach()}).parts
+        {'l1': tensor(2.)}
     """
 
     total: Tensor
@@ -401,7 +438,12 @@ class Terms(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network."""
+    """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network.
+
+    Example:
+        >>> isinstance(teacher.denoiser, nd.Denoiser), teacher.denoiser.prediction_type
+        (True, 'v_prediction')
+    """
 
     @property
     def module(self) -> nn.Module:

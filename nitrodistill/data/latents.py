@@ -20,6 +20,10 @@ class LatentStore:
 
     Args:
         store: the files, which are those of a pair store; their noise is not read.
+
+    Example:
+        >>> nd.LatentStore.open("pairs").read([0, 1]).x0.shape
+        torch.Size([2, 4, 8, 8])
     """
 
     part: ClassVar[Part] = "real"
@@ -68,6 +72,10 @@ class Prompts:
 
     Raises:
         ValueError: if there are no prompts, or they are no texts.
+
+    Example:
+        >>> nd.Prompts.encoded_by(teacher.encode_prompt, prompts).read([1])
+        Condition(tensors={encoder_hidden_states: float32 (1, 12, 64)}, prompt_ids=int64 (1,))
     """
 
     part: ClassVar[Part] = "prompts"

@@ -24,7 +24,13 @@ from nitrodistill.types import Batch, Condition, Latents, Pairs, Part
 
 
 class DictRows(Protocol):
-    """A sequence of dicts: a list, or a torch or `datasets` Dataset."""
+    """A sequence of dicts: a list, or a torch or `datasets` Dataset.
+
+    Example:
+        >>> stream = nd.BatchStream([{"x0": x0[0], "noise": noise[0]}], seed=0, batch_size=1)
+        >>> stream(0).pairs.x0.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -59,6 +65,11 @@ class RowPairs:
     Args:
         rows: each with tensors `x0` and `noise` `(C, H, W)`, optionally an int `prompt_id`, and the
             sample's conditioning without a batch dimension under the names that `Condition` has.
+
+    Example:
+        >>> rows = [{"x0": x0[0], "noise": noise[0]}, {"x0": x0[1], "noise": noise[1]}]
+        >>> nd.data.RowPairs(rows).read([1]).x0.shape
+        torch.Size([1, 4, 8, 8])
     """
 
     part: ClassVar[Part] = "pairs"
@@ -218,7 +229,14 @@ class BatchStream:
 
 
 def together(streams: Sequence[Callable[[int], Batch]]) -> Callable[[int], Batch]:
-    """One stream whose batches have the parts of several, each in its own order."""
+    """One stream whose batches have the parts of several, each in its own order.
+
+    Example:
+        >>> pairs = nd.BatchStream(store, seed=0, batch_size=2)
+        >>> texts = nd.BatchStream(nd.Prompts.of(store), seed=0, batch_size=2)
+        >>> list(nd.data.together([pairs, texts])(0).parts())
+        ['pairs', 'prompts']
+    """
     if len(streams) == 1:
         return streams[0]
 

@@ -68,6 +68,11 @@ class DemoConfig:
         steps: optimizer steps of the distillation.
         samples: pictures of each model in the evaluation.
         seed: of everything.
+
+    Example:
+        >>> from nitrodistill.demo import DemoConfig
+        >>> DemoConfig(pairs=600, steps=100).steps
+        100
     """
 
     output: str = "runs/demo"
@@ -81,7 +86,13 @@ class DemoConfig:
 
 
 def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: int = 48) -> Recipe:
-    """The recipe that is measured in `benchmarks/demo_quality.py`; the demo takes larger batches."""
+    """The recipe that is measured in `benchmarks/demo_quality.py`; the demo takes larger batches.
+
+    Example:
+        >>> from nitrodistill.demo import toy_recipe
+        >>> toy_recipe("pairs", "runs/mine", steps=300).stages[0].trainer.steps
+        300
+    """
     settings = LADDConfig(
         taps=("conv_in", "down_blocks.0", "down_blocks.1", "mid_block"),
         head_width=96,
@@ -110,7 +121,13 @@ def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: i
 
 
 def shuffled_captions(seed: int = 0) -> list[str]:
-    """The embedded teacher's captions in a random order, so that any number of them is a fair sample."""
+    """The embedded teacher's captions in a random order, so that any number of them is a fair sample.
+
+    Example:
+        >>> from nitrodistill.demo import shuffled_captions
+        >>> len(set(shuffled_captions()))
+        330
+    """
     captions = toy.scenes.captions()
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed))
     return [captions[i] for i in order.tolist()]
@@ -122,6 +139,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     Raises:
         FileExistsError: if the folder holds something else.
         ValueError: if it holds a demo with other settings.
+
+    Example:
+        >>> from nitrodistill.demo import DemoConfig, run_demo
+        >>> found = run_demo(DemoConfig(output="runs/demo"))  # doctest: +SKIP
     """
     torch.set_num_threads(1)  # networks this small get slower when threads share them
     start = time.perf_counter()

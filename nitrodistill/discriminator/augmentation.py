@@ -31,6 +31,10 @@ class Augmentation:
 
     Raises:
         ValueError: for a value out of its range.
+
+    Example:
+        >>> nd.Augmentation(flip=0.5, translation=0.125)
+        Augmentation(flip=0.5, translation=0.125, crop=1.0)
     """
 
     flip: float = 0.0

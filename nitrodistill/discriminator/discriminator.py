@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from nitrodistill import pretrained
 from nitrodistill.checks import as_tensor, check_choice, check_kind, check_whole
 from nitrodistill.discriminator import saved
 from nitrodistill.discriminator.heads import (
@@ -37,6 +39,7 @@ from nitrodistill.models.denoiser import (
 )
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
+from nitrodistill.settings import build, to_plain
 from nitrodistill.types import Condition, Denoiser, as_condition
 
 Conditioned = Literal["timestep", "text"]
@@ -76,14 +79,14 @@ class LatentDiscriminator(nn.Module):
         TypeError: if a head of your own is to be conditioned and is no `ProjectableHead`.
 
     Example:
-        discriminator = nd.LatentDiscriminator(teacher, [0.25, 0.5, 0.75])
-        optimizer = torch.optim.AdamW(discriminator.parameters())
-        logits = discriminator(x_t, t, condition)
+        >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, [0.25, 0.5, 0.75])
+        >>> optimizer = torch.optim.AdamW(discriminator.parameters())
+        >>> logits = discriminator(noise, 500, condition)
 
-    Where the features are there already:
+        Where the features are there already:
 
-        prediction, features = discriminator.taps.prediction_and_features(x_t, t, condition)
-        logits = discriminator.logits(features, t, condition)
+        >>> prediction, features = discriminator.taps.prediction_and_features(noise, 500, condition)
+        >>> logits = discriminator.logits(features, 500, condition)
     """
 
     heads: nn.Module
@@ -213,7 +216,25 @@ class LatentDiscriminator(nn.Module):
         Raises:
             FileExistsError: if the folder holds something else.
         """
-        saved.save(Path(folder), self.heads, self._settings)
+        tensors = self.heads.state_dict()
+        pretrained.save(Path(folder), "heads", tensors, to_plain(self._settings))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
+        """Uploads the heads to a repository of the Hub, which `from_pretrained` takes; returns its address.
+
+        Args:
+            repo_id: `"user/name"`; made if it is not there.
+            private: whether a new repository is.
+            api: a `huggingface_hub.HfApi`; by default a new one.
+
+        Raises:
+            ValueError: if `repo_id` is no Hub name.
+            PermissionError: if nobody is logged in.
+            ConnectionError: if the Hub refuses the upload.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return pretrained.push(Path(folder), "heads", repo_id, private, api)
 
     @classmethod
     def from_pretrained(
@@ -229,7 +250,7 @@ class LatentDiscriminator(nn.Module):
         """A discriminator with heads that `save_pretrained` wrote.
 
         Args:
-            folder: where they are.
+            folder: where they are, or a repository's name on the Hub, `"user/name"`.
             denoiser: the backbone, of the same architecture.
             taps: if given, must be those that the heads were trained on.
             head: what made them, if that was your own.
@@ -240,7 +261,8 @@ class LatentDiscriminator(nn.Module):
             FileNotFoundError: if there are none.
             ValueError: if the files are damaged, or the heads belong to other taps or another network.
         """
-        settings, tensors = saved.load(Path(folder))
+        plain, tensors = pretrained.load(folder, "heads")
+        settings = build(saved.HeadSettings, plain, pretrained.CONFIG)
         if taps is not None and FeatureTaps(denoiser, taps).names != settings.taps:
             raise ValueError(
                 f"the heads in {str(folder)!r} belong to the taps {', '.join(settings.taps)}, not to "

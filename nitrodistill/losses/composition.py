@@ -33,6 +33,10 @@ class MultiScaleLoss(Loss):
     Raises:
         ValueError: for no weights, a negative one, a loss with another reduction than "mean", or an unknown
             reduction.
+
+    Example:
+        >>> nd.MultiScaleLoss(nd.L1Loss(), weights=(1.0, 0.5))(torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8))
+        tensor(1.5000)
     """
 
     loss: Loss

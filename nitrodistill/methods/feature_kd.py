@@ -86,6 +86,10 @@ class FeatureKDConfig:
         min_snr_gamma: ceiling of min-SNR weights on task and output; null weighs all timesteps alike.
         timesteps: law of the timesteps in u: uniform, logit_normal or shifted.
         num_inference_steps: steps in which previews, evaluations and export draw the student.
+
+    Example:
+        >>> nd.FeatureKDConfig(data="pairs", num_inference_steps=4).num_inference_steps
+        4
     """
 
     data: Literal["real", "pairs"] = "real"
@@ -142,6 +146,12 @@ class FeatureKD(DistillationMethod):
     Raises:
         ValueError: if a matched block is missing, two matched blocks differ in shape, the predictions differ in
             kind, or there is no empty condition and one is needed.
+
+    Example:
+        >>> student, plan = teacher.denoiser.copy(), nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> config = nd.FeatureKDConfig(feature={})
+        >>> list(nd.FeatureKD(teacher.denoiser, student, plan, config).trainable())
+        ['student']
     """
 
     Config: ClassVar[type[FeatureKDConfig]] = FeatureKDConfig

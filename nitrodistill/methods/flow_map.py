@@ -58,6 +58,10 @@ class FlowMapConfig:
             draws.
         robustness: p, in [0, 1]: 0 is the squared error, and 1 the same weight for all samples.
         num_inference_steps: steps of previews and evaluations; any number will do afterwards.
+
+    Example:
+        >>> nd.FlowMapConfig(velocity="data").num_inference_steps
+        4
     """
 
     velocity: Velocity = "teacher"
@@ -99,6 +103,11 @@ class FlowMap(DistillationMethod):
     Raises:
         ValueError: if the prediction has no velocity at the schedule's last timestep, guidance cannot be had, or
             the student cannot take an interval.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
+        >>> nd.FlowMap.build(nd.FlowMapConfig(num_inference_steps=2), cast).plan
+        StepPlan(2 steps, ode, t = 999, 499)
     """
 
     Config: ClassVar[type[FlowMapConfig]] = FlowMapConfig

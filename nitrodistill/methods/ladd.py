@@ -113,6 +113,10 @@ class LADDConfig:
         timestep: the timestep of a one-step student while it is fed pure noise (400 for
             Nitro-PixArt); null is the schedule's last.
         seed: of the discriminator's initial weights.
+
+    Example:
+        >>> nd.LADDConfig(adversarial="hinge", taps=(0.25, 0.5)).taps
+        (0.25, 0.5)
     """
 
     taps: Taps = ("down_blocks.0", "down_blocks.1", "mid_block")
@@ -221,6 +225,14 @@ class LADD(DistillationMethod):
     Raises:
         ValueError: if the student cannot follow the plan, the adversarial term has no discriminator, or a penalty
             no head that is trained.
+
+    Example:
+        >>> student = teacher.denoiser.copy()
+        >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, "mid_block", width=32)
+        >>> plan = nd.StepPlan.from_schedule(student.schedule)
+        >>> method = nd.LADD(student, discriminator, plan, nd.LADDConfig(adversarial="hinge"))
+        >>> list(method.trainable())
+        ['student', 'discriminator']
     """
 
     Config: ClassVar[type[LADDConfig]] = LADDConfig

@@ -53,6 +53,10 @@ class ProgressiveConfig:
             unless it is given another.
         guidance_range: lowest and highest scale, of which one is drawn a sample, an input of the student. null
             keeps one scale, of which the student knows nothing.
+
+    Example:
+        >>> nd.ProgressiveConfig(num_inference_steps=8).halved().num_inference_steps
+        4
     """
 
     num_inference_steps: int = 16
@@ -96,6 +100,11 @@ class Progressive(DistillationMethod):
     Raises:
         ValueError: if a network cannot follow its grid, the student's is no part of the teacher's, or guidance is
             asked for and cannot be had.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
+        >>> nd.Progressive.build(nd.ProgressiveConfig(num_inference_steps=4), cast).plan
+        StepPlan(4 steps, ode, t = 999, 749, 499, 249)
     """
 
     Config: ClassVar[type[ProgressiveConfig]] = ProgressiveConfig

@@ -52,6 +52,13 @@ class DiffusersDenoiser:
         TypeError: if the network's class is not one of the families and there is no adapter.
         ValueError: if it wants conditioning that the family's adapter does not pass, or it is preconditioned
             and predicts anything but "sample".
+
+    Example:
+        >>> unet = teacher.diffusers.unet
+        >>> schedule = nd.DiscreteSchedule.from_scheduler(teacher.scheduler)
+        >>> denoiser = nd.DiffusersDenoiser(unet, schedule, "v_prediction")
+        >>> denoiser(noise, 999, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     module: nn.Module
@@ -81,10 +88,9 @@ class DiffusersDenoiser:
         self._known: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
 
     def __repr__(self) -> str:
-        role = role_in(self.module)
         parts = (
             f"{type(self.network).__name__} of {millions(self.network)}",
-            *(() if role is None else (f"LoRA role {role!r}",)),
+            *(() if role_in(self.module) is None else ("a LoRA role",)),
             self.prediction_type,
             *map(repr, filter(None, (self.schedule, self.preconditioning, self.clamp))),
         )

@@ -81,6 +81,11 @@ class Guided(_Around):
     Raises:
         ValueError: if the scale is below 1, `null` holds more than one sample, `rescale` or `interval` leave
             [0, 1], or `rescale_by` is another.
+
+    Example:
+        >>> guided = nd.Guided(teacher.denoiser, 3.0, teacher.null_condition())
+        >>> guided(noise, 999, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(

@@ -66,6 +66,11 @@ class Pipeline:
     Raises:
         TypeError: if its class is not one of `models.adapters.PIPELINES` and there is no adapter.
         ValueError: if the resolution is not divisible by what the VAE and the network need.
+
+    Example:
+        >>> pipeline = nd.Pipeline.from_diffusers(teacher.diffusers)
+        >>> pipeline.resolution, pipeline.latent_shape
+        ((32, 32), (4, 8, 8))
     """
 
     def __init__(

@@ -114,6 +114,11 @@ def prune(
     Raises:
         TypeError: if its family cannot be pruned.
         ValueError: if the spec does not fit the network, or the network carries LoRA or 8-bit weights.
+
+    Example:
+        >>> spec = nd.PruneSpec.without(teacher.denoiser, "mid_block")
+        >>> nd.prune(teacher.denoiser, spec).network.mid_block is None
+        True
     """
     if isinstance(network, DiffusersDenoiser):
         return network.with_module(pruned_network(network.network, spec, network.adapter))

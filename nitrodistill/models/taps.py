@@ -36,6 +36,10 @@ class FeatureShape(NamedTuple):
         channels: of its map.
         stride: latent pixels a pixel, or token, of the map is wide.
         grid: (height, width) of the map for the example.
+
+    Example:
+        >>> nd.FeatureTaps(teacher.denoiser, "mid_block").shapes()
+        (FeatureShape(name='mid_block', channels=96, stride=2, grid=(2, 2)),)
     """
 
     name: str
@@ -62,6 +66,11 @@ class FeatureTaps:
         ValueError: if a name does not exist (the nearest ones are listed), was trimmed away, is given twice, or a
             depth leaves (0, 1].
         TypeError: if depths are given and the denoiser is not a DiffusersDenoiser.
+
+    Example:
+        >>> taps = nd.FeatureTaps(teacher.denoiser, ["down_blocks.0", "mid_block"])
+        >>> [tuple(map.shape) for map in taps.features(noise, 500, condition)]
+        [(2, 48, 4, 4), (2, 96, 4, 4)]
     """
 
     def __init__(
@@ -70,7 +79,8 @@ class FeatureTaps:
         taps: str | float | Sequence[str | float],
         image_part: Callable[[object], Tensor] | None = None,
     ) -> None:
-        check_denoiser(denoiser)
+        if not isinstance(getattr(denoiser, "module", None), nn.Module):
+            check_denoiser(denoiser)  # says what it is
         if isinstance(taps, (str, int, float)):
             taps = _blocks(denoiser, taps) if taps == "every_block" else [taps]
         names = [tap if isinstance(tap, str) else _at_depth(denoiser, tap) for tap in taps]

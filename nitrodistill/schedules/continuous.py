@@ -30,6 +30,11 @@ class RectifiedFlow:
 
     Raises:
         ValueError: if either is not positive.
+
+    Example:
+        >>> flow = nd.RectifiedFlow(t_max=1.0, shift=3.0)
+        >>> flow.timestep(0.5), flow(0.75).sigma
+        (tensor(0.7500, dtype=torch.float64), tensor(0.7500, dtype=torch.float64))
     """
 
     t_max: float = 1000.0
@@ -78,6 +83,10 @@ class KarrasSchedule:
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max and rho > 0.
+
+    Example:
+        >>> nd.KarrasSchedule(sigma_max=80.0).timesteps(3)
+        tensor([8.0000e+01, 2.5152e+00, 2.0000e-03], dtype=torch.float64)
     """
 
     sigma_min: float = 0.002

@@ -34,6 +34,11 @@ class DiscreteSchedule:
     Raises:
         ValueError: if the table is not one-dimensional, shorter than 2, outside [0, 1], or does not
             decrease.
+
+    Example:
+        >>> schedule = nd.DiscreteSchedule.from_scheduler(teacher.scheduler)
+        >>> schedule, schedule.timesteps(4).tolist()
+        (DiscreteSchedule(1000 timesteps, alpha 0.9996 to 0 (zero terminal SNR)), [999, 749, 499, 249])
     """
 
     def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:

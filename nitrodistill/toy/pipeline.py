@@ -34,6 +34,10 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     Raises:
         FileNotFoundError: if the folder holds no weights.
         ValueError: if a file is damaged.
+
+    Example:
+        >>> type(nd.toy.load_pipeline()).__name__
+        'StableDiffusionPipeline'
     """
     without_broken_torchvision()
     from diffusers import StableDiffusionPipeline
@@ -62,6 +66,10 @@ def load_dit_pipeline() -> PixArtSigmaPipeline:
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, or the autoencoder is not the one that it was trained on.
+
+    Example:
+        >>> type(nd.toy.load_dit_pipeline()).__name__
+        'PixArtSigmaPipeline'
     """
     without_broken_torchvision()
     from diffusers import (
@@ -104,6 +112,10 @@ def save_pipeline(path: str | Path) -> Path:
 
     Raises:
         FileExistsError: if the folder exists and holds anything.
+
+    Example:
+        >>> nd.toy.save_pipeline("toy").name
+        'toy'
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -45,6 +45,11 @@ class Assessment:
         reference: the teacher's number, the floor, or 1; None if there is none.
         reference_text: what the reference is, in words.
         gap: how far value and reference are apart, in half widths of the value's interval.
+
+    Example:
+        >>> from nitrodistill.evaluation import Metric, report
+        >>> report.assess("alignment", Metric(0.9), Metric(0.95), None).state
+        'open'
     """
 
     metric: str
@@ -63,6 +68,12 @@ class Verdict:
         headline: one short sentence.
         detail: one sentence with numbers.
         assessments: metric -> Assessment, in the catalogue's order.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> list(report.verdict(found).assessments)
+        ['alignment']
     """
 
     headline: str
@@ -88,6 +99,11 @@ def assess(name: str, student: Metric, teacher: Metric | None, floor: float | No
         student: the student's.
         teacher: the teacher's, or None.
         floor: the metric's, or None.
+
+    Example:
+        >>> from nitrodistill.evaluation import Metric, report
+        >>> report.assess("alignment", Metric(0.9), Metric(0.95), None).metric
+        'alignment'
     """
     best = info(name).best
     if best == "one":
@@ -118,6 +134,12 @@ def verdict(found: Evaluation) -> Verdict:
 
     Raises:
         KeyError: if it has no student.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> list(report.verdict(found).assessments)
+        ['alignment']
     """
     teacher = found.models.get("teacher", {})
     assessed = {

@@ -78,6 +78,11 @@ class DMD2(DistillationMethod):
 
     Raises:
         ValueError: if the settings do not fit the networks.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), {"critic": teacher.denoiser.copy()})
+        >>> list(nd.DMD2.build(nd.DMD2Config(), cast).trainable())
+        ['student', 'critic']
     """
 
     Config: ClassVar[type[DMD2Config]] = DMD2Config
