@@ -1,7 +1,7 @@
-"""LADD in a loop of Hugging Face Accelerate: `accelerate launch examples/accelerate_loop.py`, on any number of GPUs.
+"""LADD in a loop of Accelerate, on any number of GPUs: `accelerate launch examples/accelerate_loop.py`.
 
-On CPUs: `torchrun --nproc_per_node 2 examples/accelerate_loop.py`. `accelerate launch --cpu --num_processes 2` starts
-one process and does not say so.
+On CPUs: `torchrun --nproc_per_node 2 examples/accelerate_loop.py`, as `accelerate launch --cpu --num_processes 2`
+starts one process and does not say so.
 """
 
 from torch.optim import AdamW

@@ -1,4 +1,4 @@
-"""LADD as a LightningModule (`pip install lightning`, which nitrodistill does not need); tried with lightning 2."""
+"""LADD as a LightningModule: `pip install lightning`, which nitrodistill does not need. Run with lightning 2.6."""
 
 import lightning as L
 import torch

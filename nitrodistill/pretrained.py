@@ -1,7 +1,7 @@
-"""Weights in a folder or on the Hub, with what they are: what `save_pretrained`, `from_pretrained`, `push_to_hub` share.
+"""Weights in a folder or on the Hub, with what they are: `save_pretrained`, `from_pretrained`, `push_to_hub`.
 
-`NAME.safetensors`, and `config.json` with the settings and a hash of both. There is no pickle in it, and nothing in
-it is imported.
+`NAME.safetensors`, and `config.json` with the settings and a hash of both. There is no pickle in it, and nothing
+in it is imported.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def load(place: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
         )
     if found is not None or weights not in files:
         raise ValueError(
-            f"the {name} in {str(place)!r} are damaged: {found or 'no record of them'}."
+            f"the files of {name} in {str(place)!r} are damaged: {found or 'no record of them'}."
         )
     return settings, load_file(folder / weights)
 
