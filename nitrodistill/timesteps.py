@@ -218,7 +218,7 @@ def named_law(spec: str | Mapping[str, Any]) -> TimestepLaw:
 
     Example:
         >>> named_law({"shifted": {"shift": 3, "law": {"uniform": {"ranges": [[0, 0.75]]}}}})
-        Shifted(shift=3, law=Uniform(ranges=((0, 0.75),)))
+        Shifted(shift=3.0, law=Uniform(ranges=((0.0, 0.75),)))
 
     Args:
         spec: a law's name, or its name with its settings: `uniform`, `logit_normal`, `shifted`, `karras`,

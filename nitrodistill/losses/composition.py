@@ -90,7 +90,7 @@ class WeightedSum(Loss):
         >>> from nitrodistill.losses import L1Loss, LatentSSIMLoss, WeightedSum
         >>> loss = WeightedSum({"l1": (1.0, L1Loss()), "ssim": (0.5, LatentSSIMLoss(8.0))})
         >>> parts = loss.parts(torch.zeros(2, 4, 16, 16), torch.ones(2, 4, 16, 16))
-        >>> {name: value.tolist() for name, value in parts.items()}
+        >>> {name: value.round(decimals=3).tolist() for name, value in parts.items()}
         {'l1': [1.0, 1.0], 'ssim': [0.0, 0.0]}
         >>> loss.weigh(parts).tolist()
         [1.0, 1.0]
