@@ -3,6 +3,10 @@
 Losses, schedules and discriminators for any training loop; methods with a reference trainer; a command
 line for the whole road. Importing this loads torch and nothing heavier: what needs diffusers or
 accelerate is imported when it is first used.
+
+The examples in docstrings run in the tests. They take `import torch`, `import nitrodistill as nd` and
+`teacher = nd.load_teacher("toy")` as done, with two prompts, their `condition`, and `x0` and `noise` of shape
+(2, 4, 8, 8).
 """
 
 from __future__ import annotations
@@ -145,6 +149,9 @@ _LAZY = {
     "measure_student": "nitrodistill.evaluation.student",
 }
 
+_PACKAGES = ("data", "demo", "evaluation", "export", "kernels", "toy", "training")
+"""Imported when they are first named, `nitrodistill.training` for example."""
+
 __all__ = [
     "DMD2",
     "LADD",
@@ -266,6 +273,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"nitrodistill.{name}")
     if name not in _LAZY:
         raise AttributeError(f"module 'nitrodistill' has no attribute {name!r}")
     return getattr(importlib.import_module(_LAZY[name]), name)

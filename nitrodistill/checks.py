@@ -7,7 +7,7 @@ tensor on a device would make the host wait for it. Timesteps and their fraction
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -122,14 +122,22 @@ def check_fields(config: Any, **least: float) -> None:
             check_kind(name, value, hint)
 
 
-def check_kind(name: str, value: object, kind: Any) -> None:
+def check_kind(name: str, value: object, kind: Any, way_out: str = "") -> None:
     """Refuses what is not of a type, as `check_fields` reads one: a class, or a container of some.
+
+    Args:
+        name: what the value is called.
+        value: what was given.
+        kind: its type.
+        way_out: ends the sentence.
 
     Raises:
         TypeError: otherwise.
     """
     if not _fits(value, kind):
-        raise TypeError(f"{name} is {value!r:.60}; it must be {_wanted(kind)}.")
+        plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
+        shown = f"{value!r:.60}" if plain else _describe(value)
+        raise TypeError(f"{name} is {shown}; it must be {_wanted(kind)}{way_out}.")
 
 
 def check_floating(name: str, value: Tensor) -> None:
@@ -281,39 +289,59 @@ def check_scales(scales: object, batch_size: int | None = None) -> None:
         )
 
 
-def check_fraction(name: str, value: Tensor) -> None:
-    """Refuses what is no tensor of floating-point numbers in [0, 1]; looks at them on a CPU alone.
+def as_tensor(name: str, value: Tensor | float) -> Tensor:
+    """A tensor as it is; a number as one without dimensions, whole ones int64 and others float64.
 
     Raises:
-        TypeError: if it is no floating-point tensor.
-        ValueError: if a value is out of that range.
+        TypeError: if it is neither.
     """
-    check_floating(name, value)
-    check_within(name, value, 0, 1)
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        shown = type(value).__name__
+        raise TypeError(f"{name} is a {shown}; it must be a torch.Tensor, or a number.")
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, Integral) else torch.float64)
 
 
-def check_within(name: str, value: Tensor, low: float, high: float) -> None:
-    """Refuses a tensor with values outside [low, high], but for rounding, and NaN; on a CPU alone.
+def on_host(value: Tensor) -> bool:
+    """Whether a look at the values costs no transfer: they are on the CPU, and nothing is being compiled."""
+    return value.device.type == "cpu" and not torch.compiler.is_compiling() and value.numel() > 0
+
+
+def check_fraction(name: str, value: Tensor | float) -> Tensor:
+    """Returns floating-point numbers in [0, 1] as a tensor and refuses others; looks at them on a CPU alone.
 
     Raises:
-        TypeError: if it is no tensor of numbers.
+        TypeError: if it is no floating-point tensor, and no number.
         ValueError: if a value is out of that range.
     """
+    found = as_tensor(name, value)
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}; it must be a torch.Tensor.")
+        found = found.double()
+    check_floating(name, found)
+    return check_within(name, found, 0, 1)
+
+
+def check_within(name: str, value: Tensor | float, low: float, high: float) -> Tensor:
+    """Returns numbers in [low, high], but for rounding, as a tensor; refuses others and NaN on a CPU alone.
+
+    Raises:
+        TypeError: if it is no tensor of numbers, and no number.
+        ValueError: if a value is out of that range.
+    """
+    value = as_tensor(name, value)
     if value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{name} has dtype {value.dtype}; it must be a tensor of real numbers.")
-    if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
-        return
+    if not on_host(value):
+        return value
+    finite = math.isfinite(high)
     slack = torch.finfo(value.dtype).eps * max(1.0, abs(high)) if value.is_floating_point() else 0
-    if math.isinf(high):
-        slack, high = 0, torch.finfo(torch.float64).max
-    least, most = value.detach().aminmax()
-    if not (least.item() >= low - slack and most.item() <= high + slack):  # false for NaN
-        raise ValueError(
-            f"{name} runs from {least.item():.6g} to {most.item():.6g}; it must be finite and in "
-            f"[{low:.6g}, {high:.6g}]."
-        )
+    least, most = (end.item() for end in value.detach().aminmax())
+    if not (low - (slack if finite else 0) <= least <= most <= high + slack and most < math.inf):
+        found = f"is {least:.6g}" if least == most else f"runs from {least:.6g} to {most:.6g}"
+        rule = f"in [{low:.6g}, {high:.6g}]" if finite else f"at least {low:.6g}"
+        raise ValueError(f"{name} {found}; it must be finite and {rule}.")
+    return value
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -367,6 +395,10 @@ _WORDS: dict[Any, str] = {
     int: "a whole number",
     float: "a finite number",
     type(None): "none",
+    Tensor: "a torch.Tensor",
+    torch.nn.Module: "an nn.Module",
+    Callable: "a function or a class",
+    Mapping: "a mapping",
 }
 
 

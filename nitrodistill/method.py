@@ -28,10 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_fields
+from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.files import blake2
 from nitrodistill.sampling import StepPlan
-from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms
+from nitrodistill.types import (
+    Batch,
+    Condition,
+    Denoiser,
+    Part,
+    Terms,
+    brief_fields,
+    check_denoiser,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,11 @@ class Role:
             loop of your own it is `training.EMA(theirs, decay, into=module).update()`.
         decay: of that, in [0, 1); 0 copies.
         follows_average: it is drawn to the moving average of that role's weights instead.
+
+    Example:
+        >>> role = nd.Role(teacher.denoiser)
+        >>> role.module is teacher.denoiser.module
+        True
     """
 
     owner: object
@@ -58,14 +71,16 @@ class Role:
     decay: float = 0.97
     follows_average: bool = False
 
+    __repr__ = brief_fields
+
     @property
     def module(self) -> nn.Module:
         """The module in use now."""
-        module = getattr(self.owner, self.attribute)
+        module = getattr(self.owner, self.attribute, None)
         if not isinstance(module, nn.Module):
             raise TypeError(
                 f"{type(self.owner).__name__}.{self.attribute} is {type(module).__name__}; a Role "
-                "points at an nn.Module."
+                "points at an nn.Module: owner is the object that uses it, such as a denoiser."
             )
         return module
 
@@ -87,6 +102,10 @@ class Frozen:
             your own does it by `training.EMA(role.module, decay, into=module)`.
         decay: of that average, in [0, 1), an update of the role.
         as_it_is: it is moved to the device and nothing else: a small network, such as LPIPS.
+
+    Example:
+        >>> nd.Frozen(teacher.denoiser.module).module is teacher.denoiser.module
+        True
     """
 
     module: nn.Module
@@ -94,6 +113,11 @@ class Frozen:
     follows: str = ""
     decay: float = 0.95
     as_it_is: bool = False
+
+    __repr__ = brief_fields
+
+    def __post_init__(self) -> None:
+        check_kind("module", self.module, nn.Module, ", such as denoiser.module")
 
 
 class Cast:
@@ -109,6 +133,11 @@ class Cast:
     Attributes:
         empty: see above.
         decode: see above.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
+        >>> cast.student.prediction_type
+        'v_prediction'
     """
 
     def __init__(
@@ -121,6 +150,9 @@ class Cast:
         self.decode: Callable[[Tensor], Tensor] | None = decode
         self._make = make
         self._taken: dict[str, Denoiser] = {}
+
+    def __repr__(self) -> str:
+        return f"Cast({', '.join(f'{name}={one!r}' for name, one in self._taken.items())})"
 
     @classmethod
     def of(
@@ -167,7 +199,7 @@ class Cast:
 
     def _take(self, name: str) -> Denoiser:
         if name not in self._taken:
-            self._taken[name] = self._make(name)
+            self._taken[name] = check_denoiser(self._make(name), name)
         return self._taken[name]
 
 
@@ -181,11 +213,22 @@ class DistillationMethod(ABC):
         Config: the frozen dataclass of its settings, checked when it is made.
         plan: how the student samples.
         reads: the parts of a Batch that it trains on.
+
+    Example:
+        >>> student = teacher.denoiser.copy()
+        >>> plan = nd.StepPlan.from_schedule(student.schedule)
+        >>> method = nd.LADD(student, None, plan, nd.LADDConfig(adversarial_weight=0))
+        >>> isinstance(method, nd.DistillationMethod), list(method.trainable())
+        (True, ['student'])
     """
 
     Config: ClassVar[type[Any]]
     plan: StepPlan
     reads: frozenset[Part] = frozenset({"pairs"})
+
+    def __repr__(self) -> str:
+        roles = ", ".join(f"{name}={role.owner!r}" for name, role in self.trainable().items())
+        return f"{type(self).__name__}({roles}, plan={self.plan!r})"
 
     @classmethod
     @abstractmethod
@@ -215,6 +258,25 @@ class DistillationMethod(ABC):
         """Yields `(role, terms)` once for each active role; call backward before resuming it."""
 
 
+def check_build(
+    config: object,
+    kind: type[Any],
+    cast: Cast | None = None,
+    plan: StepPlan | None = None,
+    **networks: Denoiser,
+) -> None:
+    """Refuses what a method cannot be built from: settings of another kind, networks that are no Cast or Denoiser.
+
+    Raises:
+        TypeError: otherwise.
+    """
+    check_kind("config", config, kind)
+    check_kind("cast", cast, Cast | None, ": Cast.of(teacher, student)")
+    check_kind("plan", plan, StepPlan | None, ": StepPlan.from_schedule(student.schedule)")
+    for name, network in networks.items():
+        check_denoiser(network, name)
+
+
 @runtime_checkable
 class Halving(Protocol):
     """Settings of a method whose next stage has half the steps, as `halvings` in a recipe asks for."""
@@ -239,7 +301,15 @@ def frozen_within(*modules: nn.Module) -> Iterator[None]:
 
     Put the forward pass *and* the `yield` inside: the backward pass must be over when the flags return. The
     other orders fail silently under FSDP.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> with nd.frozen_within(layer):
+        ...     layer.weight.requires_grad
+        False
     """
+    for module in modules:
+        check_kind("module", module, nn.Module, ", such as denoiser.module")
     asking = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -306,13 +376,13 @@ class Draws:
         return replace(self, index=self.index[rows.to(self.index.device)])
 
     def normal(
-        self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
+        self, name: str, shape: int | Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Standard normal draws `(B, *shape)`, float32."""
         return self._drawn(name, shape, device, np.random.Generator.standard_normal)
 
     def uniform(
-        self, name: str, shape: Sequence[int] = (), device: torch.device | str = "cpu"
+        self, name: str, shape: int | Sequence[int] = (), device: torch.device | str = "cpu"
     ) -> Tensor:
         """Uniform draws in [0, 1), `(B, *shape)`, float32."""
         return self._drawn(name, shape, device, np.random.Generator.random)
@@ -320,7 +390,7 @@ class Draws:
     def _drawn(
         self,
         name: str,
-        shape: Sequence[int],
+        shape: int | Sequence[int],
         device: torch.device | str,
         draw: Callable[..., object],
     ) -> Tensor:
@@ -328,7 +398,8 @@ class Draws:
         # pairs have the key that stores were drawn with before there were purposes
         prefix = "" if self.purpose == "pairs" else f"{self.purpose}/{self.stage}/"
         key = int.from_bytes(blake2(f"{prefix}{self.seed}/{self.step}/{name}", 8), "little")
-        rows = np.empty((len(self.index), *shape), np.float32)
+        sizes = (shape,) if isinstance(shape, int) else shape
+        rows = np.empty((len(self.index), *sizes), np.float32)
         philox = np.random.Philox(key=np.array([key, 0], np.uint64))
         generator, start = np.random.Generator(philox), philox.state
         for i, index in enumerate(self.index.tolist()):

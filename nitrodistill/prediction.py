@@ -12,9 +12,11 @@ so that `x0` and `eps` are one 2x2 solve away, with determinant `D = alpha d - s
     x0 = (d x_t - sigma p) / D        eps = (alpha p - c x_t) / D
     p' = ((c' d - d' c) x_t + (alpha d' - sigma c') p) / D
 
-`D` is 0 for epsilon where alpha = 0 and for sample where sigma = 0. The tensors are never looked at here
-(that would stall a device): whoever composes a schedule with a prediction type calls
-`check_convertible` first, on the host.
+`D` is 0 for epsilon where alpha = 0 and for sample where sigma = 0: there x0 or eps does not exist, and
+`check_convertible` says so. Scales on the CPU are looked at in every conversion, where it costs nothing. On a
+device, and inside of `torch.compile`, they never are (a look would stall it, and cannot be captured in a graph):
+there the result is infinite or NaN, so whoever composes a schedule with a prediction type calls
+`check_convertible` once, on the host, as `StepPlan.check` does.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_floating, check_scales
+from nitrodistill.checks import check_floating, check_scales, on_host
 from nitrodistill.types import PredictionType, Scales, check_prediction_type, expand
 
 
@@ -84,11 +86,18 @@ def convert_prediction(
 
     Returns:
         `(B, *)` in the wider of float32 and the inputs' dtype (float64 stays float64); `prediction`
-        itself where the types are equal. Infinite or NaN where the conversion does not exist.
+        itself where the types are equal.
 
     Raises:
-        ValueError: on unknown types or unequal shapes.
+        ValueError: on unknown types or unequal shapes, and where the conversion does not exist, if the scales are
+            on the CPU; on a device the result is infinite or NaN there (`check_convertible`).
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> scales = nd.RectifiedFlow()(torch.tensor([500.0]))
+        >>> x0, eps = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> nd.convert_prediction(eps - x0, scales.mix(x0, eps), scales, "flow_prediction", "sample")
+        tensor([[1., 1.]])
     """
     check_floating("prediction", prediction)
     check_floating("x_t", x_t)
@@ -102,7 +111,9 @@ def convert_prediction(
     check_scales(scales, x_t.shape[0] if x_t.ndim else None)
     if source == target:
         return prediction
-    alpha, sigma = scales
+    alpha, sigma = scales = Scales(*scales)
+    if on_host(alpha) and on_host(sigma):
+        check_convertible(scales, source, target)
     c, d = _coefficients(source, scales)
     c_new, d_new = _coefficients(target, scales)
     determinant = alpha * d - sigma * c
@@ -115,21 +126,39 @@ def convert_prediction(
 def to_x0(
     prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """The x0 that a prediction stands for; see `convert_prediction`."""
+    """The x0 that a prediction stands for; see `convert_prediction`.
+
+    Example:
+        >>> x_t = nd.RectifiedFlow()(500).mix(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> nd.to_x0(-torch.ones(1, 2), x_t, nd.RectifiedFlow()(500), "flow_prediction")
+        tensor([[1., 1.]])
+    """
     return convert_prediction(prediction, x_t, scales, prediction_type, "sample")
 
 
 def to_eps(
     prediction: Tensor, x_t: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """The noise that a prediction stands for; see `convert_prediction`."""
+    """The noise that a prediction stands for; see `convert_prediction`.
+
+    Example:
+        >>> x_t = nd.RectifiedFlow()(500).mix(torch.ones(1, 2), torch.zeros(1, 2))
+        >>> nd.to_eps(torch.ones(1, 2), x_t, nd.RectifiedFlow()(500), "sample")
+        tensor([[0., 0.]])
+    """
     return convert_prediction(prediction, x_t, scales, prediction_type, "epsilon")
 
 
 def prediction_target(
     x0: Tensor, noise: Tensor, scales: Scales, prediction_type: PredictionType
 ) -> Tensor:
-    """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype."""
+    """What a network of this type should predict: `c x0 + d noise`, `(B, *)` in `noise`'s dtype.
+
+    Example:
+        >>> x0, noise, scales = torch.ones(1, 2), torch.zeros(1, 2), nd.RectifiedFlow()(500)
+        >>> nd.prediction_target(x0, noise, scales, "flow_prediction")
+        tensor([[-1., -1.]])
+    """
     check_scales(scales)
     c, d = _coefficients(check_prediction_type(prediction_type), scales)
     return Scales(c, d).mix(x0, noise)
@@ -142,6 +171,9 @@ def check_convertible(
 
     Raises:
         ValueError: naming the value, the rule and the way out.
+
+    Example:
+        >>> nd.check_convertible(nd.RectifiedFlow()(900), "flow_prediction")
     """
     check_prediction_type(source)
     check_prediction_type(target)

@@ -17,14 +17,14 @@ Training, sampling and export read the same plan.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_choice, check_finite, check_fraction
+from nitrodistill.checks import check_choice, check_finite, check_fraction, check_kind
 from nitrodistill.prediction import Clamp, Clamped, check_convertible, to_eps, to_x0
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import (
@@ -34,6 +34,10 @@ from nitrodistill.types import (
     PredictionType,
     Scales,
     TakesInputs,
+    as_condition,
+    brief_fields,
+    check_denoiser,
+    check_schedule,
     expand,
 )
 
@@ -48,13 +52,26 @@ class Step:
         t: the network's timestep, in its own unit.
         input: how its input is mixed.
         output: with which scales its prediction is read.
+
+    Example:
+        >>> nd.StepPlan.from_noise(nd.RectifiedFlow(), 400).steps[0]
+        Step(t=400, input=(0, 1), output=(0.6, 0.4))
     """
 
     t: Tensor
     input: Scales
     output: Scales
 
+    __repr__ = brief_fields
+
     def __post_init__(self) -> None:
+        way_out = "; `StepPlan.from_schedule` makes steps of a schedule"
+        for name, value, kind in (
+            ("t", self.t, Tensor),
+            ("input", self.input, Scales),
+            ("output", self.output, Scales),
+        ):
+            check_kind(name, value, kind, way_out)
         shapes = {tuple(x.shape) for x in (self.t, *self.input, *self.output)}
         if len(shapes) > 1 or len(self.t.shape) > 1:
             raise ValueError(
@@ -74,12 +91,18 @@ class StepPlan:
     """The steps of a sampler, noisiest first, and the transition between them.
 
     Build one with `from_schedule` (an ordinary sampler) or `from_noise` (Nitro's kind).
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, num_inference_steps=4)
+        >>> plan, plan.check("v_prediction") is plan
+        (StepPlan(4 steps, ode, t = 999, 749, 499, 249), True)
     """
 
     steps: tuple[Step, ...]
     transition: Transition = "ode"
 
     def __post_init__(self) -> None:
+        check_kind("steps", self.steps, tuple[Step, ...])
         if not self.steps:
             raise ValueError("a StepPlan needs at least one step.")
         if any(step.t.ndim for step in self.steps):
@@ -88,6 +111,14 @@ class StepPlan:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def __repr__(self) -> str:
+        """Its timesteps; of one step, which may be fed what it is not read at, all of it."""
+        if len(self) == 1:
+            return f"StepPlan({self.steps[0]})"
+        shown = [f"{step.t.item():.4g}" for step in self.steps]
+        some = [*shown[:6], "...", shown[-1]] if len(shown) > 8 else shown
+        return f"StepPlan({len(self)} steps, {self.transition}, t = {', '.join(some)})"
 
     @classmethod
     def from_schedule(
@@ -102,7 +133,7 @@ class StepPlan:
             ValueError: if the schedule has no grid of `num_inference_steps`.
         """
         steps = []
-        for t in schedule.timesteps(num_inference_steps):
+        for t in check_schedule(schedule).timesteps(num_inference_steps):
             scales = schedule(t)
             steps.append(Step(t, scales, scales))
         steps[0] = Step(steps[0].t, _pure_noise(schedule.prior_scale), steps[0].output)
@@ -120,7 +151,7 @@ class StepPlan:
         Raises:
             ValueError: if the schedule has no such timestep.
         """
-        like = schedule.timesteps(1)[0]
+        like = check_schedule(schedule).timesteps(1)[0]
         given = torch.tensor(check_finite("t", t), dtype=like.dtype)
         first, last = schedule.timestep(torch.tensor([0.0, 1.0])).tolist()
         slack = 1e-9 * last  # of rounding
@@ -159,7 +190,9 @@ class StepPlan:
 
     def at(self, u: Tensor) -> Step:
         """A step for every sample, chosen by uniform draws `u` `(B,)` in [0, 1)."""
-        check_fraction("u", u)
+        u = check_fraction("u", u)
+        if u.ndim != 1:
+            raise ValueError(f"u has shape {tuple(u.shape)}; it must be (B,), one draw per sample.")
         chosen = [self.steps[i] for i in (u * len(self)).long().clamp(max=len(self) - 1).tolist()]
 
         def stacked(sides: list[Scales]) -> Scales:
@@ -175,7 +208,14 @@ class StepPlan:
 
 
 def predict_x0(denoiser: Denoiser, step: Step, x_t: Tensor, condition: Condition) -> Tensor:
-    """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider."""
+    """The x0 that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider.
+
+    Example:
+        >>> step = nd.StepPlan.from_schedule(teacher.denoiser.schedule).steps[0]
+        >>> nd.predict_x0(teacher.denoiser, step, noise, condition).shape
+        torch.Size([2, 4, 8, 8])
+    """
+    condition = _checked(denoiser, step, condition)
     prediction = denoiser(x_t, step.t.to(x_t.device), condition)
     return _wide(to_x0(prediction, x_t, step.output, denoiser.prediction_type))
 
@@ -186,7 +226,14 @@ def predict_both(
     """x0 and eps that `denoiser` sees in `x_t` `(B, C, H, W)` at `step`; float32 or wider.
 
     If the denoiser says how its scheduler clamps x0 (`DiffusersDenoiser.clamp`), so it is here.
+
+    Example:
+        >>> step = nd.StepPlan.from_schedule(teacher.denoiser.schedule).steps[0]
+        >>> x0, eps = nd.predict_both(teacher.denoiser, step, noise, condition)
+        >>> x0.shape
+        torch.Size([2, 4, 8, 8])
     """
+    condition = _checked(denoiser, step, condition)
     prediction, x0 = _prediction_and_x0(denoiser, step, x_t, condition)
     clamp = _clamp_of(denoiser)
     if clamp is not None and clamp.rederives_eps:
@@ -207,7 +254,14 @@ def ode_step(
         after: where it goes; see `StepPlan.after`.
         x_t: `(B, C, H, W)`.
         condition: of batch size B.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, 2)
+        >>> nd.ode_step(teacher.denoiser, plan.steps[0], plan.steps[1], noise, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
+    condition = _checked(denoiser, step, condition)
+    check_kind("after", after, Step)
     condition = _toward(denoiser, step, after, x_t, condition)
     return _mixed(after, *predict_both(denoiser, step, x_t, condition))
 
@@ -270,7 +324,16 @@ def sample(
     Raises:
         ValueError: if the plan does not fit the prediction type, `renoise` is missing, or `start` and `stop` are
             no part of the plan.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule, num_inference_steps=2)
+        >>> with torch.no_grad():
+        ...     x0 = nd.sample(teacher.guided(3.0), plan, noise, condition)
+        >>> teacher.decode(x0).shape
+        torch.Size([2, 3, 32, 32])
     """
+    check_kind("plan", plan, StepPlan, ", such as StepPlan.from_schedule(denoiser.schedule, 1)")
+    condition = _checked(denoiser, plan.steps[0], condition)
     plan.check(denoiser.prediction_type)
     last = len(plan) if stop is None else stop
     if not (0 <= start < last <= len(plan)) or stop == len(plan):
@@ -296,6 +359,15 @@ def sample(
         assert renoise is not None
         x_t = _mixed(plan.steps[i + 1], x0, renoise(i + 1))
     return x_t
+
+
+def _checked(
+    denoiser: Denoiser, step: Step, condition: Condition | Mapping[str, Tensor] | None
+) -> Condition:
+    """The condition, after a look at what it goes with."""
+    check_denoiser(denoiser)
+    check_kind("step", step, Step, ", such as plan.steps[0]")
+    return as_condition(condition)
 
 
 def _toward(

@@ -21,6 +21,10 @@ def load_teacher(name: str) -> Pipeline:
         FileNotFoundError: if there is no such directory.
         ValueError: if it is no diffusers pipeline.
         TypeError: if it is one that is not supported.
+
+    Example:
+        >>> nd.load_teacher("toy").resolution
+        (32, 32)
     """
     _quiet()
     if name not in EMBEDDED:

@@ -22,7 +22,13 @@ from nitrodistill.named import build, check_settings, one_name, pick_class
 
 @runtime_checkable
 class TimestepLaw(Protocol):
-    """Maps uniform draws in [0, 1) to fractions `u` in [0, 1], element by element."""
+    """Maps uniform draws in [0, 1) to fractions `u` in [0, 1], element by element.
+
+    Example:
+        >>> law = nd.named_law({"logit_normal": {"std": 0.5}})
+        >>> law(torch.tensor([0.5]))
+        tensor([0.5000])
+    """
 
     def __call__(self, r: Tensor) -> Tensor:
         """The fractions `u` for uniform draws `r`, of the same shape."""
@@ -39,6 +45,10 @@ class Uniform:
 
     Raises:
         ValueError: if a range leaves [0, 1] or the ranges overlap.
+
+    Example:
+        >>> nd.Uniform(((0.0, 0.2), (0.8, 1.0)))(torch.tensor([0.25, 0.75]))
+        tensor([0.1000, 0.9000])
     """
 
     ranges: tuple[tuple[float, float], ...] = ((0.0, 1.0),)
@@ -56,9 +66,9 @@ class Uniform:
                 "rise and do not overlap."
             )
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """Walks the union of the ranges: `r` of its total length."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         left = r * sum(high - low for low, high in self.ranges)
         u = torch.full_like(left, self.ranges[0][0])
         for low, high in self.ranges:
@@ -77,6 +87,10 @@ class LogitNormal:
 
     Raises:
         ValueError: if `std` is not positive.
+
+    Example:
+        >>> nd.LogitNormal(mean=0.0, std=1.0)(0.5)
+        tensor(0.5000, dtype=torch.float64)
     """
 
     mean: float = 0.0
@@ -86,9 +100,9 @@ class LogitNormal:
         check_finite("mean", self.mean)
         check_positive("std", self.std)
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(r))
 
 
@@ -102,6 +116,10 @@ class Shifted:
 
     Raises:
         ValueError: if `shift` is not positive.
+
+    Example:
+        >>> nd.Shifted(3.0)(0.5)
+        tensor(0.7500, dtype=torch.float64)
     """
 
     shift: float
@@ -110,9 +128,9 @@ class Shifted:
     def __post_init__(self) -> None:
         check_positive("shift", self.shift)
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The shifted quantile at `r`."""
-        v = self.law(r)
+        v = self.law(check_fraction("r", r))
         return self.shift * v / (1 + (self.shift - 1) * v)
 
 
@@ -132,6 +150,10 @@ class Karras:
 
     Raises:
         ValueError: unless 0 < ratio_min < ratio_max and rho > 0.
+
+    Example:
+        >>> nd.Karras()(0.5)
+        tensor(0.7155, dtype=torch.float64)
     """
 
     ratio_min: float = 0.002
@@ -146,9 +168,9 @@ class Karras:
                 f"ratio_min is {self.ratio_min} and ratio_max {self.ratio_max}; ratio_min must be the smaller."
             )
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         low, high = self.ratio_min ** (1 / self.rho), self.ratio_max ** (1 / self.rho)
         ratio = (low + r * (high - low)) ** self.rho
         return ratio / (1 + ratio)
@@ -165,6 +187,10 @@ class Histogram:
 
     Raises:
         ValueError: for a negative weight, or none above 0.
+
+    Example:
+        >>> nd.Histogram((0.0, 1.0))(torch.tensor([0.0, 0.5]))
+        tensor([0.5000, 0.7500])
     """
 
     weights: tuple[float, ...]
@@ -173,9 +199,9 @@ class Histogram:
         if not sum(check_numbers("weights", self.weights, zero=True)) > 0:
             raise ValueError(f"weights are {self.weights}; at least one must be above 0.")
 
-    def __call__(self, r: Tensor) -> Tensor:
+    def __call__(self, r: Tensor | float) -> Tensor:
         """The quantile function at `r`."""
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         weights = torch.tensor(self.weights, dtype=torch.float64, device=r.device)
         share = weights / weights.sum()
         edges = share.cumsum(0)
@@ -192,7 +218,7 @@ def named_law(spec: str | Mapping[str, Any]) -> TimestepLaw:
 
     Example:
         >>> named_law({"shifted": {"shift": 3, "law": {"uniform": {"ranges": [[0, 0.75]]}}}})
-        Shifted(shift=3, law=Uniform(ranges=((0, 0.75),)))
+        Shifted(shift=3.0, law=Uniform(ranges=((0.0, 0.75),)))
 
     Args:
         spec: a law's name, or its name with its settings: `uniform`, `logit_normal`, `shifted`, `karras`,

@@ -12,14 +12,14 @@ on, in the network's own unit (int64 0..999 for Stable Diffusion, sigma * 1000 f
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_floating, check_scales
+from nitrodistill.checks import as_tensor, check_floating, check_kind, check_scales
 
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in diffusers' words; `flow_prediction` is `eps - x0`, always."""
@@ -41,11 +41,37 @@ def check_prediction_type(value: str) -> PredictionType:
     )
 
 
-def expand(value: Tensor, like: Tensor) -> Tensor:
+def brief(value: object) -> str:
+    """A value for a `repr` of one line: of tensors and networks what they are, not what is in them."""
+    if isinstance(value, Tensor):
+        dtype, of = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        return f"{value.item():.4g}" if not of and value.device.type == "cpu" else f"{dtype} {of}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, Scales):
+        return f"({brief(value.alpha)}, {brief(value.sigma)})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {brief(one)}" for name, one in value.items()) + "}"
+    return repr(value)
+
+
+def brief_fields(self: Any) -> str:
+    """`__repr__` of a dataclass: its fields as `brief` shows them, without those that are None."""
+    given = {one.name: getattr(self, one.name) for one in fields(self) if one.repr}
+    parts = (f"{name}={brief(value)}" for name, value in given.items() if value is not None)
+    return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def expand(value: Tensor | float, like: Tensor) -> Tensor:
     """Reshapes a per-sample `(B,)` (or scalar) tensor so that it broadcasts against `like` `(B, *)`.
 
     The dtype is kept; a zero-dimensional tensor stays as it is, so that it never forces a transfer.
+
+    Example:
+        >>> nd.expand(torch.tensor([1.0, 2.0]), torch.zeros(2, 4, 8, 8)).shape
+        torch.Size([2, 1, 1, 1])
     """
+    value = as_tensor("a number per sample", value)
     if value.ndim == 0:
         return value
     if value.ndim > 1 or len(value) not in (1, len(like)):
@@ -61,6 +87,11 @@ class Scales(NamedTuple):
     Attributes:
         alpha: signal scale, `(B,)` or zero-dimensional, float64 where the device has it.
         sigma: noise scale, of the same shape.
+
+    Example:
+        >>> scales = nd.Scales(torch.tensor(0.6), torch.tensor(0.8))
+        >>> scales.mix(torch.ones(1, 2), torch.zeros(1, 2)), scales.snr()
+        (tensor([[0.6000, 0.6000]]), tensor(0.5625))
     """
 
     alpha: Tensor
@@ -90,7 +121,12 @@ class Scales(NamedTuple):
 
 @runtime_checkable
 class NoiseSchedule(Protocol):
-    """How much signal and noise a timestep means: the smallest interface that serves all families."""
+    """How much signal and noise a timestep means: the smallest interface that serves all families.
+
+    Example:
+        >>> isinstance(nd.RectifiedFlow(), nd.NoiseSchedule)
+        True
+    """
 
     @property
     def prior_scale(self) -> float:
@@ -124,12 +160,25 @@ class Condition:
             is a token mask `(B, L)`; sequences are padded with zeros, and so are masks.
         prompt_ids: `(B,)` int64 numbers that say which prompt a sample has, or None. Equal ids mean
             equal prompts.
+
+    Example:
+        >>> text = nd.Condition({"encoder_hidden_states": torch.zeros(2, 5, 16)})
+        >>> text.index([1, 1, 0])
+        Condition(tensors={encoder_hidden_states: float32 (3, 5, 16)})
     """
 
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     prompt_ids: Tensor | None = None
 
+    __repr__ = brief_fields
+
     def __post_init__(self) -> None:
+        check_kind("tensors", self.tensors, Mapping, " from names to batch-first tensors")
+        for name, value in self._items():
+            if not isinstance(value, Tensor) or value.ndim == 0:
+                raise TypeError(
+                    f"{name} of a Condition is {brief(value):.60}; it must be a tensor with the batch first."
+                )
         sizes = {name: value.shape[0] for name, value in self._items()}
         if len(set(sizes.values())) > 1:
             raise ValueError(
@@ -156,10 +205,10 @@ class Condition:
         ids = None if self.prompt_ids is None else function(self.prompt_ids)
         return Condition({name: function(value) for name, value in self.tensors.items()}, ids)
 
-    def index(self, rows: Tensor | slice | Sequence[int]) -> Condition:
-        """The samples `rows`, in that order."""
+    def index(self, rows: Tensor | slice | int | Sequence[int]) -> Condition:
+        """The samples `rows`, in that order; one number is that sample alone."""
         if not isinstance(rows, slice):
-            rows = torch.as_tensor(rows)
+            rows = torch.as_tensor(rows).reshape(-1)
         return self._map(
             lambda value: value[rows if isinstance(rows, slice) else rows.to(value.device)]
         )
@@ -224,6 +273,9 @@ class Condition:
     @staticmethod
     def cat(conditions: Sequence[Condition]) -> Condition:
         """Joins conditions along the batch, padding sequences to the longest of each name."""
+        if isinstance(conditions, Condition):
+            return conditions
+        conditions = [as_condition(one) for one in conditions]
         if not conditions:
             raise ValueError("Condition.cat got no conditions; give it at least one.")
         names = list(conditions[0].tensors)
@@ -246,6 +298,19 @@ class Condition:
         )
 
 
+def as_condition(value: Condition | Mapping[str, Tensor] | None) -> Condition:
+    """A Condition as it is, one of a dict of tensors, and one that holds nothing for None.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    if isinstance(value, Condition):
+        return value
+    way_out = ", such as `pipeline.encode_prompt` returns, or a dict of its tensors"
+    check_kind("condition", value, Condition | Mapping | None, way_out)
+    return Condition(value or {})
+
+
 def _pad_to(value: Tensor, length: int) -> Tensor:
     if value.ndim < 2 or value.shape[1] >= length:
         return value
@@ -261,11 +326,17 @@ class Pairs:
         x0: `(B, C, H, W)` the teacher's latents (the data).
         noise: `(B, C, H, W)` the noise that the teacher saw.
         condition: what the teacher was conditioned on.
+
+    Example:
+        >>> nd.Pairs(x0, noise, nd.Condition())
+        Pairs(x0=float32 (2, 4, 8, 8), noise=float32 (2, 4, 8, 8), condition=Condition(tensors={}))
     """
 
     x0: Tensor
     noise: Tensor
     condition: Condition
+
+    __repr__ = brief_fields
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Pairs:
         """Moves the data, and to `dtype`, if given."""
@@ -280,10 +351,16 @@ class Latents:
     Attributes:
         x0: `(B, C, H, W)` the latents.
         condition: the captions, encoded.
+
+    Example:
+        >>> nd.Latents(x0, nd.Condition()).to("cpu", torch.float16).x0.dtype
+        torch.float16
     """
 
     x0: Tensor
     condition: Condition
+
+    __repr__ = brief_fields
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Latents:
         """Moves the data, and to `dtype`, if given."""
@@ -304,12 +381,22 @@ class Batch:
         pairs: what the teacher made.
         real: real latents with captions; row i has nothing to do with row i of the other parts.
         prompts: prompts alone, encoded.
+
+    Example:
+        >>> batch = nd.Batch(torch.arange(2), pairs=nd.Pairs(x0, noise, condition))
+        >>> len(batch), list(batch.parts())
+        (2, ['pairs'])
     """
 
     index: Tensor
     pairs: Pairs | None = None
     real: Latents | None = None
     prompts: Condition | None = None
+
+    __repr__ = brief_fields
+
+    def __post_init__(self) -> None:
+        check_kind("index", self.index, Tensor)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -337,6 +424,11 @@ class Terms(NamedTuple):
         parts: name -> detached tensor, for logging; scalar, or `(B,)` one value per sample.
         weighted: name -> scalar, not detached: what the total is the sum of. A trainer may ask each for the norm
             of its gradient; {} where a method does not say.
+
+    Example:
+        >>> loss = torch.tensor(2.0, requires_grad=True)
+        >>> nd.Terms(loss, {"l1": loss.detach()}).parts
+        {'l1': tensor(2.)}
     """
 
     total: Tensor
@@ -346,7 +438,12 @@ class Terms(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network."""
+    """`(x_t, t, condition) -> prediction`: the only thing that methods know of a network.
+
+    Example:
+        >>> isinstance(teacher.denoiser, nd.Denoiser), teacher.denoiser.prediction_type
+        (True, 'v_prediction')
+    """
 
     @property
     def module(self) -> nn.Module:
@@ -376,3 +473,31 @@ class TakesInputs(Protocol):
     def extra_inputs(self) -> Mapping[str, float]:
         """{"interval": ...} or {"guidance": ...}: its value where a Condition does not hold it; {} is neither."""
         ...
+
+
+def check_denoiser(value: object, name: str = "denoiser") -> Denoiser:
+    """Returns what is a Denoiser.
+
+    Raises:
+        TypeError: for anything else, such as a bare network or a pipeline; it says how one is made of them.
+    """
+    if not isinstance(value, Denoiser):
+        raise TypeError(
+            f"{name} is a {type(value).__name__}; it must be a Denoiser, such as Pipeline.from_diffusers(pipe)"
+            ".denoiser or DiffusersDenoiser(network, schedule, prediction_type)."
+        )
+    return value
+
+
+def check_schedule(value: object) -> NoiseSchedule:
+    """Returns what is a NoiseSchedule.
+
+    Raises:
+        TypeError: for anything else, such as a diffusers scheduler.
+    """
+    if not isinstance(value, NoiseSchedule):
+        raise TypeError(
+            f"schedule is a {type(value).__name__}; it must be a NoiseSchedule, such as RectifiedFlow(), "
+            "KarrasSchedule() or DiscreteSchedule.from_scheduler(pipe.scheduler)."
+        )
+    return value

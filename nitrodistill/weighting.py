@@ -38,6 +38,10 @@ def min_snr_weight(scales: Scales, prediction_type: PredictionType, gamma: float
 
     Raises:
         ValueError: if gamma is not positive or the type unknown.
+
+    Example:
+        >>> nd.min_snr_weight(nd.RectifiedFlow()(torch.tensor([500.0])), "flow_prediction", gamma=5.0).shape
+        torch.Size([1])
     """
     check_scales(scales)
     check_positive("gamma", gamma)
@@ -52,6 +56,10 @@ def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Ten
     Raises:
         ValueError: for epsilon, whose weight 1/SNR diverges at zero SNR (and whose training
             diverged in the paper's ablation).
+
+    Example:
+        >>> nd.truncated_snr_weight(nd.RectifiedFlow()(torch.tensor([500.0])), "sample")
+        tensor([1.], dtype=torch.float64)
     """
     check_scales(scales)
     _refuse_epsilon(prediction_type, "truncated SNR")
@@ -65,6 +73,10 @@ def snr_plus_one_weight(scales: Scales, prediction_type: PredictionType) -> Tens
 
     Raises:
         ValueError: for epsilon, whose weight diverges at zero SNR.
+
+    Example:
+        >>> nd.snr_plus_one_weight(nd.RectifiedFlow()(torch.tensor([500.0])), "sample")
+        tensor([2.], dtype=torch.float64)
     """
     check_scales(scales)
     _refuse_epsilon(prediction_type, "SNR + 1")

@@ -379,7 +379,8 @@ def scale_pair_alone(value: nd.Scales) -> Iterator[Wrong]:
 
 def timesteps(value: Tensor) -> Iterator[Wrong]:
     """What is wrong for timesteps on the CPU."""
-    yield from (Wrong("no tensor", 1), Wrong("below", -torch.ones_like(value)), Wrong("None", None))
+    yield from (Wrong("a text", "1"), Wrong("below", -torch.ones_like(value)), Wrong("None", None))
+    yield from (Wrong("a list", [1]), Wrong("true", True), Wrong("a number below", -1))
     yield from (Wrong("bool", value > 0), Wrong("complex", value.to(torch.complex64)))
     if value.is_floating_point():
         yield from (Wrong("NaN", value * math.nan), Wrong("infinite", value * math.inf))
@@ -389,7 +390,7 @@ def timesteps(value: Tensor) -> Iterator[Wrong]:
 
 def fractions(value: Tensor) -> Iterator[Wrong]:
     """What is wrong for fractions in [0, 1] on the CPU."""
-    yield from (Wrong("no tensor", 0.5), Wrong("None", None))
+    yield from (Wrong("a text", "0.5"), Wrong("None", None), Wrong("a number above", 1.5))
     yield from (Wrong("below", value - 1.5), Wrong("above", value + 1.0))
     yield Wrong("NaN", value * math.nan)
     yield from (

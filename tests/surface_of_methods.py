@@ -253,7 +253,7 @@ def _add_settings(add: Callable[..., None]) -> None:
         "PruneSpec.without",
         lambda names: nd.PruneSpec.without(_network().module, names),
         {"names": ["mid_block"]},
-        {"names": lambda v: _each("mid_block", [], ["nonsense"], [3], [None], None, 3)},
+        {"names": lambda v: _each("nonsense", [], ["nonsense"], [3], [None], None, 3)},
     )
     add(
         "Augmentation",

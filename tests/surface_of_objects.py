@@ -50,7 +50,16 @@ ELSEWHERE = {
         ("Batch", "Pairs", "Latents", "Terms", "Frozen", "Role", "Cast", "Side", "Alarm"), RECORD
     ),
     **dict.fromkeys(
-        ("TargetFeatures", "FeatureShape", "Entry", "State", "TrainedStudent", "Checkpoint"), RECORD
+        (
+            "TargetFeatures",
+            "FeatureShape",
+            "Entry",
+            "State",
+            "TrainedStudent",
+            "Student",
+            "Checkpoint",
+        ),
+        RECORD,
     ),
     **dict.fromkeys(
         ("Evaluation", "Metric", "MetricInfo", "Pictures", "Sample", "Timing", "Statistics"), RECORD
@@ -421,9 +430,7 @@ def _add_sampling(add: Callable[..., None], rand: Callable[..., Tensor]) -> None
         {"value": rand(3), "like": noise},
         {
             "value": lambda v: (
-                w
-                for w in per_sample(v)
-                if w.what in ("no tensor", "(B, 1)", "one too many", "(1, B)")
+                w for w in per_sample(v) if w.what in ("(B, 1)", "one too many", "(1, B)")
             )
         },
     )
@@ -659,6 +666,7 @@ def _add_data(add: Callable[..., None], rand: Callable[..., Tensor]) -> None:
         {"rows": [0, 1]},
         {"rows": lambda v: (Wrong(f"{w}", w) for w in ([], [-1], [2], [0.5], ["a"], [None]))},
     )
+    add("collate_pairs", stores.collate_pairs, {"rows": [row, row]}, {"rows": _row_dicts})
     add(
         "RowPairs",
         lambda rows: stores.RowPairs(rows).read([0, 1]),
@@ -953,7 +961,7 @@ def _out_of_range(value: Tensor) -> Iterator[Wrong]:
     yield from (
         Wrong("below", -1 - value),
         Wrong("above", 2 * value + 2),
-        Wrong("no tensor", 1.0),
+        Wrong("a text", "1"),
         Wrong("bool", value > 0),
     )
     if value.is_floating_point():

@@ -15,6 +15,7 @@ from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.training.stages import run_recipe
+from nitrodistill.training.student import Student
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 STEPS, PAIRS = 16, 48
@@ -66,3 +67,13 @@ def test_the_plain_loop_reaches_the_trainers_loss(tmp_path):
 def test_any_loop_learns():
     history = load("any_loop").main(steps=14, batch_size=8)
     assert history[-1] < 0.5 * history[0]
+
+
+@pytest.mark.parametrize("name", ["accelerate_loop", "lightning_loop"])
+def test_loops_of_others_train_and_keep_the_student(name, tmp_path):
+    if name == "lightning_loop":
+        pytest.importorskip("lightning")
+    history = load(name).main(4, 48, str(tmp_path / "pairs"))
+    assert history[-1] < history[2]
+    student = Student.from_pretrained(tmp_path / "pairs-student", load_teacher("toy").denoiser)
+    assert len(student.plan) == 1

@@ -105,3 +105,16 @@ def test_bad_input():
         to_x0(torch.zeros(2, 8, 8, 8), x, scales, "epsilon")
     with pytest.raises(ValueError, match="'eps'"):
         to_x0(x, x, scales, "eps")  # type: ignore[arg-type]
+
+
+def test_where_x0_does_not_exist_a_host_says_so_and_a_captured_graph_does_not_look():
+    x, zero = torch.ones(2, 1), Scales(torch.tensor([0.5, 0.0]), torch.tensor([0.5, 1.0]))
+    with pytest.raises(ValueError, match=r"alpha is 0 .zero terminal SNR.: pure noise"):
+        to_x0(x, 2 * x, zero, "epsilon")
+    with pytest.raises(ValueError, match="sigma is 0: there is no noise left"):
+        to_eps(x, x, Scales(zero.sigma, zero.alpha), "sample")
+    assert to_x0(x, x, zero, "sample") is x
+    compiled = torch.compile(to_x0, backend="eager", fullgraph=True)
+    assert compiled(x, 2 * x, zero, "epsilon").isfinite().tolist() == [[True], [False]]
+    away = Scales(*(scale.to("meta") for scale in zero))
+    assert to_x0(x.to("meta"), x.to("meta"), away, "epsilon").shape == (2, 1)

@@ -7,7 +7,7 @@ from nitrodistill.data.generate import complete, generate
 from nitrodistill.data.generation import DryRun, GenerateConfig, Generation, Noise
 from nitrodistill.data.images import Captioned, open_images
 from nitrodistill.data.latents import LatentStore, Prompts
-from nitrodistill.data.loader import BatchStream, DictRows, RowPairs, together
+from nitrodistill.data.loader import BatchStream, DictRows, RowPairs, collate_pairs, together
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.merge import Merge, merge
 from nitrodistill.data.nitro import NitroConfig, NitroImport
@@ -49,6 +49,7 @@ __all__ = [
     "Statistics",
     "Values",
     "Work",
+    "collate_pairs",
     "complete",
     "encode",
     "generate",

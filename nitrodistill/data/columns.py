@@ -43,6 +43,10 @@ class Column:
             relative error, a float32 scale for each block of `BLOCK` elements, and an int8 for each
             element. "draws": the first `PROBE` elements only; the tensor is drawn anew from the
             seed of the row's source.
+
+    Example:
+        >>> store.manifest.columns["x0"]
+        Column(dtype='float16', shape=(4, 8, 8), encoding='raw')
     """
 
     dtype: str

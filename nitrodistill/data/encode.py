@@ -47,6 +47,10 @@ class EncodeConfig:
         shard_size: samples, or prompts, in one file: the unit of work and of repair.
         dtype: of latents and text conditioning on disk.
         embeddings: "exact" keeps every bit of the text conditioning; "int8" keeps eight bits an element.
+
+    Example:
+        >>> nd.data.EncodeConfig(dtype="bfloat16").dtype
+        'bfloat16'
     """
 
     seed: int = 0
@@ -73,6 +77,12 @@ class Encoding(Work):
     Raises:
         ValueError: if a caption is unknown to the text encoder.
         FileExistsError: if the folder holds something else, or a store with other settings.
+
+    Example:
+        >>> images = nd.data.open_images("images")
+        >>> work = nd.data.Encoding(teacher, images, "encoded", nd.data.EncodeConfig(), "toy")
+        >>> nd.data.complete(work, progress=False).paired
+        False
     """
 
     def __init__(
@@ -164,6 +174,10 @@ def encode(
         ValueError: if an image or caption cannot be read or encoded; the message names it.
         FileExistsError: if the folder holds something else, or a store with other settings.
         PermissionError: if the folder cannot be written.
+
+    Example:
+        >>> nd.data.encode(teacher, nd.data.open_images("images"), "real", teacher_name="toy", progress=False)
+        PairStore('real', 2 pairs of 2 prompts, x0 float16 (4, 8, 8))
     """
     work = Encoding(pipeline, images, output, config or EncodeConfig(), teacher_name)
     return complete(work, rank, world_size, progress)

@@ -48,6 +48,11 @@ def generate(
             sampled in that many steps, or what it draws is not finite.
         FileExistsError: if the folder holds something else, or a store with other settings.
         PermissionError: if the folder cannot be written.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=2)
+        >>> nd.generate(teacher, prompts, "more", config, teacher_name="toy", progress=False)
+        PairStore('more', 4 pairs of 2 prompts, x0 float16 (4, 8, 8))
     """
     return complete(
         Generation(pipeline, prompts, output, config, teacher_name), rank, world_size, progress
@@ -55,7 +60,13 @@ def generate(
 
 
 def complete(work: Work, rank: int = 0, world_size: int = 1, progress: bool = True) -> PairStore:
-    """Runs and finishes any work; after an error nothing is left but whole files that a rerun goes on with."""
+    """Runs and finishes any work; after an error nothing is left but whole files that a rerun goes on with.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=1)
+        >>> nd.data.complete(nd.data.Generation(teacher, prompts, "done", config, "toy"), progress=False)
+        PairStore('done', 4 pairs of 2 prompts, x0 float16 (4, 8, 8))
+    """
     try:
         work.run(rank, world_size, progress=progress)
         return work.finish()

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_fields
+from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.data.arrow import Rows
 from nitrodistill.data.codec import to_bytes
 from nitrodistill.data.columns import DTYPES, Column
@@ -68,6 +68,10 @@ class GenerateConfig:
             (the teacher sees what is stored, and each row keeps its measured error).
         compute: what the teacher computes in; "bfloat16" and "float16" are autocast, for a GPU.
         noise: "stored" keeps it; "drawn" keeps its seed and draws it anew when it is read.
+
+    Example:
+        >>> nd.GenerateConfig(num_pairs=1000, guidance=3.0, noise="drawn").num_pairs
+        1000
     """
 
     num_pairs: int = 600
@@ -98,6 +102,11 @@ class DryRun:
         size_bytes: of the whole store.
         seconds: for what is missing, with one worker like this one; the first batch, which is slower
             than the others, is not in it.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=1)
+        >>> nd.data.Generation(teacher, prompts, "never", config, "toy").dry_run().pairs
+        4
     """
 
     pairs: int
@@ -122,6 +131,12 @@ class Generation(Work):
         ValueError: if there are no prompts, one is unknown to the text encoder, or the teacher cannot be guided,
             or not be sampled in that many steps.
         FileExistsError: if the folder holds something else, or a store with other settings.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=1)
+        >>> work = nd.data.Generation(teacher, prompts, "work", config, "toy")
+        >>> nd.data.complete(work, progress=False)
+        PairStore('work', 4 pairs of 2 prompts, x0 float16 (4, 8, 8))
     """
 
     def __init__(
@@ -132,6 +147,8 @@ class Generation(Work):
         config: GenerateConfig,
         teacher_name: str,
     ) -> None:
+        check_kind("pipeline", pipeline, Pipeline, ", such as Pipeline.from_diffusers(pipe)")
+        check_kind("config", config, GenerateConfig)
         prompts = as_texts(prompts)
         self.pipeline = pipeline
         self.config = config

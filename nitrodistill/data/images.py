@@ -46,6 +46,10 @@ class Captioned:
     Attributes:
         names: of the images, inside of their folder or tar file.
         captions: of each.
+
+    Example:
+        >>> nd.data.open_images("images").captions
+        ('a small red circle on a black background', 'a large blue ring on a gray background')
     """
 
     names: tuple[str, ...]
@@ -123,6 +127,11 @@ def open_images(path: str | Path) -> Captioned:
         FileNotFoundError: if there is nothing there.
         ValueError: if there are no images, a caption is missing or no UTF-8, a tar file is damaged, or something
             would be left out: a link, a pipe, a name that comes twice, images beside tar files.
+
+    Example:
+        >>> images = nd.data.open_images("images")  # each picture has a .txt beside it
+        >>> len(images.names), images.captions[0]
+        (2, 'a small red circle on a black background')
     """
     root = Path(path)
     if root.is_file():

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from nitrodistill.checks import check_kind
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.text import hash_texts
 from nitrodistill.models.pipeline import as_texts
@@ -19,12 +20,20 @@ class LatentStore:
 
     Args:
         store: the files, which are those of a pair store; their noise is not read.
+
+    Example:
+        >>> nd.LatentStore.open("pairs").read([0, 1]).x0.shape
+        torch.Size([2, 4, 8, 8])
     """
 
     part: ClassVar[Part] = "real"
 
     def __init__(self, store: PairStore) -> None:
+        check_kind("store", store, PairStore, ": PairStore.open(path)")
         self.store: PairStore = store
+
+    def __repr__(self) -> str:
+        return f"LatentStore({self.store!r})"
 
     @classmethod
     def open(cls, path: str | Path) -> LatentStore:
@@ -63,6 +72,10 @@ class Prompts:
 
     Raises:
         ValueError: if there are no prompts, or they are no texts.
+
+    Example:
+        >>> nd.Prompts.encoded_by(teacher.encode_prompt, prompts).read([1])
+        Condition(tensors={encoder_hidden_states: float32 (1, 12, 64)}, prompt_ids=int64 (1,))
     """
 
     part: ClassVar[Part] = "prompts"
@@ -87,6 +100,9 @@ class Prompts:
     def of(cls, store: PairStore) -> Prompts:
         """The prompts of a store, as they were encoded when it was made."""
         return cls(store.prompts, store.condition)
+
+    def __repr__(self) -> str:
+        return f"Prompts({len(self)} prompts, {self.prompts[0]!r:.40}...)"
 
     def __len__(self) -> int:
         """How many prompts there are."""

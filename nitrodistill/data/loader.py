@@ -8,14 +8,15 @@ is remembered from one batch to the next, so resuming is one integer, and any wo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from operator import index
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
 
-from nitrodistill.checks import check_floating, check_whole
+from nitrodistill.checks import check_floating, check_kind, check_whole
 from nitrodistill.data.latents import LatentStore
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.files import blake2
@@ -23,7 +24,13 @@ from nitrodistill.types import Batch, Condition, Latents, Pairs, Part
 
 
 class DictRows(Protocol):
-    """A sequence of dicts: a list, or a torch or `datasets` Dataset."""
+    """A sequence of dicts: a list, or a torch or `datasets` Dataset.
+
+    Example:
+        >>> stream = nd.BatchStream([{"x0": x0[0], "noise": noise[0]}], seed=0, batch_size=1)
+        >>> stream(0).pairs.x0.shape
+        torch.Size([1, 4, 8, 8])
+    """
 
     def __len__(self) -> int:
         """How many rows there are."""
@@ -58,6 +65,11 @@ class RowPairs:
     Args:
         rows: each with tensors `x0` and `noise` `(C, H, W)`, optionally an int `prompt_id`, and the
             sample's conditioning without a batch dimension under the names that `Condition` has.
+
+    Example:
+        >>> rows = [{"x0": x0[0], "noise": noise[0]}, {"x0": x0[1], "noise": noise[1]}]
+        >>> nd.data.RowPairs(rows).read([1]).x0.shape
+        torch.Size([1, 4, 8, 8])
     """
 
     part: ClassVar[Part] = "pairs"
@@ -67,6 +79,9 @@ class RowPairs:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def __repr__(self) -> str:
+        return f"RowPairs({len(self)} rows)"
 
     def read(self, rows: Sequence[int]) -> Pairs:
         """Reads pairs; sequences are padded with zeros to the longest.
@@ -89,6 +104,22 @@ class RowPairs:
                 f"x0 is {tuple(x0.shape)}, noise {tuple(noise.shape)}; make them equal."
             )
         return Pairs(x0, noise, Condition.cat(conditions))
+
+
+def collate_pairs(rows: Sequence[Mapping[str, Any]]) -> Pairs:
+    """Joins rows, as `PairStore` has them by number: the `collate_fn` of a torch DataLoader.
+
+    Args:
+        rows: see `RowPairs`; sequences are padded with zeros to the longest.
+
+    Example:
+        >>> import torch
+        >>> x0, noise = torch.zeros(4, 8, 8), torch.ones(4, 8, 8)
+        >>> rows = [{"x0": x0, "noise": noise, "text": torch.ones(n, 2)} for n in (3, 5)]
+        >>> collate_pairs(rows).condition
+        Condition(tensors={text: float32 (2, 5, 2)})
+    """
+    return RowPairs(rows).read(range(len(rows)))
 
 
 class BatchStream:
@@ -125,6 +156,11 @@ class BatchStream:
         window: int | None = None,
         stage: int = 0,
     ) -> None:
+        if isinstance(source, (str, Path)):
+            raise TypeError(
+                f"source is {str(source)!r}; open the store first: PairStore.open(path)."
+            )
+        check_kind("source", source, Sized, ": a store, Prompts, or a sequence of dicts")
         names = ("seed", "batch_size", "rank", "world_size", "stage", "window")
         numbers = (seed, batch_size, rank, world_size, stage, 1 if window is None else window)
         for name, value in zip(names, numbers, strict=True):
@@ -152,6 +188,9 @@ class BatchStream:
         self._start = rank * (batch_size // world_size)
         self._count = batch_size // world_size
         self._orders: dict[int, np.ndarray] = {}
+
+    def __repr__(self) -> str:
+        return f"BatchStream({self.source!r}, batch_size={self.batch_size}, seed={self.seed})"
 
     def __call__(self, i: int) -> Batch:
         """This process's part of micro-batch i; `Batch.index` holds the sample numbers in the stream."""
@@ -190,7 +229,14 @@ class BatchStream:
 
 
 def together(streams: Sequence[Callable[[int], Batch]]) -> Callable[[int], Batch]:
-    """One stream whose batches have the parts of several, each in its own order."""
+    """One stream whose batches have the parts of several, each in its own order.
+
+    Example:
+        >>> pairs = nd.BatchStream(store, seed=0, batch_size=2)
+        >>> texts = nd.BatchStream(nd.Prompts.of(store), seed=0, batch_size=2)
+        >>> list(nd.data.together([pairs, texts])(0).parts())
+        ['pairs', 'prompts']
+    """
     if len(streams) == 1:
         return streams[0]
 

@@ -34,6 +34,10 @@ class File:
         rows: how many it holds.
         bytes: its size.
         blake2b: hex digest (16 bytes) of its content.
+
+    Example:
+        >>> store.manifest.shards[0].name
+        'shards/000000.arrow'
     """
 
     name: str
@@ -64,6 +68,10 @@ class Manifest:
         sources: how the samples were made, one entry for each run that made some.
         prompts: the files of the prompt table, in order.
         shards: the files of the pairs, in order.
+
+    Example:
+        >>> store.manifest.num_samples, list(store.manifest.conditions)
+        (4, ['encoder_hidden_states'])
     """
 
     shard_size: int

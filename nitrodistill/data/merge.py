@@ -20,7 +20,14 @@ _BATCH = 64
 
 
 class Merge(Work):
-    """The work of `merge`, file by file; see `Work` and `merge`."""
+    """The work of `merge`, file by file; see `Work` and `merge`.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=2, seed=1)
+        >>> other = nd.generate(teacher, prompts, "other", config, teacher_name="toy", progress=False)
+        >>> len(nd.data.complete(nd.data.Merge([store, other], "both"), progress=False))
+        8
+    """
 
     def __init__(self, stores: Sequence[PairStore], output: str | Path) -> None:
         if not stores:
@@ -117,6 +124,12 @@ def merge(stores: Sequence[PairStore], output: str | Path, *, progress: bool = T
         ValueError: if the stores differ in shapes, dtypes, encodings or text encoder, or one is named twice,
             or a file is damaged.
         FileExistsError: if the output holds something else.
+
+    Example:
+        >>> config = nd.GenerateConfig(num_pairs=4, num_inference_steps=2, seed=1)
+        >>> other = nd.generate(teacher, prompts, "other", config, teacher_name="toy", progress=False)
+        >>> len(nd.data.merge([store, other], "merged", progress=False))
+        8
     """
     return complete(Merge(stores, output), progress=progress)
 

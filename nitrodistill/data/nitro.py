@@ -53,6 +53,10 @@ class NitroConfig:
         shard_size: samples, or prompts, in one file.
         dtype: on disk.
         embeddings: "exact" keeps every bit of the text conditioning; "int8" keeps eight bits an element.
+
+    Example:
+        >>> nd.data.NitroConfig(guidance=7.5).num_inference_steps
+        50
     """
 
     num_inference_steps: int = 50
@@ -85,6 +89,12 @@ class NitroImport(Work):
         FileNotFoundError: if it is no such folder, or a sample lacks a file.
         ValueError: if a sample cannot be read, or the prompts do not fit.
         FileExistsError: if the output holds something else, or a store with other settings.
+
+    Example:
+        >>> nd.data.NitroImport("elsewhere", "here", nd.data.NitroConfig(), ("sd21", "", "v_prediction"))
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: 'elsewhere' is no folder of Nitro's: it must hold latents, noises, txt_embs.
     """
 
     def __init__(

@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from nitrodistill.data.arrow import ArrowFile, Layout, Table
@@ -42,13 +43,18 @@ MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
-class PairStore:
+class PairStore(Dataset[dict[str, Any]]):
     """A finished pair store, read by random access, also from several threads; build one with `PairStore.open`.
 
     Attributes:
         path: its folder; of a store elsewhere, the folder of what was fetched.
         manifest: what is in it and how it was made.
         remote: where it is, if it is elsewhere.
+
+    Example:
+        >>> store = nd.PairStore.open("pairs")
+        >>> store, store.read([2, 0]).x0.shape
+        (PairStore('pairs', 4 pairs of 2 prompts, x0 float16 (4, 8, 8)), torch.Size([2, 4, 8, 8]))
     """
 
     part: ClassVar[Part] = "pairs"
@@ -105,6 +111,31 @@ class PairStore:
     def __len__(self) -> int:
         """How many pairs it holds."""
         return self.manifest.num_samples
+
+    def __repr__(self) -> str:
+        x0, prompts = self.manifest.columns["x0"], self.manifest.num_prompts
+        where = repr(str(self.path))
+        return (
+            f"PairStore({where}, {len(self)} pairs of {prompts} prompts, x0 {x0.dtype} {x0.shape})"
+        )
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """One pair, so that a store is a map-style dataset of torch; `collate_pairs` joins several.
+
+        `read` and `BatchStream` take many at once, which is faster.
+
+        Returns:
+            `x0` and `noise` `(C, H, W)`, `prompt_id`, and the conditioning by name without a batch dimension.
+
+        Raises:
+            IndexError: if the row does not exist.
+            ValueError: if it is damaged.
+        """
+        pairs = self.read([row])
+        row_of = {name: value[0] for name, value in pairs.condition.tensors.items()}
+        ids = pairs.condition.prompt_ids
+        assert ids is not None
+        return {"x0": pairs.x0[0], "noise": pairs.noise[0], "prompt_id": int(ids[0]), **row_of}
 
     def read(self, rows: Sequence[int], dtype: torch.dtype | None = torch.float32) -> Pairs:
         """Reads pairs.

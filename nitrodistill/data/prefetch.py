@@ -25,6 +25,12 @@ class Prefetch:
 
     Raises:
         ValueError: if `threads` is not positive.
+
+    Example:
+        >>> stream = nd.BatchStream(store, seed=0, batch_size=2)
+        >>> with nd.data.Prefetch(stream, end=3) as ahead:
+        ...     [ahead(i).index.tolist() for i in range(3)]
+        [[0, 1], [2, 3], [4, 5]]
     """
 
     def __init__(self, stream: Callable[[int], Batch], end: int, threads: int = 1) -> None:

@@ -19,6 +19,10 @@ class Grid:
         t: timesteps in the network's unit.
         alpha: signal scale at each.
         sigma: noise scale at each.
+
+    Example:
+        >>> store.manifest.sources[0].grid.t
+        (999, 499)
     """
 
     schedule: str
@@ -57,6 +61,11 @@ class Generated:
         num_prompts: length of the prompt list; sample i has prompt `i % num_prompts`.
         prompts_hash: of that list.
         code_version: nitrodistill's.
+
+    Example:
+        >>> source = store.manifest.sources[0]
+        >>> source.teacher, source.guidance, source.num_inference_steps
+        ('toy', 3.0, 2)
     """
 
     kind: ClassVar[str] = "generated"
@@ -111,6 +120,12 @@ class Encoded:
         batch_size: how many images the VAE saw at once.
         images_hash: of the images' names and captions.
         code_version: nitrodistill's.
+
+    Example:
+        >>> nd.data.encode(
+        ...     teacher, nd.data.open_images("images"), "real", teacher_name="toy", progress=False
+        ... ).manifest.sources[0].image_size
+        (32, 32)
     """
 
     kind: ClassVar[str] = "encoded"
@@ -151,6 +166,11 @@ class Imported:
         guidance: scale of classifier-free guidance that it is said to have had.
         files_hash: of the names of what was read.
         code_version: nitrodistill's.
+
+    Example:
+        >>> from dataclasses import fields
+        >>> [field.name for field in fields(nd.data.Imported)][:3]
+        ['num_samples', 'format', 'teacher']
     """
 
     kind: ClassVar[str] = "imported"

@@ -22,6 +22,10 @@ class Values:
         std: of all elements, about the mean.
         low: the smallest.
         high: the largest.
+
+    Example:
+        >>> nd.data.statistics(store).values["noise"].std > 0.9
+        True
     """
 
     mean: float
@@ -46,6 +50,11 @@ class Statistics:
         int8_error: for each tensor stored as int8, the mean and the largest relative error of its rows.
         noise_error: where the noise is drawn, its largest difference to what the teacher saw, relative to
             max(1, |noise|), over the stored elements; None where it is stored.
+
+    Example:
+        >>> found = nd.data.statistics(store)
+        >>> found.samples, found.prompts
+        (4, 2)
     """
 
     samples: int
@@ -64,6 +73,10 @@ def statistics(store: PairStore, most: int = 4096) -> Statistics:
 
     Raises:
         ValueError: if a row is damaged.
+
+    Example:
+        >>> sorted(nd.data.statistics(store).values)
+        ['noise', 'x0']
     """
     manifest = store.manifest
     files = (*manifest.prompts, *manifest.shards)

@@ -20,6 +20,12 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8, or holds no prompt.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("prompts.txt").write_text("a cat")
+        >>> nd.data.read_prompts("prompts.txt")
+        ['a cat']
     """
     if path == "":
         return [""]
@@ -39,6 +45,12 @@ def read_lines(path: str | Path) -> list[str]:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not UTF-8.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("prompts.txt").write_text("a cat")
+        >>> nd.data.read_lines("prompts.txt")
+        ['a cat']
     """
     file = Path(path)
     if not file.is_file():

@@ -64,6 +64,10 @@ class Work(ABC):
     Raises:
         FileExistsError: if the folder holds something else, or a store with other settings.
         ValueError: if its manifest cannot be read.
+
+    Example:
+        >>> issubclass(nd.data.Generation, nd.data.Work)
+        True
     """
 
     def __init__(

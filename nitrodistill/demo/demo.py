@@ -92,6 +92,11 @@ class DemoConfig:
         pairs: how many pairs of noise and latent the teacher makes; of ladd alone.
         samples: pictures of each model in the evaluation.
         seed: of everything.
+
+    Example:
+        >>> from nitrodistill.demo import DemoConfig
+        >>> DemoConfig(pairs=600, steps=100).steps
+        100
     """
 
     output: str = "runs/demo"
@@ -137,7 +142,13 @@ def students(config: DemoConfig) -> list[_Student]:
 
 
 def shuffled_captions(seed: int = 0) -> list[str]:
-    """The embedded teacher's captions in a random order, so that any number of them is a fair sample."""
+    """The embedded teacher's captions in a random order, so that any number of them is a fair sample.
+
+    Example:
+        >>> from nitrodistill.demo import shuffled_captions
+        >>> len(set(shuffled_captions()))
+        330
+    """
     captions = toy.scenes.captions()
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed))
     return [captions[i] for i in order.tolist()]
@@ -152,6 +163,10 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> list[Eva
     Raises:
         FileExistsError: if the folder holds something else.
         ValueError: if it holds a demo with other settings.
+
+    Example:
+        >>> from nitrodistill.demo import DemoConfig, run_demo
+        >>> found = run_demo(DemoConfig(output="runs/demo"))  # doctest: +SKIP
     """
     torch.set_num_threads(1)  # networks this small get slower when threads share them
     start, root = time.perf_counter(), Path(config.output)

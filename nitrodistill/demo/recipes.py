@@ -11,7 +11,13 @@ TAPS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
 
 
 def toy_recipe(pairs: str, output: str, steps: int, seed: int = 0, batch_size: int = 48) -> Recipe:
-    """LADD on pairs, as `benchmarks/demo_quality.py` measures it; the demo takes larger batches."""
+    """LADD on pairs, as `benchmarks/demo_quality.py` measures it; the demo takes larger batches.
+
+    Example:
+        >>> from nitrodistill.demo import toy_recipe
+        >>> toy_recipe("pairs", "runs/mine", steps=300).stages[0].trainer.steps
+        300
+    """
     settings = LADDConfig(
         taps=TAPS,
         head_width=96,
@@ -57,6 +63,11 @@ def matching_recipe(
         steps: updates of the critic; the student has half as many.
         num_inference_steps: of the student.
         seed: of everything.
+
+    Example:
+        >>> from nitrodistill.demo import matching_recipe
+        >>> matching_recipe("scenes", "runs/mine", 300, 4).stages[0].settings.num_inference_steps
+        4
     """
     gan = GANConfig(
         weight=0.15,

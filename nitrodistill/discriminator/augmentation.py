@@ -31,6 +31,10 @@ class Augmentation:
 
     Raises:
         ValueError: for a value out of its range.
+
+    Example:
+        >>> nd.Augmentation(flip=0.5, translation=0.125)
+        Augmentation(flip=0.5, translation=0.125, crop=1.0)
     """
 
     flip: float = 0.0
@@ -55,7 +59,7 @@ class Augmentation:
             ModuleNotFoundError: without kornia.
         """
         check_tensor("latents", latents)
-        check_fraction("r", r)
+        r = check_fraction("r", r)
         if latents.ndim != 4 or r.shape != (len(latents), 6):
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)} and r {tuple(r.shape)}; give (B, C, H, W) and (B, 6)."

@@ -11,14 +11,16 @@ from is a choice:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_choice, check_whole
+from nitrodistill import pretrained
+from nitrodistill.checks import as_tensor, check_choice, check_kind, check_whole
 from nitrodistill.discriminator import saved
 from nitrodistill.discriminator.heads import (
     ConditionEmbedding,
@@ -26,10 +28,19 @@ from nitrodistill.discriminator.heads import (
     DiscriminatorHeads,
     MakeHead,
     ProjectionHead,
+    named_head,
 )
-from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, evaluating, frozen
+from nitrodistill.models.denoiser import (
+    DiffusersDenoiser,
+    device_of,
+    evaluating,
+    frozen,
+    millions,
+)
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.models.wrappers import unwrapped
+from nitrodistill.settings import build, to_plain
+from nitrodistill.types import Condition, Denoiser, as_condition
 
 Conditioned = Literal["timestep", "text"]
 """What heads can be conditioned on."""
@@ -48,8 +59,9 @@ class LatentDiscriminator(nn.Module):
         denoiser: the backbone, usually the teacher.
         taps: names of its submodules whose feature maps the heads see, or depths, or "every_block"; see
             `FeatureTaps`.
-        head: makes a head from a map's channels and `width`: `ConvHead`, `TokenHead`, `MLPHead`, or your own,
-            whose modules turn `(B, C, H, W)` into logits with any dimensions behind the batch.
+        head: makes a head from a map's channels and `width`: `ConvHead`, `TokenHead`, `MLPHead`, their names in
+            recipes (`named_head`), or your own, whose modules turn `(B, C, H, W)` into logits with any dimensions
+            behind the batch.
         width: hidden channels of every head; None is the head's own choice.
         example: `(x_t, t, condition)` to probe the channels with; by default the smallest input of
             the denoiser's family.
@@ -67,14 +79,14 @@ class LatentDiscriminator(nn.Module):
         TypeError: if a head of your own is to be conditioned and is no `ProjectableHead`.
 
     Example:
-        discriminator = nd.LatentDiscriminator(teacher, [0.25, 0.5, 0.75])
-        optimizer = torch.optim.AdamW(discriminator.parameters())
-        logits = discriminator(x_t, t, condition)
+        >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, [0.25, 0.5, 0.75])
+        >>> optimizer = torch.optim.AdamW(discriminator.parameters())
+        >>> logits = discriminator(noise, 500, condition)
 
-    Where the features are there already:
+        Where the features are there already:
 
-        prediction, features = discriminator.taps.prediction_and_features(x_t, t, condition)
-        logits = discriminator.logits(features, t, condition)
+        >>> prediction, features = discriminator.taps.prediction_and_features(noise, 500, condition)
+        >>> logits = discriminator.logits(features, 500, condition)
     """
 
     heads: nn.Module
@@ -82,19 +94,25 @@ class LatentDiscriminator(nn.Module):
     def __init__(
         self,
         denoiser: Denoiser,
-        taps: Sequence[str | float],
+        taps: str | float | Sequence[str | float],
         *,
-        head: MakeHead = ConvHead,
+        head: str | MakeHead = ConvHead,
         width: int | None = None,
-        conditioning: Sequence[Conditioned] = (),
+        conditioning: Conditioned | Sequence[Conditioned] = (),
         pooled: str | None = None,
         example: tuple[Tensor, Tensor, Condition] | None = None,
         seed: int = 0,
         freeze: bool = True,
     ) -> None:
         super().__init__()
+        check_kind("freeze", freeze, bool)
         check_whole("width", 1 if width is None else width)
         check_whole("seed", seed, 0)
+        if isinstance(head, str):
+            head = named_head(head)
+        check_kind("head", head, Callable, ", such as ConvHead, or the name of one")
+        if isinstance(conditioning, str):
+            conditioning = (conditioning,)
         for name in conditioning:
             check_choice("conditioning", name, ("timestep", "text"))
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
@@ -125,39 +143,71 @@ class LatentDiscriminator(nn.Module):
         """The backbone."""
         return self.taps.denoiser
 
-    def forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
+    def __repr__(self) -> str:
+        """In one line; `print(discriminator.heads)` shows the layers."""
+        backbone, settings = unwrapped(self.denoiser.module), self._settings
+        maps = zip(settings.taps, settings.channels, strict=True)
+        known = f", conditioned on {' and '.join(self.conditioning)}" if self.conditioning else ""
+        return (
+            f"LatentDiscriminator({settings.head} heads of {millions(self)}{known}, on "
+            f"{type(backbone).__name__} at {', '.join(f'{tap} ({channels} channels)' for tap, channels in maps)})"
+        )
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        condition: Condition | Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, ...]:
         """Logits of noised latents; high means real.
 
         Args:
             x_t: `(B, C, H, W)` latents at timestep `t`.
-            t: `(B,)` or zero-dimensional, the backbone's timesteps.
-            condition: of batch size B.
+            t: `(B,)`, or one for all: the backbone's timesteps.
+            condition: of batch size B, or a dict of its tensors; None holds nothing.
 
         Returns:
             `(B, N_i)` logits for each tap.
         """
+        check_kind("x_t", x_t, Tensor)
+        t, condition = as_tensor("t", t), as_condition(condition)
         return self.logits(self.taps.features(x_t, t, condition), t, condition)
 
     def logits(
-        self, features: Sequence[Tensor], t: Tensor, condition: Condition
+        self,
+        features: Tensor | Sequence[Tensor],
+        t: Tensor | float,
+        condition: Condition | Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
         """Logits of features that are there already.
 
         Args:
-            features: `(B, C_i, H_i, W_i)`, a map for each tap.
-            t: the timesteps of the latents that they come from, `(B,)` or zero-dimensional.
-            condition: of batch size B.
+            features: `(B, C_i, H_i, W_i)`, a map for each tap; of one tap it may be the map itself.
+            t: the timesteps of the latents that they come from, `(B,)` or one for all.
+            condition: of batch size B; None holds nothing.
 
         Raises:
-            ValueError: if the heads know the pooled text, and `condition` has none.
+            ValueError: if there is not a map for each tap, or the heads know the pooled text and `condition` has
+                none.
         """
+        features = (features,) if isinstance(features, Tensor) else tuple(features)
+        channels = [one.shape[1] if one.ndim > 1 else 0 for one in features]
+        if channels != list(self._settings.channels):
+            raise ValueError(
+                f"features are maps of {channels} channels; the heads take one of each tap, of "
+                f"{list(self._settings.channels)}."
+            )
         if not self.conditioning:
             return self.heads(features)
         first, u, text = features[0], None, None
         if "timestep" in self.conditioning:
-            u = self.denoiser.schedule.fraction(t).to(first.device).expand(len(first))
+            u = (
+                self.denoiser.schedule.fraction(as_tensor("t", t))
+                .to(first.device)
+                .expand(len(first))
+            )
         if self.pooled is not None:
-            text = _pooled(condition, self.pooled).to(first.device)
+            text = _pooled(as_condition(condition), self.pooled).to(first.device)
         return self.heads(features, u, text)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -166,7 +216,25 @@ class LatentDiscriminator(nn.Module):
         Raises:
             FileExistsError: if the folder holds something else.
         """
-        saved.save(Path(folder), self.heads, self._settings)
+        tensors = self.heads.state_dict()
+        pretrained.save(Path(folder), "heads", tensors, to_plain(self._settings))
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
+        """Uploads the heads to a repository of the Hub, which `from_pretrained` takes; returns its address.
+
+        Args:
+            repo_id: `"user/name"`; made if it is not there.
+            private: whether a new repository is.
+            api: a `huggingface_hub.HfApi`; by default a new one.
+
+        Raises:
+            ValueError: if `repo_id` is no Hub name.
+            PermissionError: if nobody is logged in.
+            ConnectionError: if the Hub refuses the upload.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return pretrained.push(Path(folder), "heads", repo_id, private, api)
 
     @classmethod
     def from_pretrained(
@@ -182,7 +250,7 @@ class LatentDiscriminator(nn.Module):
         """A discriminator with heads that `save_pretrained` wrote.
 
         Args:
-            folder: where they are.
+            folder: where they are, or a repository's name on the Hub, `"user/name"`.
             denoiser: the backbone, of the same architecture.
             taps: if given, must be those that the heads were trained on.
             head: what made them, if that was your own.
@@ -193,7 +261,8 @@ class LatentDiscriminator(nn.Module):
             FileNotFoundError: if there are none.
             ValueError: if the files are damaged, or the heads belong to other taps or another network.
         """
-        settings, tensors = saved.load(Path(folder))
+        plain, tensors = pretrained.load(folder, "heads")
+        settings = build(saved.HeadSettings, plain, pretrained.CONFIG)
         if taps is not None and FeatureTaps(denoiser, taps).names != settings.taps:
             raise ValueError(
                 f"the heads in {str(folder)!r} belong to the taps {', '.join(settings.taps)}, not to "

@@ -46,6 +46,11 @@ class Noising:
         fake: of generated ones, and of real ones with another prompt, there.
         shared: whether real and fake of one loss have the same timestep, noise and augmentation, or their own.
         augmentation: of the latents, before noise is added; None leaves them.
+
+    Example:
+        >>> low = nd.Uniform(((0.0, 0.4),))
+        >>> nd.Noising(generator=nd.Uniform(), real=low, fake=low, shared=True).shared
+        True
     """
 
     generator: TimestepLaw
@@ -106,6 +111,14 @@ class AdversarialGame:
 
     Raises:
         ValueError: if there are penalties and no head is trained.
+
+    Example:
+        >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, "mid_block", width=32)
+        >>> noising = nd.Noising(nd.Uniform(), nd.Uniform(), nd.Uniform())
+        >>> game = nd.AdversarialGame(discriminator, noising, nd.HingeGANLoss())
+        >>> loss, side = game.generator(x0, x0, condition, nd.Draws(0, 0, torch.arange(2)))
+        >>> loss.shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -129,6 +142,9 @@ class AdversarialGame:
                 f"the penalties {', '.join(self.penalties)} act on the discriminator's heads, and no parameter of "
                 "theirs is trained; call requires_grad_(True) on them, or leave the penalties out."
             )
+
+    def __repr__(self) -> str:
+        return f"AdversarialGame({self.adversarial}, {self.discriminator}, {self.noising})"
 
     def generator(
         self,

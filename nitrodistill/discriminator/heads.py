@@ -40,6 +40,11 @@ class ProjectableHead(Protocol):
     Attributes:
         hidden_channels: K.
         logit: psi, `(B, K, *)` -> `(B, 1, *)`.
+
+    Example:
+        >>> from nitrodistill.discriminator import ProjectableHead
+        >>> isinstance(nd.ConvHead(8), ProjectableHead)
+        True
     """
 
     hidden_channels: int
@@ -59,6 +64,10 @@ class ConvHead(nn.Sequential):
         channels: C.
         width: hidden channels; None is C/4, as published.
         groups: of the GroupNorm; the largest common divisor with C is taken.
+
+    Example:
+        >>> nd.ConvHead(64)(torch.zeros(2, 64, 8, 8)).shape
+        torch.Size([2, 1, 5, 5])
     """
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
@@ -97,6 +106,10 @@ class TokenHead(nn.Module):
         channels: C.
         width: hidden channels; None is C, as published.
         groups: of the GroupNorms; the largest common divisor with the width is taken.
+
+    Example:
+        >>> nd.TokenHead(64, width=32)(torch.zeros(2, 64, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, channels: int, width: int | None = None, groups: int = 32) -> None:
@@ -124,6 +137,10 @@ class MLPHead(nn.Module):
     Args:
         channels: C.
         width: hidden channels; None is C.
+
+    Example:
+        >>> nd.MLPHead(64)(torch.zeros(2, 64, 8, 8)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(self, channels: int, width: int | None = None) -> None:
@@ -227,6 +244,12 @@ class DiscriminatorHeads(nn.Module):
     Args:
         heads: as many as there are feature maps; `ProjectionHead` where there is an embedding.
         embedding: of what they are conditioned on; None is nothing.
+
+    Example:
+        >>> from nitrodistill.discriminator import DiscriminatorHeads
+        >>> heads = DiscriminatorHeads([nd.MLPHead(8), nd.MLPHead(16)])
+        >>> [tuple(x.shape) for x in heads((torch.zeros(2, 8, 4, 4), torch.zeros(2, 16, 2, 2)))]
+        [(2, 1), (2, 1)]
     """
 
     def __init__(
@@ -272,5 +295,10 @@ def named_head(name: str) -> MakeHead:
 
     Raises:
         ValueError: for an unknown name (shows the nearest).
+
+    Example:
+        >>> from nitrodistill.discriminator import named_head
+        >>> named_head("token").__name__
+        'TokenHead'
     """
     return pick_class(name, HEADS, nn.Module, "head", "Head")

@@ -27,6 +27,10 @@ class MetricInfo:
         best: which values are good.
         about: one sentence for people.
         floor: what its floor is; of a cost, why it has none.
+
+    Example:
+        >>> nd.evaluation.info("alignment").label
+        'alignment'
     """
 
     label: str
@@ -115,7 +119,12 @@ CATALOGUE: dict[str, MetricInfo] = {
 
 
 def info(name: str) -> MetricInfo:
-    """What a metric is; the label of `base@extractor` names the extractor. Unknown names speak for themselves."""
+    """What a metric is; the label of `base@extractor` names the extractor. Unknown names speak for themselves.
+
+    Example:
+        >>> nd.evaluation.info("alignment").best
+        'high'
+    """
     base, _, extractor = name.partition("@")
     known = CATALOGUE.get(base, MetricInfo(base, "distribution", "none", ""))
     return replace(known, label=f"{known.label} ({extractor})") if extractor else known

@@ -33,6 +33,10 @@ class EvaluateConfig:
         cost_repeats: timed runs of each model, after one for warming up; 0 measures no time.
         num_pictures: pictures of each model to hand back: the first so many, and as many of the farthest
             from the teacher.
+
+    Example:
+        >>> nd.evaluation.EvaluateConfig(num_samples=256, guidance=3.0).num_samples
+        256
     """
 
     num_samples: int = 1024

@@ -38,7 +38,12 @@ from nitrodistill.models.wrappers import role_in, unwrapped
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock milliseconds of one task: median, fastest and slowest run."""
+    """Wall-clock milliseconds of one task: median, fastest and slowest run.
+
+    Example:
+        >>> nd.evaluation.measure({"nothing": int}, repeats=3)["nothing"].median_ms < 100
+        True
+    """
 
     median_ms: float
     fastest_ms: float
@@ -63,6 +68,11 @@ def measure(
 
     Raises:
         ValueError: if `repeats` is below 1 or `warmup` below 0.
+
+    Example:
+        >>> found = nd.evaluation.measure({"add": lambda: torch.ones(9) + 1}, repeats=2)
+        >>> found["add"].fastest_ms > 0
+        True
     """
     check_whole("repeats", repeats)
     check_whole("warmup", warmup, 0)
@@ -90,7 +100,12 @@ def synchronize(device: torch.device | str) -> None:
 
 
 def count_flops(task: Callable[[], object]) -> int:
-    """The floating-point operations of one run of a task; a multiply-add is two."""
+    """The floating-point operations of one run of a task; a multiply-add is two.
+
+    Example:
+        >>> nd.evaluation.count_flops(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
+        48
+    """
     with FlopCounterMode(display=False) as counter:
         task()
     return counter.get_total_flops()
@@ -107,7 +122,12 @@ def machine(device: torch.device | str) -> str:
 
 
 def peak_memory(task: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """The most bytes that one run of a task holds beyond what was held before."""
+    """The most bytes that one run of a task holds beyond what was held before.
+
+    Example:
+        >>> nd.evaluation.peak_memory(lambda: torch.ones(1000)) >= 0
+        True
+    """
     if torch.device(device).type == "cuda":
         synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

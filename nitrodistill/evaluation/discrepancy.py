@@ -42,6 +42,10 @@ class KernelDistance:
     Raises:
         ValueError: if the sets have different shapes, fewer than two samples, NaN or infinity, or there is no such
             kernel.
+
+    Example:
+        >>> features = torch.randn(40, 8)
+        >>> distance = nd.evaluation.KernelDistance(features, features + 1)
     """
 
     def __init__(self, first: Tensor, second: Tensor, kernel: Kernel = "cubic") -> None:

@@ -20,6 +20,12 @@ class PromptSpread:
 
     Args:
         num_prompts: prompts are numbered 0..num_prompts - 1.
+
+    Example:
+        >>> spread = nd.evaluation.PromptSpread(num_prompts=1)
+        >>> spread.update(torch.tensor([0, 0]), torch.tensor([[0.0], [2.0]]))
+        >>> spread.spread()
+        1.4142135623730951
     """
 
     def __init__(self, num_prompts: int) -> None:

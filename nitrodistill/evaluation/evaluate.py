@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_kind
 from nitrodistill.evaluation.alignment import Alignment
 from nitrodistill.evaluation.config import EvaluateConfig, SamplePlan
 from nitrodistill.evaluation.cost import cost_of, machine
@@ -86,8 +87,21 @@ def evaluate(
     Raises:
         ValueError: without prompts, with too few real images, if features or resolutions do not fit each
             other, if the plan does not fit the student, or if a model's latents are not finite.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> config = nd.evaluation.EvaluateConfig(8, num_inference_steps=1, bootstrap=2, cost_repeats=1)
+        >>> textures, student = nd.evaluation.TextureFeatures(), teacher.denoiser
+        >>> found = nd.evaluate(teacher, student, plan, prompts, textures, config=config, progress=False)
+        >>> sorted(found.models)
+        ['naive', 'student', 'teacher']
     """
     config = config or EvaluateConfig()
+    check_kind("teacher", teacher, Pipeline, ", such as Pipeline.from_diffusers(pipe)")
+    check_kind(
+        "plan", plan, StepPlan, ", such as StepPlan.from_schedule(teacher.denoiser.schedule, 1)"
+    )
+    check_kind("config", config, EvaluateConfig)
     extractors = named_extractors(features)
     samples = SamplePlan.of(prompts, config)
     models = make_models(teacher, student, plan, config)
@@ -163,6 +177,10 @@ def help_draw(
 
     Raises:
         ValueError: if there is a student without a plan, or the plan does not fit it.
+
+    Example:
+        >>> config = nd.evaluation.EvaluateConfig(num_samples=8, num_inference_steps=1, batch_size=8)
+        >>> nd.evaluation.help_draw(teacher, prompts, config, "cache", rank=0, world_size=1, progress=False)
     """
     samples, place = SamplePlan.of(prompts, config), Path(cache)
     draw_teacher(teacher, samples, place, rank=rank, world_size=world_size, progress=progress)

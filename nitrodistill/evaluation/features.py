@@ -42,6 +42,10 @@ class Extractor:
         features: images `(B, 3, H, W)` in [-1, 1] -> `(B, F)`.
         kernel: of the kernel distance on it: "cubic" for KID, "gaussian" for CMMD.
         fingerprint: of its weights, for caches; None keeps nothing that depends on it.
+
+    Example:
+        >>> nd.evaluation.Extractor("pixels", lambda images: images.flatten(1)).name
+        'pixels'
     """
 
     name: str

@@ -104,6 +104,11 @@ def frechet_distance(a: GaussianStatistics, b: GaussianStatistics) -> float:
 
     Raises:
         ValueError: if the features have different dimensions, or a set has fewer than two samples.
+
+    Example:
+        >>> known = nd.evaluation.GaussianStatistics.of(torch.randn(50, 4))
+        >>> abs(nd.evaluation.frechet_distance(known, known)) < 1e-6
+        True
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(
@@ -118,6 +123,11 @@ def gaussian_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tens
 
     Raises:
         ValueError: if they hold NaN or infinity.
+
+    Example:
+        >>> mean, covariance = torch.zeros(2).double(), torch.eye(2).double()
+        >>> round(nd.evaluation.gaussian_distance(mean, covariance, mean + 1, covariance), 6)
+        2.0
     """
     mean_a, cov_a, mean_b, cov_b = (finite(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
     shapes = [tuple(x.shape) for x in (mean_a, cov_a, mean_b, cov_b)]
@@ -135,6 +145,10 @@ def extrapolated_floor(first: GaussianStatistics, second: GaussianStatistics) ->
 
     `first` and `second` are halves of one set, of one distribution. Their distance is c (1/n_1 + 1/n_2) in the
     mean, that of two whole sets c (2/n): half of it, for equal halves.
+
+    Example:
+        >>> first, second = (nd.evaluation.GaussianStatistics.of(torch.randn(50, 4)) for _ in range(2))
+        >>> floor = nd.evaluation.extrapolated_floor(first, second)
     """
     whole = first.count + second.count
     shrink = (2 / whole) / (1 / first.count + 1 / second.count)

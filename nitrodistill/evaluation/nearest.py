@@ -28,6 +28,11 @@ class NearestPair:
 
     Raises:
         ValueError: if there are none, or they hold NaN or infinity.
+
+    Example:
+        >>> latents = torch.eye(4)
+        >>> nd.evaluation.NearestPair(latents).distances(latents[:2])
+        tensor([0., 0.])
     """
 
     def __init__(self, latents: Tensor) -> None:

@@ -37,6 +37,11 @@ def draw_grid(
 
     Raises:
         ValueError: if there are no pictures.
+
+    Example:
+        >>> shown = nd.evaluation.Pictures(("a",), {"teacher": torch.zeros(1, 3, 8, 8)})
+        >>> nd.evaluation.draw_grid(shown, "grid.png").name
+        'grid.png'
     """
     from PIL import Image, ImageDraw
 

@@ -33,6 +33,10 @@ class ImageFolder:
     Raises:
         FileNotFoundError: if there is no such folder, or no picture in it.
         ValueError: if `size` is below 2, or something in the folder is no file.
+
+    Example:
+        >>> len(nd.evaluation.ImageFolder("images", size=32).files)
+        2
     """
 
     def __init__(self, path: str | Path, size: int | None = None) -> None:

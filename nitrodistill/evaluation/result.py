@@ -54,6 +54,10 @@ class Metric:
         floor: what two sets of one distribution come to at this number of samples; None without one.
         num_samples: how many pictures it was computed on.
         extractor: name of the feature extractor, the oracle or the network, where there is one.
+
+    Example:
+        >>> nd.evaluation.Metric(0.81, low=0.79, high=0.83).high
+        0.83
     """
 
     value: float
@@ -83,6 +87,10 @@ class Sample:
         index: its number; with the seed it determines the noise.
         prompt: its prompt.
         distances: paired metric -> value, such as "latent_distance", "pixel_distance", "ssim".
+
+    Example:
+        >>> nd.evaluation.Sample(3, "a cat", {"lpips": 0.2}).distances
+        {'lpips': 0.2}
     """
 
     index: int
@@ -98,6 +106,10 @@ class Pictures:
         prompts: K prompts.
         images: model -> `(K, 3, H, W)` in [-1, 1].
         indices: the K samples' numbers; empty if they belong to no evaluation.
+
+    Example:
+        >>> nd.evaluation.Pictures(("a",), {"teacher": torch.zeros(1, 3, 8, 8)}).prompts
+        ('a',)
     """
 
     prompts: tuple[str, ...]
@@ -158,6 +170,12 @@ class Evaluation:
         worst: the pictures of the samples farthest from the teacher, the farthest first; not written
             to JSON.
         notes: a sentence for each thing that could not be measured, and why.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric
+        >>> found = Evaluation({"teacher": {"sharpness": Metric(1.0)}, "student": {"sharpness": Metric(0.9)}})
+        >>> found.models["student"]["sharpness"].value
+        0.9
     """
 
     models: Mapping[str, Mapping[str, Metric]]

@@ -36,7 +36,12 @@ def gradient_magnitude(images: Tensor) -> Tensor:
 
 
 def gradient_energy(images: Tensor) -> Tensor:
-    """The mean square of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`."""
+    """The mean square of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`.
+
+    Example:
+        >>> nd.evaluation.gradient_energy(torch.zeros(2, 3, 16, 16))
+        tensor([0., 0.])
+    """
     return gradient_magnitude(images).square().mean((-2, -1))
 
 
@@ -44,6 +49,10 @@ def edge_strength(images: Tensor) -> Tensor:
     """The 98th percentile of the gradient's magnitude of each image `(B, C, H, W)`, H, W >= 2; `(B,)`.
 
     NaN for an image with a pixel that is NaN or infinite.
+
+    Example:
+        >>> nd.evaluation.edge_strength(torch.zeros(2, 3, 16, 16))
+        tensor([0., 0.])
     """
     magnitude = gradient_magnitude(images).flatten(1)
     rank = max(1, round(PERCENTILE * magnitude.shape[1]))
@@ -55,6 +64,10 @@ def high_frequency_energy(images: Tensor) -> Tensor:
     """The energy of each image `(B, C, H, W)` above 0.25 cycles per pixel, in any direction; `(B,)`.
 
     By Parseval's theorem it is the part of the mean square pixel that those frequencies carry.
+
+    Example:
+        >>> nd.evaluation.high_frequency_energy(torch.rand(2, 3, 16, 16)).shape
+        torch.Size([2])
     """
     _check_images(images)
     height, width = images.shape[-2:]
@@ -73,6 +86,10 @@ class TextureFeatures:
         num_filters: the features are twice as many, as the filters run at two resolutions.
         size: side of the filters in pixels.
         seed: of the filters, which are normal, each of zero mean in every channel and of unit norm.
+
+    Example:
+        >>> nd.evaluation.TextureFeatures()(torch.rand(2, 3, 32, 32)).shape[0]
+        2
     """
 
     def __init__(

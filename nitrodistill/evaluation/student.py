@@ -129,6 +129,13 @@ def measure_student(
         cache: folder for latents and for what was measured of real pictures.
         keep_student: keep the student's latents there too.
         progress: show a bar.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> config = nd.evaluation.EvaluateConfig(8, num_inference_steps=1, bootstrap=2, cost_repeats=1)
+        >>> found = nd.measure_student("toy", teacher, teacher.denoiser, plan, prompts, config, progress=False)
+        >>> "alignment" in found.models["student"]
+        True
     """
     networks = networks or MetricNetworks()
     extractors = networks.extractors(teacher.device)

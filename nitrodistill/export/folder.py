@@ -75,6 +75,12 @@ def verify_export(folder: str | Path) -> None:
     Raises:
         FileNotFoundError: if `folder` holds no export.
         ValueError: if a file is missing, damaged or not of the export.
+
+    Example:
+        >>> nd.export.verify_export("nowhere")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: ...
     """
     path = Path(folder)
     if not (path / RECORD).is_file():

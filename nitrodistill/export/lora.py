@@ -78,6 +78,11 @@ def export_lora(
         TypeError: if the student is no LoRA role.
         ValueError: if its pipeline cannot load LoRA, no such scheduler expresses the plan, or there is no prompt.
         RuntimeError: if base model and file together draw something else. Nothing is left behind.
+
+    Example:
+        >>> student = nd.add_lora(teacher.denoiser.copy(), "student", nd.LoRAConfig(rank=2))
+        >>> plan = nd.StepPlan.from_schedule(student.schedule)
+        >>> _ = nd.export.export_lora(teacher, student, plan, "lora", base_model="toy", prompts=prompts)
     """
     target = check_target(output)
     if not prompts:

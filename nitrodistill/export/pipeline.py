@@ -72,6 +72,12 @@ def export(
         TypeError: if the student is guided, or not the network that the pipeline takes.
         ValueError: what `check_export` and `constant_input` refuse; or there is no prompt.
         RuntimeError: if the reloaded pipeline draws something else. Nothing is left behind.
+
+    Example:
+        >>> student = nd.training.load_student(run, teacher)
+        >>> more = {"base_model": "toy", "prompts": prompts}
+        >>> folder = nd.export.export(teacher, student.denoiser, student.plan, "exported", **more)
+        >>> nd.export.verify_export("exported")
     """
     target = check_target(output)
     if not prompts:
@@ -129,6 +135,11 @@ def check_export(
     Raises:
         ValueError: if the pipeline's call cannot draw what the student draws, a text encoder carries LoRA that is
             not merged, or no such scheduler expresses the plan.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> type(nd.export.check_export(teacher, plan, "v_prediction")).__name__
+        'DDIMScheduler'
     """
     pipe, adapter = pipeline.diffusers, pipeline.adapter
     name = type(pipe).__name__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nitrodistill.export.tables import beta_tables, flow_tables
 from nitrodistill.method import Draws
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.schedules import DiscreteSchedule, ZeroTerminalSNR
+from nitrodistill.schedules import DiscreteSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
 
 TOLERANCE = 1e-5
@@ -44,6 +44,12 @@ def scheduler_for_plan(
 
     Raises:
         ValueError: if no table makes such a class follow the plan to 1e-5; it says how each came off.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> scheduler = nd.export.scheduler_for_plan(plan, teacher.scheduler, "v_prediction")
+        >>> scheduler.config.timestep_spacing
+        'trailing'
     """
     plan.check(prediction_type)
     kinds = _exact_kinds(plan, prediction_type) if kind is None else (kind,)
@@ -236,10 +242,7 @@ class _Probe:
     def __init__(self, prediction_type: PredictionType) -> None:
         self.module: nn.Module = nn.Identity()
         self.prediction_type: PredictionType = prediction_type
-
-    @property
-    def schedule(self) -> NoiseSchedule:
-        raise AssertionError("sampling a plan reads no schedule")
+        self.schedule: NoiseSchedule = RectifiedFlow()  # sampling a plan reads none
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return torch.sin(2 * x_t + 1)

@@ -39,6 +39,11 @@ class use:
 
     Raises:
         ValueError: for any other value.
+
+    Example:
+        >>> with nd.kernels.use("reference"):
+        ...     nd.SmoothL1Loss()(x0, x0)
+        tensor(0.)
     """
 
     def __init__(self, backend: Backend | None) -> None:

@@ -91,43 +91,83 @@ def mean_of_heads(
 
 
 def non_saturating_generator(fake: Logits, weights: Weights = None) -> Tensor:
-    """softplus(-D(fake)), `(B,)`; `fake` is `(B, *)` logits or one such tensor per head, weighed by `weights`."""
+    """softplus(-D(fake)), `(B,)`; `fake` is `(B, *)` logits or one such tensor per head, weighed by `weights`.
+
+    Example:
+        >>> nd.functional.non_saturating_generator(torch.zeros(2, 9))
+        tensor([0.6931, 0.6931])
+    """
     return mean_of_heads(_softplus_negative, as_heads("fake", fake), weights=weights)
 
 
 def non_saturating_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
-    """softplus(-D(real)) + softplus(D(fake)), `(B,)`."""
+    """softplus(-D(real)) + softplus(D(fake)), `(B,)`.
+
+    Example:
+        >>> nd.functional.non_saturating_discriminator(torch.zeros(2, 9), torch.zeros(2, 9))  # 2 ln 2
+        tensor([1.3863, 1.3863])
+    """
     return _sum_of_sides(_softplus_negative, F.softplus, real, fake, weights)
 
 
 def hinge_generator(fake: Logits, weights: Weights = None) -> Tensor:
-    """-D(fake), `(B,)`."""
+    """-D(fake), `(B,)`.
+
+    Example:
+        >>> nd.functional.hinge_generator(torch.full((2, 9), 0.5))
+        tensor([-0.5000, -0.5000])
+    """
     return mean_of_heads(torch.neg, as_heads("fake", fake), weights=weights)
 
 
 def hinge_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
-    """relu(1 - D(real)) + relu(1 + D(fake)), `(B,)`."""
+    """relu(1 - D(real)) + relu(1 + D(fake)), `(B,)`.
+
+    Example:
+        >>> nd.functional.hinge_discriminator(torch.zeros(2, 9), torch.zeros(2, 9))
+        tensor([2., 2.])
+    """
     return _sum_of_sides(_hinge_real, _hinge_fake, real, fake, weights)
 
 
 def least_squares_generator(fake: Logits, weights: Weights = None) -> Tensor:
-    """(D(fake) - 1)^2 / 2, `(B,)`."""
+    """(D(fake) - 1)^2 / 2, `(B,)`.
+
+    Example:
+        >>> nd.functional.least_squares_generator(torch.ones(2, 9))
+        tensor([0., 0.])
+    """
     return mean_of_heads(_square_real, as_heads("fake", fake), weights=weights)
 
 
 def least_squares_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
-    """((D(real) - 1)^2 + D(fake)^2) / 2, `(B,)`."""
+    """((D(real) - 1)^2 + D(fake)^2) / 2, `(B,)`.
+
+    Example:
+        >>> nd.functional.least_squares_discriminator(torch.zeros(2, 9), torch.zeros(2, 9))
+        tensor([0.5000, 0.5000])
+    """
     return _sum_of_sides(_square_real, _square_fake, real, fake, weights)
 
 
 def relativistic_generator(fake: Logits, real: Logits, weights: Weights = None) -> Tensor:
-    """softplus(D(real) - D(fake)), `(B,)`; every fake is paired with the real of its place."""
+    """softplus(D(real) - D(fake)), `(B,)`; every fake is paired with the real of its place.
+
+    Example:
+        >>> nd.functional.relativistic_generator(torch.zeros(2, 9), torch.zeros(2, 9))
+        tensor([0.6931, 0.6931])
+    """
     fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
     return mean_of_heads(_softplus_difference, reals, fakes, weights=weights)
 
 
 def relativistic_discriminator(real: Logits, fake: Logits, weights: Weights = None) -> Tensor:
-    """softplus(D(fake) - D(real)), `(B,)`; every fake is paired with the real of its place."""
+    """softplus(D(fake) - D(real)), `(B,)`; every fake is paired with the real of its place.
+
+    Example:
+        >>> nd.functional.relativistic_discriminator(torch.zeros(2, 9), torch.zeros(2, 9))
+        tensor([0.6931, 0.6931])
+    """
     fakes, reals = _paired(as_heads("fake", fake), as_heads("real", real))
     return mean_of_heads(_softplus_difference, fakes, reals, weights=weights)
 
@@ -144,6 +184,12 @@ class AdversarialLoss(ABC):
 
     Raises:
         ValueError: for a weight that is not positive; when called, for another number of weights than heads.
+
+    Example:
+        >>> game = nd.HingeGANLoss()  # an AdversarialLoss
+        >>> real, fake = torch.full((2, 9), 2.0), torch.full((2, 9), -0.5)
+        >>> game.discriminator(real, fake), game.generator(fake)
+        (tensor([0.5000, 0.5000]), tensor([0.5000, 0.5000]))
     """
 
     needs_real: ClassVar[bool] = False
@@ -179,7 +225,12 @@ class AdversarialLoss(ABC):
 
 @dataclass(frozen=True)
 class NonSaturatingGANLoss(AdversarialLoss):
-    """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014)."""
+    """softplus(-r) + softplus(f) against softplus(-f) (Goodfellow et al. 2014).
+
+    Example:
+        >>> nd.NonSaturatingGANLoss().generator(torch.zeros(2, 9))  # ln 2
+        tensor([0.6931, 0.6931])
+    """
 
     chance: ClassVar[float] = 2 * math.log(2)
 
@@ -194,7 +245,12 @@ class NonSaturatingGANLoss(AdversarialLoss):
 
 @dataclass(frozen=True)
 class HingeGANLoss(AdversarialLoss):
-    """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017)."""
+    """relu(1 - r) + relu(1 + f) against -f (Lim & Ye 2017).
+
+    Example:
+        >>> nd.HingeGANLoss().discriminator(torch.full((2, 9), 2.0), torch.full((2, 9), -2.0))
+        tensor([0., 0.])
+    """
 
     chance: ClassVar[float] = 2.0
 
@@ -209,7 +265,12 @@ class HingeGANLoss(AdversarialLoss):
 
 @dataclass(frozen=True)
 class LeastSquaresGANLoss(AdversarialLoss):
-    """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017)."""
+    """((r - 1)^2 + f^2) / 2 against (f - 1)^2 / 2 (Mao et al. 2017).
+
+    Example:
+        >>> nd.LeastSquaresGANLoss().discriminator(torch.ones(2, 9), -torch.ones(2, 9))
+        tensor([0.5000, 0.5000])
+    """
 
     boundary: ClassVar[float | None] = 0.5
     chance: ClassVar[float] = 0.25
@@ -225,7 +286,12 @@ class LeastSquaresGANLoss(AdversarialLoss):
 
 @dataclass(frozen=True)
 class RelativisticGANLoss(AdversarialLoss):
-    """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024)."""
+    """softplus(f - r) against softplus(r - f), paired (R3GAN, Huang et al. 2024).
+
+    Example:
+        >>> nd.RelativisticGANLoss().generator(torch.zeros(2, 9), torch.zeros(2, 9))
+        tensor([0.6931, 0.6931])
+    """
 
     needs_real: ClassVar[bool] = True
     boundary: ClassVar[float | None] = None

@@ -34,6 +34,13 @@ class Loss(nn.Module, ABC):
 
     Raises:
         ValueError: for an unknown reduction.
+
+    Example:
+        >>> class Cosine(nd.Loss):
+        ...     def per_sample(self, pred, target, mask=None):
+        ...         return 1 - torch.cosine_similarity(pred.flatten(1), target.flatten(1))
+        >>> Cosine()(torch.ones(2, 4), -torch.ones(2, 4)).item()
+        2.0
     """
 
     reduction: Reduction

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_mask, check_numbers, check_pair, check_positive
+from nitrodistill.checks import check_kind, check_mask, check_numbers, check_pair, check_positive
 from nitrodistill.kernels.arithmetic import math_dtype
 from nitrodistill.losses.base import Loss, Reduction, check_part
 from nitrodistill.losses.decoded import DecodedLoss, decoded_values
@@ -33,6 +33,10 @@ class MultiScaleLoss(Loss):
     Raises:
         ValueError: for no weights, a negative one, a loss with another reduction than "mean", or an unknown
             reduction.
+
+    Example:
+        >>> nd.MultiScaleLoss(nd.L1Loss(), weights=(1.0, 0.5))(torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8))
+        tensor(1.5000)
     """
 
     loss: Loss
@@ -86,7 +90,7 @@ class WeightedSum(Loss):
         >>> from nitrodistill.losses import L1Loss, LatentSSIMLoss, WeightedSum
         >>> loss = WeightedSum({"l1": (1.0, L1Loss()), "ssim": (0.5, LatentSSIMLoss(8.0))})
         >>> parts = loss.parts(torch.zeros(2, 4, 16, 16), torch.ones(2, 4, 16, 16))
-        >>> {name: value.tolist() for name, value in parts.items()}
+        >>> {name: value.round(decimals=3).tolist() for name, value in parts.items()}
         {'l1': [1.0, 1.0], 'ssim': [0.0, 0.0]}
         >>> loss.weigh(parts).tolist()
         [1.0, 1.0]
@@ -107,6 +111,7 @@ class WeightedSum(Loss):
         self, losses: Mapping[str, tuple[float, Loss]], *, reduction: Reduction = "mean"
     ) -> None:
         super().__init__(reduction=reduction)
+        check_kind("losses", losses, Mapping, ": {name: (weight, loss)}")
         if not losses:
             raise ValueError("WeightedSum got no losses; give it {name: (weight, loss)}.")
         for name, pair in losses.items():

@@ -35,6 +35,11 @@ class DecodedLoss(Loss):
         ValueError: for a `chunk` below 1, a decoder that would be trained, or a loss with another reduction
             than "mean".
         TypeError: if `decode` cannot be called, or `chunk` is no whole number.
+
+    Example:
+        >>> loss = nd.DecodedLoss(nd.L1Loss(), teacher.decode)  # of images, from latents
+        >>> loss(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)).item()
+        0.0
     """
 
     chunk: int | None

@@ -63,6 +63,13 @@ def denoising_loss(
     Raises:
         ValueError: for unequal shapes, scales that are not per sample, or an unknown option.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x0, noise = torch.zeros(2, 4), torch.ones(2, 4)
+        >>> scales = nd.RectifiedFlow()(torch.tensor([100.0, 900.0]))
+        >>> x_t = scales.mix(x0, noise)
+        >>> nd.denoising_loss(noise - x0, x_t, noise - x0, scales, "flow_prediction").item()
+        1.0
     """
     check_pair(output, target)
     check_pair(x_t, target)

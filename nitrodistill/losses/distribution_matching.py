@@ -77,6 +77,12 @@ def distribution_matching(
     Raises:
         ValueError: for unequal or empty shapes, several devices, a negative floor, or a weight that is not `(B,)`.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x0 = torch.zeros(2, 4, requires_grad=True)
+        >>> nd.functional.distribution_matching(x0, torch.ones(2, 4), torch.zeros(2, 4)).sum().backward()
+        >>> bool((x0.grad < 0).all())  # towards what the teacher sees
+        True
     """
     reference = real if reference is None else reference
     check_alike(x0=x0, real=real, fake=fake, reference=reference)
@@ -127,6 +133,11 @@ def guidance_matching(
     Raises:
         ValueError: as `distribution_matching`, or for a scale below 1.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x0 = torch.zeros(2, 4, requires_grad=True)
+        >>> nd.functional.guidance_matching(x0, torch.ones(2, 4), torch.zeros(2, 4), 3.0).shape
+        torch.Size([2])
     """
     if check_finite("scale", scale) < 1:
         raise ValueError(f"scale is {scale}; guidance is at least 1 (1: none) and finite.")
@@ -167,6 +178,10 @@ def f_divergence_weight(
 
     Raises:
         ValueError: for another divergence, no logits, or a range that does not rise from 0.
+
+    Example:
+        >>> nd.functional.f_divergence_weight(torch.zeros(2, 9), "jensen_shannon").shape
+        torch.Size([2])
     """
     check_choice("divergence", divergence, get_args(Divergence))
     check_kind("ratio_range", ratio_range, tuple[float, float])

@@ -43,6 +43,13 @@ def ddim_target(x_t: Tensor, x_s: Tensor, now: Scales, after: Scales) -> Tensor:
 
     Raises:
         ValueError: for unequal shapes, or scales (on a CPU) of which the second hold no more signal.
+
+    Example:
+        >>> flow = nd.RectifiedFlow(t_max=1.0)
+        >>> now, after = flow(0.8), flow(0.4)
+        >>> x0, eps = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> nd.functional.ddim_target(now.mix(x0, eps), after.mix(x0, eps), now, after)
+        tensor([[1., 1.]])
     """
     check_alike(x_t=x_t, x_s=x_s)
     check_scales(now, len(x_t))
@@ -70,6 +77,12 @@ def x0_of_both(x0: Tensor, eps: Tensor, x_t: Tensor, scales: Scales) -> Tensor:
         eps: `(B, *)` the prediction of the noise.
         x_t: `(B, *)` what the network was shown.
         scales: `(B,)` or zero-dimensional.
+
+    Example:
+        >>> scales = nd.Scales(torch.tensor([0.6]), torch.tensor([0.8]))
+        >>> x0, eps = torch.ones(1, 2), torch.zeros(1, 2)
+        >>> nd.functional.x0_of_both(x0, eps, scales.mix(x0, eps), scales)
+        tensor([[1., 1.]])
     """
     check_alike(x0=x0, eps=eps, x_t=x_t)
     check_scales(scales, len(x_t))
@@ -78,7 +91,14 @@ def x0_of_both(x0: Tensor, eps: Tensor, x_t: Tensor, scales: Scales) -> Tensor:
 
 
 class ThreePoints(NamedTuple):
-    """Weights of the derivative at a point, from the values there and at two points near it; `(B,)` each."""
+    """Weights of the derivative at a point, from the values there and at two points near it; `(B,)` each.
+
+    Example:
+        >>> three = nd.functional.ThreePoints.of(torch.tensor([0.1]), torch.tensor([-0.1]))
+        >>> x = torch.tensor([[2.0]])
+        >>> three.derivative(x**2, (x + 0.1) ** 2, (x - 0.1) ** 2)  # 2 x
+        tensor([[4.0000]])
+    """
 
     here: Tensor
     first: Tensor
@@ -127,6 +147,11 @@ def flow_map_target(velocity: Tensor, derivative: Tensor, distance: Tensor) -> T
     Raises:
         TypeError: for anything but floating-point tensors.
         ValueError: for unequal shapes, or a distance (on a CPU) below 0: r must not lie behind t.
+
+    Example:
+        >>> ones = torch.ones(1, 2)
+        >>> nd.functional.flow_map_target(3 * ones, ones, torch.tensor([0.5]))
+        tensor([[2.5000, 2.5000]])
     """
     check_alike(velocity=velocity, derivative=derivative)
     check_per_sample("distance", distance, len(velocity))

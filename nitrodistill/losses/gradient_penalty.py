@@ -46,6 +46,11 @@ def gradient_penalty(logits: Logits, inputs: Tensor | Sequence[Tensor]) -> Tenso
     Raises:
         ValueError: for inputs that do not require gradients, or that no logit depends on.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0]], requires_grad=True)
+        >>> nd.functional.gradient_penalty(x.square(), x)
+        tensor([ 4., 16.], grad_fn=<SumBackward1>)
     """
     heads = as_heads("logits", logits)
     tensors = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
@@ -95,6 +100,12 @@ def approximate_gradient_penalty(
     Raises:
         ValueError: unless exactly one of `generator` and `noise` is given, or for a wrong shape.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> nd.functional.approximate_gradient_penalty(
+        ...     lambda x: 3 * x, torch.zeros(2, 1), scale=0.1, noise=torch.ones(2, 1)
+        ... )
+        tensor([0.0900, 0.0900])
     """
     check_tensor("samples", samples)
     check_positive("scale", scale, zero=True)
@@ -135,6 +146,12 @@ class Side:
         logits: `(B, *)`, one a head.
         discriminate: samples -> logits, at the noise, the timesteps and the condition of `logits`.
         perturbation: standard normal noise shaped like `samples`.
+
+    Example:
+        >>> samples = torch.zeros(2, 4)
+        >>> side = nd.Side(samples, (), (samples + 1,), lambda x: (x + 1,), lambda: torch.ones_like(samples))
+        >>> nd.ApproximateR1Penalty(scale=0.1)(side, side)
+        tensor([0.0100, 0.0100])
     """
 
     samples: Tensor
@@ -149,6 +166,10 @@ class Penalty(ABC):
 
     Attributes:
         differentiates: the sides whose features must require gradients.
+
+    Example:
+        >>> isinstance(nd.R1Penalty(), nd.Penalty), nd.R1Penalty().differentiates
+        (True, ('real',))
     """
 
     differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ()
@@ -165,7 +186,13 @@ class Penalty(ABC):
 
 @dataclass(frozen=True)
 class R1Penalty(Penalty):
-    """Exact R1 on the heads' inputs, as in ADD (Sauer et al. 2023)."""
+    """Exact R1 on the heads' inputs, as in ADD (Sauer et al. 2023).
+
+    Example:
+        >>> lazy = nd.LazyPenalty(nd.R1Penalty(), weight=10.0, every=16)
+        >>> lazy.factor(0), lazy.factor(1)
+        (160.0, 0.0)
+    """
 
     differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ("real",)
 
@@ -175,7 +202,12 @@ class R1Penalty(Penalty):
 
 @dataclass(frozen=True)
 class R1R2Penalty(Penalty):
-    """Exact R1 + R2 on the heads' inputs (R3GAN: Huang et al. 2024)."""
+    """Exact R1 + R2 on the heads' inputs (R3GAN: Huang et al. 2024).
+
+    Example:
+        >>> nd.R1R2Penalty().differentiates
+        ('real', 'fake')
+    """
 
     differentiates: ClassVar[tuple[Literal["real", "fake"], ...]] = ("real", "fake")
 
@@ -190,6 +222,10 @@ class ApproximateR1Penalty(Penalty):
 
     Args:
         scale: standard deviation of the perturbation, in the samples' unit.
+
+    Example:
+        >>> nd.named_penalties({"approximate_r1": {"weight": 100, "scale": 0.01}})["approximate_r1"].penalty
+        ApproximateR1Penalty(scale=0.01)
     """
 
     scale: float = 0.1
@@ -207,6 +243,10 @@ class ApproximateR1R2Penalty(Penalty):
 
     Args:
         scale: standard deviation of the perturbation, in the samples' unit.
+
+    Example:
+        >>> nd.LazyPenalty(nd.ApproximateR1R2Penalty(scale=0.01), weight=100.0)
+        LazyPenalty(penalty=ApproximateR1R2Penalty(scale=0.01), weight=100.0, every=1)
     """
 
     scale: float = 0.1
@@ -226,6 +266,10 @@ class LazyPenalty:
         penalty: what is added.
         weight: its factor, >= 0.
         every: n.
+
+    Example:
+        >>> nd.LazyPenalty(nd.R1Penalty(), weight=1.0, every=4).factor(4)
+        4.0
     """
 
     penalty: Penalty

@@ -53,6 +53,10 @@ def laplacian_pyramid_loss(
     Raises:
         ValueError: for unequal or too small shapes, a wrong mask, or an option out of its range.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> nd.functional.laplacian_pyramid_loss(torch.ones(2, 4, 8, 8), torch.ones(2, 4, 8, 8), levels=2)
+        tensor([0., 0.])
     """
     check_pair(pred, target)
     factors = _check_weights(levels, weights, lowpass)
@@ -85,6 +89,10 @@ class LaplacianPyramidLoss(Loss):
 
     Raises:
         ValueError: for an option out of its range.
+
+    Example:
+        >>> nd.LaplacianPyramidLoss(levels=2)(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))
+        tensor(0.)
     """
 
     levels: int

@@ -51,6 +51,10 @@ def augment_latents(latents: Tensor, r: Tensor, groups: str = "bg") -> Tensor:
     Raises:
         ValueError: for wrong shapes or an unknown group.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> nd.losses.augment_latents(torch.ones(2, 4, 8, 8), torch.rand(2, 14), "b").shape
+        torch.Size([2, 4, 8, 8])
     """
     check_tensor("latents", latents)
     check_floating("r", r)

@@ -53,6 +53,11 @@ class LatentLPIPSLoss(Loss):
         FileNotFoundError: if there is no such file.
         ValueError: for neither or both of network and weights, a file of another layout or without heads, a
             network with parameters that require gradients, unknown augmentations or ones without a generator.
+
+    Example:
+        >>> loss = nd.LatentLPIPSLoss(weights="toy")  # the embedded teacher's trunk
+        >>> loss(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8)).item()
+        0.0
     """
 
     augment: str

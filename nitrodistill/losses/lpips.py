@@ -54,6 +54,12 @@ class TargetFeatures(NamedTuple):
     Attributes:
         maps: one feature map per tap, `(B, C_l, h_l, w_l)`, or `(B * T, ...)` for videos.
         shape: the shape of the target.
+
+    Example:
+        >>> loss = nd.LPIPSLoss(lambda x: [x, x[..., ::2]], value_range=(-1, 1))
+        >>> features = loss.target_features(torch.zeros(2, 3, 8, 8))  # once, for many predictions
+        >>> [tuple(map.shape) for map in features.maps]
+        [(2, 3, 8, 8), (2, 3, 8, 4)]
     """
 
     maps: tuple[Tensor, ...]
@@ -83,6 +89,11 @@ def lpips_distance(
     Raises:
         ValueError: for unequal numbers of layers or unequal shapes.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> maps = [torch.rand(2, 8, 4, 4)]
+        >>> nd.functional.lpips_distance(maps, maps, [torch.ones(8)])
+        tensor([0., 0.])
     """
     if not len(features) == len(target_features) == len(heads) > 0:
         raise ValueError(
@@ -120,6 +131,12 @@ class LPIPSLoss(Loss):
     Raises:
         FileNotFoundError: if weights or heads are not on this machine; says how to fetch them.
         ValueError: for an unknown network, or one with parameters that require gradients.
+
+    Example:
+        >>> trunk = torch.nn.Conv2d(3, 8, 3).requires_grad_(False)  # "vgg" wants its weights on this machine
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> nd.LPIPSLoss(lambda x: [trunk(x)], value_range=(0, 1))(images, images).item()
+        0.0
     """
 
     value_range: tuple[float, float]

@@ -71,6 +71,11 @@ def ms_ssim_loss(
     Raises:
         ValueError: for unequal or too small shapes, a wrong mask, or an option out of its range.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x = torch.rand(2, 3, 32, 32)
+        >>> nd.functional.ms_ssim_loss(x, x, data_range=1.0, weights=(0.5, 0.5))
+        tensor([0., 0.])
     """
     L = check_positive("data_range", data_range)
     options = SSIMOptions(L, window_size, sigma, k1, k2, padding, mode, offset)
@@ -137,6 +142,11 @@ class MSSSIMLoss(Loss):
 
     Raises:
         ValueError: for an option out of its range.
+
+    Example:
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> nd.MSSSIMLoss(1.0, weights=(0.5, 0.5))(images, images)
+        tensor(0.)
     """
 
     def __init__(

@@ -111,6 +111,9 @@ def check_losses(spec: LossSpec) -> None:
     Raises:
         ValueError: for an unknown name or argument (shows the nearest), a wrong type, a negative weight, or
             a value out of its range (the last not of networks and of classes from outside).
+
+    Example:
+        >>> nd.check_losses({"smooth_l1": 1.0, "latent_ssim": {"weight": 0.2, "data_range": 8}})
     """
     _parse(spec).check()
 
@@ -123,6 +126,10 @@ def named_adversarial(spec: LossSpec) -> AdversarialLoss:
 
     Raises:
         ValueError: for an unknown name or setting (shows the nearest), or a wrong value.
+
+    Example:
+        >>> nd.named_adversarial("hinge")
+        HingeGANLoss(weights=None)
     """
     name, settings = one_name(spec, "adversarial loss")
     what = "adversarial loss"

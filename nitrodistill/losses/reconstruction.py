@@ -41,13 +41,22 @@ def l1_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
 
     Returns:
         `(B,)`.
+
+    Example:
+        >>> nd.functional.l1_loss(torch.zeros(2, 4), torch.ones(2, 4))
+        tensor([1., 1.])
     """
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.l1_loss(pred, target, reduction="none"), mask)
 
 
 def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tensor:
-    """Mean (pred - target)^2 of every sample; arguments as in `l1_loss`."""
+    """Mean (pred - target)^2 of every sample; arguments as in `l1_loss`.
+
+    Example:
+        >>> nd.functional.l2_loss(torch.zeros(2, 4), torch.full((2, 4), 3.0))
+        tensor([9., 9.])
+    """
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.mse_loss(pred, target, reduction="none"), mask)
 
@@ -55,7 +64,12 @@ def l2_loss(pred: Tensor, target: Tensor, *, mask: Tensor | None = None) -> Tens
 def smooth_l1_loss(
     pred: Tensor, target: Tensor, *, beta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    """Smooth L1 of every sample: quadratic below `beta` >= 0, 0 being L1; else as `l1_loss`."""
+    """Smooth L1 of every sample: quadratic below `beta` >= 0, 0 being L1; else as `l1_loss`.
+
+    Example:
+        >>> nd.functional.smooth_l1_loss(torch.zeros(2, 4), torch.full((2, 4), 2.0), beta=1.0)
+        tensor([1.5000, 1.5000])
+    """
     beta = check_positive("beta", beta, zero=True)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.smooth_l1_loss(pred, target, reduction="none", beta=beta), mask)
@@ -64,7 +78,12 @@ def smooth_l1_loss(
 def huber_loss(
     pred: Tensor, target: Tensor, *, delta: float = 1.0, mask: Tensor | None = None
 ) -> Tensor:
-    """Huber loss of every sample, `delta` > 0 times smooth L1; else as `l1_loss`."""
+    """Huber loss of every sample, `delta` > 0 times smooth L1; else as `l1_loss`.
+
+    Example:
+        >>> nd.functional.huber_loss(torch.zeros(2, 4), torch.full((2, 4), 2.0), delta=1.0)
+        tensor([1.5000, 1.5000])
+    """
     delta = check_positive("delta", delta)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(F.huber_loss(pred, target, reduction="none", delta=delta), mask)
@@ -91,6 +110,10 @@ def pseudo_huber_loss(
 
     Returns:
         `(B,)`.
+
+    Example:
+        >>> nd.functional.pseudo_huber_loss(torch.zeros(1, 3), torch.ones(1, 3), c=1.0, dim="sample")
+        tensor([1.])
     """
     check_choice("dim", dim, get_args(NormDim))
     c = None if c is None else check_positive("c", c)
@@ -108,14 +131,24 @@ def pseudo_huber_loss(
 def charbonnier_loss(
     pred: Tensor, target: Tensor, *, eps: float = 1e-3, mask: Tensor | None = None
 ) -> Tensor:
-    """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`."""
+    """Mean sqrt(d^2 + eps^2) of every sample, `eps` > 0; else as `l1_loss`.
+
+    Example:
+        >>> nd.functional.charbonnier_loss(torch.zeros(1, 1), torch.full((1, 1), 4.0), eps=3.0)
+        tensor([5.])
+    """
     eps = check_positive("eps", eps)
     pred, target = _prepare(pred, target, mask)
     return masked_mean(elementwise_loss(pred, target, "charbonnier", eps), mask)
 
 
 class L1Loss(Loss):
-    """Mean absolute difference; see `l1_loss`."""
+    """Mean absolute difference; see `l1_loss`.
+
+    Example:
+        >>> nd.L1Loss()(torch.zeros(2, 4, 8, 8), torch.ones(2, 4, 8, 8))
+        tensor(1.)
+    """
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return l1_loss(pred, target, mask=mask)
@@ -125,7 +158,12 @@ class L1Loss(Loss):
 
 
 class L2Loss(Loss):
-    """Mean squared difference; see `l2_loss`."""
+    """Mean squared difference; see `l2_loss`.
+
+    Example:
+        >>> nd.L2Loss(reduction="none")(torch.zeros(2, 4), torch.tensor([[1.0], [2.0]]).expand(2, 4))
+        tensor([1., 4.])
+    """
 
     def per_sample(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         return l2_loss(pred, target, mask=mask)
@@ -143,6 +181,10 @@ class SmoothL1Loss(Loss):
 
     Raises:
         ValueError: for a negative `beta` or an unknown reduction.
+
+    Example:
+        >>> nd.SmoothL1Loss(beta=1.0)(torch.zeros(2, 4), torch.full((2, 4), 2.0))
+        tensor(1.5000)
     """
 
     beta: float
@@ -170,6 +212,10 @@ class HuberLoss(Loss):
 
     Raises:
         ValueError: for `delta` <= 0 or an unknown reduction.
+
+    Example:
+        >>> nd.HuberLoss(delta=0.5)(torch.zeros(2, 4), torch.ones(2, 4))
+        tensor(0.3750)
     """
 
     delta: float
@@ -199,6 +245,10 @@ class PseudoHuberLoss(Loss):
 
     Raises:
         ValueError: for `c` <= 0, an unknown `dim` or an unknown reduction.
+
+    Example:
+        >>> nd.PseudoHuberLoss(c=1.0)(torch.zeros(1, 1), torch.full((1, 1), 3.0**0.5))
+        tensor(1.)
     """
 
     c: float | None
@@ -227,6 +277,10 @@ class CharbonnierLoss(Loss):
 
     Raises:
         ValueError: for `eps` <= 0 or an unknown reduction.
+
+    Example:
+        >>> nd.CharbonnierLoss(eps=3.0)(torch.zeros(1, 1), torch.full((1, 1), 4.0))
+        tensor(5.)
     """
 
     eps: float

@@ -84,6 +84,11 @@ def ssim_loss(
     Raises:
         ValueError: for unequal or too small shapes, a wrong mask, or an option out of its range.
         TypeError: for tensors that are not floating point.
+
+    Example:
+        >>> x = torch.rand(2, 3, 16, 16)
+        >>> nd.functional.ssim_loss(x, x, data_range=1.0)
+        tensor([0., 0.])
     """
     options = SSIMOptions(data_range, window_size, sigma, k1, k2, padding, mode, offset)
     return _ssim(pred, target, options, mask)
@@ -136,6 +141,11 @@ class SSIMLoss(Loss):
 
     Raises:
         ValueError: for an option out of its range.
+
+    Example:
+        >>> images = torch.rand(2, 3, 32, 32)
+        >>> nd.SSIMLoss(data_range=1.0)(images, images)
+        tensor(0.)
     """
 
     def __init__(
@@ -183,6 +193,11 @@ class LatentSSIMLoss(Loss):
     Raises:
         ValueError: unless exactly one of `data_range` and `std` is given, or for an option out of its
             range.
+
+    Example:
+        >>> latents = torch.randn(2, 4, 16, 16)
+        >>> nd.LatentSSIMLoss(data_range=8.0, window_size=7)(latents, latents)
+        tensor(0.)
     """
 
     def __init__(

@@ -36,7 +36,12 @@ __all__ = [
 
 
 def known_methods() -> list[str]:
-    """The names of the methods in this package."""
+    """The names of the methods in this package.
+
+    Example:
+        >>> "dmd2" in nd.methods.known_methods()
+        True
+    """
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
@@ -49,6 +54,10 @@ def find_method(name: str) -> type[DistillationMethod]:
 
     Raises:
         ValueError: if there is none, or the class is no method; it says what is missing.
+
+    Example:
+        >>> nd.methods.find_method("ladd").__name__
+        'LADD'
     """
     if ":" in name:
         return _from_outside(name)

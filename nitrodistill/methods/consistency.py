@@ -24,7 +24,7 @@ import torch
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.functional import l2_loss, pseudo_huber_loss
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.sampling import StepPlan, ode_step, predict_x0
 from nitrodistill.types import Batch, Denoiser, Terms, expand
@@ -47,6 +47,10 @@ class ConsistencyConfig:
             unless it is given another.
         guidance_range: lowest and highest scale, of which one is drawn a sample, an input of the student. null
             keeps one scale, of which the student knows nothing.
+
+    Example:
+        >>> nd.ConsistencyConfig(num_inference_steps=2, grid_steps=40).num_inference_steps
+        2
     """
 
     num_inference_steps: int = 4
@@ -77,11 +81,17 @@ class Consistency(DistillationMethod):
 
     Raises:
         ValueError: if a network cannot follow the grid, or guidance is asked for and cannot be had.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
+        >>> nd.Consistency.build(nd.ConsistencyConfig(target_decay=0), cast).plan
+        StepPlan(4 steps, renoise, t = 999, 749, 499, 249)
     """
 
     Config: ClassVar[type[ConsistencyConfig]] = ConsistencyConfig
 
     def __init__(self, config: ConsistencyConfig, cast: Cast) -> None:
+        check_build(config, ConsistencyConfig, cast)
         self.config: ConsistencyConfig = config
         self.teacher: Denoiser = cast.teacher
         self.student: Denoiser = cast.student

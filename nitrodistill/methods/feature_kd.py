@@ -33,7 +33,7 @@ from torch import Tensor
 from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.losses import WeightedSum
 from nitrodistill.losses.named import check_losses, named_loss
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.prediction import prediction_target
@@ -86,6 +86,10 @@ class FeatureKDConfig:
         min_snr_gamma: ceiling of min-SNR weights on task and output; null weighs all timesteps alike.
         timesteps: law of the timesteps in u: uniform, logit_normal or shifted.
         num_inference_steps: steps in which previews, evaluations and export draw the student.
+
+    Example:
+        >>> nd.FeatureKDConfig(data="pairs", num_inference_steps=4).num_inference_steps
+        4
     """
 
     data: Literal["real", "pairs"] = "real"
@@ -142,6 +146,12 @@ class FeatureKD(DistillationMethod):
     Raises:
         ValueError: if a matched block is missing, two matched blocks differ in shape, the predictions differ in
             kind, or there is no empty condition and one is needed.
+
+    Example:
+        >>> student, plan = teacher.denoiser.copy(), nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> config = nd.FeatureKDConfig(feature={})
+        >>> list(nd.FeatureKD(teacher.denoiser, student, plan, config).trainable())
+        ['student']
     """
 
     Config: ClassVar[type[FeatureKDConfig]] = FeatureKDConfig
@@ -157,6 +167,7 @@ class FeatureKD(DistillationMethod):
         example: tuple[Tensor, Tensor, Condition] | None = None,
     ) -> None:
         self.config: FeatureKDConfig = config or FeatureKDConfig()
+        check_build(self.config, FeatureKDConfig, plan=plan, teacher=teacher, student=student)
         if teacher.prediction_type != student.prediction_type:
             raise ValueError(
                 f"the teacher predicts {teacher.prediction_type!r} and the student {student.prediction_type!r}; "
@@ -187,6 +198,7 @@ class FeatureKD(DistillationMethod):
     @classmethod
     def build(cls, config: FeatureKDConfig, cast: Cast) -> FeatureKD:
         """The student samples on its own schedule, by DDIM (Euler, for flows)."""
+        check_build(config, FeatureKDConfig, cast)
         plan = StepPlan.from_schedule(cast.student.schedule, config.num_inference_steps)
         return cls(cast.teacher, cast.student, plan, config, empty=cast.empty)
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.few_step import ThreePoints, flow_map_target
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.prediction import convert_prediction
@@ -58,6 +58,10 @@ class FlowMapConfig:
             draws.
         robustness: p, in [0, 1]: 0 is the squared error, and 1 the same weight for all samples.
         num_inference_steps: steps of previews and evaluations; any number will do afterwards.
+
+    Example:
+        >>> nd.FlowMapConfig(velocity="data").num_inference_steps
+        4
     """
 
     velocity: Velocity = "teacher"
@@ -99,11 +103,17 @@ class FlowMap(DistillationMethod):
     Raises:
         ValueError: if the prediction has no velocity at the schedule's last timestep, guidance cannot be had, or
             the student cannot take an interval.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
+        >>> nd.FlowMap.build(nd.FlowMapConfig(num_inference_steps=2), cast).plan
+        StepPlan(2 steps, ode, t = 999, 499)
     """
 
     Config: ClassVar[type[FlowMapConfig]] = FlowMapConfig
 
     def __init__(self, config: FlowMapConfig, cast: Cast) -> None:
+        check_build(config, FlowMapConfig, cast)
         self.config: FlowMapConfig = config
         self.student: Denoiser = cast.student
         self.teacher: Denoiser | None = cast.teacher if config.velocity == "teacher" else None

@@ -48,7 +48,15 @@ from nitrodistill.losses.named import (
     named_loss,
     named_penalties,
 )
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
+from nitrodistill.method import (
+    Cast,
+    DistillationMethod,
+    Draws,
+    Frozen,
+    Role,
+    check_build,
+    frozen_within,
+)
 from nitrodistill.rows import Misaligned, Rows, is_chosen
 from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import Histogram, named_law
@@ -105,6 +113,10 @@ class LADDConfig:
         timestep: the timestep of a one-step student while it is fed pure noise (400 for
             Nitro-PixArt); null is the schedule's last.
         seed: of the discriminator's initial weights.
+
+    Example:
+        >>> nd.LADDConfig(adversarial="hinge", taps=(0.25, 0.5)).taps
+        (0.25, 0.5)
     """
 
     taps: Taps = ("down_blocks.0", "down_blocks.1", "mid_block")
@@ -213,6 +225,14 @@ class LADD(DistillationMethod):
     Raises:
         ValueError: if the student cannot follow the plan, the adversarial term has no discriminator, or a penalty
             no head that is trained.
+
+    Example:
+        >>> student = teacher.denoiser.copy()
+        >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, "mid_block", width=32)
+        >>> plan = nd.StepPlan.from_schedule(student.schedule)
+        >>> method = nd.LADD(student, discriminator, plan, nd.LADDConfig(adversarial="hinge"))
+        >>> list(method.trainable())
+        ['student', 'discriminator']
     """
 
     Config: ClassVar[type[LADDConfig]] = LADDConfig
@@ -230,6 +250,7 @@ class LADD(DistillationMethod):
         noising: Noising | None = None,
     ) -> None:
         self.config: LADDConfig = config or LADDConfig()
+        check_build(self.config, LADDConfig, plan=plan, student=student)
         if self.config.adversarial_weight > 0 and discriminator is None:
             raise ValueError(
                 "the adversarial term needs a discriminator; pass one, or set adversarial_weight=0."
@@ -254,12 +275,13 @@ class LADD(DistillationMethod):
     @classmethod
     def build(cls, config: LADDConfig, cast: Cast) -> LADD:
         """Builds the discriminator on the teacher, and the plan on the student's schedule."""
+        check_build(config, LADDConfig, cast)
         student, discriminator, loss = cast.student, None, None
         if config.adversarial_weight > 0:
             discriminator = LatentDiscriminator(
                 cast.teacher,
                 config.taps,
-                head=named_head(config.head),
+                head=config.head,
                 width=config.head_width,
                 conditioning=config.conditioning,
                 seed=config.seed,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from nitrodistill.checks import check_fields
 from nitrodistill.losses.few_step import ddim_target
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role
+from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, check_build
 from nitrodistill.models.guidance import Guidance, check_guidance
 from nitrodistill.sampling import StepPlan, ode_step, predict_x0
 from nitrodistill.types import Batch, Denoiser, Scales, Terms
@@ -53,6 +53,10 @@ class ProgressiveConfig:
             unless it is given another.
         guidance_range: lowest and highest scale, of which one is drawn a sample, an input of the student. null
             keeps one scale, of which the student knows nothing.
+
+    Example:
+        >>> nd.ProgressiveConfig(num_inference_steps=8).halved().num_inference_steps
+        4
     """
 
     num_inference_steps: int = 16
@@ -96,11 +100,17 @@ class Progressive(DistillationMethod):
     Raises:
         ValueError: if a network cannot follow its grid, the student's is no part of the teacher's, or guidance is
             asked for and cannot be had.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
+        >>> nd.Progressive.build(nd.ProgressiveConfig(num_inference_steps=4), cast).plan
+        StepPlan(4 steps, ode, t = 999, 749, 499, 249)
     """
 
     Config: ClassVar[type[ProgressiveConfig]] = ProgressiveConfig
 
     def __init__(self, config: ProgressiveConfig, cast: Cast) -> None:
+        check_build(config, ProgressiveConfig, cast)
         self.config: ProgressiveConfig = config
         self.teacher: Denoiser = cast.teacher
         self.student: Denoiser = cast.student

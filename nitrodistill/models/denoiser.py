@@ -6,7 +6,7 @@ What differs between the families is in `models/adapters`, one small file each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,18 +14,22 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from nitrodistill.checks import as_tensor, check_kind, check_within, on_host
 from nitrodistill.models.adapters import Adapter, adapter_for
 from nitrodistill.models.inputs import Input, add_input, giving, input_of
 from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.models.wrappers import checkpointed, has_roles, role_in, unwrapped
 from nitrodistill.prediction import Clamp
+from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import (
     Condition,
     Denoiser,
     NoiseSchedule,
     PredictionType,
     TakesInputs,
+    as_condition,
     check_prediction_type,
+    check_schedule,
 )
 
 
@@ -48,6 +52,13 @@ class DiffusersDenoiser:
         TypeError: if the network's class is not one of the families and there is no adapter.
         ValueError: if it wants conditioning that the family's adapter does not pass, or it is preconditioned
             and predicts anything but "sample".
+
+    Example:
+        >>> unet = teacher.diffusers.unet
+        >>> schedule = nd.DiscreteSchedule.from_scheduler(teacher.scheduler)
+        >>> denoiser = nd.DiffusersDenoiser(unet, schedule, "v_prediction")
+        >>> denoiser(noise, 999, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     module: nn.Module
@@ -67,13 +78,23 @@ class DiffusersDenoiser:
                 f"prediction_type is {prediction_type!r}, but with EDM's preconditioning the denoiser predicts "
                 "x0: say 'sample'."
             )
+        check_kind("module", module, nn.Module, ": the network itself")
         self.preconditioning: EDMPreconditioning | None = preconditioning
         self.clamp: Clamp | None = clamp
         self.adapter: Adapter = adapter_for(unwrapped(module)) if adapter is None else adapter
         self.module = module
-        self._schedule: NoiseSchedule = schedule
+        self._schedule: NoiseSchedule = check_schedule(schedule)
         self._prediction_type: PredictionType = check_prediction_type(prediction_type)
         self._known: tuple[tuple[nn.Module, torch.dtype], torch.dtype] | None = None
+
+    def __repr__(self) -> str:
+        parts = (
+            f"{type(self.network).__name__} of {millions(self.network)}",
+            *(() if role_in(self.module) is None else ("a LoRA role",)),
+            self.prediction_type,
+            *map(repr, filter(None, (self.schedule, self.preconditioning, self.clamp))),
+        )
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @property
     def schedule(self) -> NoiseSchedule:
@@ -98,20 +119,25 @@ class DiffusersDenoiser:
         """The bare network inside `module`, which may be prepared (DDP), compiled, or a LoRA role."""
         return unwrapped(self.module)
 
-    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Predicts from `x_t` `(B, C, H, W)` at `t` `(B,)` or zero-dimensional, in `x_t`'s dtype.
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor | float,
+        condition: Condition | Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Predicts from `x_t` `(B, C, H, W)` at `t` `(B,)` or one for all, in `x_t`'s dtype.
 
-        Inputs are cast to the dtype that the network computes in.
+        Inputs are cast to the dtype that the network computes in. None is the Condition that holds nothing.
 
         Raises:
-            ValueError: if latents or condition do not fit the network, by their shapes.
+            ValueError: if latents, timesteps or condition do not fit the network, by their shapes; of timesteps on
+                the CPU the values are looked at too.
         """
-        network = self.network
+        network, condition = self.network, as_condition(condition)
+        check_kind("x_t", x_t, Tensor)
         self.adapter.check(type(network).__name__, x_t, condition)
         dtype = self._dtype(network)
-        t = t.to(x_t.device).expand(len(x_t))
-        if t.is_floating_point():
-            t = t.float()
+        t = self._timesteps(t, len(x_t)).to(x_t.device).expand(len(x_t))
         cast = condition.to(x_t.device, dtype)
         with giving(network, condition, x_t, dtype):
             if self.preconditioning is None:
@@ -119,6 +145,19 @@ class DiffusersDenoiser:
             scaled, c_noise = self.preconditioning.input(x_t, t)
             raw = self._run(scaled, c_noise, cast, dtype)
         return self.preconditioning.denoised(raw, x_t, t).to(x_t.dtype)
+
+    def _timesteps(self, t: Tensor | float, batch: int) -> Tensor:
+        """Timesteps, checked; float32 if they are no whole numbers."""
+        t = as_tensor("t", t)
+        if t.shape not in ((), (1,), (batch,)):
+            raise ValueError(
+                f"t has shape {tuple(t.shape)}; it must be ({batch},), one timestep per sample, or one for all."
+            )
+        if isinstance(self._schedule, DiscreteSchedule):
+            check_within("t", t, 0, self._schedule.num_timesteps - 1)
+        elif on_host(t):
+            self._schedule(t)
+        return t.float() if t.is_floating_point() else t
 
     def _run(self, x_t: Tensor, t: Tensor, condition: Condition, dtype: torch.dtype) -> Tensor:
         arguments = self.adapter.arguments(x_t.to(dtype), t, condition)
@@ -237,6 +276,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(training)
+
+
+def millions(module: nn.Module) -> str:
+    """How many parameters a module has, in words."""
+    return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g}M parameters"
 
 
 def device_of(module: nn.Module) -> torch.device:

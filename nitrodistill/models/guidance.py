@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.checks import check_choice, check_finite, check_positive
+from nitrodistill.checks import as_tensor, check_choice, check_finite, check_positive
 from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import (
@@ -21,6 +21,9 @@ from nitrodistill.types import (
     NoiseSchedule,
     PredictionType,
     TakesInputs,
+    as_condition,
+    brief,
+    check_denoiser,
     expand,
 )
 
@@ -32,6 +35,10 @@ class _Around:
     """What a guided network has of the network in it."""
 
     denoiser: Denoiser
+    scale: float | Tensor
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.denoiser!r}, scale={brief(self.scale)})"
 
     @property
     def module(self) -> nn.Module:
@@ -74,6 +81,11 @@ class Guided(_Around):
     Raises:
         ValueError: if the scale is below 1, `null` holds more than one sample, `rescale` or `interval` leave
             [0, 1], or `rescale_by` is another.
+
+    Example:
+        >>> guided = nd.Guided(teacher.denoiser, 3.0, teacher.null_condition())
+        >>> guided(noise, 999, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
 
     def __init__(
@@ -88,6 +100,7 @@ class Guided(_Around):
     ) -> None:
         if not isinstance(scale, Tensor) and check_finite("guidance scale", scale) < 1:
             raise ValueError(f"guidance scale is {scale}; it must be at least 1 (1: no guidance).")
+        null = as_condition(null)
         if len(null) != 1:
             raise ValueError(
                 f"the null condition holds {len(null)} samples; it must hold one, "
@@ -99,7 +112,7 @@ class Guided(_Around):
             raise ValueError(
                 f"interval is {interval}; give (low, high) with 0 <= low <= high <= 1."
             )
-        self.denoiser: Denoiser = denoiser
+        self.denoiser: Denoiser = check_denoiser(denoiser)
         self.scale: float | Tensor = scale
         self.null: Condition = null
         self.rescale: float = rescale
@@ -115,8 +128,8 @@ class Guided(_Around):
 
     def parts(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """The unconditional and the conditional prediction, from one batch."""
+        condition, t = as_condition(condition), as_tensor("t", t).expand(len(x_t))
         both = Condition.cat([condition.null(self.null), condition])
-        t = t.expand(len(x_t))
         null, conditional = self.denoiser(torch.cat([x_t, x_t]), t.repeat(2), both).chunk(2)
         return null, conditional
 
@@ -130,7 +143,7 @@ class Guided(_Around):
             guided = self._rescaled(guided, conditional)
         if self.interval == (0.0, 1.0):
             return guided
-        u = self.schedule.fraction(t.expand(len(null)))
+        u = self.schedule.fraction(as_tensor("t", t).expand(len(null)))
         inside = (u >= self.interval[0]) & (u <= self.interval[1])
         return torch.where(expand(inside, guided), guided, conditional)
 
@@ -155,13 +168,15 @@ class EmbeddedGuidance(_Around):
     def __init__(self, denoiser: Denoiser, scale: float | Tensor) -> None:
         if not isinstance(scale, Tensor):
             check_positive("guidance scale", scale, zero=True)
-        self.denoiser: Denoiser = denoiser
+        self.denoiser: Denoiser = check_denoiser(denoiser)
         self.scale: float | Tensor = scale
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The prediction at that scale, from one evaluation."""
         scale = torch.as_tensor(self.scale, device=x_t.device, dtype=torch.float32)
-        return self.denoiser(x_t, t, condition.having(guidance=scale.expand(len(x_t))))
+        return self.denoiser(
+            x_t, t, as_condition(condition).having(guidance=scale.expand(len(x_t)))
+        )
 
 
 class Guidance:

@@ -26,6 +26,11 @@ class DecoderFeatures:
 
     Raises:
         ValueError: for names that there are not, see `FeatureTaps`.
+
+    Example:
+        >>> features = nd.models.DecoderFeatures(teacher.diffusers.vae, ("mid_block",))
+        >>> [tuple(map.shape) for map in features(x0)]
+        [(2, 32, 8, 8)]
     """
 
     def __init__(self, vae: Any, taps: Sequence[str] = ("mid_block", "up_blocks.0")) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nitrodistill.checks import check_fields, check_positive
+from nitrodistill.checks import check_fields, check_kind, check_positive
 from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
@@ -46,6 +46,10 @@ class LoRAConfig:
 
     Raises:
         ValueError: if rank is below 1 or alpha is not positive.
+
+    Example:
+        >>> nd.LoRAConfig(rank=8, alpha=16.0).rank
+        8
     """
 
     rank: int = 64
@@ -76,8 +80,17 @@ def add_lora(
         ModuleNotFoundError: without peft.
         ValueError: if the network has no such layer, peft refuses one, the role is there already or named like a
             part of the network, or the network carries LoRA of somebody else. The network then is as before.
+
+    Example:
+        >>> student = nd.add_lora(teacher.denoiser.copy(), "student", nd.LoRAConfig(rank=2))
+        >>> [name for name, p in student.module.named_parameters() if p.requires_grad][0]
+        'down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.lora_A.weight'
     """
     lora = _peft()
+    check_kind(
+        "denoiser", denoiser, DiffusersDenoiser, ", such as Pipeline.from_diffusers(pipe).denoiser"
+    )
+    check_kind("config", config, LoRAConfig | None)
     config, network = config or LoRAConfig(), denoiser.network
     roles: list[str] = getattr(network, ROLES, [])
     _check_role(role, roles, network)
@@ -133,6 +146,11 @@ def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
     Raises:
         TypeError: if it is not a role.
         ValueError: if the network's weights are stored in eight bits or fewer.
+
+    Example:
+        >>> student = nd.add_lora(teacher.denoiser.copy(), "student", nd.LoRAConfig(rank=2))
+        >>> nd.models.merged(student)(noise, 999, condition).shape
+        torch.Size([2, 4, 8, 8])
     """
     module = role_in(denoiser.module)
     if module is None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.checks import check_kind, check_tensor
 from nitrodistill.files import blake2
 from nitrodistill.models.adapters import (
     PIPELINES,
@@ -65,6 +66,11 @@ class Pipeline:
     Raises:
         TypeError: if its class is not one of `models.adapters.PIPELINES` and there is no adapter.
         ValueError: if the resolution is not divisible by what the VAE and the network need.
+
+    Example:
+        >>> pipeline = nd.Pipeline.from_diffusers(teacher.diffusers)
+        >>> pipeline.resolution, pipeline.latent_shape
+        ((32, 32), (4, 8, 8))
     """
 
     def __init__(
@@ -76,6 +82,9 @@ class Pipeline:
         adapter: PipelineAdapter | None = None,
         resolution: tuple[int, int] | None = None,
     ) -> None:
+        check_kind(
+            "denoiser", denoiser, DiffusersDenoiser, "; Pipeline.from_diffusers(pipe) makes it"
+        )
         self.diffusers: Any = diffusers
         self.denoiser: DiffusersDenoiser = denoiser
         self.adapter: PipelineAdapter = adapter or pipeline_adapter_for(diffusers)
@@ -193,6 +202,11 @@ class Pipeline:
             ) from error
         return cls.from_diffusers(pipe.to(device), resolution=resolution)
 
+    def __repr__(self) -> str:
+        height, width = self.resolution
+        name = type(self.diffusers).__name__
+        return f"Pipeline({name}, {height}x{width} pixels, latents {self.latent_shape}, {self.denoiser})"
+
     @property
     def scheduler(self) -> Any:
         """The diffusers scheduler."""
@@ -223,13 +237,13 @@ class Pipeline:
         return "" if vae is None else fingerprint(vae)
 
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> Condition:
-        """Encodes prompts; sample i of the Condition is prompt i.
+    def encode_prompt(self, prompts: str | Sequence[str]) -> Condition:
+        """Encodes prompts, or one; sample i of the Condition is prompt i.
 
         Raises:
             ValueError: if they are no texts, or one holds words that the text encoder does not know.
         """
-        texts = as_texts(prompts)
+        texts = as_texts([prompts] if isinstance(prompts, str) else prompts)
         for text in texts:
             self.check_prompt(text)
         return self.adapter.encode(self.diffusers, texts, self.resolution)
@@ -242,6 +256,7 @@ class Pipeline:
             negative_prompt: what not to draw; None is what diffusers takes by default, the empty prompt (or
                 zeros, where an SDXL pipeline is set to that).
         """
+        check_kind("negative_prompt", negative_prompt, str | None)
         return self.adapter.null(self.diffusers, negative_prompt, self.resolution)
 
     def guided(
@@ -269,6 +284,7 @@ class Pipeline:
         Returns:
             float32, clamped to [-1, 1]; grey ones have three equal channels. Gradients flow where autograd is on.
         """
+        _check_maps("latents", latents)
         if _vae(self.diffusers) is None:
             images = latents.float().clamp(-1, 1)
         else:
@@ -281,6 +297,7 @@ class Pipeline:
 
         Pipelines that draw grey are given the luma (ITU-R BT.601).
         """
+        _check_maps("images", images)
         if _image_channels(self.diffusers, self.denoiser.adapter) == 1:
             luma = images.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
             images = (images * luma).sum(1, keepdim=True)
@@ -299,6 +316,12 @@ def as_texts(prompts: Sequence[str]) -> list[str]:
     if values.ndim != 1 or not len(values) or not all(isinstance(p, str) for p in values):
         raise ValueError(f"prompts is {prompts!r:.80}; give a list of at least one text.")
     return values.tolist()
+
+
+def _check_maps(name: str, value: Tensor) -> None:
+    check_tensor(name, value)
+    if value.ndim != 4:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; it must be (B, C, H, W).")
 
 
 def _check_parts(pipe: Any, adapter: PipelineAdapter) -> None:

@@ -69,19 +69,22 @@ class PruneSpec:
                 )
 
     @classmethod
-    def without(cls, network: nn.Module, names: Iterable[str]) -> PruneSpec:
+    def without(
+        cls, network: nn.Module | DiffusersDenoiser, names: str | Iterable[str]
+    ) -> PruneSpec:
         """The spec that removes some parts and keeps the rest.
 
         Args:
-            network: the whole network.
+            network: the whole network, or a denoiser around it.
             names: of blocks ("transformer_blocks.3"), whole lists ("up_blocks.0.attentions") or "mid_block".
 
         Raises:
             ValueError: if the network has no such part, or no name is given.
         """
-        modules = dict(unwrapped(network).named_modules())
+        whole = network.module if isinstance(network, DiffusersDenoiser) else network
+        modules = dict(unwrapped(whole).named_modules())
         keep: dict[str, set[int]] = {}
-        for name in names:
+        for name in [names] if isinstance(names, str) else names:
             if modules.get(name) is None:
                 raise ValueError(f"the network has no {name!r}; {nearest(name, modules)}")
             parent, _, last = name.rpartition(".")
@@ -111,6 +114,11 @@ def prune(
     Raises:
         TypeError: if its family cannot be pruned.
         ValueError: if the spec does not fit the network, or the network carries LoRA or 8-bit weights.
+
+    Example:
+        >>> spec = nd.PruneSpec.without(teacher.denoiser, "mid_block")
+        >>> nd.prune(teacher.denoiser, spec).network.mid_block is None
+        True
     """
     if isinstance(network, DiffusersDenoiser):
         return network.with_module(pruned_network(network.network, spec, network.adapter))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters import first_tensor
 from nitrodistill.models.denoiser import DiffusersDenoiser
 from nitrodistill.models.wrappers import is_compiled, plain_name, unwrapped
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.types import Condition, Denoiser, check_denoiser
 
 
 class FeatureShape(NamedTuple):
@@ -37,6 +37,10 @@ class FeatureShape(NamedTuple):
         channels: of its map.
         stride: latent pixels a pixel, or token, of the map is wide.
         grid: (height, width) of the map for the example.
+
+    Example:
+        >>> nd.FeatureTaps(teacher.denoiser, "mid_block").shapes()
+        (FeatureShape(name='mid_block', channels=96, stride=2, grid=(2, 2)),)
     """
 
     name: str
@@ -51,7 +55,8 @@ class FeatureTaps:
     Args:
         denoiser: the network; its submodules are looked up once, here.
         taps: dotted submodule names such as `"down_blocks.1"`, `"mid_block"`, or depths in (0, 1]: 0.5 is the
-            block after which half of the blocks have run. In the order wanted. "every_block" is all of the blocks.
+            block after which half of the blocks have run. In the order wanted; one alone needs no list.
+            "every_block" is all of the blocks.
         image_part: picks the image's map from what a tapped module returns; by default what the
             denoiser's family says, else the first tensor.
 
@@ -62,15 +67,22 @@ class FeatureTaps:
         ValueError: if a name does not exist (the nearest ones are listed), was trimmed away, is given twice, or a
             depth leaves (0, 1].
         TypeError: if depths are given and the denoiser is not a DiffusersDenoiser.
+
+    Example:
+        >>> taps = nd.FeatureTaps(teacher.denoiser, ["down_blocks.0", "mid_block"])
+        >>> [tuple(map.shape) for map in taps.features(noise, 500, condition)]
+        [(2, 48, 4, 4), (2, 96, 4, 4)]
     """
 
     def __init__(
         self,
         denoiser: Denoiser,
-        taps: Sequence[str | float],
+        taps: str | float | Sequence[str | float],
         image_part: Callable[[object], Tensor] | None = None,
     ) -> None:
-        if isinstance(taps, str):
+        if not isinstance(getattr(denoiser, "module", None), nn.Module):
+            check_denoiser(denoiser)  # says what it is
+        if isinstance(taps, (str, int, float)):
             taps = _blocks(denoiser, taps) if taps == "every_block" else [taps]
         names = [tap if isinstance(tap, str) else _at_depth(denoiser, tap) for tap in taps]
         if not names or len(set(names)) != len(names):
@@ -81,6 +93,9 @@ class FeatureTaps:
         modules = {plain_name(name): module for name, module in network.named_modules()}
         self._modules = [_find(name, modules) for name in names]
         self._image_part = image_part
+
+    def __repr__(self) -> str:
+        return f"FeatureTaps({', '.join(self.names)} of {type(unwrapped(self.denoiser.module)).__name__})"
 
     def features(self, x_t: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, ...]:
         """The feature maps, in the order of `names`; what lies behind the last tap is not run.

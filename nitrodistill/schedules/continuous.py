@@ -30,6 +30,11 @@ class RectifiedFlow:
 
     Raises:
         ValueError: if either is not positive.
+
+    Example:
+        >>> flow = nd.RectifiedFlow(t_max=1.0, shift=3.0)
+        >>> flow.timestep(0.5), flow(0.75).sigma
+        (tensor(0.7500, dtype=torch.float64), tensor(0.7500, dtype=torch.float64))
     """
 
     t_max: float = 1000.0
@@ -44,21 +49,21 @@ class RectifiedFlow:
         """1: sampling starts from unit noise."""
         return 1.0
 
-    def __call__(self, t: Tensor) -> Scales:
+    def __call__(self, t: Tensor | float) -> Scales:
         """Scales at timesteps `t` in [0, t_max] (any shape), in float64."""
-        check_within("t", t, 0, self.t_max)
+        t = check_within("t", t, 0, self.t_max)
         sigma = t.to(double(t.device)) / self.t_max
         return Scales(1 - sigma, sigma)
 
-    def timestep(self, u: Tensor) -> Tensor:
+    def timestep(self, u: Tensor | float) -> Tensor:
         """`t_max s(u)` with the shift applied, float64."""
-        check_fraction("u", u)
+        u = check_fraction("u", u)
         u = u.to(double(u.device))
         return self.t_max * (self.shift * u / (1 + (self.shift - 1) * u))
 
-    def fraction(self, t: Tensor) -> Tensor:
+    def fraction(self, t: Tensor | float) -> Tensor:
         """The inverse of `timestep`."""
-        check_within("t", t, 0, self.t_max)
+        t = check_within("t", t, 0, self.t_max)
         s = t.to(double(t.device)) / self.t_max
         return s / (self.shift - (self.shift - 1) * s)
 
@@ -78,6 +83,10 @@ class KarrasSchedule:
 
     Raises:
         ValueError: unless 0 < sigma_min < sigma_max and rho > 0.
+
+    Example:
+        >>> nd.KarrasSchedule(sigma_max=80.0).timesteps(3)
+        tensor([8.0000e+01, 2.5152e+00, 2.0000e-03], dtype=torch.float64)
     """
 
     sigma_min: float = 0.002
@@ -98,21 +107,21 @@ class KarrasSchedule:
         """sigma_max."""
         return self.sigma_max
 
-    def __call__(self, t: Tensor) -> Scales:
+    def __call__(self, t: Tensor | float) -> Scales:
         """Scales at noise levels `t` = sigma (any shape), in float64."""
-        check_within("t", t, 0, math.inf)
+        t = check_within("t", t, 0, math.inf)
         sigma = t.to(double(t.device))
         return Scales(torch.ones_like(sigma), sigma)
 
-    def timestep(self, u: Tensor) -> Tensor:
+    def timestep(self, u: Tensor | float) -> Tensor:
         """`(sigma_min^(1/rho) + u (sigma_max^(1/rho) - sigma_min^(1/rho)))^rho`."""
-        check_fraction("u", u)
+        u = check_fraction("u", u)
         low, high = self._roots()
         return (low + u.to(double(u.device)) * (high - low)) ** self.rho
 
-    def fraction(self, t: Tensor) -> Tensor:
+    def fraction(self, t: Tensor | float) -> Tensor:
         """The inverse of `timestep`, for the noise levels that it gives."""
-        check_within("t", t, self.sigma_min, self.sigma_max)
+        t = check_within("t", t, self.sigma_min, self.sigma_max)
         low, high = self._roots()
         return (t.to(double(t.device)) ** (1 / self.rho) - low) / (high - low)
 

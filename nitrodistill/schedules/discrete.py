@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_fraction, check_whole, check_within
+from nitrodistill.checks import check_fraction, check_kind, check_whole, check_within
 from nitrodistill.types import Scales
 
 
 def double(device: torch.device) -> torch.dtype:
     """float64 where the device has it (Apple's MPS has not), else float32."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+_WAY_OUT = " (T,); DiscreteSchedule.from_scheduler reads a diffusers scheduler"
 
 
 class DiscreteSchedule:
@@ -29,9 +34,15 @@ class DiscreteSchedule:
     Raises:
         ValueError: if the table is not one-dimensional, shorter than 2, outside [0, 1], or does not
             decrease.
+
+    Example:
+        >>> schedule = nd.DiscreteSchedule.from_scheduler(teacher.scheduler)
+        >>> schedule, schedule.timesteps(4).tolist()
+        (DiscreteSchedule(1000 timesteps, alpha 0.9996 to 0 (zero terminal SNR)), [999, 749, 499, 249])
     """
 
-    def __init__(self, alphas_cumprod: Tensor) -> None:
+    def __init__(self, alphas_cumprod: Tensor | Sequence[float]) -> None:
+        check_kind("alphas_cumprod", alphas_cumprod, Tensor | np.ndarray | Sequence, _WAY_OUT)
         table = torch.as_tensor(alphas_cumprod).detach().to("cpu", torch.float64).clone()
         check_alphas_cumprod(table)
         self._alphas_cumprod = table
@@ -61,6 +72,11 @@ class DiscreteSchedule:
             table = torch.cat([table[:-1], torch.zeros_like(table[-1:])])
         return cls(table)
 
+    def __repr__(self) -> str:
+        first, last = self._alphas_cumprod[[0, -1]].sqrt().tolist()
+        zero = " (zero terminal SNR)" if last == 0 else ""
+        return f"DiscreteSchedule({self.num_timesteps} timesteps, alpha {first:.4g} to {last:.4g}{zero})"
+
     @property
     def alphas_cumprod(self) -> Tensor:
         """`(T,)` float64 on the CPU; a copy."""
@@ -76,9 +92,9 @@ class DiscreteSchedule:
         """1: sampling starts from unit noise, as diffusers' pipelines do."""
         return 1.0
 
-    def __call__(self, t: Tensor) -> Scales:
+    def __call__(self, t: Tensor | float) -> Scales:
         """Scales at integer timesteps `t` (any shape), in float64, on `t`'s device."""
-        check_within("t", t, 0, self.num_timesteps - 1)
+        t = check_within("t", t, 0, self.num_timesteps - 1)
         if t.is_floating_point():
             raise TypeError(
                 f"timesteps of a DiscreteSchedule are integers 0..{self.num_timesteps - 1}, got "
@@ -93,19 +109,19 @@ class DiscreteSchedule:
         )  # gathered: an index of -1 would be the last one, on a GPU without a word
         return Scales(alpha.gather(0, flat).view(t.shape), sigma.gather(0, flat).view(t.shape))
 
-    def timestep(self, u: Tensor) -> Tensor:
+    def timestep(self, u: Tensor | float) -> Tensor:
         """The timestep in whose cell of width 1 / T the fraction `u` in [0, 1] lies: `floor(u T)`, int64.
 
         At u = 1 it is T - 1. A uniform law then draws every timestep as often as any other, as `randint` does; the
         nearest timestep, `round(u (T - 1))`, would be the first and the last one half as often.
         """
-        check_fraction("u", u)
+        u = check_fraction("u", u)
         t = (u.to(double(u.device)) * self.num_timesteps).floor().long()
         return t.clamp(max=self.num_timesteps - 1)
 
-    def fraction(self, t: Tensor) -> Tensor:
+    def fraction(self, t: Tensor | float) -> Tensor:
         """`t / (T - 1)`: 0 at the first timestep and 1 at the last; `timestep` takes it back to `t`."""
-        check_within("t", t, 0, self.num_timesteps - 1)
+        t = check_within("t", t, 0, self.num_timesteps - 1)
         return t.to(double(t.device)) / (self.num_timesteps - 1)
 
     def timesteps(self, num_inference_steps: int) -> Tensor:

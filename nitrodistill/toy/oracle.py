@@ -25,7 +25,13 @@ ORACLE_FILE = "oracle/oracle.safetensors"
 
 
 class Oracle(nn.Module):
-    """Classifier of 32x32 scenes with one head per attribute, in the order of `scenes.ATTRIBUTE_NAMES`."""
+    """Classifier of 32x32 scenes with one head per attribute, in the order of `scenes.ATTRIBUTE_NAMES`.
+
+    Example:
+        >>> found = nd.toy.load_oracle()(torch.zeros(1, 3, 32, 32))
+        >>> type(found).__name__
+        'tuple'
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,6 +89,10 @@ def load_oracle(path: str | Path | None = None) -> Oracle:
 
     Args:
         path: a folder that the repository's `python -m tools.toy.train` wrote; by default the one in the package.
+
+    Example:
+        >>> nd.toy.load_oracle().training
+        False
     """
     root = WEIGHTS if path is None else Path(path)
     verify(root)
@@ -92,7 +102,12 @@ def load_oracle(path: str | Path | None = None) -> Oracle:
 
 
 def oracle_maps(images: Tensor) -> list[Tensor]:
-    """`Oracle.maps` of the one in the package: the features of a perceptual distance on this data."""
+    """`Oracle.maps` of the one in the package: the features of a perceptual distance on this data.
+
+    Example:
+        >>> [tuple(map.shape) for map in nd.toy.oracle_maps(torch.zeros(2, 3, 32, 32))]
+        [(2, 32, 16, 16), (2, 64, 8, 8), (2, 64, 8, 8), (2, 64, 4, 4)]
+    """
     return _packaged().maps(images)
 
 

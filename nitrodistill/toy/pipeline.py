@@ -34,6 +34,10 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     Raises:
         FileNotFoundError: if the folder holds no weights.
         ValueError: if a file is damaged.
+
+    Example:
+        >>> type(nd.toy.load_pipeline()).__name__
+        'StableDiffusionPipeline'
     """
     without_broken_torchvision()
     from diffusers import StableDiffusionPipeline
@@ -61,6 +65,11 @@ def load_student_pipeline() -> StableDiffusionPipeline:
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged.
+
+    Example:
+        >>> from nitrodistill import toy
+        >>> toy.load_student_pipeline().unet.config.in_channels
+        4
     """
     verify(STUDENT_WEIGHTS)
     pipeline = load_pipeline()
@@ -81,6 +90,10 @@ def load_dit_pipeline() -> PixArtSigmaPipeline:
     Raises:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, or the autoencoder is not the one that it was trained on.
+
+    Example:
+        >>> type(nd.toy.load_dit_pipeline()).__name__
+        'PixArtSigmaPipeline'
     """
     without_broken_torchvision()
     from diffusers import (
@@ -123,6 +136,10 @@ def save_pipeline(path: str | Path) -> Path:
 
     Raises:
         FileExistsError: if the folder exists and holds anything.
+
+    Example:
+        >>> nd.toy.save_pipeline("toy").name
+        'toy'
     """
     target = Path(path)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -67,7 +67,12 @@ _PATTERN = "a {size} {colour} {shape} on a {background} background"
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says: one word for each of the four attributes."""
+    """What a caption says: one word for each of the four attributes.
+
+    Example:
+        >>> nd.toy.Attributes("small", "red", "circle", "black").caption()
+        'a small red circle on a black background'
+    """
 
     size: str
     colour: str
@@ -105,6 +110,9 @@ def check_prompt(prompt: str) -> None:
 
     Raises:
         ValueError: if a word is unknown (the nearest known one is named) or the prompt is longer than 10 words.
+
+    Example:
+        >>> nd.toy.check_prompt("a small red circle on a black background")
     """
     words = prompt.lower().split()
     for word in words:

@@ -20,6 +20,7 @@ from nitrodistill.training.run import TrainedStudent, find_student, load_run_rec
 from nitrodistill.training.signals import StopSignals
 from nitrodistill.training.stages import run_recipe
 from nitrodistill.training.state import State
+from nitrodistill.training.student import Student
 from nitrodistill.training.trainer import Trainer
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Stage",
     "State",
     "StopSignals",
+    "Student",
     "TrainedStudent",
     "Trainer",
     "TrainerConfig",

@@ -78,6 +78,10 @@ class Alarm:
             "chance", "unstable" or "certain".
         step: after which it was found.
         message: one sentence: the numbers, and the settings to change.
+
+    Example:
+        >>> nd.training.Alarm("plateau", 300, "the loss has not moved").kind
+        'plateau'
     """
 
     kind: str
@@ -91,6 +95,9 @@ class Alarms:
     Args:
         window: steps over which a symptom must last.
         state: `to_plain` of an earlier one, to go on from.
+
+    Example:
+        >>> alarms = nd.training.Alarms(window=50)
     """
 
     def __init__(self, window: int, state: object = None) -> None:

@@ -20,6 +20,10 @@ class Best:
         metric: what was compared.
         value: of it.
         step: after which.
+
+    Example:
+        >>> nd.training.Best("fd", 12.5, 400).value
+        12.5
     """
 
     metric: str

@@ -46,6 +46,11 @@ class Checkpoint:
         path: its folder.
         stage: number of the recipe's stage.
         step: optimizer steps done in that stage.
+
+    Example:
+        >>> checkpoint = nd.training.find_student(run)
+        >>> checkpoint.step, checkpoint.has("student")
+        (1, True)
     """
 
     path: Path
@@ -167,6 +172,11 @@ def find_checkpoints(output: Path, stage: int | None = None) -> list[Checkpoint]
 
     Raises:
         ValueError: if the name of a folder there is nearly that of a checkpoint.
+
+    Example:
+        >>> from pathlib import Path
+        >>> [found.step for found in nd.training.find_checkpoints(Path(run))]
+        [1]
     """
     found = []
     for path in (output / _FOLDER).glob("stage-*"):
@@ -191,6 +201,11 @@ def newest_checkpoint(output: Path, stage: int | None = None) -> Checkpoint | No
 
     Raises:
         ValueError: if there are checkpoints and all are damaged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> nd.training.newest_checkpoint(Path(run)).step
+        1
     """
     checkpoints = find_checkpoints(output, stage)
     for checkpoint in checkpoints:
@@ -214,6 +229,10 @@ def best_checkpoint(output: Path, stage: int) -> Checkpoint | None:
 
     Raises:
         ValueError: if it is damaged, or all are.
+
+    Example:
+        >>> from pathlib import Path
+        >>> nd.training.best_checkpoint(Path(run), stage=0)  # None: nothing was evaluated
     """
     newest = newest_checkpoint(output, stage)
     best = None if newest is None else newest.state().get("best")

@@ -52,6 +52,10 @@ class OptimizerConfig:
         max_grad_norm: its gradient is scaled down to this norm; null does not clip.
         ema_decay: of the moving average of its weights, an update; 0 keeps none.
         eight_bit: keeps the moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
+
+    Example:
+        >>> nd.OptimizerConfig(learning_rate=1e-4, betas=(0.5, 0.999), ema_decay=0.999).learning_rate
+        0.0001
     """
 
     learning_rate: float = 1e-5
@@ -107,6 +111,10 @@ class TrainerConfig:
         gradient_checkpointing: recompute activations, to save memory.
         parallel: what several processes do: "ddp" copies every network, "fsdp" shares out its weights.
         cpu_offload: with "fsdp": weights, gradients and moments stay in the CPU's memory.
+
+    Example:
+        >>> nd.TrainerConfig(steps=100, batch_size=8, accumulation=2).steps
+        100
     """
 
     steps: int = 1000
@@ -200,6 +208,11 @@ def learning_rate_factor(config: OptimizerConfig, update: int, updates: int) -> 
         min(1, (update + 1) / warmup) * min(1, (N - update) / (N - f N)),   f = lr_decay_from
 
     The last update still learns: its factor is 1 / (N - f N), and the one after it would have 0.
+
+    Example:
+        >>> config = nd.OptimizerConfig(lr_warmup_updates=10)
+        >>> nd.training.learning_rate_factor(config, 4, 100)
+        0.5
     """
     rise = min(1.0, (update + 1) / config.lr_warmup_updates) if config.lr_warmup_updates else 1.0
     length = updates * (1 - config.lr_decay_from)

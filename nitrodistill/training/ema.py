@@ -30,6 +30,11 @@ class EMA:
 
     Raises:
         ValueError: if the decay is none, or `into` is another network or not in float32.
+
+    Example:
+        >>> layer = torch.nn.Linear(1, 1)
+        >>> average = nd.training.EMA(layer, decay=0.9)
+        >>> average.update()
     """
 
     def __init__(

@@ -46,6 +46,10 @@ def make_accelerator(
     Raises:
         ValueError: if a tracker is unknown or not installed.
         RuntimeError: if not all processes come within `PATIENCE`, because one failed before.
+
+    Example:
+        >>> nd.training.make_accelerator(cpu=True).num_processes
+        1
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
@@ -214,6 +218,11 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
     Args:
         states: from `Trainer.fit()`.
         show: None shows the bar on a terminal only, and of several processes by the first.
+
+    Example:
+        >>> recipe = nd.demo.toy_recipe("pairs", "runs/progress", steps=1, batch_size=2)
+        >>> len(list(nd.training.with_progress(nd.training.run_recipe(recipe, teacher), show=False)))
+        1
     """
     from tqdm import tqdm
 

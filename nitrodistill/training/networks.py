@@ -246,7 +246,14 @@ def check_cast(method: DistillationMethod, cast: Cast) -> None:
 
 
 def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: Stage) -> None:
-    """Places what a method uses and does not train: device, precision, share; all in place."""
+    """Places what a method uses and does not train: device, precision, share; all in place.
+
+    Example:
+        >>> accelerator = nd.training.make_accelerator(cpu=True)
+        >>> stage = nd.training.load_run_recipe(run).stages[0]
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
+        >>> nd.training.place_frozen(nd.LADD.build(nd.LADDConfig(), cast), accelerator, stage)
+    """
     trainer = stage.trainer
     for entry in method.frozen().values():
         if entry.as_it_is:

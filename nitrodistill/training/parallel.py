@@ -92,6 +92,11 @@ def prepare_frozen(
         parallel: "ddp" leaves it whole.
         taps: names of the submodules whose features get a gradient. A block with one inside (not the block
             itself) is gathered for the whole pass, because backward begins in the middle of it.
+
+    Example:
+        >>> accelerator = nd.training.make_accelerator(cpu=True)
+        >>> type(nd.training.prepare_frozen(torch.nn.Linear(2, 2), accelerator, "ddp")).__name__
+        'Linear'
     """
     if parallel == "ddp":
         return module.to(accelerator.device)

@@ -32,6 +32,10 @@ class Previewer:
         num_inference_steps: of the teacher's sampler.
         guidance: the teacher's scale.
         seed: of the noise.
+
+    Example:
+        >>> plan = nd.StepPlan.from_schedule(teacher.denoiser.schedule)
+        >>> previewer = nd.training.Previewer(teacher, prompts, plan, num_inference_steps=2, guidance=3.0)
     """
 
     def __init__(

@@ -49,6 +49,10 @@ class Stage:
         lora: makes the student, and every further network of the method, a LoRA role on the teacher's own network
             (`add_lora`): one network in memory, and checkpoints that hold the roles' weights alone. null trains
             whole copies. With bf16 the network that the roles share is a bfloat16 copy of the teacher's.
+
+    Example:
+        >>> nd.training.load_run_recipe(run).stages[0].method
+        'ladd'
     """
 
     method: str
@@ -130,6 +134,10 @@ class Recipe:
             ...); null is tensorboard, if it is installed.
         evaluate_samples: pictures of each evaluation while training, of the data's prompts and always the
             same noise; see `evaluate_every` of the stages.
+
+    Example:
+        >>> nd.training.load_run_recipe(run).teacher
+        'toy'
     """
 
     teacher: str
@@ -180,6 +188,12 @@ def parse_recipe(data: object) -> Recipe:
 
     Raises:
         ValueError: if a key is unknown or missing, or a value is of the wrong type or out of range.
+
+    Example:
+        >>> stage = {"method": "ladd", "trainer": {"steps": 5}}
+        >>> data = {"teacher": "toy", "pairs": "pairs", "output": "runs/five", "stages": [stage]}
+        >>> nd.training.parse_recipe(data).stages[0].trainer.steps
+        5
     """
     stages = data.get("stages") if isinstance(data, Mapping) else None
     for stage in stages if isinstance(stages, list) else ():
@@ -231,6 +245,11 @@ def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if it is no recipe.
+
+    Example:
+        >>> recipe = nd.training.load_recipe("runs/toy/recipe.yaml", [("stages.trainer.steps", "7")])
+        >>> recipe.stages[0].trainer.steps
+        7
     """
     try:
         data = {} if path is None else read_yaml(find_recipe(path))
@@ -270,7 +289,12 @@ def override(data: object, name: str, value: object) -> object:
 
 
 def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes a recipe with every default written out; the file is whole or not there."""
+    """Writes a recipe with every default written out; the file is whole or not there.
+
+    Example:
+        >>> from pathlib import Path
+        >>> nd.training.save_recipe(nd.training.load_run_recipe(run), Path("again.yaml"))
+    """
     import yaml
 
     write_text(path, yaml.safe_dump(to_plain(recipe), sort_keys=False))

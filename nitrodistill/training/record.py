@@ -65,6 +65,11 @@ def plan_of(checkpoint: Checkpoint) -> StepPlan:
             f"checkpoint {checkpoint.path} does not say how its student samples: an older version wrote it, or "
             "its method has no student. Train it again with this version."
         )
+    return plan_from(record)
+
+
+def plan_from(record: Mapping[str, Any]) -> StepPlan:
+    """The plan of a `student_record`."""
     steps = [
         Step(_timestep(step["t"]), _scales(step["input"]), _scales(step["output"]))
         for step in record["plan"]["steps"]
@@ -89,6 +94,11 @@ def load_denoiser(
 
     Raises:
         ValueError: if the checkpoint has no such role, or it is another network than the base.
+
+    Example:
+        >>> checkpoint = nd.training.find_student(run)
+        >>> nd.training.load_denoiser(checkpoint, teacher.denoiser).prediction_type
+        'v_prediction'
     """
     networks = checkpoint.state().get("networks")
     record = networks.get(role) if isinstance(networks, Mapping) else None
@@ -98,15 +108,20 @@ def load_denoiser(
         raise ValueError(
             f"checkpoint {checkpoint.path} has no network of the role {role!r}; it has {known}."
         )
-    if record["lora"] is not None:
-        denoiser = add_lora(base, free_name(base, role), build(LoRAConfig, record["lora"]))
-    elif network_record(base.module, None) == dict(record):
-        denoiser = base_copy(base)
-        denoiser.module.float()  # a base in half precision would round the weights
-    else:
-        denoiser = base.with_module(_built(record))
+    denoiser = denoiser_of(record, base, role)
     load_weights(denoiser, checkpoint, role, average)
     denoiser.module.eval()
+    return denoiser
+
+
+def denoiser_of(record: Mapping[str, Any], base: DiffusersDenoiser, role: str) -> DiffusersDenoiser:
+    """A network as a `network_record` says, with the base's weights or none: a new LoRA role, or a whole one."""
+    if record["lora"] is not None:
+        return add_lora(base, free_name(base, role), build(LoRAConfig, record["lora"]))
+    if network_record(base.module, None) != dict(record):
+        return base.with_module(_built(record))
+    denoiser = base_copy(base)
+    denoiser.module.float()  # a base in half precision would round the weights
     return denoiser
 
 

@@ -36,6 +36,7 @@ from nitrodistill.training.config import FREE
 from nitrodistill.training.environment import note_environment, noted_environments
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, parse_recipe, save_recipe
 from nitrodistill.training.record import load_denoiser, plan_of
+from nitrodistill.training.student import Student
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,12 +58,22 @@ class TrainedStudent:
         plan: how it samples.
         checkpoint: where its weights are from.
         recipe: how it was trained.
+
+    Example:
+        >>> student = nd.training.load_student(run, teacher)
+        >>> student.plan, student.checkpoint.step
+        (StepPlan(Step(t=999, input=(0, 1), output=(0, 1))), 1)
     """
 
     denoiser: DiffusersDenoiser
     plan: StepPlan
     checkpoint: Checkpoint
     recipe: Recipe
+
+    @property
+    def student(self) -> Student:
+        """Network and plan alone, to save or push."""
+        return Student(self.denoiser, self.plan, self.recipe.stages[self.checkpoint.stage].lora)
 
 
 def load_run_recipe(run: str | Path) -> Recipe:
@@ -72,6 +83,10 @@ def load_run_recipe(run: str | Path) -> Recipe:
         FileNotFoundError: if `run` is not the folder of one.
         ValueError: if the recipe cannot be read, or is not the one that the newest checkpoint was made with;
             paths and what a resumed run may change may differ.
+
+    Example:
+        >>> nd.training.load_run_recipe(run).output
+        'runs/toy'
     """
     file = Path(run) / RECIPE
     if not file.is_file():
@@ -118,6 +133,10 @@ def find_student(run: str | Path, which: Which = "newest", stage: int | None = N
     Raises:
         FileNotFoundError: if there is no checkpoint yet, or none was evaluated.
         ValueError: if its checkpoints are damaged.
+
+    Example:
+        >>> nd.training.find_student(run).step
+        1
     """
     found = newest_checkpoint(Path(run), stage)
     if found is None:
@@ -157,6 +176,10 @@ def load_student(
     Raises:
         FileNotFoundError: if it is no run, there is no checkpoint in it yet, or none was evaluated.
         ValueError: if its checkpoints are damaged or do not fit the teacher.
+
+    Example:
+        >>> student = nd.training.load_student(run, teacher)
+        >>> x0 = nd.sample(student.denoiser, student.plan, noise, condition)
     """
     recipe, found = load_run_recipe(run), find_student(run, checkpoint, stage)
     plan = plan_of(found)

@@ -82,6 +82,12 @@ def run_recipe(
         ValueError: if another teacher made the pairs, settings of a stage do not fit the network, a
             preview's prompt is unknown to the teacher, or the folder holds a run of another recipe.
         FileExistsError: if the folder holds something else.
+
+    Example:
+        >>> recipe = nd.demo.toy_recipe("pairs", "runs/recipe", steps=1, batch_size=2)
+        >>> for state in nd.training.run_recipe(recipe, teacher):
+        ...     print(state.step, sorted(state.totals()))
+        1 ['discriminator', 'student']
     """
     output = Path(recipe.output)
     sources = Sources.open(recipe, pipeline)

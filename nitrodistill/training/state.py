@@ -33,6 +33,11 @@ class State:
         alarms: what the log says has gone wrong, found after this step.
         stopped: the signal that ended the run after this step, and all is saved then; "alarm" if an alarm did, and
             nothing is saved on top of what was before; else empty.
+
+    Example:
+        >>> recipe = nd.demo.toy_recipe("pairs", "runs/state", steps=2, batch_size=2)
+        >>> [state.step for state in nd.training.run_recipe(recipe, teacher)]
+        [1, 2]
     """
 
     stage: int

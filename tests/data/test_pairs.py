@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from nitrodistill.data import BatchStream, PairStore
+from nitrodistill.data import BatchStream, PairStore, collate_pairs
 from nitrodistill.models import Pipeline
 from nitrodistill.models.pipeline import fingerprint
 
@@ -209,3 +210,25 @@ def test_one_row_at_another_s_place_is_an_error(copied: Path, rewritten: Rewrite
         store.read([0])
     with pytest.raises(ValueError, match="does not hold the rows 0 to 3"):
         store.verify()
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_dataloader_of_torch_reads_a_store(made: PairStore, workers: int) -> None:
+    """Map-style: pickled, spawned, in any order, and joined as `read` joins."""
+    store = pickle.loads(pickle.dumps(made))
+    settings: Any = {
+        "num_workers": workers,
+        "multiprocessing_context": "spawn" if workers else None,
+    }
+    loader = DataLoader(store, 3, sampler=[2, 0, 1, 3], collate_fn=collate_pairs, **settings)  # type: ignore[arg-type]
+    for batch, rows in zip(loader, ([2, 0, 1], [3]), strict=True):
+        right = made.read(rows)
+        assert torch.equal(batch.x0, right.x0)
+        assert torch.equal(batch.noise, right.noise)
+        assert batch.condition.prompt_ids.tolist() == right.condition.prompt_ids.tolist()
+        for name, tensor in right.condition.tensors.items():
+            assert torch.equal(batch.condition[name], tensor)
+    assert len(list(made)) == len(made)
+    with pytest.raises(IndexError):
+        made[len(made)]
+    assert repr(made).startswith(f"PairStore({str(made.path)!r}, {len(made)} pairs of ")

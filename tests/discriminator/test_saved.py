@@ -88,7 +88,7 @@ def test_damage_is_found(tiny_denoiser, tmp_path):
         config.write_text(text)
         refused("is damaged")
     config.unlink()
-    with pytest.raises(FileNotFoundError, match="no discriminator's heads in"):
+    with pytest.raises(FileNotFoundError, match="no heads in"):
         LatentDiscriminator.from_pretrained(tmp_path, tiny_denoiser)
 
 

@@ -50,6 +50,13 @@ class Comparison:
         quality: the metric of the plot's vertical axis.
         cost: that of the horizontal one.
         verdicts: name -> the student's verdict.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> numbers = {"alignment": Metric(0.9), "gflops": Metric(1.0)}
+        >>> found = Evaluation({"teacher": numbers, "student": numbers})
+        >>> list(report.compare({"a": found, "b": found}, "alignment", "gflops").students)
+        ['a', 'b']
     """
 
     students: Mapping[str, Evaluation]
@@ -118,6 +125,13 @@ def compare(
 
     Raises:
         ValueError: if there are fewer than two, they were not made alike, or a metric is missing.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> numbers = {"alignment": Metric(0.9), "gflops": Metric(1.0)}
+        >>> found = Evaluation({"teacher": numbers, "student": numbers})
+        >>> report.compare({"a": found, "b": found}, "alignment", "gflops").quality
+        'alignment'
     """
     if len(students) < 2:
         raise ValueError(f"there are {len(students)} evaluations; a comparison needs at least two.")
@@ -147,6 +161,14 @@ def write_comparison(
         path: the file.
         pictures: student's name -> its evaluation's examples; samples that all have are shown.
         title: of the page.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> numbers = {"alignment": Metric(0.9), "gflops": Metric(1.0)}
+        >>> found = Evaluation({"teacher": numbers, "student": numbers})
+        >>> compared = report.compare({"a": found, "b": found}, "alignment", "gflops")
+        >>> report.write_comparison(compared, "compared.html").name
+        'compared.html'
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +181,15 @@ def comparison_html(
     pictures: Mapping[str, Pictures] | None = None,
     title: str = "Students of one teacher",
 ) -> str:
-    """The page of `write_comparison` as text; the arguments are the same."""
+    """The page of `write_comparison` as text; the arguments are the same.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> numbers = {"alignment": Metric(0.9), "gflops": Metric(1.0)}
+        >>> found = Evaluation({"teacher": numbers, "student": numbers})
+        >>> report.comparison_html(report.compare({"a": found, "b": found}, "alignment", "gflops"))[:15]
+        '<!doctype html>'
+    """
     together = compared.together()
     known = {n: p for n, p in (pictures or {}).items() if n in compared.students}
     shown = _gallery(compared, known) if len(known) == len(compared.students) else None

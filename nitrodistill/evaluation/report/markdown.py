@@ -18,6 +18,12 @@ def model_card_table(found: Evaluation) -> str:
 
     Raises:
         KeyError: if the evaluation has no student.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> "0.9" in report.model_card_table(found)
+        True
     """
     outcome = verdict(found)
     models = [model for model in COLUMNS if model in found.models]

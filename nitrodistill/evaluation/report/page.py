@@ -69,6 +69,12 @@ def write_report(
 
     Raises:
         KeyError: if the evaluation has no student.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> report.write_report(found, "report.html").name
+        'report.html'
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +91,14 @@ def report_html(
     recipe: str | None = None,
     environment: Mapping[str, Any] | None = None,
 ) -> str:
-    """The page of `write_report` as text; the arguments are the same."""
+    """The page of `write_report` as text; the arguments are the same.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> report.report_html(found)[:15]
+        '<!doctype html>'
+    """
     outcome = verdict(found)
     pictures = gallery(found, {**MODELS, "naive": "1-step teacher"})
     costs = _costs(found)

@@ -47,6 +47,11 @@ class Assessment:
         reference_text: what the reference is, in words.
         gap: how far value and reference are apart, in half widths of the value's interval.
         text: the value as it is shown.
+
+    Example:
+        >>> from nitrodistill.evaluation import Metric, report
+        >>> report.assess("alignment", Metric(0.9), Metric(0.95), None).state
+        'open'
     """
 
     metric: str
@@ -66,6 +71,12 @@ class Verdict:
         headline: one short sentence.
         detail: one sentence with numbers.
         assessments: metric -> Assessment, in the catalogue's order.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> list(report.verdict(found).assessments)
+        ['alignment']
     """
 
     headline: str
@@ -91,6 +102,11 @@ def assess(name: str, student: Metric, teacher: Metric | None, floor: float | No
         student: the student's.
         teacher: the teacher's, or None.
         floor: the metric's, or None.
+
+    Example:
+        >>> from nitrodistill.evaluation import Metric, report
+        >>> report.assess("alignment", Metric(0.9), Metric(0.95), None).metric
+        'alignment'
     """
     best, shown = info(name).best, number(student.value, places(name, student))
     if best in ("one", "above_one"):
@@ -128,6 +144,12 @@ def verdict(found: Evaluation) -> Verdict:
 
     Raises:
         KeyError: if it has no student.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> found = Evaluation({name: {"alignment": Metric(0.9)} for name in ("teacher", "student")})
+        >>> list(report.verdict(found).assessments)
+        ['alignment']
     """
     teacher = found.models.get("teacher", {})
     assessed = {

@@ -34,7 +34,15 @@ from nitrodistill.discriminator import AdversarialGame, LatentDiscriminator, Noi
 from nitrodistill.losses import Side, WeightedSum
 from nitrodistill.losses import functional as F
 from nitrodistill.losses.named import named_adversarial, named_loss, named_penalties
-from nitrodistill.method import Cast, DistillationMethod, Draws, Frozen, Role, frozen_within
+from nitrodistill.method import (
+    Cast,
+    DistillationMethod,
+    Draws,
+    Frozen,
+    Role,
+    check_build,
+    frozen_within,
+)
 from nitrodistill.methods.dmd2.config import (
     CriticConfig,
     DecoupledConfig,
@@ -70,11 +78,17 @@ class DMD2(DistillationMethod):
 
     Raises:
         ValueError: if the settings do not fit the networks.
+
+    Example:
+        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), {"critic": teacher.denoiser.copy()})
+        >>> list(nd.DMD2.build(nd.DMD2Config(), cast).trainable())
+        ['student', 'critic']
     """
 
     Config: ClassVar[type[DMD2Config]] = DMD2Config
 
     def __init__(self, config: DMD2Config, cast: Cast) -> None:
+        check_build(config, DMD2Config, cast)
         self.config: DMD2Config = config
         self.teacher: Denoiser = cast.teacher
         self.student: Denoiser = cast.student

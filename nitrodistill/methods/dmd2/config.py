@@ -183,6 +183,10 @@ class DMD2Config:
             `num_inference_steps` always.
         backward: probability that the input of a later step is the student's own (backward simulation); else it is
             noised data, of `gan.real`, or the pairs.
+
+    Example:
+        >>> nd.DMD2Config(guidance=3.0).guidance
+        3.0
     """
 
     guidance: float = 1.0

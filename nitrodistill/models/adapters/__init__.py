@@ -88,6 +88,10 @@ def adapter_for(network: nn.Module) -> Adapter:
     Raises:
         TypeError: if its class is not one of the families; the message lists what an adapter must say.
         ValueError: if it wants conditioning that the family's adapter does not pass.
+
+    Example:
+        >>> nd.models.adapters.adapter_for(teacher.diffusers.unet).latent_shape()
+        (4, 8, 8)
     """
     name = type(network).__name__
     if name not in ADAPTERS:
@@ -108,6 +112,10 @@ def pipeline_adapter_for(pipe: Any) -> PipelineAdapter:
 
     Raises:
         TypeError: if its class is not one of the families.
+
+    Example:
+        >>> type(nd.models.adapters.pipeline_adapter_for(teacher.diffusers)).__name__
+        'StableDiffusionPipelineAdapter'
     """
     name = type(pipe).__name__
     if name not in PIPELINES:

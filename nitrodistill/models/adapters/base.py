@@ -30,6 +30,10 @@ class Entry:
     Attributes:
         shape: behind the batch; None is any length.
         integer: whether it holds numbers such as class labels.
+
+    Example:
+        >>> teacher.denoiser.adapter.entries()
+        {'encoder_hidden_states': Entry(shape=(None, 64), integer=False)}
     """
 
     shape: tuple[int | None, ...] = ()
@@ -55,6 +59,10 @@ class Adapter(ABC):
         lora_targets: names, or ends of names, of the layers that LoRA adapts unless a LoRAConfig names others.
         embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
         pooled_text: the entry that holds the text as one vector a prompt, if there is one.
+
+    Example:
+        >>> type(teacher.denoiser.adapter).__name__, list(teacher.denoiser.adapter.entries())
+        ('UNetAdapter', ['encoder_hidden_states'])
     """
 
     patch: int = 1
@@ -253,6 +261,10 @@ class PipelineAdapter(ABC):
         call_settings: further arguments of the pipeline's call, without which it would encode prompts differently.
         scheduler: the only scheduler class of diffusers that the pipeline runs with, if it is one.
         has_null: whether there is a condition that stands for none, for guidance without a negative prompt.
+
+    Example:
+        >>> teacher.adapter.network
+        'unet'
     """
 
     network: str = "transformer"

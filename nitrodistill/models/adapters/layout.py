@@ -7,7 +7,12 @@ from torch import Tensor
 
 
 def first_tensor(output: object) -> Tensor:
-    """`output` if it is a tensor, else the first tensor of a tuple or list."""
+    """`output` if it is a tensor, else the first tensor of a tuple or list.
+
+    Example:
+        >>> nd.models.adapters.first_tensor(("text", torch.zeros(2))).shape
+        torch.Size([2])
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, (tuple, list)):
@@ -25,6 +30,10 @@ def image_tokens(output: object, grid: tuple[int, int]) -> Tensor:
 
     Of a tuple that is the last tensor with h w tokens (blocks return the text first; tap these, where text may
     have as many tokens as the image). Of longer sequences it is the end: the text comes first.
+
+    Example:
+        >>> nd.models.adapters.image_tokens(torch.zeros(2, 16, 8), (4, 4)).shape
+        torch.Size([2, 16, 8])
     """
     length = grid[0] * grid[1]
     parts = output if isinstance(output, (tuple, list)) else [output]
@@ -46,6 +55,10 @@ def on_grid(features: Tensor, grid: tuple[int, int]) -> Tensor:
 
     Raises:
         ValueError: if it is neither, as for a module that sees text or timesteps only.
+
+    Example:
+        >>> nd.models.adapters.on_grid(torch.zeros(2, 16, 8), (4, 4)).shape
+        torch.Size([2, 8, 4, 4])
     """
     if features.ndim == 4:
         return features
