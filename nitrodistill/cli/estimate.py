@@ -7,8 +7,8 @@ without weights is enough, and of a name on the Hub no weights are downloaded. N
 the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
 
 example:
-  nitrodistill estimate --config examples/recipes/toy.yaml
-  nitrodistill estimate --config examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
+  nitrodistill estimate examples/recipes/toy.yaml
+  nitrodistill estimate examples/recipes/nitro-sd21.yaml --teacher path/to/pipeline --memory 64
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import Parser, parse
-from nitrodistill.cli.terminal import say, size_text
+from nitrodistill.cli.terminal import results, say, size_text
 
 if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
@@ -50,7 +50,7 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill estimate --help`."""
-    given = parse(Parser("estimate", __doc__, _Options), argv)
+    given = parse(Parser("estimate", __doc__, _Options, words="config"), argv)
     for name in ("memory", "text_length", "lora_rank"):
         value = getattr(given, name)
         if value is not None and value <= 0:
@@ -74,6 +74,10 @@ def main(argv: Sequence[str]) -> int:
         earlier=recipe.stages[: given.stage],
     )
     capacity = None if given.memory is None else int(given.memory * _GIB)
+    results(
+        roles=found["as it is"].roles,
+        peak_bytes={name: memory.peak() for name, memory in found.items()},
+    )
     say(_roles(found["as it is"]), lines=True)
     say(_switches(found, _own_memory() if capacity is None else capacity), lines=True)
     return 0

@@ -116,8 +116,15 @@ def shuffled_captions(seed: int = 0) -> list[str]:
     return [captions[i] for i in order.tolist()]
 
 
-def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluation:
+def run_demo(
+    config: DemoConfig, say: Callable[[str], None] = print, *, progress: bool = True
+) -> Evaluation:
     """Runs the demo, or what is left of it, and writes its folder.
+
+    Args:
+        config: how large.
+        say: takes what is said.
+        progress: show how far each part is.
 
     Raises:
         FileExistsError: if the folder holds something else.
@@ -133,7 +140,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         with other_processes(_share, config, meeting, trainers, count=count):
-            pipeline = _share(config, meeting, trainers, 0, count, say)
+            pipeline = _share(config, meeting, trainers, 0, count, say, progress)
     student, made = load_student(root / "student", pipeline), background(root / "student")
     found = measure_student(
         "toy",
@@ -144,6 +151,7 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> Evaluati
         _evaluation(config),
         training_latents=training_latents(student.recipe),
         cache=root / "teacher",
+        progress=progress,
     )
     title = "LADD on the embedded teacher"
     report = write_results(found, root, made, title, TITLES)
@@ -170,22 +178,25 @@ def _share(
     rank: int,
     count: int,
     say: Callable[[str], None] = lambda text: None,
+    progress: bool = True,
 ) -> Pipeline:
     """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
     pipeline = load_teacher("toy")
     say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-    _make_pairs(config, pipeline, rank, count)
+    _make_pairs(config, pipeline, rank, count, progress)
     say(f"2/4  distillation: {config.steps} steps of LADD")
     if rank < trainers:
-        _train(config, pipeline, meeting, rank, trainers)
+        _train(config, pipeline, meeting, rank, trainers, progress)
     say(
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
-    _draw_teacher(config, pipeline, rank, count)
+    _draw_teacher(config, pipeline, rank, count, progress)
     return pipeline
 
 
-def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+def _make_pairs(
+    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
+) -> None:
     settings = GenerateConfig(
         num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=PAIRS_PER_FILE
     )
@@ -197,20 +208,25 @@ def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -
         teacher_name="toy",
         rank=rank,
         world_size=count,
+        progress=progress,
     )
 
 
-def _train(config: DemoConfig, pipeline: Pipeline, meeting: Path, rank: int, count: int) -> None:
+def _train(
+    config: DemoConfig, pipeline: Pipeline, meeting: Path, rank: int, count: int, progress: bool
+) -> None:
     root = Path(config.output)
     recipe = toy_recipe(
         str(root / "pairs"), str(root / "student"), config.steps, config.seed, BATCH_SIZE
     )
     with training_together(rank, count, meeting):
-        for _ in with_progress(run_recipe(recipe, pipeline), show=rank == 0):
+        for _ in with_progress(run_recipe(recipe, pipeline), show=progress and rank == 0):
             pass
 
 
-def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+def _draw_teacher(
+    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
+) -> None:
     help_draw(
         pipeline,
         shuffled_captions(),
@@ -218,6 +234,7 @@ def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int)
         Path(config.output) / "teacher",
         rank=rank,
         world_size=count,
+        progress=progress,
     )
 
 

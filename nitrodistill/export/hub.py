@@ -39,7 +39,7 @@ def check_hub(repo_id: str, api: Any = None) -> Any:
     return api
 
 
-def push(folder: str | Path, repo_id: str, *, private: bool = False, api: Any = None) -> str:
+def push(folder: str | Path, repo_id: str, *, private: bool = True, api: Any = None) -> str:
     """Uploads a whole export in one commit, with the repository's name in its card; returns the address.
 
     Every file but the card is compared with the export's record before; hidden files stay here.

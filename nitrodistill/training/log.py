@@ -1,10 +1,9 @@
-"""The run's log: a line of JSON every few steps, Accelerate's trackers, and a progress bar."""
+"""The run's log: a line of JSON every few steps, Accelerate's trackers, and how far it is."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -213,25 +212,25 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
 
     Args:
         states: from `Trainer.fit()`.
-        show: None shows the bar on a terminal only, and of several processes by the first.
+        show: a bar on a terminal, else a line now and then (`nitrodistill.progress`); None is what the first of
+            several processes does.
     """
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
-    hidden = not (sys.stderr.isatty() and place().rank == 0) if show is None else not show
+    show = place().rank == 0 if show is None else show
     for stage, group in groupby(states, key=lambda state: state.stage):
-        with tqdm(desc=f"stage {stage}", unit="step", disable=hidden) as bar:
+        with progress_bar(desc=f"stage {stage}", unit="step", show=show) as bar:
             shown = 0.0
             for state in group:
                 if bar.total is None:
                     bar.total = state.steps
                     bar.initial = bar.n = bar.last_print_n = state.step - 1
-                bar.update()
-                if not hidden and time.monotonic() - shown > 1:
+                if show and time.monotonic() - shown > 1:
                     shown = time.monotonic()
                     losses = {role: f"{loss:.3g}" for role, loss in state.totals().items()}
-                    bar.set_postfix(
-                        losses | {"samples/s": f"{state.num_samples / state.seconds:.0f}"}
-                    )
+                    rate = {"samples/s": f"{state.num_samples / state.seconds:.0f}"}
+                    bar.set_postfix(losses | rate, refresh=False)
+                bar.update()
                 yield state
 
 
