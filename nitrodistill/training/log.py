@@ -36,7 +36,7 @@ def make_accelerator(
     """An Accelerator for the trainer, alone or one of several processes, that tracks where `output` is given.
 
     Args:
-        mixed_precision: "no" or "bf16".
+        mixed_precision: "no" or "bf16"; "fp16" is the trainer's own work.
         output: the run's folder; the trackers write into its `logs`, if they write files.
         cpu: stay on the CPU.
         trackers: Accelerate's names of them; None is tensorboard, where that is installed.
@@ -50,6 +50,7 @@ def make_accelerator(
 
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
     launched = place().world_size > 1
+    mixed_precision = "no" if mixed_precision == "fp16" else mixed_precision
     _forget_precision(mixed_precision)
     if trackers is None:
         trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
