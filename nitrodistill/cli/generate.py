@@ -28,7 +28,7 @@ from nitrodistill.cli.arguments import (
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import results, say, size_text
+from nitrodistill.cli.terminal import results, say, size_text, time_text
 
 if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
@@ -103,13 +103,6 @@ def _summary(found: DryRun, world_size: int, output: str) -> str:
     workers = "one process" if world_size == 1 else f"{world_size} processes"
     return (
         f"{found.pairs} pairs of {found.prompts} prompts: about {size_text(found.size_bytes)} in "
-        f"{output}; {found.missing} are missing, about {_time(found.seconds / world_size)} for "
+        f"{output}; {found.missing} are missing, about {time_text(found.seconds / world_size)} for "
         f"{workers} like this one. Nothing was written."
     )
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

@@ -106,3 +106,11 @@ def size_text(size: float) -> str:
     while size >= 1000 and len(units) > 1:
         size, units = size / 1024, units[1:]
     return f"{size:.3g} {units[0]}"
+
+
+def time_text(seconds: float) -> str:
+    """A duration in the unit that shows two digits or more."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.1f} seconds" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
