@@ -44,7 +44,11 @@ def progress_bar(
 class _Lines(tqdm):
     """Says lines where a bar would be drawn."""
 
+    said = -1
+    """Up to where the last line was."""
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        if msg is None:
+        if msg is None and self.n != self.said:
+            self.said = self.n
             _log.info(" ".join(str(self).split()))
             self.mininterval = min(2 * self.mininterval, _SLOWEST)

@@ -17,23 +17,25 @@ def test_on_a_terminal_it_is_a_bar(
     assert "count: 100%|" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("steps", "lines"), [(200, [5, 15, 35, 75, 155, 200]), (35, [5, 15, 35])])
 def test_elsewhere_lines_come_at_growing_intervals(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, steps: int, lines: list[int]
 ) -> None:
-    """A step a second for 200 s: lines after 5, 15, 35, 75 and 155 s, and one at the end."""
+    """A step a second: lines after 5, 15, 35, 75 and 155 s, and one at the end, but none twice."""
     assert not sys.stderr.isatty()
     now = [0.0]
     with caplog.at_level(logging.INFO, "nitrodistill"):
-        bar = progress_bar(total=200, desc="count", unit="step")
+        bar = progress_bar(total=steps, desc="count", unit="step")
         monkeypatch.setattr(bar, "_time", lambda: now[0])
         bar.start_t = bar.last_print_t = 0.0
-        for second in range(1, 201):
+        for second in range(1, steps + 1):
             now[0] = second
             bar.update()
         bar.close()
     counts = [int(message.split()[1]) for message in caplog.messages]
-    assert counts == [5, 15, 35, 75, 155, 200]
-    assert caplog.messages[1] == "count: 15 of 200, 1.00step/s, 03:05 left"
+    assert counts == lines
+    left = "03:05" if steps == 200 else "00:20"
+    assert caplog.messages[1] == f"count: 15 of {steps}, 1.00step/s, {left} left"
     assert {record.name for record in caplog.records} == {progress.__name__}
 
 
