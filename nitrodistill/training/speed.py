@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -125,8 +124,7 @@ def stage_seconds(
         found, start = list[float](), time.perf_counter()
         for step in steps[:_MOST]:
             trainer.step = step  # steps of a kind may lie far apart, or begin late
-            with closing(trainer.fit()) as states:
-                found.append(next(states).seconds)
+            found.append(next(trainer.fit()).seconds)
             if len(found) > 1 and time.perf_counter() - start > patience / len(turns):
                 break
         # the first is slower: memory is asked for, kernels are chosen
