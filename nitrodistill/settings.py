@@ -27,6 +27,7 @@ _WORDS: dict[Any, str] = {
     bool: "true or false",
     Path: "a path",
     type(None): "null",
+    Any: "a value",
 }
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """A number such as 1e-4, which YAML 1.1 takes for text."""
@@ -80,7 +81,9 @@ def convert(hint: Any, value: object, where: str) -> Any:
     """
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return _meant(value)
+    if isinstance(value, Word):
+        return convert_text(hint, str(value), where)
     if origin in (Union, types.UnionType):
         return _one_of(inner, value, where)
     if isinstance(hint, type) and is_dataclass(hint):
@@ -91,6 +94,9 @@ def convert(hint: Any, value: object, where: str) -> Any:
         return value
     if origin in (dict, Mapping) and isinstance(value, Mapping):
         return {_key(k, where): convert(inner[1], v, _joined(where, k)) for k, v in value.items()}
+    several = origin in (list, Sequence) or (origin is tuple and inner[-1] is ...)
+    if several and isinstance(value, str) and str in (inner[0], *get_args(inner[0])):
+        value = [value]
     if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)):
         each = inner if origin is tuple and inner[-1] is not ... else inner[:1] * len(value)
         if len(each) == len(value):
@@ -103,9 +109,26 @@ def convert(hint: Any, value: object, where: str) -> Any:
         return value
     if _is_instance(value, type(None) if hint is None else hint, origin):
         return value
-    yes_no = isinstance(value, bool) and hint is str
+    raise _misfit(hint, value, where)
+
+
+class Word(str):
+    """A text of the command line: whether it is a text or YAML is known where it is wanted."""
+
+
+def _meant(value: object) -> object:
+    """The value with each `Word` read as YAML, where anything may stand."""
+    if isinstance(value, Word):
+        return parse_yaml(value)
+    if isinstance(value, dict):
+        return {key: _meant(one) for key, one in value.items()}
+    return [_meant(one) for one in value] if isinstance(value, list) else value
+
+
+def _misfit(hint: Any, value: object, where: str) -> ValueError:
+    yes_no = isinstance(value, bool) and str in (hint, *get_args(hint))
     quote = " (YAML reads yes, no, on and off as true and false: quote it)" if yes_no else ""
-    raise ValueError(f"{where} is {shown(value)}; it must be {wanted(hint)}{quote}.")
+    return ValueError(f"{where} is {shown(value)}; it must be {wanted(hint)}{quote}.")
 
 
 def convert_text(hint: Any, text: str, where: str) -> Any:
@@ -122,12 +145,17 @@ def convert_text(hint: Any, text: str, where: str) -> Any:
     if text == "null" and type(None) in get_args(hint):
         return None
     try:
-        return convert(hint, text, where)
+        read = parse_yaml(text)
+    except ValueError:
+        read = text
+    first, second = (read, text) if isinstance(read, list) else (text, read)
+    try:
+        return convert(hint, first, where)
     except ValueError as error:
         try:
-            return convert(hint, parse_yaml(text), where)
+            return convert(hint, second, where)
         except ValueError:
-            raise error from None  # which shows the word itself
+            raise error from None
 
 
 def _is_instance(value: object, hint: Any, origin: Any) -> bool:
@@ -152,8 +180,7 @@ def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
             return convert(hint, value, where)
         except ValueError:
             continue
-    kind = Union[tuple(hints)]  # noqa: UP007
-    raise ValueError(f"{where} is {shown(value)}; it must be {wanted(kind)}.")
+    raise _misfit(Union[tuple(hints)], value, where)  # noqa: UP007
 
 
 def _number(value: object) -> float | None:

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import pytest
 
 from nitrodistill.settings import (
+    Word,
     build,
+    convert,
     convert_text,
     differences,
     nearest,
@@ -221,3 +223,46 @@ def test_a_wrong_word_is_shown_as_it_was_given(text: str) -> None:
     with pytest.raises(ValueError, match="x is ") as caught:
         convert_text(int, text, "x")
     assert str(caught.value) == f"x is {text!r}; it must be an integer."
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("2024", "name", "2024"),
+        ("no", "name", "no"),
+        ("no", "flag", False),
+        ("mid", "taps", ("mid",)),
+        ("[mid, 0.5]", "taps", ("mid", 0.5)),
+        ("{depth: 4}", "inner", Inner(4)),
+        ("0.5", "anything", 0.5),
+        ("[", "name", "["),
+    ],
+)
+def test_a_word_among_settings_is_read_where_it_is_known_what_is_wanted(text, name, value) -> None:
+    made = build(Outer, {"name": "x", name: Word(text)})
+    assert getattr(made, name) == value
+    assert type(getattr(made, name)) is type(value)
+
+
+def test_words_below_anything_are_yaml() -> None:
+    made = build(
+        Outer, {"name": "x", "anything": {"a": [Word("1e-2"), Word("true")], "b": Word("c")}}
+    )
+    assert made.anything == {"a": ["1e-2", True], "b": "c"}
+    assert type(made.anything["b"]) is str
+
+
+def test_one_text_is_a_list_of_one_where_texts_may_stand() -> None:
+    assert convert(tuple[str, ...] | None, "wandb", "trackers") == ("wandb",)
+    assert convert(list[str], "wandb", "trackers") == ["wandb"]
+    for hint in (tuple[float, ...], tuple[str, str]):
+        with pytest.raises(ValueError, match="it must be a list"):
+            convert(hint, "wandb", "x")
+
+
+@pytest.mark.parametrize("hint", [str, str | None, Literal["x"] | str, str | float])
+def test_what_yaml_read_as_a_boolean_is_to_be_quoted(hint) -> None:
+    with pytest.raises(
+        ValueError, match=r"teacher is False; it must be .* off as true and false: quote it"
+    ):
+        convert(hint, parse_yaml("no"), "teacher")

@@ -11,30 +11,55 @@ import inspect
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, make_dataclass
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import docstring_parser
 
+from nitrodistill.cli.terminal import set_output
 from nitrodistill.settings import build, closest, convert_text, read_yaml, shown, wanted
 
 _Config = TypeVar("_Config")
 
 _ELSEWHERE = {
+    "adam_weight_decay": ["weight_decay"],
     "cfg": ["guidance"],
+    "checkpointing_steps": ["checkpoint_every"],
+    "dataset": ["pairs", "images", "prompts"],
+    "dataset_name": ["pairs", "images", "prompts"],
+    "ema": ["ema_decay"],
+    "epochs": ["steps"],
+    "fp16": ["mixed_precision", "dtype"],
+    "bf16": ["mixed_precision", "dtype"],
     "gradient_accumulation_steps": ["accumulation"],
     "guidance_scale": ["guidance"],
+    "license": ["licence"],
     "lr": ["learning_rate"],
+    "lr_scheduler": ["lr_schedule"],
+    "lr_warmup_steps": ["lr_warmup_updates"],
     "max_train_steps": ["steps"],
     "model": ["teacher", "run"],
+    "num_train_epochs": ["steps"],
     "num_images": ["num_pairs", "num_samples", "samples"],
     "num_samples": ["num_pairs", "samples"],
     "num_steps": ["steps", "num_inference_steps"],
     "o": ["output"],
     "out": ["output"],
+    "output_dir": ["output"],
     "pretrained_model_name_or_path": ["teacher"],
+    "prompt": ["prompts"],
+    "push_to_hub": ["push"],
+    "rank": ["lora.rank", "lora_rank"],
+    "report_to": ["trackers"],
+    "resume_from_checkpoint": ["resume"],
     "steps": ["num_inference_steps"],
+    "train_batch_size": ["batch_size"],
+    "validation_prompts": ["preview_prompts"],
+    "verbose": ["log_level"],
 }
 """Names of options in other tools, or of other verbs -> what they may be called here."""
+
+
+_WORDS = "words without a name"
 
 
 class Parser(argparse.ArgumentParser):
@@ -46,13 +71,16 @@ class Parser(argparse.ArgumentParser):
         kinds: dataclasses, each of whose fields is an option, but for names that an earlier one has. A docstring's
             first line is the title of its options, "Options." of the verb's own; its `Attributes:` explain them.
         below: what stands between the options and the example.
+        words: the option that words without a name are of: `train recipe.yaml` is `train --config recipe.yaml`.
     """
 
-    def __init__(self, verb: str, text: str | None, *kinds: type[Any], below: str = "") -> None:
+    def __init__(
+        self, verb: str, text: str | None, *kinds: type[Any], below: str = "", words: str = ""
+    ) -> None:
         about, example, lines = inspect.cleandoc(text or "").partition("example:\n")
         super().__init__(
             prog=f"nitrodistill {verb}",
-            usage=f"nitrodistill {verb} [options]",
+            usage=f"nitrodistill {verb} {f'[{words.upper()}] ' if words else ''}[options]",
             description=about.strip(),
             epilog=below + example + lines,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -63,8 +91,18 @@ class Parser(argparse.ArgumentParser):
         self.hints: dict[str, Any] = {}
         self.defaults: dict[str, Any] = {}
         self.options: list[str] = []
-        for kind in kinds:
+        for kind in (*kinds, SharedOptions):
             self._add_all(kind)
+        self.words = words
+        if words:
+            several = list[str] in (self.hints[words], *get_args(self.hints[words]))
+            text = f"--{words} without its name"
+            number = "*" if several else "?"
+            self.add_argument(_WORDS, metavar=words.upper(), nargs=number, help=text)
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse would say and exit with, in a sentence."""
+        raise ValueError(f"{message}; `{self.prog} --help` lists the options.")
 
     def add(
         self, name: str, text: str, hint: Any = str, default: Any = MISSING, group: Any = None
@@ -145,14 +183,18 @@ class DeviceOption:
 
 
 @dataclass(frozen=True)
-class QuietOption:
-    """Options.
+class SharedOptions:
+    """What all verbs have.
 
     Attributes:
-        quiet: no progress bar.
+        quiet: say results and warnings alone, no progress.
+        json: print the results as one JSON document on the standard output, and all else on the standard error.
+        log_level: the least that is said of what goes on.
     """
 
     quiet: bool = False
+    json: bool = False
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 def parse(
@@ -176,7 +218,14 @@ def parse(
         raise ValueError(_unfit(parser, error.argument_name or "")) from error
     if others:
         raise ValueError(_unknown(parser, others, more))
-    given = {key: _value(parser, key, word) for key, word in vars(words).items()}
+    found = vars(words)
+    if bare := found.pop(_WORDS, None):
+        if parser.words in found:
+            raise ValueError(
+                f"{shown(bare)} stands without a name, which is --{parser.words}; give that once."
+            )
+        found[parser.words] = bare
+    given = {key: _value(parser, key, word) for key, word in found.items()}
     if file and given.get("config") is not None:
         given = _from_file(parser, given["config"]) | given
     values = parser.defaults | given
@@ -185,6 +234,7 @@ def parse(
         needed = ", ".join(f"--{k}" if k in parser.options else k.upper() for k in missing)
         way = ", or a file that says so with --config FILE" if file else ""
         raise ValueError(f"`{parser.prog}` needs {needed}{way}.")
+    set_output(quiet=values["quiet"], as_json=values["json"], level=values["log_level"])
     return argparse.Namespace(**values)
 
 
@@ -220,7 +270,7 @@ def _unfit(parser: Parser, name: str) -> str:
 
 
 def _unknown(parser: Parser, others: Sequence[str], more: Iterable[str]) -> str:
-    """Of what no option took: which is meant, by its own name, the last part of it, or what others call it."""
+    """Of what no option took: what others call so, or what ends so, and the nearest name."""
     given = next((one for one in others if one[:1] == "-"), others[0]).partition("=")[0]
     if given[:1] != "-":
         return f"{shown(given)} is not expected; `{parser.prog} --help` lists the options."
@@ -228,9 +278,12 @@ def _unknown(parser: Parser, others: Sequence[str], more: Iterable[str]) -> str:
     names = {name.rpartition(".")[2]: name for name in reversed(known)} | {k: k for k in known}
     name = given.lstrip("-")
     alike = next((one for one in (name, *_ELSEWHERE.get(name, ())) if one in names), None)
-    near = alike or closest(name, names, 0.5)
+    near = closest(name, parser.options if alike else names, 0.7 if alike else 0.5)
+    meant = dict.fromkeys(f"--{names[one]}" for one in (alike, near) if one)
     hint = (
-        f"did you mean --{names[near]}?" if near else f"`{parser.prog} --help` lists the options."
+        f"did you mean {' or '.join(meant)}?"
+        if meant
+        else f"`{parser.prog} --help` lists the options."
     )
     return f"there is no option {given}; {hint}"
 
@@ -243,7 +296,7 @@ def read_config(given: argparse.Namespace, kind: type[_Config], **others: object
 
 def option_names(kind: type[Any], prefix: str = "") -> list[str]:
     """The dotted names of a dataclass's leaves; of a list's elements without a number."""
-    return [name for name, _, _ in _leaves(kind, prefix)]
+    return [name for name, *_ in _leaves(kind, prefix)]
 
 
 def describe(kind: type[Any], prefix: str = "") -> str:
@@ -254,16 +307,17 @@ def describe(kind: type[Any], prefix: str = "") -> str:
         prefix: what goes before the names.
     """
     lines = []
-    for name, about, default in _leaves(kind, prefix):
+    for name, about, hint, default in _leaves(kind, prefix):
         lines.append(f"  --{name}")
-        text = about if default is None else f"{about} (default: {default})"
+        notes = wanted(hint) if default is None else f"{wanted(hint)}; default: {default}"
+        text = f"{about} ({notes})"
         lines.append(textwrap.indent(textwrap.fill(text, 88), " " * 8))
     return "\n".join(lines)
 
 
-def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
+def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, Any, str | None]]:
     hints, texts = get_type_hints(kind), _texts(kind)
-    leaves: list[tuple[str, str, str | None]] = []
+    leaves: list[tuple[str, str, Any, str | None]] = []
     for field in fields(kind):
         name, hint = f"{prefix}{field.name}", hints[field.name]
         inner = [t for t in (hint, *get_args(hint)) if isinstance(t, type) and is_dataclass(t)]
@@ -271,7 +325,7 @@ def _leaves(kind: type[Any], prefix: str) -> list[tuple[str, str, str | None]]:
             step = "ROLE." if hint is not inner[0] and str in get_args(hint) else ""
             leaves += _leaves(inner[0], f"{name}.{step}")
         else:
-            leaves.append((name, texts.get(field.name, ""), _default(field)))
+            leaves.append((name, texts.get(field.name, ""), hint, _default(field)))
     return leaves
 
 

@@ -6,9 +6,9 @@ all drew from the same noise, and every number with its interval. Each folder mu
 or measured again. Prints the table too.
 
 example:
-  nitrodistill evaluate --run runs/ladd --cache runs/teacher
-  nitrodistill evaluate --run runs/regression --cache runs/teacher
-  nitrodistill compare --runs runs/ladd runs/regression --output runs/comparison.html
+  nitrodistill evaluate runs/ladd --cache runs/teacher
+  nitrodistill evaluate runs/regression --cache runs/teacher
+  nitrodistill compare runs/ladd runs/regression --output runs/comparison.html
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nitrodistill.cli.arguments import Parser, parse
-from nitrodistill.cli.terminal import one_line, say
+from nitrodistill.cli.terminal import one_line, results, say
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill compare --help`."""
-    given = parse(Parser("compare", __doc__, _Options), argv)
+    given = parse(Parser("compare", __doc__, _Options, words="runs"), argv)
 
     from nitrodistill.evaluation.report import compare, write_comparison
     from nitrodistill.evaluation.results import check_page, load_results
@@ -54,6 +54,7 @@ def main(argv: Sequence[str]) -> int:
     compared = compare({n: one for n, (one, _) in found.items()}, given.quality, given.cost)
     pictures = {name: kept for name, (_, kept) in found.items() if kept is not None}
     page = write_comparison(compared, output, pictures)
+    results(page=page, models=compared.together().models)
     say(compared.together().text(), lines=True)
     say(f"written to {page}")
     return 0

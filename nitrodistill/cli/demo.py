@@ -18,12 +18,14 @@ from collections.abc import Sequence
 from functools import partial
 
 from nitrodistill.cli.arguments import Parser, parse, read_config
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 from nitrodistill.demo import DemoConfig, run_demo
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill demo --help`."""
     given = parse(Parser("demo", __doc__, DemoConfig), argv)
-    run_demo(read_config(given, DemoConfig), partial(say, lines=True))
+    config = read_config(given, DemoConfig)
+    found = run_demo(config, partial(say, lines=True), progress=not given.quiet)
+    results(output=config.output, students=[one.models for one in found])
     return 0

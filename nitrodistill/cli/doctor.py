@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from nitrodistill.cli.arguments import Parser, parse
+from nitrodistill.cli.terminal import results
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,10 +30,12 @@ def doctor() -> int:
     Returns:
         0, or 1 if a GPU is there that torch or Triton cannot use.
     """
-    healthy = True
+    healthy, lines = True, []
     for good, line in findings():
         healthy = healthy and good
-        print(line if good else f"{line}   <-- problem")
+        lines.append(line if good else f"{line}   <-- problem")
+        print(lines[-1])
+    results(healthy=healthy, findings=lines)
     return 0 if healthy else 1
 
 

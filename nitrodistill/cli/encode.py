@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
-    QuietOption,
     TeacherOption,
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import EncodeConfig, encode, open_images
     from nitrodistill.processes import place
 
-    parts = TeacherOption, _Options, EncodeConfig, DeviceOption, QuietOption
+    parts = TeacherOption, _Options, EncodeConfig, DeviceOption
     given = parse(Parser("encode", __doc__, *parts), argv)
     config = read_config(given, EncodeConfig)
     images = open_images(given.images)
@@ -66,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
         world_size=here.world_size,
         progress=not given.quiet,
     )
+    results(output=given.output, images=len(store), captions=len(store.prompts))
     if here.rank == 0:
         say(f"{len(store)} images with {len(store.prompts)} captions in {given.output}")
     return 0

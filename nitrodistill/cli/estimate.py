@@ -2,29 +2,37 @@
 
 Count what a recipe needs: parameters, weights, gradients, AdamW's moments and moving average of every role,
 exactly, and the activations that the backward passes keep, by running the losses on shapes alone. Then say which
-switches help, and the largest micro-batch that fits. Of the teacher only the config files are read: a directory
-without weights is enough, and of a name on the Hub no weights are downloaded. Not counted: what the allocator and
-the kernels need for themselves, and the VAE's activations while previews are drawn; leave some memory free.
+switches help, and the largest micro-batch that fits. Then the time of all steps: measured, by some real steps on
+random latents, where the weights are here and the networks are small, or with --measure; and for GPUs by
+arithmetic. Of the teacher else only the config files are read: a directory without weights is enough, and of a
+name on the Hub no weights are downloaded. Not counted: what the allocator and the kernels need for themselves, and
+the VAE's activations while previews are drawn; leave some memory free.
 
 example:
-  nitrodistill estimate --config toy
-  nitrodistill estimate --config nitro-sd21 --teacher path/to/pipeline --memory 64
+  nitrodistill estimate toy
+  nitrodistill estimate nitro-sd21 --teacher path/to/pipeline --memory 64
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import Parser, parse
-from nitrodistill.cli.terminal import say, size_text
+from nitrodistill.cli.terminal import results, say, size_text, time_text
 
 if TYPE_CHECKING:
     from nitrodistill.models import Pipeline
     from nitrodistill.training.estimate import Memory
+    from nitrodistill.training.recipe import Stage
 
 _GIB = 2**30
+_SMALL = 50_000_000
+"""Parameters below which some steps take seconds."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class _Options:
         stage: which stage of the recipe, from 0.
         memory: GiB of the GPU; null takes this machine's.
         text_length: tokens of a prompt; null takes the text encoder's length, or 300 where it has none (T5).
+        measure: take real steps on this machine however large the networks are; weights are loaded.
         lora_rank: of the LoRA student, where the recipe has none.
     """
 
@@ -44,39 +53,85 @@ class _Options:
     teacher: str | None = None
     stage: int = 0
     memory: float | None = None
+    measure: bool = False
     text_length: int | None = None
     lora_rank: int = 64
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill estimate --help`."""
-    given = parse(Parser("estimate", __doc__, _Options), argv)
+    given = parse(Parser("estimate", __doc__, _Options, words="config"), argv)
     for name in ("memory", "text_length", "lora_rank"):
         value = getattr(given, name)
         if value is not None and value <= 0:
             raise ValueError(f"{name} is {value}; it must be above 0.")
 
-    from nitrodistill.teachers import teacher_shapes
+    from nitrodistill.teachers import load_teacher, teacher_shapes
     from nitrodistill.training.estimate import what_helps
     from nitrodistill.training.recipe import load_recipe
+    from nitrodistill.training.speed import GPUS, stage_flops, stage_seconds
 
     recipe = load_recipe(given.config)
     if not 0 <= given.stage < len(recipe.stages):
         raise ValueError(
             f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
         )
-    pipeline = teacher_shapes(given.teacher or recipe.teacher)
+    teacher, stage = given.teacher or recipe.teacher, recipe.stages[given.stage]
+    pipeline, earlier = teacher_shapes(teacher), recipe.stages[: given.stage]
+    length = given.text_length or _text_length(pipeline)
     found = what_helps(
-        pipeline,
-        recipe.stages[given.stage],
-        text_length=given.text_length or _text_length(pipeline),
-        lora_rank=given.lora_rank,
-        earlier=recipe.stages[: given.stage],
+        pipeline, stage, text_length=length, lora_rank=given.lora_rank, earlier=earlier
     )
+    flops = stage_flops(pipeline, stage, text_length=length, earlier=earlier)
+    half, measured = stage.trainer.half is not None, None
+    if given.measure or (_is_small(found["as it is"]) and _is_here(teacher, stage)):
+        _log.info("measuring some steps")
+        measured = stage_seconds(load_teacher(teacher), stage, text_length=length)
     capacity = None if given.memory is None else int(given.memory * _GIB)
+    results(
+        roles=found["as it is"].roles,
+        peak_bytes={name: memory.peak() for name, memory in found.items()},
+        flops=flops,
+        measured_seconds=measured and measured[0],
+        arithmetic_seconds={name: gpu.seconds(flops, half) for name, gpu in GPUS.items()},
+    )
     say(_roles(found["as it is"]), lines=True)
     say(_switches(found, _own_memory() if capacity is None else capacity), lines=True)
+    say(_times(stage, flops, measured), lines=True)
     return 0
+
+
+def _is_here(teacher: str, stage: Stage) -> bool:
+    """Whether the weights are on this machine, and the stage needs no earlier one."""
+    from nitrodistill.teachers import EMBEDDED
+
+    whole = teacher in EMBEDDED or any(Path(teacher).glob("*/*.safetensors"))
+    return whole and not {stage.student, stage.teacher} - {"teacher", "recipe"}
+
+
+def _is_small(memory: Memory) -> bool:
+    return sum(role.parameters for role in memory.roles.values()) < _SMALL
+
+
+def _times(stage: Stage, flops: float, measured: tuple[float, int] | None) -> str:
+    from nitrodistill.training.speed import GPUS, UTILISATION
+
+    steps, half = stage.trainer.steps, stage.trainer.half is not None
+    lines = [f"\n{f'time of {steps:,} steps':<36}{'a step':>10}{'all':>16}"]
+
+    def add(name: str, seconds: float) -> None:
+        lines.append(f"{name:<36}{time_text(seconds / steps):>10}{time_text(seconds):>16}")
+
+    if measured is not None:
+        add(f"measured here, by {measured[1]} steps", measured[0])
+    for name, gpu in GPUS.items():
+        add(f"{name}, by arithmetic", gpu.seconds(flops, half))
+    share, kind = f"{UTILISATION:.0%}", "bf16 and fp16" if half else "float32"
+    lines.append(
+        f"arithmetic, not measured: {flops / steps / 1e12:.3g} TFLOP a step, at {share} of what is published for "
+        f"one GPU in {kind};\nsmall networks are slower than that, and data and the optimizer are left out"
+    )
+    return "\n".join(lines)
 
 
 def _text_length(pipeline: Pipeline) -> int:

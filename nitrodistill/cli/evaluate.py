@@ -15,8 +15,8 @@ Started by torchrun, accelerate launch or srun, all processes draw for teacher a
 (The two dashes below keep torchrun from taking --run for an option of its own.)
 
 example:
-  nitrodistill evaluate --run runs/student --num_samples 256
-  nitrodistill evaluate --run runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
+  nitrodistill evaluate runs/student --num_samples 256
+  nitrodistill evaluate runs/student --cache runs/teacher --real photos --inception auto --lpips vgg
   nitrodistill evaluate --config examples/recipes/evaluation/coco-30k.yaml --run runs/student
   torchrun --nproc_per_node 8 -m -- nitrodistill evaluate --run runs/student --cache runs/teacher
 """
@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import DeviceOption, Parser, RunOptions, parse, read_config
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
 
     parts = RunOptions, _Options, DeviceOption, MetricNetworks, EvaluateConfig
-    given = parse(Parser("evaluate", __doc__, *parts), argv, file=True)
+    given = parse(Parser("evaluate", __doc__, *parts, words="run"), argv, file=True)
     networks = read_config(given, MetricNetworks)
     here = place()
     if here.world_size > 1 and given.cache is None:
@@ -97,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
             world_size=here.world_size,
             student=student.denoiser,
             plan=student.plan,
+            progress=not given.quiet,
         )
         if here.rank > 0:
             return 0
@@ -110,8 +111,10 @@ def main(argv: Sequence[str]) -> int:
         networks=networks,
         training_latents=_trained_on(student.recipe),
         cache=given.cache,
+        progress=not given.quiet,
     )
     report = write_results(found, output, made, title=run.path.resolve().name)
+    results(report=report, models=found.models)
     say(found.text(), lines=True)
     others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {others} in the same folder")

@@ -13,8 +13,8 @@ The folder is loaded by a fresh process and compared with the student before it 
 `nitrodistill evaluate`, if the run has them of this student, go into its model card.
 
 example:
-  nitrodistill export --run runs/student --output runs/pipeline
-  nitrodistill export --run runs/lora-student --output runs/lora --lora
+  nitrodistill export runs/student --output runs/pipeline
+  nitrodistill export runs/lora-student --output runs/lora --lora
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import Parser, RunOptions, parse
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
@@ -47,7 +47,7 @@ class _Options:
         scheduler: diffusers class of the scheduler that is saved; without it, one that is exact for the plan.
         licence: short name of the licence for the model card, such as "apache-2.0".
         push: also upload the folder to the Hugging Face Hub under this name, in one commit.
-        private: with --push: make a new repository private.
+        public: with --push: a new repository is public; else it is private.
     """
 
     output: str
@@ -56,19 +56,19 @@ class _Options:
     scheduler: str | None = None
     licence: str | None = None
     push: str | None = None
-    private: bool = False
+    public: bool = False
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
-    given = parse(Parser("export", __doc__, RunOptions, _Options), argv)
+    given = parse(Parser("export", __doc__, RunOptions, _Options, words="run"), argv)
 
     from nitrodistill.cli.runs import open_run, prompts_of
     from nitrodistill.export import check_hub, export, export_lora, push
     from nitrodistill.models.wrappers import role_in
 
-    if given.private and given.push is None:
-        raise ValueError("--private says how to push; give --push user/name too.")
+    if given.public and given.push is None:
+        raise ValueError("--public says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
     run = open_run(given.run, given.checkpoint, given.stage)
@@ -90,8 +90,11 @@ def main(argv: Sequence[str]) -> int:
         prompts=prompts_of(run, None)[:2],
         scheduler=given.scheduler,
     )
+    results(output=given.output, stage=student.checkpoint.stage, step=student.checkpoint.step)
     if given.push is not None:
-        say(f"pushed to {push(given.output, given.push, private=given.private)}")
+        address = push(given.output, given.push, private=not given.public)
+        results(pushed=address)
+        say(f"pushed to {address}")
     say(f"the student of step {student.checkpoint.step} is in {Path(given.output)}; draw with")
     say(textwrap.indent(_example(Path(given.output)), "  "), lines=True)
     return 0

@@ -20,12 +20,11 @@ from pathlib import Path
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
-    QuietOption,
     TeacherOption,
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill fit-latent-lpips --help`."""
     from nitrodistill.training.latent_lpips import FitConfig, fit_latent_lpips
 
-    kinds = (TeacherOption, _Options, FitConfig, DeviceOption, QuietOption)
+    kinds = (TeacherOption, _Options, FitConfig, DeviceOption)
     given = parse(Parser("fit-latent-lpips", __doc__, *kinds), argv)
     config = read_config(given, FitConfig)
 
@@ -84,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     fit = fit_latent_lpips(
         latents, decoded.per_sample, given.output, config, progress=not given.quiet
     )
+    results(weights=fit.weights, correlation=fit.correlation, l2_correlation=fit.l2_correlation)
     say(
         f"rank correlation on held-out pairs: {fit.correlation:.3f} (latent L2: {fit.l2_correlation:.3f})"
     )

@@ -18,18 +18,17 @@ example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
-    QuietOption,
     TeacherOption,
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import say, size_text
+from nitrodistill.cli.terminal import results, say, size_text, time_text
 
 if TYPE_CHECKING:
     from nitrodistill.data import DryRun, Generation
@@ -59,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
     from nitrodistill.processes import place
 
-    parts = TeacherOption, _Options, GenerateConfig, DeviceOption, QuietOption
+    parts = TeacherOption, _Options, GenerateConfig, DeviceOption
     given = parse(Parser("generate", __doc__, *parts), argv)
     config = read_config(given, GenerateConfig)
     prompts = read_prompts(given.prompts)
@@ -73,11 +72,14 @@ def main(argv: Sequence[str]) -> int:
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:
-            say(_summary(work.dry_run(), here.world_size, given.output))
+            found = work.dry_run()
+            results(output=given.output, processes=here.world_size, **asdict(found))
+            say(_summary(found, here.world_size, given.output))
         return 0
     if given.limit is not None and given.limit < config.num_pairs:
         return _part(work, given.limit, here.rank, here.world_size, not given.quiet)
     store = complete(work, here.rank, here.world_size, progress=not given.quiet)
+    results(output=given.output, pairs=len(store), prompts=len(store.prompts))
     if here.rank == 0:
         say(f"{len(store)} pairs of {len(store.prompts)} prompts in {given.output}")
     return 0
@@ -90,6 +92,7 @@ def _part(work: Generation, limit: int, rank: int, world_size: int, progress: bo
         work.discard()  # ends the claims; removes only what holds nothing
     if done:
         work.finish()
+    results(output=str(work.root), pairs=limit, is_whole=done)
     if rank == 0:
         rest = "" if done else "; the same command without --limit makes the rest"
         say(f"the first {limit} of {work.config.num_pairs} pairs are in {work.root}{rest}")
@@ -100,13 +103,6 @@ def _summary(found: DryRun, world_size: int, output: str) -> str:
     workers = "one process" if world_size == 1 else f"{world_size} processes"
     return (
         f"{found.pairs} pairs of {found.prompts} prompts: about {size_text(found.size_bytes)} in "
-        f"{output}; {found.missing} are missing, about {_time(found.seconds / world_size)} for "
+        f"{output}; {found.missing} are missing, about {time_text(found.seconds / world_size)} for "
         f"{workers} like this one. Nothing was written."
     )
-
-
-def _time(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.1f} seconds"

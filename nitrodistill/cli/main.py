@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from nitrodistill.cli.terminal import harmless_messages, say
+from nitrodistill.cli.terminal import say, session
 from nitrodistill.settings import nearest
 
 VERBS = {
@@ -28,6 +28,7 @@ VERBS = {
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",
     "recipes": "list the recipes that come with the package, or show one",
     "doctor": "say what this machine can do, and what is missing",
+    "completion": "print what makes bash, zsh or fish complete verbs and options",
 }
 
 _HELP = """usage: nitrodistill VERB [options]
@@ -40,18 +41,18 @@ verbs:
 `nitrodistill VERB --help` explains a verb, with every option and an example.
 
 options:
-  --help       show this and exit
-  --version    show the version and exit
-  --traceback  anywhere: show where an error came from, not only its sentence
+  --help         show this and exit
+  -V, --version  show the version and exit
+  --traceback    anywhere: show where an error came from, not only its sentence
 
 The road, on the teacher that ships with the package:
   nitrodistill demo
 
 The same road by hand:
   nitrodistill generate --teacher toy --prompts prompts.txt --output runs/pairs
-  nitrodistill train --config toy --pairs runs/pairs --output runs/student
-  nitrodistill evaluate --run runs/student
-  nitrodistill export --run runs/student --output runs/pipeline
+  nitrodistill train toy --pairs runs/pairs --output runs/student
+  nitrodistill evaluate runs/student
+  nitrodistill export runs/student --output runs/pipeline
 """
 
 
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     show_traceback = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        with harmless_messages():
+        with session():
             return _dispatch(arguments)
     except KeyboardInterrupt:
         print("nitrodistill: interrupted.", file=sys.stderr)
@@ -96,11 +97,20 @@ def _dispatch(arguments: list[str]) -> int:
         print(_HELP.format(verbs=verbs), end="")
         return 0 if arguments else 2
     verb = arguments[0]
-    if verb == "--version":
+    if verb in ("-V", "--version"):
         from importlib.metadata import version
 
         print(f"nitrodistill {version('nitrodistill')}")
         return 0
+    return find_verb(verb)(arguments[1:])
+
+
+def find_verb(verb: str) -> Callable[[Sequence[str]], int]:
+    """What runs a verb.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
     if verb not in VERBS:
         raise ValueError(f"there is no verb {verb!r}; {nearest(verb, VERBS)}")
-    return importlib.import_module(f"nitrodistill.cli.{verb.replace('-', '_')}").main(arguments[1:])
+    return importlib.import_module(f"nitrodistill.cli.{verb.replace('-', '_')}").main

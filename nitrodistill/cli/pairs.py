@@ -18,13 +18,12 @@ example:
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import Parser, QuietOption, parse, read_config
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.arguments import Parser, parse, read_config
+from nitrodistill.cli.terminal import results, say
 from nitrodistill.settings import nearest
 
 if TYPE_CHECKING:
@@ -56,11 +55,12 @@ def _verify(argv: Sequence[str]) -> int:
     """
     from nitrodistill.data import PairStore
 
-    parser = Parser("pairs verify", _verify.__doc__, QuietOption)
+    parser = Parser("pairs verify", _verify.__doc__)
     parser.add("store", "folder of the store")
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     store.verify(progress=not given.quiet)
+    results(store=given.store, is_whole=True, samples=len(store), prompts=len(store.prompts))
     say(f"{given.store} is whole: {len(store)} samples of {len(store.prompts)} prompts.")
     return 0
 
@@ -78,14 +78,11 @@ def _stats(argv: Sequence[str]) -> int:
 
     parser = Parser("pairs stats", _stats.__doc__)
     parser.add("store", "folder of the store")
-    parser.add("--json", "print JSON", bool)
     given = parse(parser, argv)
     store = PairStore.open(given.store)
     found = statistics(store)
     sources = store.manifest.to_dict()["sources"]
-    if given.json:
-        print(json.dumps({**dataclasses.asdict(found), "sources": sources}, indent=1))
-        return 0
+    results(**dataclasses.asdict(found), sources=sources)
     for source in sources:
         named = (f"{k} {v}" for k, v in source.items() if k in _SHOWN)
         say(f"{source['kind']:<12}{', '.join(named)}")
@@ -134,12 +131,13 @@ def _merge(argv: Sequence[str]) -> int:
     """
     from nitrodistill.data import PairStore, merge
 
-    parser = Parser("pairs merge", _merge.__doc__, QuietOption)
+    parser = Parser("pairs merge", _merge.__doc__)
     parser.add("stores", "folders of the stores, in order", list[str])
     parser.add("--output", "folder of the new store")
     given = parse(parser, argv)
     stores = [PairStore.open(path) for path in given.stores]
     store = merge(stores, given.output, progress=not given.quiet)
+    results(output=given.output, samples=len(store), prompts=len(store.prompts))
     say(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
     return 0
 
@@ -157,7 +155,7 @@ def _import(argv: Sequence[str]) -> int:
     from nitrodistill.data import NitroConfig, NitroImport, complete, read_lines
     from nitrodistill.data.nitro import is_nitro
 
-    parser = Parser("pairs import", _import.__doc__, NitroConfig, QuietOption)
+    parser = Parser("pairs import", _import.__doc__, NitroConfig)
     parser.add("path", "folder or tar file")
     parser.add("--output", "folder of the new store")
     parser.add("--teacher", "the teacher that made the samples, or encodes them", default="toy")
@@ -174,9 +172,18 @@ def _import(argv: Sequence[str]) -> int:
             )
         from nitrodistill.cli import encode
 
-        options = ("dtype", "embeddings", "shard_size", "teacher", "output", "batch_size")
+        options = (
+            "dtype",
+            "embeddings",
+            "shard_size",
+            "teacher",
+            "output",
+            "batch_size",
+            "log_level",
+        )
         more = [f"--{name}={getattr(given, name)}" for name in options]
-        return encode.main([f"--images={given.path}", *more, *["--quiet"] * given.quiet])
+        more += [f"--{name}" for name in ("quiet", "json") if getattr(given, name)]
+        return encode.main([f"--images={given.path}", *more])
     config = read_config(given, NitroConfig)
     prompts = None if given.prompts is None else read_lines(given.prompts)
 
@@ -187,6 +194,7 @@ def _import(argv: Sequence[str]) -> int:
     teacher = (given.teacher, fingerprint(denoiser.module), denoiser.prediction_type)
     work = NitroImport(given.path, given.output, config, teacher, prompts)
     store = complete(work, progress=not given.quiet)
+    results(output=given.output, samples=len(store), prompts=len(store.prompts))
     say(f"{len(store)} samples of {len(store.prompts)} prompts in {given.output}")
     return 0
 
@@ -208,7 +216,9 @@ def _push(argv: Sequence[str]) -> int:
     parser.add("--public", "a new repository is public", bool)
     given = parse(parser, argv)
     say("verifying ...", sys.stderr)
-    say(push_store(PairStore.open(given.store), given.repo, private=not given.public))
+    address = push_store(PairStore.open(given.store), given.repo, private=not given.public)
+    results(pushed=address)
+    say(address)
     return 0
 
 

@@ -24,12 +24,12 @@ from nitrodistill.checks import check_fields
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
-    QuietOption,
     TeacherOption,
     parse,
     read_config,
 )
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
+from nitrodistill.settings import to_plain
 
 if TYPE_CHECKING:
     from nitrodistill.evaluation.importance import Budget, NetworkCost
@@ -95,7 +95,7 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill prune --help`."""
-    parser = Parser("prune", __doc__, TeacherOption, _Options, DeviceOption, QuietOption)
+    parser = Parser("prune", __doc__, TeacherOption, _Options, DeviceOption)
     given = parse(parser, argv)
     options = read_config(given, _Options)
 
@@ -115,7 +115,9 @@ def main(argv: Sequence[str]) -> int:
     if options.map:
         for name, before in weight_map(whole.network, spec).items():
             say(f"{name} <- {before}")
-    say(_costs(pipeline, student), lines=True)
+    before, after = _costs(pipeline, student)
+    results(before=before, after=after, keep=to_plain(spec), output=options.output)
+    say("\n".join(_lines(before, after)), lines=True)
     if options.output is not None:
         save_with(pipeline, student.network, options.output)
         say(f"the pipeline is in {Path(options.output)}; it draws badly until it is distilled")
@@ -134,7 +136,6 @@ def _spec(text: str) -> str | PruneSpec:
 def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
     from nitrodistill.data import LatentStore
     from nitrodistill.evaluation.importance import importance, propose
-    from nitrodistill.settings import to_plain
 
     assert given.latents is not None
     store, size = LatentStore.open(given.latents), given.batch_size
@@ -154,8 +155,8 @@ def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
     return spec
 
 
-def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> str:
-    """Both networks, at the pipeline's own size, for one latent."""
+def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> tuple[NetworkCost, NetworkCost]:
+    """Of both networks, at the pipeline's own size, for one latent."""
     import torch
 
     from nitrodistill.evaluation.importance import network_cost
@@ -169,7 +170,7 @@ def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> str:
         else whole.adapter.example_condition(x_t)
     )
     before, after = (network_cost(d, (x_t, t, condition)) for d in (whole, student))
-    return "\n".join(_lines(before, after))
+    return before, after
 
 
 def _lines(before: NetworkCost, after: NetworkCost) -> list[str]:

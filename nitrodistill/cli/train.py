@@ -13,8 +13,8 @@ nitrodistill train ...`, or one process a GPU by a scheduler, as in examples/tra
 over all of them; `--stages.trainer.parallel fsdp` shares out the weights where "ddp" copies them.
 
 example:
-  nitrodistill train --config toy --pairs runs/pairs --output runs/student
-  nitrodistill train --config recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
+  nitrodistill train toy --pairs runs/pairs --output runs/student
+  nitrodistill train recipe.yaml --stages.trainer.optimizers.student.learning_rate 1e-4 --steps 200
 """
 
 from __future__ import annotations
@@ -27,13 +27,12 @@ from typing import TYPE_CHECKING, Literal
 
 from nitrodistill.cli.arguments import (
     Parser,
-    QuietOption,
     describe,
     option_names,
     parse,
     underscored,
 )
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 from nitrodistill.processes import place
 
 if TYPE_CHECKING:
@@ -74,8 +73,10 @@ def main(argv: Sequence[str]) -> int:
             last = state
             if state.evaluation and state.step == state.steps and place().rank == 0:
                 say(_quality(state))
+    found = find_checkpoints(Path(recipe.output))
+    results(output=recipe.output, checkpoint=found[0].path if found else None, **_numbers(last))
     if place().rank == 0:
-        say(_outcome(recipe, last, find_checkpoints(Path(recipe.output))))
+        say(_outcome(recipe, last, found))
     return {"SIGINT": 130, "alarm": 3}.get("" if last is None else last.stopped, 0)
 
 
@@ -87,6 +88,20 @@ def _check(recipe: Recipe) -> None:
 
     if recipe.teacher not in EMBEDDED:
         check_stages(recipe, skeleton(recipe.teacher))
+
+
+def _numbers(last: State | None) -> dict[str, object]:
+    """What `--json` says of the last step; nothing where there was none to do."""
+    if last is None:
+        return {}
+    return {
+        "stage": last.stage,
+        "step": last.step,
+        "steps": last.steps,
+        "losses": last.totals(),
+        "evaluation": last.evaluation,
+        "stopped": last.stopped,
+    }
 
 
 def _quality(state: State) -> str:
@@ -127,14 +142,14 @@ def _read(argv: Sequence[str]) -> tuple[Recipe, Resume, bool]:
         f"{describe(Recipe)}\n\nmethods: {', '.join(kinds)}, or package.module:Class for one of your own. Their "
         f"settings:\n{settings}\n\n"
     )
-    parser = Parser("train", __doc__, _Options, QuietOption, below=below)
+    parser = Parser("train", __doc__, _Options, below=below, words="config")
     options, others = _split(argv, [f.name for f in fields(Recipe)])
     more = [name for kind in kinds.values() for name in option_names(kind, "stages.settings.")]
     given = parse(parser, others, option_names(Recipe) + more)
     if given.steps is not None:
         options.append(("stages.trainer.steps", str(given.steps)))
     if given.config is None and not options:
-        raise ValueError("`nitrodistill train` needs a recipe: --config FILE.")
+        raise ValueError("`nitrodistill train` needs a recipe: nitrodistill train FILE.")
     return load_recipe(given.config, options), given.resume, given.quiet
 
 

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from nitrodistill.data.arrow import ArrowFile, Layout, Table
 from nitrodistill.data.codec import drawn, from_buffers
@@ -37,6 +36,7 @@ from nitrodistill.data.remote import Remote, default_cache, is_address
 from nitrodistill.data.sources import Encoded, Imported
 from nitrodistill.data.text import hash_texts
 from nitrodistill.files import hash_file, read_text
+from nitrodistill.progress import progress_bar
 from nitrodistill.types import Condition, Latents, Pairs, Part
 
 MANIFEST = "manifest.json"
@@ -267,7 +267,9 @@ class PairStore(Dataset[dict[str, Any]]):
         entries = (*self.manifest.prompts, *self.manifest.shards)
         size = sum(entry.bytes for entry in entries)
         drawn_noise = self.manifest.columns["noise"].encoding == "draws"
-        with tqdm(total=size, unit="B", unit_scale=True, disable=not progress) as bar:
+        with progress_bar(
+            total=size, unit="B", unit_scale=True, desc="verify", show=progress
+        ) as bar:
             for entry in entries:
                 self.verify_file(entry)
                 bar.update(entry.bytes)

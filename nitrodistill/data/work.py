@@ -32,6 +32,7 @@ from nitrodistill.data.files import check_folder, digest_of, explained
 from nitrodistill.data.manifest import File, Manifest
 from nitrodistill.data.pairs import MANIFEST, PairStore, read_condition
 from nitrodistill.files import remove_stale, write_new_text, write_text
+from nitrodistill.progress import progress_bar
 from nitrodistill.types import Condition
 
 DRAFT = "settings.json"
@@ -299,7 +300,7 @@ class Work(ABC):
         """Makes files until all of `order` are there; those of others are trusted until `finish`."""
         total = sum(len(self._rows(kind, k)) for k in order)
         unit = "prompt" if kind == "prompts" else "pair"
-        with tqdm(total=total, unit=unit, desc=f"{unit}s", disable=not show) as bar:
+        with progress_bar(total=total, unit=unit, desc=f"{unit}s", show=show) as bar:
             counted = _Counted(bar, {k: len(self._rows(kind, k)) for k in order})
             counted.look(self.root / kind, initial=True)
             pause = 0.05

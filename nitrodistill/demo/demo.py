@@ -154,8 +154,15 @@ def shuffled_captions(seed: int = 0) -> list[str]:
     return [captions[i] for i in order.tolist()]
 
 
-def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> list[Evaluation]:
+def run_demo(
+    config: DemoConfig, say: Callable[[str], None] = print, *, progress: bool = True
+) -> list[Evaluation]:
     """Runs the demo, or what is left of it, and writes its folder.
+
+    Args:
+        config: how large.
+        say: takes what is said.
+        progress: show how far each part is.
 
     Returns:
         The evaluation of each student; the first is the demo's result.
@@ -182,9 +189,9 @@ def run_demo(config: DemoConfig, say: Callable[[str], None] = print) -> list[Eva
             texts = [captions[i % len(captions)] for i in range(SCENES)]
             toy.scenes.save(texts, root / "scenes.tar", config.seed)
         with other_processes(_share, config, meeting, count=count):
-            _share(config, meeting, 0, count, say)
+            _share(config, meeting, 0, count, say, progress)
     done = students(config)
-    found = [_measured(config, pipeline, student) for student in done]
+    found = [_measured(config, pipeline, student, progress) for student in done]
     _show_together(root, found)
     say("4/4  export: diffusers pipelines, tested in a fresh process")
     for student, numbers in zip(done, found, strict=True):
@@ -206,28 +213,31 @@ def _share(
     rank: int,
     count: int,
     say: Callable[[str], None] = lambda text: None,
+    progress: bool = True,
 ) -> None:
     """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
     pipeline = load_teacher("toy")
     if config.method == "ladd":
         say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-        _make_pairs(config, pipeline, rank, count)
+        _make_pairs(config, pipeline, rank, count, progress)
     else:
         say(f"1/4  scenes: {SCENES} are rendered, and encoded by the VAE; no pairs are needed")
-        _encode_scenes(config, pipeline, rank, count)
+        _encode_scenes(config, pipeline, rank, count, progress)
     taught = students(config)
     names = "students in 4 steps and in 1" if len(taught) > 1 else "a student in 1 step"
     say(f"2/4  distillation by {config.method}: {names}, {config.num_steps} steps of training")
     trainers = _trainers(config)
     if rank < trainers:
-        _train(taught, pipeline, meeting, rank, trainers)
+        _train(taught, pipeline, meeting, rank, trainers, progress)
     say(
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
-    _draw_teacher(config, pipeline, rank, count)
+    _draw_teacher(config, pipeline, rank, count, progress)
 
 
-def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+def _make_pairs(
+    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
+) -> None:
     settings = GenerateConfig(
         num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE
     )
@@ -239,10 +249,13 @@ def _make_pairs(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -
         teacher_name="toy",
         rank=rank,
         world_size=count,
+        progress=progress,
     )
 
 
-def _encode_scenes(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+def _encode_scenes(
+    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
+) -> None:
     """The latents of the rendered scenes, as `nitrodistill encode` makes them."""
     root = Path(config.output)
     settings = EncodeConfig(seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE)
@@ -254,21 +267,31 @@ def _encode_scenes(config: DemoConfig, pipeline: Pipeline, rank: int, count: int
         teacher_name="toy",
         rank=rank,
         world_size=count,
+        progress=progress,
     )
 
 
 def _train(
-    taught: list[_Student], pipeline: Pipeline, meeting: Path, rank: int, count: int
+    taught: list[_Student],
+    pipeline: Pipeline,
+    meeting: Path,
+    rank: int,
+    count: int,
+    progress: bool,
 ) -> None:
     """One student by all trainers together, or each of several by one of them."""
     together = len(taught) == 1
     with training_together(rank, count if together else 1, meeting):
         for student in taught if together else taught[rank::count]:
-            for _ in with_progress(run_recipe(student.recipe, pipeline), show=rank == 0):
+            for _ in with_progress(
+                run_recipe(student.recipe, pipeline), show=progress and rank == 0
+            ):
                 pass
 
 
-def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int) -> None:
+def _draw_teacher(
+    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
+) -> None:
     help_draw(
         pipeline,
         shuffled_captions(),
@@ -276,10 +299,13 @@ def _draw_teacher(config: DemoConfig, pipeline: Pipeline, rank: int, count: int)
         Path(config.output) / "teacher",
         rank=rank,
         world_size=count,
+        progress=progress,
     )
 
 
-def _measured(config: DemoConfig, pipeline: Pipeline, student: _Student) -> Evaluation:
+def _measured(
+    config: DemoConfig, pipeline: Pipeline, student: _Student, progress: bool
+) -> Evaluation:
     """What a student is measured to be; its report is written."""
     run = Path(student.recipe.output)
     loaded, made = load_student(run, pipeline), background(run)
@@ -292,6 +318,7 @@ def _measured(config: DemoConfig, pipeline: Pipeline, student: _Student) -> Eval
         _evaluation(config),
         training_latents=training_latents(loaded.recipe),
         cache=Path(config.output) / "teacher",
+        progress=progress,
     )
     steps = len(loaded.plan)
     titles = TITLES | {"student": f"student, {steps} step{'s' if steps > 1 else ''}"}

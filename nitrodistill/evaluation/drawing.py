@@ -159,11 +159,13 @@ class Drawing:
                 self._fill(name, cache, rank, world_size)
 
     def _fill(self, name: str, cache: LatentCache, rank: int, world_size: int) -> None:
-        from tqdm import tqdm
+        from nitrodistill.progress import progress_bar
 
         batches = torch.arange(len(self._samples.ids)).split(self._samples.config.batch_size)
         shown = self._progress and rank == 0
-        with tqdm(total=len(batches), desc=printable(name), unit="batch", disable=not shown) as bar:
+        with progress_bar(
+            total=len(batches), desc=printable(name), unit="batch", show=shown
+        ) as bar:
 
             def make(number: int) -> Tensor:
                 bar.update(cache.count() - bar.n)  # what others made counts too

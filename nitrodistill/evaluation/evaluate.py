@@ -195,10 +195,10 @@ def help_draw(
 
 
 def _batches(config: EvaluateConfig, progress: bool) -> Iterator[Tensor]:
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
     index = torch.arange(config.num_samples)
-    with tqdm(total=len(index), desc="evaluate", unit="image", disable=not progress) as bar:
+    with progress_bar(total=len(index), desc="evaluate", unit="image", show=progress) as bar:
         for rows in index.split(config.batch_size):
             yield rows
             bar.update(len(rows))

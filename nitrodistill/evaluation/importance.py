@@ -155,7 +155,7 @@ def importance(
         ValueError: if there is no batch, the whole network's loss is not finite, or the folder holds another
             search.
     """
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
     if not batches:
         raise ValueError("there is no batch to look at; give at least one.")
@@ -168,7 +168,7 @@ def importance(
     kept = _Kept(None if output is None else Path(output), search, parts)
     loss, cost = kept.whole()
     with evaluating(denoiser.module):
-        for names in tqdm(parts, desc="importance", unit="part", disable=not progress):
+        for names in progress_bar(parts, desc="importance", unit="part", show=progress):
             kept.part(names)
     return Importance(loss, cost, kept.ranked(), kept.refused)
 

@@ -110,16 +110,14 @@ def measure_folder(
         cache: a folder for `real-<hash>.safetensors`; the hash is of the pictures and the extractors.
         progress: show a bar.
     """
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
     path = None if cache is None else _cache_file(cache, folder, extractors)
     known = None if path is None else kept(path)
     if known is not None:
         return Meter.from_state(extractors, known)
     meter = Meter(0, extractors)
-    with tqdm(
-        total=len(folder), desc="real pictures", unit="image", disable=not progress, mininterval=2
-    ) as bar:
+    with progress_bar(total=len(folder), desc="real pictures", unit="image", show=progress) as bar:
         for rows, images in folder.batches(batch_size):
             meter.update(images.to(device), (), rows)
             bar.update(len(rows))

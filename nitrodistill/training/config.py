@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, cast
+
+import torch
 
 from nitrodistill.checks import check_fields, check_positive
-from nitrodistill.settings import nearest, to_plain
+from nitrodistill.named import check_settings
+from nitrodistill.settings import build, nearest, to_plain
 from nitrodistill.training.best import BestIs
+from nitrodistill.training.optimizers import check_optimizer
 from nitrodistill.training.parallel import Parallel
 
-MixedPrecision = Literal["no", "bf16"]
+MixedPrecision = Literal["no", "bf16", "fp16"]
 StopOn = Literal["never", "alarm"]
+LearningRateSchedule = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "piecewise_constant",
+]
 
 FREE = (
     "steps",
@@ -37,7 +51,7 @@ FREE = (
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How one role learns: AdamW (Loshchilov & Hutter 2019), and the moving average of its weights.
+    """How one role learns: AdamW (Loshchilov & Hutter 2019) or another optimizer, and the average of its weights.
 
     Its updates are the steps at which its method has it active.
 
@@ -49,9 +63,15 @@ class OptimizerConfig:
         lr_warmup_updates: of its updates, over which the learning rate rises linearly.
         lr_decay_from: fraction of its updates after which the learning rate falls linearly to 0;
             1 keeps it constant, 0.5 is "flat to half".
+        lr_schedule: diffusers' schedule of this name, over the role's updates, with `lr_warmup_updates` as its
+            warm-up steps; null is the rule above.
+        lr_schedule_settings: num_cycles, power or step_rules of that schedule.
         max_grad_norm: its gradient is scaled down to this norm; null does not clip.
         ema_decay: of the moving average of its weights, an update; 0 keeps none.
-        eight_bit: keeps the moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
+        eight_bit: keeps AdamW's moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
+        optimizer: AdamW, another class of `torch.optim` such as SGD, or package.module:callable, which is called
+            with the weights, `lr` and `settings`.
+        settings: of that optimizer, by the names of its arguments; of AdamW those that have no place above.
 
     Example:
         >>> nd.OptimizerConfig(learning_rate=1e-4, betas=(0.5, 0.999), ema_decay=0.999).learning_rate
@@ -64,9 +84,13 @@ class OptimizerConfig:
     eps: float = 1e-8
     lr_warmup_updates: int = 0
     lr_decay_from: float = 1.0
+    lr_schedule: LearningRateSchedule | None = None
+    lr_schedule_settings: dict[str, Any] = field(default_factory=dict)
     max_grad_norm: float | None = 1.0
     ema_decay: float = 0.0
     eight_bit: bool = False
+    optimizer: str = "AdamW"
+    settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_fields(self, lr_warmup_updates=0, weight_decay=0)
@@ -78,6 +102,15 @@ class OptimizerConfig:
         check_positive("eps", self.eps)
         two = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
         _check("betas", self.betas, two, "two numbers in [0, 1)")
+        check_optimizer(self)
+        if self.lr_schedule is None and self.lr_schedule_settings:
+            raise ValueError(
+                "lr_schedule_settings are of an lr_schedule, which is null; name it too."
+            )
+        if self.lr_schedule is not None:
+            alone = self.lr_decay_from == 1
+            _check("lr_decay_from", self.lr_decay_from, alone, "1 where there is an lr_schedule")
+            _diffusers_schedule(self, 1)
 
 
 @dataclass(frozen=True)
@@ -105,7 +138,8 @@ class TrainerConfig:
         evaluate_every: steps between evaluations, if the trainer got any; 0 is never.
         best_metric: the evaluation's number by which the best checkpoint is kept; "" keeps none.
         best_is: whether the "lowest" or the "highest" is best.
-        mixed_precision: "bf16" computes in bfloat16 and keeps float32 weights.
+        mixed_precision: "bf16" computes in bfloat16 and keeps float32 weights; "fp16" in float16, with a scaled
+            loss, for GPUs that have no bfloat16; not with `parallel: fsdp`.
         half_precision_weights: trains bfloat16 or float16 weights as they are. At small learning rates most of
             their updates are lost in rounding; without it such weights are refused.
         gradient_checkpointing: recompute activations, to save memory.
@@ -148,6 +182,11 @@ class TrainerConfig:
         check_fields(self, keep_checkpoints=1, log_every=1)
         self._check_together()
 
+    @property
+    def half(self) -> torch.dtype | None:
+        """What `mixed_precision` computes in; None is float32."""
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.mixed_precision)
+
     def check_evaluates(self, can: bool) -> None:
         """Checks that evaluations are asked for only where there `can` be any.
 
@@ -172,10 +211,13 @@ class TrainerConfig:
         """
         if not isinstance(before, Mapping):
             raise ValueError(f"checkpoint {where} has no settings in its state.json.")
+        then: Mapping[Any, Any] = before
+        with contextlib.suppress(ValueError):  # with the defaults of what there was not yet
+            then = to_plain(build(type(self), before))
         now = to_plain(self)
-        changed = [k for k in now if k not in FREE and before.get(k) != now[k]]
+        changed = [k for k in now if k not in FREE and then.get(k) != now[k]]
         if changed:
-            was = ", ".join(f"{k} {before.get(k)} -> {now[k]}" for k in changed)
+            was = ", ".join(f"{k} {then.get(k)} -> {now[k]}" for k in changed)
             raise ValueError(
                 f"checkpoint {where} was made with other settings ({was}); resume with the same, "
                 "or choose another output."
@@ -192,6 +234,13 @@ class TrainerConfig:
                 "term_gradients_every does not work with `parallel: fsdp`, which shares out the gradients; set it "
                 "to 0."
             )
+        if self.mixed_precision == "fp16" and (
+            self.parallel == "fsdp" or self.half_precision_weights
+        ):
+            other = "`parallel: fsdp`" if self.parallel == "fsdp" else "half_precision_weights"
+            raise ValueError(
+                f"mixed_precision is 'fp16', which does not work with {other}; use bf16, or leave that out."
+            )
         if self.cpu_offload and self.parallel != "fsdp":
             raise ValueError("cpu_offload works with `parallel: fsdp` only; set both, or neither.")
         for name, optimizer in self.optimizers.items():
@@ -207,17 +256,53 @@ def learning_rate_factor(config: OptimizerConfig, update: int, updates: int) -> 
 
         min(1, (update + 1) / warmup) * min(1, (N - update) / (N - f N)),   f = lr_decay_from
 
-    The last update still learns: its factor is 1 / (N - f N), and the one after it would have 0.
+    The last update still learns: its factor is 1 / (N - f N), and the one after it would have 0. With
+    `lr_schedule` it is what `diffusers.optimization.get_scheduler` makes of that name.
 
     Example:
         >>> config = nd.OptimizerConfig(lr_warmup_updates=10)
         >>> nd.training.learning_rate_factor(config, 4, 100)
         0.5
     """
+    if config.lr_schedule is not None:
+        return _diffusers_schedule(config, updates)(update)
     rise = min(1.0, (update + 1) / config.lr_warmup_updates) if config.lr_warmup_updates else 1.0
     length = updates * (1 - config.lr_decay_from)
     fall = min(1.0, (updates - update) / length) if length > 0 else 1.0
     return rise * fall
+
+
+def _diffusers_schedule(config: OptimizerConfig, updates: int) -> Callable[[int], float]:
+    """Update -> factor.
+
+    Raises:
+        ValueError: if the schedule does not take such settings.
+    """
+    from diffusers.optimization import get_scheduler
+
+    settings = check_settings(
+        cast(Any, get_scheduler),
+        config.lr_schedule_settings,
+        "lr_schedule",
+        without=("name", "optimizer", *_OURS),
+    )
+    if config.lr_schedule == "piecewise_constant" and "step_rules" not in settings:
+        raise ValueError(
+            "lr_schedule is piecewise_constant, which needs its steps; write lr_schedule_settings: {step_rules: "
+            '"1:100,0.1"} (the factor 1 up to update 100, then 0.1).'
+        )
+    weight = torch.nn.Parameter(torch.zeros(1))
+    made = get_scheduler(
+        str(config.lr_schedule),
+        torch.optim.SGD([weight], lr=config.learning_rate),
+        num_warmup_steps=config.lr_warmup_updates,
+        num_training_steps=updates,
+        **settings,
+    )
+    return made.lr_lambdas[0]
+
+
+_OURS = ("num_warmup_steps", "num_training_steps", "last_epoch")
 
 
 def check_optimizers(optimizers: Mapping[str, OptimizerConfig], roles: Sequence[str]) -> None:

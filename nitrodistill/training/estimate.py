@@ -12,11 +12,11 @@ and the VAE's own activations add is not counted; leave room for it. `benchmarks
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from nitrodistill.method import DistillationMethod
@@ -25,10 +25,12 @@ from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.networks import TEACHER, cast_base
-from nitrodistill.training.passes import LossesOnShapes, Passes
+from nitrodistill.training.optimizers import ADAMW, state_bytes
+from nitrodistill.training.passes import LossesOnShapes, Passes, turns_of
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.stages import build_on_shapes, student_on_shapes
 
+_log = logging.getLogger(__name__)
 _STATE_BLOCK, _SMALL = 256, 4096
 """bitsandbytes: elements a scale, and fewest that are kept in 8 bits."""
 
@@ -42,7 +44,7 @@ class RoleMemory:
         trained: how many of them are trained.
         weights: of all of them that no other role holds.
         gradients: while the role learns.
-        optimizer: AdamW's moments.
+        optimizer: the optimizer's state, such as AdamW's moments.
         average: the moving average.
     """
 
@@ -150,10 +152,12 @@ def what_helps(
         ValueError: if the stage's settings do not fit the teacher.
     """
     trainer, count = stage.trainer, _Counts(pipeline, text_length, earlier).memory
+    _log.info("counting the recipe as it is, on shapes")
     found = {"as it is": count(stage)}
+    _log.info("counting what helps")
     if not trainer.gradient_checkpointing:
         found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
-    if trainer.mixed_precision != "bf16":
+    if trainer.half is None:
         found["bf16"] = count(_with(stage, mixed_precision="bf16"))
     if not trainer.cpu_offload and stage.lora is None:
         shared = _with(_with(stage, optimizers=_bits(stage, eight=False)), parallel="fsdp")
@@ -167,7 +171,8 @@ def what_helps(
     adapted = _allowed(count, stage, lora)
     if stage.lora is None and adapted is not None:
         found[f"LoRA student, rank {lora_rank}"] = adapted
-    both = _with(eight, gradient_checkpointing=True, mixed_precision="bf16")
+    lower = "bf16" if trainer.half is None else trainer.mixed_precision
+    both = _with(eight, gradient_checkpointing=True, mixed_precision=lower)
     if stage.lora is None:
         found["checkpointing, bf16, 8 bits"] = count(both)
     if adapted is not None:
@@ -208,9 +213,9 @@ class _Counts:
         roles = dict(untrained)
         for name, role in method.trainable().items():
             optimizer = trainer.optimizers.get(name, OptimizerConfig())
-            share = _trained_role(role.module, optimizer.ema_decay > 0, optimizer.eight_bit)
+            share = _trained_role(role.module, optimizer)
             if trainer.cpu_offload:
-                fetched = _fetched(role.module) * (2 if trainer.mixed_precision == "bf16" else 4)
+                fetched = _fetched(role.module) * (4 if trainer.half is None else 2)
                 share = RoleMemory(share.parameters, share.trained, fetched)
             roles[name] = share
         turns = checkpointed if trainer.gradient_checkpointing else plain
@@ -221,9 +226,7 @@ class _Counts:
         method, cast = build_on_shapes(stage, shapes, self._text_length, before=self._before)
         untrained = _pipeline_roles(shapes) | _frozen_roles(shapes, method, stage)
         run = LossesOnShapes(method, cast, stage, shapes, self._text_length)
-        steps: dict[tuple[str, ...], list[int]] = {}
-        for step in range(stage.trainer.steps):
-            steps.setdefault(tuple(method.active(step)), []).append(step)
+        steps = turns_of(method, stage.trainer.steps)
         plain, checkpointed = dict[tuple[str, ...], Passes](), dict[tuple[str, ...], Passes]()
         for active, those in steps.items():
             # a method may begin with less than it ends with: the first of them and the last
@@ -257,8 +260,11 @@ def _with(stage: Stage, **changes: Any) -> Stage:
 
 
 def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
-    optimizers = stage.trainer.optimizers
-    return {name: replace(config, eight_bit=eight) for name, config in optimizers.items()}
+    """The optimizers with AdamW's moments in 8 bits or whole; others stay."""
+    return {
+        name: replace(config, eight_bit=eight and config.optimizer.lower() == ADAMW)
+        for name, config in stage.trainer.optimizers.items()
+    }
 
 
 def _pipeline_roles(pipeline: Pipeline) -> dict[str, RoleMemory]:
@@ -273,10 +279,10 @@ def _frozen_roles(
     pipeline: Pipeline, method: DistillationMethod, stage: Stage
 ) -> dict[str, RoleMemory]:
     """What the method uses and does not train, where it is not the pipeline's own; cast as a run casts it."""
-    found, bf16 = {}, stage.trainer.mixed_precision == "bf16"
+    found, half = {}, stage.trainer.half
     for name, entry in method.frozen().items():
-        if bf16 and not entry.as_it_is and not entry.follows:
-            cast_base(entry.module, torch.bfloat16)
+        if half is not None and not entry.as_it_is and not entry.follows:
+            cast_base(entry.module, half)
         is_role = role_in(entry.module) is not None
         own = not is_role and unwrapped(entry.module) is pipeline.denoiser.network
         if not own and any(True for _ in entry.module.parameters()):
@@ -291,7 +297,7 @@ def _held(module: nn.Module) -> RoleMemory:
     return RoleMemory(sum(p.numel() for p in own), 0, _bytes(own))
 
 
-def _trained_role(module: nn.Module, averaged: bool, eight_bit: bool) -> RoleMemory:
+def _trained_role(module: nn.Module, config: OptimizerConfig) -> RoleMemory:
     """A role's share; of a LoRA role, whose network is the teacher's, only what is its own."""
     trained, own = [p for p in module.parameters() if p.requires_grad], _bytes(module.parameters())
     return RoleMemory(
@@ -299,8 +305,8 @@ def _trained_role(module: nn.Module, averaged: bool, eight_bit: bool) -> RoleMem
         sum(p.numel() for p in trained),
         own,
         _bytes(trained),
-        sum(_moments(p, eight_bit) for p in trained),
-        own if averaged else 0,
+        _state(trained, config),
+        own if config.ema_decay > 0 else 0,
     )
 
 
@@ -316,6 +322,12 @@ def _fetched(module: nn.Module) -> int:
     }
     blocks = sorted(_count(part) for part in module.modules() if type(part).__name__ in kinds)
     return _count(module) - sum(blocks[:-2])
+
+
+def _state(trained: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
+    """Bytes of the optimizer's state; of one that cannot be asked on shapes, two moments are taken."""
+    asked = None if config.optimizer.lower() == ADAMW else state_bytes(config, trained)
+    return sum(_moments(p, config.eight_bit) for p in trained) if asked is None else asked
 
 
 def _moments(weight: Tensor, eight_bit: bool) -> int:

@@ -180,7 +180,8 @@ def _pairs(
     """Pairs and their distances; `file` keeps the distances."""
     from safetensors import safe_open
     from safetensors.torch import save_file
-    from tqdm import tqdm
+
+    from nitrodistill.progress import progress_bar
 
     digest = blake2([latents.cpu().numpy().tobytes(), f"{config.seed} {count}"]).hex()
     known = torch.empty(0)
@@ -190,7 +191,7 @@ def _pairs(
                 raise ValueError(f"{str(file)!r} is of another fit; choose another output.")
             known = opened.get_tensor("distances")
     chunks = []
-    for rows in tqdm(torch.arange(count).split(256), desc=file.stem, disable=not progress):
+    for rows in progress_bar(torch.arange(count).split(256), desc=file.stem, show=progress):
         pair = make_pairs(latents, Draws(config.seed, 0, rows, purpose=file.stem))
         chunks.append(pair)
         if len(known) > int(rows[-1]):
@@ -212,7 +213,7 @@ def _pairs(
 
 
 def _train(pairs: _Pairs, config: FitConfig, progress: bool) -> tuple[LatentTrunk, list[Tensor]]:
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
     generator = torch.Generator().manual_seed(config.seed)
     trunk = fitted_trunk(pairs[0].shape[1], [(w, w) for w in config.widths]).requires_grad_(True)
@@ -224,7 +225,7 @@ def _train(pairs: _Pairs, config: FitConfig, progress: bool) -> tuple[LatentTrun
     raw = [torch.zeros(w, device=pairs[0].device, requires_grad=True) for w in config.widths]
     adam = torch.optim.Adam([*trunk.parameters(), *raw], config.learning_rate, betas=(0.9, 0.99))
     eps = pairs[2].mean() / 100
-    for step in tqdm(range(config.steps), desc="fit", disable=not progress):
+    for step in progress_bar(range(config.steps), desc="fit", show=progress):
         rows = torch.randint(len(pairs[2]), (config.batch_size,), generator=generator)
         batch = [part[rows.to(part.device)] for part in pairs]
         values = _values(trunk, [F.softplus(one) for one in raw], batch)

@@ -1,10 +1,9 @@
-"""The run's log: a line of JSON every few steps, Accelerate's trackers, and a progress bar."""
+"""The run's log: a line of JSON every few steps, Accelerate's trackers, and how far it is."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -37,7 +36,7 @@ def make_accelerator(
     """An Accelerator for the trainer, alone or one of several processes, that tracks where `output` is given.
 
     Args:
-        mixed_precision: "no" or "bf16".
+        mixed_precision: "no" or "bf16"; "fp16" is the trainer's own work.
         output: the run's folder; the trackers write into its `logs`, if they write files.
         cpu: stay on the CPU.
         trackers: Accelerate's names of them; None is tensorboard, where that is installed.
@@ -55,6 +54,7 @@ def make_accelerator(
 
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
     launched = place().world_size > 1
+    mixed_precision = "no" if mixed_precision == "fp16" else mixed_precision
     _forget_precision(mixed_precision)
     if trackers is None:
         trackers = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
@@ -217,30 +217,30 @@ def with_progress(states: Iterator[State], show: bool | None = None) -> Iterator
 
     Args:
         states: from `Trainer.fit()`.
-        show: None shows the bar on a terminal only, and of several processes by the first.
+        show: a bar on a terminal, else a line now and then (`nitrodistill.progress`); None is what the first of
+            several processes does.
 
     Example:
         >>> recipe = nd.demo.toy_recipe("pairs", "runs/progress", steps=1, batch_size=2)
         >>> len(list(nd.training.with_progress(nd.training.run_recipe(recipe, teacher), show=False)))
         1
     """
-    from tqdm import tqdm
+    from nitrodistill.progress import progress_bar
 
-    hidden = not (sys.stderr.isatty() and place().rank == 0) if show is None else not show
+    show = place().rank == 0 if show is None else show
     for stage, group in groupby(states, key=lambda state: state.stage):
-        with tqdm(desc=f"stage {stage}", unit="step", disable=hidden) as bar:
+        with progress_bar(desc=f"stage {stage}", unit="step", show=show) as bar:
             shown = 0.0
             for state in group:
                 if bar.total is None:
                     bar.total = state.steps
                     bar.initial = bar.n = bar.last_print_n = state.step - 1
-                bar.update()
-                if not hidden and time.monotonic() - shown > 1:
+                if show and time.monotonic() - shown > 1:
                     shown = time.monotonic()
                     losses = {role: f"{loss:.3g}" for role, loss in state.totals().items()}
-                    bar.set_postfix(
-                        losses | {"samples/s": f"{state.num_samples / state.seconds:.0f}"}
-                    )
+                    rate = {"samples/s": f"{state.num_samples / state.seconds:.0f}"}
+                    bar.set_postfix(losses | rate, refresh=False)
+                bar.update()
                 yield state
 
 

@@ -1,6 +1,6 @@
 """The networks of a stage: the cast that its method is built from, and where each of them is placed.
 
-teacher    the pipeline's own network; with bf16 a bfloat16 copy; with `parallel: fsdp` a copy of which each
+teacher    the pipeline's own network; with bf16 or fp16 a copy in that; with `parallel: fsdp` a copy of which each
            process holds a part, which then stands in the pipeline too, so that no device holds the whole
 student    a float32 copy of it, with `prune` of fewer blocks, or with `lora` a role on it (`add_lora`)
 others     what the method asks its cast for: a copy or a role; where a stage goes on with the student of the one
@@ -79,8 +79,8 @@ class StageNetworks:
     def _cast(self, number: int, stage: Stage) -> Cast:
         """Float32 students, and a teacher of its own where that one is cast, or shared out by the processes."""
         before = self._before(number) if "previous" in (stage.teacher, stage.student) else None
-        bf16 = stage.trainer.mixed_precision == "bf16"
-        copied = bf16 or stage.trainer.parallel == "fsdp"
+        half = stage.trainer.half
+        copied = half is not None or stage.trainer.parallel == "fsdp"
         whole = self.own
         if stage.teacher == "previous" and stage.lora is None:
             assert before is not None
@@ -90,8 +90,8 @@ class StageNetworks:
 
         def teacher() -> DiffusersDenoiser:
             made = base_copy(whole) if copied else whole
-            if bf16:
-                cast_base(made.network, torch.bfloat16)
+            if half is not None:
+                cast_base(made.network, half)
             if stage.teacher == "previous" and stage.lora is not None:
                 assert before is not None
                 made = load_denoiser(before, made)
@@ -139,7 +139,7 @@ class StageNetworks:
     def _shared_out(self, cast: Cast, stage: Stage) -> DiffusersDenoiser:
         """The recipe's teacher as previews and evaluations run it: the method's, if that is it, else a copy."""
         teacher = cast.taken.get(TEACHER)
-        is_recipes = stage.teacher == "recipe" and stage.trainer.mixed_precision == "no"
+        is_recipes = stage.teacher == "recipe" and stage.trainer.half is None
         if is_recipes and isinstance(teacher, DiffusersDenoiser):
             return teacher
         copied = base_copy(self.own)
@@ -260,8 +260,8 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
             frozen(entry.module).to(accelerator.device)
             continue
         frozen(entry.module)
-        if trainer.mixed_precision == "bf16" and not entry.follows:
-            cast_base(entry.module, torch.bfloat16)
+        if trainer.half is not None and not entry.follows:
+            cast_base(entry.module, trainer.half)
         if trainer.gradient_checkpointing:  # the student's gradient goes through the frozen ones
             checkpoint_gradients(entry.module)
         prepare_frozen(entry.module, accelerator, trainer.parallel, entry.taps)

@@ -14,7 +14,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -44,6 +45,11 @@ def check_launch(accelerator: Accelerator, batch_size: int) -> None:
             f"Accelerate was launched with {kind}, which takes one network only; launch without it and "
             "choose `parallel: fsdp` in the recipe's trainer."
         )
+    if accelerator.mixed_precision == "fp16":
+        raise ValueError(
+            "the accelerator was made with fp16, but the trainer scales the loss itself; make it with "
+            "nitrodistill.training.make_accelerator, and set `mixed_precision: fp16` in the settings."
+        )
     launched = place().world_size
     if launched > 1 and world == 1:
         raise ValueError(
@@ -58,7 +64,11 @@ def check_launch(accelerator: Accelerator, batch_size: int) -> None:
 
 
 def prepare_module(
-    module: nn.Module, accelerator: Accelerator, parallel: Parallel, cpu_offload: bool = False
+    module: nn.Module,
+    accelerator: Accelerator,
+    parallel: Parallel,
+    cpu_offload: bool = False,
+    fp16: bool = False,
 ) -> nn.Module:
     """The module as one that all processes train together, on the accelerator's device.
 
@@ -67,7 +77,14 @@ def prepare_module(
         accelerator: whose precision is computed in.
         parallel: "ddp" or "fsdp"; the first does nothing in a single process.
         cpu_offload: with "fsdp", keeps weights, gradients and optimizer in the CPU's memory.
+        fp16: computes in float16, on any device; Accelerate refuses the CPU, and so no test would reach it.
     """
+    if fp16:
+        from accelerate.utils.operations import convert_outputs_to_fp32
+
+        lower = torch.autocast(accelerator.device.type, torch.float16)
+        forward: Any = module.forward  # as a method, so that a copy of the module runs itself
+        module.forward = MethodType(convert_outputs_to_fp32(lower(forward.__func__)), module)
     if parallel == "ddp":
         with (
             warnings.catch_warnings()

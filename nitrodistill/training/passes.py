@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.models import Pipeline
@@ -71,7 +72,8 @@ class LossesOnShapes:
         pipeline: Pipeline,
         text_length: int,
     ) -> None:
-        self._method, self._bf16 = method, stage.trainer.mixed_precision == "bf16"
+        self._method, self._bf16 = method, stage.trainer.half is not None
+        self._checkpoints = stage.trainer.gradient_checkpointing
         modules = [role.module for role in method.trainable().values()]
         modules += [entry.module for entry in method.frozen().values()]
         modules += [denoiser.module for denoiser in cast.taken.values()]
@@ -96,6 +98,23 @@ class LossesOnShapes:
         """Bytes that a step's backward passes keep of a small micro-batch, without gradient checkpointing."""
         return sum(saved.plain for _, saved in self._of(step, _SIZES[0]))
 
+    def flops(self, step: int) -> float:
+        """Operations of a step's losses and backward passes, of one sample of a micro-batch.
+
+        With gradient checkpointing the blocks run forward once more: half of what backward costs.
+        """
+        size, backward = _SIZES[0], 0
+        batch = self._batch(size)
+        with FlopCounterMode(display=False) as counter:
+            for _, terms in self._method.losses(
+                batch, self._method.active(step), Draws(0, step, batch.index)
+            ):
+                before = counter.get_total_flops()
+                terms.total.backward()
+                backward += counter.get_total_flops() - before
+        anew = backward / 2 if self._checkpoints else 0
+        return (counter.get_total_flops() + anew) / size
+
     def _of(self, step: int, size: int) -> list[tuple[str, Saved]]:
         """What each backward pass of a step keeps, for a micro-batch of `size`."""
         if (step, size) in self._seen:
@@ -115,6 +134,14 @@ class LossesOnShapes:
         text = self._text.index([0] * size)
         pairs = Pairs(torch.empty_like(x0), torch.empty_like(x0), text)
         return Batch(torch.arange(size), pairs, Latents(torch.empty_like(x0), text), text)
+
+
+def turns_of(method: DistillationMethod, steps: int) -> dict[tuple[str, ...], list[int]]:
+    """The roles that learn in a step -> those steps."""
+    turns: dict[tuple[str, ...], list[int]] = {}
+    for step in range(steps):
+        turns.setdefault(tuple(method.active(step)), []).append(step)
+    return turns
 
 
 def _line(small: int, large: int) -> Line:

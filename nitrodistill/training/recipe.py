@@ -17,7 +17,7 @@ from nitrodistill.method import Halving
 from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.models.pruning import parse_spec
-from nitrodistill.settings import build, closest, parse_yaml, read_yaml, shown, to_plain
+from nitrodistill.settings import Word, build, closest, read_yaml, shown, to_plain
 from nitrodistill.training.config import TrainerConfig
 
 RECIPE = "recipe.yaml"
@@ -240,7 +240,7 @@ def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()
 
     Args:
         path: of the file, or a name of `shipped_recipes`; None has the options alone.
-        options: (dotted name, YAML text) of values that win over the file's; see `override`.
+        options: (dotted name, text or YAML) of values that win over the file's; see `override`.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -254,7 +254,7 @@ def load_recipe(path: str | Path | None, options: Sequence[tuple[str, str]] = ()
     try:
         data = {} if path is None else read_yaml(find_recipe(path))
         for name, text in options:
-            data = override(data, name, parse_yaml(text))
+            data = override(data, name, Word(text))
         return parse_recipe(data)
     except ValueError as error:
         raise ValueError(str(error) if path is None else f"{path}: {error}") from error

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nitrodistill.method import Role
 from nitrodistill.models.wrappers import checkpointed, plain_name, role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig
+from nitrodistill.training.optimizers import load_state, make_optimizer, state_tensors
 from nitrodistill.training.parallel import (
     gather_rows,
     laid_out_like,
@@ -69,13 +70,19 @@ class TrainedRole:
         _check_precision(name, dtypes, config, accelerator)
         if config.gradient_checkpointing:
             checkpoint_gradients(module)
-        prepared = prepare_module(module, accelerator, config.parallel, config.cpu_offload)
+        prepared = prepare_module(
+            module,
+            accelerator,
+            config.parallel,
+            config.cpu_offload,
+            config.mixed_precision == "fp16",
+        )
         role.bind(prepared)
         module = role_in(prepared) or unwrapped(prepared)
         # after the preparation, which may put other parameters in their place
         weights = {plain_name(n): p for n, p in module.named_parameters() if p.requires_grad}
         settings = config.optimizers[name]
-        optimizer = _make_optimizer(settings, weights)
+        optimizer = make_optimizer(settings, list(weights.values()))
         return cls(name, role, module, settings, optimizer, weights)
 
     def clip(self) -> Tensor:
@@ -112,11 +119,7 @@ class TrainedRole:
 
     def optimizer_tensors(self, keep: bool) -> dict[str, Tensor]:
         """The optimizer's whole state as "key:weight" -> tensor; all processes must call it."""
-        states = ((name, self.optimizer.state.get(w, {})) for name, w in self.weights.items())
-        flat = {f"{key}:{name}": value for name, state in states for key, value in state.items()}
-        return kept(
-            {n: v if isinstance(v, Tensor) else torch.tensor(v) for n, v in flat.items()}, keep
-        )
+        return kept(state_tensors(self.optimizer, self.weights), keep)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -142,10 +145,7 @@ class TrainedRole:
 
     def load_optimizer(self, tensors: Mapping[str, Tensor]) -> None:
         """The reverse of `optimizer_tensors`; all processes must call it."""
-        for label, value in tensors.items():
-            key, name = label.split(":", 1)
-            weight = self.weights[name]
-            self.optimizer.state[weight][key] = _state_value(value, weight)
+        load_state(self.optimizer, self.weights, tensors)
 
     def is_finite(self) -> Tensor:
         """Whether all of the weights that this process holds are; a scalar on their device."""
@@ -207,38 +207,3 @@ def checkpoint_gradients(module: nn.Module) -> None:
     for part in unwrapped(module).modules():
         if isinstance(part, ModelMixin):
             part.enable_gradient_checkpointing(checkpointed)
-
-
-def _make_optimizer(
-    config: OptimizerConfig, weights: Mapping[str, nn.Parameter]
-) -> torch.optim.Optimizer:
-    devices = {weight.device.type for weight in weights.values()}
-    options: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.eps,
-        "weight_decay": config.weight_decay,
-    }
-    if config.eight_bit:
-        return _eight_bit()(list(weights.values()), **options)
-    fused = devices <= {"cpu", "cuda"}
-    return torch.optim.AdamW(list(weights.values()), **options, fused=fused)
-
-
-def _eight_bit() -> Any:
-    try:
-        from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError(
-            "eight_bit needs bitsandbytes: `pip install bitsandbytes`, or leave it out of the "
-            f"optimizer's settings ({error})."
-        ) from error
-    return AdamW8bit
-
-
-def _state_value(value: Tensor, weight: Tensor) -> Tensor | int:
-    if value.shape == weight.shape and value.is_floating_point():
-        return laid_out_like(value, weight)
-    if value.ndim == 0 and not value.is_floating_point():
-        return int(value)
-    return value.to(local(weight).device)

@@ -181,9 +181,7 @@ def build_on_shapes(
         whole = earlier
     elif stage.teacher != "recipe":
         whole = another_teacher(teacher_shapes(stage.teacher), whole)
-    apart = stage.trainer.mixed_precision == "bf16" or (
-        stage.teacher != "recipe" and stage.lora is None
-    )
+    apart = stage.trainer.half is not None or (stage.teacher != "recipe" and stage.lora is None)
     teacher = base_copy(whole) if apart else whole
 
     def start(name: str, network: DiffusersDenoiser) -> DiffusersDenoiser:

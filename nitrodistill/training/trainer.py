@@ -33,6 +33,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from nitrodistill.data.prefetch import Prefetch
@@ -45,6 +46,7 @@ from nitrodistill.training.checkpoint import Checkpoint
 from nitrodistill.training.config import TrainerConfig, check_optimizers, learning_rate_factor
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.log import RunLog, make_accelerator
+from nitrodistill.training.optimizers import group_numbers
 from nitrodistill.training.parallel import (
     any_process,
     check_launch,
@@ -144,6 +146,10 @@ class Trainer:
             config.mixed_precision, self.output, cpu_offload=config.cpu_offload
         )
         check_launch(self.accelerator, config.batch_size)
+        self._scaler = torch.amp.GradScaler(
+            self.accelerator.device.type, enabled=config.mixed_precision == "fp16"
+        )
+        self._overflowed = False
         checkpoint = to_resume(self.accelerator, self.output, stage, resume)
         roles = method.trainable()
         check_disjoint({n: _learning(role.module) for n, role in roles.items()})
@@ -204,10 +210,11 @@ class Trainer:
                 state = self._train_step(stream)
                 self.step += 1
                 state = self._alarmed(state, log)
-                if state.skipped and self.accelerator.is_main_process:
+                failed = bool(state.skipped) and not self._overflowed
+                if failed and self.accelerator.is_main_process:
                     warnings.warn(f"skipped {state.skipped}", RuntimeWarning, stacklevel=2)
                 best_before = self.best
-                skips = skips + 1 if state.skipped else 0
+                skips = skips + 1 if failed else 0
                 if not skips:
                     state = self._evaluated(state, log)
                     due = self._is_due(self.config.checkpoint_every) or bool(state.stopped)
@@ -247,6 +254,8 @@ class Trainer:
             "best": None if self.best is None else self.best.to_plain(),
             "alarms": self._alarms.to_plain(),
             "evaluated": self._evaluated_at,
+            "scaler": self._scaler.state_dict(),
+            "optimizers": {n: group_numbers(t.optimizer) for n, t in self._trained.items()},
             **self.record,
             "fixed": self.fixed,
         }
@@ -265,10 +274,13 @@ class Trainer:
             data_seconds += time.perf_counter() - asked
             num_samples += len(batch) * self.accelerator.num_processes
             records += self._backward(batch, active)
+        for name in active:
+            self._scaler.unscale_(self._trained[name].optimizer)
         norms = {name: self._trained[name].clip() for name in active}
         skipped, stopped = self._verdict(records, norms)
         parts = mean_parts(records) | {f"{n}/grad_norm": norm for n, norm in norms.items()}
         rates, changed = self._update(active, bool(skipped))
+        self._scaler.update()
         parts |= {f"{name}/changed": share for name, share in changed.items()}
         if self._probe is not None and not skipped and self._is_shown(self.config.diagnose_every):
             parts |= self._probe(records[-1].batch, self.step + 1)
@@ -292,9 +304,16 @@ class Trainer:
     def _verdict(self, records: list[Record], norms: Mapping[str, Tensor]) -> tuple[str, str]:
         """Why the step must be skipped and why the run must stop, the same in all processes."""
         reason = self._stop() if self._stop is not None else ""
-        broken, stop = any_process(self.accelerator, [non_finite(records, norms), bool(reason)])
+        flags = [non_finite(records, norms), bool(reason), non_finite(records, {})]
+        broken, stop, loss_broken = any_process(self.accelerator, flags)
+        scale = self._scaler.get_scale()
+        self._overflowed = broken and not loss_broken and scale > 1
         skipped = stopped = ""
-        if broken:
+        if self._overflowed:
+            skipped = (
+                f"step {self.step + 1}: the gradients overflow float16 at a loss scale of {scale:g}"
+            )
+        elif broken:
             texts = gather_text(self.accelerator, "; ".join(causes(records, norms)))
             named = dict.fromkeys(text for text in texts if text)
             skipped = f"step {self.step + 1}: not finite: {'; '.join(named)}"
@@ -385,7 +404,7 @@ class Trainer:
             for role, terms in self.method.losses(batch, active, draws):
                 watch.before(role)
                 shares = gradient_shares(terms, self._weights[role]) if split else {}
-                self.accelerator.backward(terms.total)
+                self.accelerator.backward(self._scaler.scale(terms.total))
                 watch.after(role)
                 done = Terms(terms.total.detach(), terms.parts)
                 records.append(Record(role, done, batch, shares))
@@ -433,6 +452,15 @@ class Trainer:
                 "with the same, or choose another output."
             )
         checkpoints.read(checkpoint)
+        scaler: Any = state.get("scaler")
+        if scaler:
+            self._scaler.load_state_dict(scaler)
+        optimizers: Any = state.get("optimizers") or {}
+        for name, groups in optimizers.items():
+            for group, numbers in zip(
+                self._trained[name].optimizer.param_groups, groups, strict=True
+            ):
+                group.update(numbers)
         self.step = checkpoint.step
         self.best = Best.from_plain(state.get("best"), self.config.best_metric)
         self._alarms = Alarms(self.config.alarm_window, state.get("alarms"))

@@ -46,9 +46,9 @@ def test_names_of_the_leaves():
 
 def test_a_description_has_meaning_and_default_of_every_leaf():
     text = describe(Outer)
-    assert "  --inner.depth\n        how deep, in blocks. (default: 3)" in text
-    assert "  --name\n        what it is called.\n" in text
-    assert "(default: null)" in text
+    assert "  --inner.depth\n        how deep, in blocks. (an integer; default: 3)" in text
+    assert "  --name\n        what it is called. (a text)\n" in text
+    assert "(a number or null; default: null)" in text
 
 
 def _parser():
@@ -74,6 +74,7 @@ def test_help_keeps_the_example_and_shows_defaults(capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["--num_eggs=3", "--epochs", "3"], "no option --epochs; .*--help` lists"),
         (["--num_egs", "3"], "no option --num_egs; did you mean --num_eggs"),
         (["--num_egg", "3"], "no option --num_egg; did you mean --num_eggs"),  # no abbreviations
         (["--zzz", "3"], "no option --zzz; .*--help` lists"),
@@ -140,6 +141,8 @@ def test_words_become_what_a_recipe_would_hold():
         (["-o", "x"], "no option -o; did you mean --output?"),
         (["--steps", "3"], "did you mean --num_inference_steps?"),
         (["--num-steps=3"], "no option --num_steps; did you mean --num_inference_steps?"),
+        (["--out_put", "x"], "did you mean --output?"),
+        (["--num_step", "3"], "did you mean --num_inference_steps?"),
         (["--lr", "3"], "did you mean --stages.student.learning_rate?"),
         (["--learning_rate", "3"], "did you mean --stages.student.learning_rate?"),
         (["--learning_rat", "3"], "did you mean --stages.student.learning_rate?"),
@@ -184,3 +187,53 @@ def test_help_has_a_title_a_type_and_a_default_of_each_option():
 def test_of_two_options_of_one_name_the_first_is_taken():
     found = parse(Parser("cook", "Cooks.", Dish, type("Late", (Dish,), {})), ["--output", "x"])
     assert found.output == "x"
+
+
+def test_what_people_mean_is_named_with_the_nearest():
+    """Elsewhere --rank is LoRA's; here there is something else that is written much like it."""
+    parser = Parser("cook", "Cooks.")
+    parser.add("--ranks", "of what", int, 1)
+    with pytest.raises(ValueError, match=r"did you mean --stages.lora.rank or --ranks\?"):
+        parse(parser, ["--rank", "3"], ["stages.lora.rank"])
+
+
+@dataclass(frozen=True)
+class Plates:
+    """Options.
+
+    Attributes:
+        one: a plate.
+        some: plates.
+    """
+
+    one: str = "none"
+    some: list[str] | None = None
+
+
+@pytest.mark.parametrize(
+    ("words", "argv", "found"),
+    [
+        ("one", ["a"], "a"),
+        ("one", ["--one", "a"], "a"),
+        ("one", ["--quiet", "007"], "007"),
+        ("one", [], "none"),
+        ("some", ["a", "b", "--quiet"], ["a", "b"]),
+        ("some", ["--quiet", "a"], ["a"]),
+        ("some", ["--some", "a", "b"], ["a", "b"]),
+        ("some", [], None),
+    ],
+)
+def test_words_without_a_name_are_of_one_option(words, argv, found):
+    assert getattr(parse(Parser("lay", "Lays.", Plates, words=words), argv), words) == found
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["a", "--one", "b"], "'a' stands without a name, which is --one; give that once."),
+        (["a", "b"], "'b' is not expected"),
+    ],
+)
+def test_a_word_too_much(argv, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        parse(Parser("lay", "Lays.", Plates, words="one"), argv)

@@ -10,7 +10,7 @@ import pytest
 
 from nitrodistill.cli import pairs as verb
 from nitrodistill.cli.main import main
-from nitrodistill.cli.terminal import harmless_messages, say
+from nitrodistill.cli.terminal import harmless_messages, say, time_text
 
 HOSTILE = "red\x1b[2J\x1b]0;title\x07\x9b31m"
 WRITTEN_OUT = "red\\x1b[2J\\x1b]0;title\\x07\\x9b31m"
@@ -74,3 +74,17 @@ def test_and_the_names_in_a_store(
 def test_json_stays_json(place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 4
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0321, "32.1 ms"),
+        (1, "1.0 seconds"),
+        (150, "2.5 minutes"),
+        (9000, "2.5 hours"),
+        (2e5, "2.3 days"),
+    ],
+)
+def test_a_duration_is_in_a_unit_that_one_can_read(seconds: float, text: str) -> None:
+    assert time_text(seconds) == text

@@ -159,14 +159,14 @@ def test_export_hands_over_the_average_and_its_numbers(place, monkeypatch, capsy
     monkeypatch.setattr(sys.modules["nitrodistill.export"], "check_hub", pushed.append)
     monkeypatch.setattr(sys.modules["nitrodistill.export"], "push", push)
     out = str(place.root / "out")
-    assert main(["export", "--run", str(run), "--output", out, "--push", "me/it", "--private"]) == 0
+    assert main(["export", "--run", str(run), "--output", out, "--push", "me/it"]) == 0
     assert pushed == ["me/it", (out, "me/it", True)], "name and login first, the upload last"
     assert "https://huggingface.co/me/it" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [(["--push", "it"], "'it' is not a name on the Hub"), (["--private"], "give --push user/name")],
+    [(["--push", "it"], "'it' is not a name on the Hub"), (["--public"], "give --push user/name")],
 )
 def test_a_push_that_cannot_work_is_told_before_the_run_is_read(options, sentence, capsys):
     assert main(["export", "--run", "nowhere", "--output", "out", *options]) == 2
@@ -346,7 +346,7 @@ def test_generate_with_no_steps(place, capsys):
 
 def test_no_recipe(place, capsys):
     assert "no recipe at 'none.yaml'" in _fails(capsys, "train", "--config", "none.yaml")
-    assert "needs a recipe: --config FILE" in _fails(capsys, "train")
+    assert "needs a recipe: nitrodistill train FILE" in _fails(capsys, "train")
     place.recipe.write_text("stages: [")
     assert "not YAML" in _fails(capsys, "train", "--config", place.recipe)
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+from nitrodistill.settings import to_plain
 from nitrodistill.training import OptimizerConfig, TrainerConfig, learning_rate_factor
 
 
@@ -22,11 +24,71 @@ def test_constant_by_default():
 
 
 @pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("linear", {}),
+        ("cosine", {}),
+        ("cosine_with_restarts", {"num_cycles": 2}),
+        ("polynomial", {"power": 2.0}),
+        ("constant", {}),
+        ("constant_with_warmup", {}),
+        ("piecewise_constant", {"step_rules": "1:4,0.1:7,0.01"}),
+    ],
+)
+def test_a_schedule_of_diffusers_is_theirs_at_each_update(name, settings):
+    from diffusers.optimization import get_scheduler
+
+    config = OptimizerConfig(
+        learning_rate=0.25, lr_schedule=name, lr_schedule_settings=settings, lr_warmup_updates=3
+    )
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
+    theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10, **settings)
+    for update in range(10):
+        rate = 0.25 * learning_rate_factor(config, update, 10)
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], abs=1e-15)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr_schedule": "cosine", "lr_decay_from": 0.5}, "lr_decay_from is 0.5; it must be 1"),
+        ({"lr_schedule_settings": {"power": 2}}, "lr_schedule_settings are of an lr_schedule"),
+        ({"lr_schedule": "cosine", "lr_schedule_settings": {"pover": 2}}, "did you mean 'power'"),
+        ({"lr_schedule": "piecewise_constant"}, "needs its steps"),
+    ],
+)
+def test_schedules_are_checked(changes, words):
+    with pytest.raises(ValueError, match=words):
+        OptimizerConfig(**changes)
+
+
+def test_settings_that_came_later_do_not_stop_a_resumption():
+    """A checkpoint of an older version lacks them: it was made with their defaults."""
+    config = TrainerConfig(optimizers={"student": OptimizerConfig()})
+    before = to_plain(config)
+    del before["optimizers"]["student"]["lr_schedule"], before["best_is"]
+    config.check_resumes(before, "x")
+    before["seed"] = 5
+    with pytest.raises(ValueError, match="seed 5 -> 0"):
+        config.check_resumes(before, "x")
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"steps": 0}, "steps is 0; it must be at least 1"),
         ({"accumulation": 0}, "accumulation is 0"),
-        ({"mixed_precision": "fp16"}, "mixed_precision is 'fp16'.*bf16"),
+        ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'.*bf16"),
+        (
+            {"mixed_precision": "fp16", "parallel": "fsdp"},
+            "'fp16', which does not work with `par.*use bf16",
+        ),
+        (
+            {"mixed_precision": "fp16", "half_precision_weights": True},
+            "'fp16', .* half_precision_weights",
+        ),
         ({"checkpoint_every": -1}, "checkpoint_every is -1"),
         ({"parallel": "fsdp1"}, "parallel is 'fsdp1'.*'ddp', 'fsdp'"),
         ({"best_is": "least"}, "best_is is 'least'"),

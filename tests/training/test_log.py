@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 import torch
 
+from nitrodistill import progress
 from nitrodistill.training import State, log, make_accelerator, with_progress
 
 
@@ -16,8 +17,9 @@ def _states(stage: int, first: int, last: int):
         yield State(stage, step, last, ("student",), "", {}, {}, 12, 0.5, 0.0, totals)
 
 
-def test_the_bar_shows_losses_samples_a_second_and_the_time_left(capsys):
+def test_the_bar_shows_losses_samples_a_second_and_the_time_left(capsys, monkeypatch):
     """A resumed stage, then another: a bar each, that begins where it does. Every role's last loss."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
 
     def both():
         yield from _states(0, 3, 4)
@@ -29,6 +31,17 @@ def test_the_bar_shows_losses_samples_a_second_and_the_time_left(capsys):
     assert re.search(r"stage 0:.* 4/4 \[\d\d:\d\d<\d\d:\d\d", shown)
     assert re.search(r"stage 1:.* 2/2 \[\d\d:\d\d<\d\d:\d\d", shown)
     assert "student=0.25, critic=2, samples/s=24" in shown
+
+
+def test_without_a_terminal_a_line_says_the_same(capsys, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "_FIRST", 1e-9)
+    with caplog.at_level("INFO", "nitrodistill"):
+        list(with_progress(_states(0, 3, 4), show=True))
+    line = caplog.messages[-1]
+    assert re.search(
+        r"stage 0: 4 of 4, .*(step/s|s/step), 00:00 left, student=0.25, critic=2", line
+    )
+    assert capsys.readouterr().err == "", "nothing is drawn"
 
 
 def test_no_bar_where_none_is_wanted(capsys):

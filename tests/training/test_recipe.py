@@ -313,3 +313,19 @@ def test_many_mutated_recipes_are_read_or_refused(data):
 @given(data=st.composite(_damaged)())
 def test_many_damaged_files_are_read_or_refused(tmp_path, data):
     _check_damaged(tmp_path, data)
+
+
+def test_options_are_texts_where_texts_are_wanted(tmp_path):
+    """A list of one, a folder called 2024, a YAML list, a number below settings."""
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(copy.deepcopy(DATA)))
+    options = {
+        "trackers": "wandb", "output": "2024", "preview_prompts": "[a, b]", "stages.trainer.steps": "7",
+        "stages.settings.taps": "mid_block", "stages.trainer.optimizers.student.learning_rate": "1e-3",
+    }  # fmt: skip
+    recipe = load_recipe(file, list(options.items()))
+    assert (recipe.trackers, recipe.output) == (("wandb",), "2024")
+    assert recipe.preview_prompts == ("a", "b")
+    stage = recipe.stages[-1]
+    assert (stage.trainer.steps, stage.settings.taps) == (7, ("mid_block",))
+    assert stage.trainer.optimizers["student"].learning_rate == 1e-3

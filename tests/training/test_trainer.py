@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from nitrodistill.method import Draws, Role
 from nitrodistill.training import OptimizerConfig, Trainer, find_checkpoints
+from nitrodistill.training.parallel import check_launch
 
 ALTERNATING = (("student",), ("critic",))
 
@@ -464,3 +466,73 @@ def test_what_is_shown_has_every_roles_last_value(tiny, tmp_path):
     for line, expected in zip(lines, seen, strict=True):
         for name, total in expected.items():
             assert line[f"{name}/total"] == pytest.approx(total, rel=1e-6)
+
+
+def _in_fp16(tiny, tmp_path, scale, method=None, **changes):
+    config = tiny.config(mixed_precision="fp16", **changes)
+    trainer = Trainer(method or tiny.Method(), tiny.Stream(4), config, output=tmp_path)
+    trainer._scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=3)
+    return trainer
+
+
+def test_fp16_is_near_float32_and_computes_in_float16(tiny, tmp_path):
+    dtypes = []
+
+    class Watched(tiny.Method):
+        def __init__(self):
+            super().__init__()
+            self.student_network[1].register_forward_hook(
+                lambda m, i, out: dtypes.append(out.dtype)
+            )
+
+    half = _in_fp16(tiny, tmp_path, 4.0, Watched(), steps=9)
+    assert not [state.skipped for state in half.fit() if state.skipped]
+    assert set(dtypes) == {torch.float16}
+    assert {p.dtype for p in half.method.student_network.parameters()} == {torch.float32}
+    gap = _weights(tiny, half) - _weights(tiny, tiny.train(tiny.config(steps=9)))
+    assert 0 < gap.abs().max() < 5e-3
+
+
+def test_fp16_steps_that_overflow_are_left_out_and_halve_the_scale(tiny, tmp_path, recwarn):
+    """2**40 lies far above what float16 holds: more steps in a row than max_skips, and the run goes on."""
+    trainer = _in_fp16(tiny, tmp_path, 2.0**40, steps=60, max_skips=2)
+    states = list(trainer.fit())
+    left_out = [state.skipped for state in states if state.skipped]
+    assert len(left_out) > 2
+    assert left_out[0] == "step 1: the gradients overflow float16 at a loss scale of 1.09951e+12"
+    assert not [w for w in recwarn if "skipped" in str(w.message)]
+    assert not states[-1].skipped
+    assert trainer._scaler.get_scale() < 2.0**40
+
+
+def test_fp16_stopped_and_resumed_ends_bit_equal_with_its_scale(tiny, tmp_path):
+    changes = {"steps": 9, "checkpoint_every": 2, "accumulation": 2}
+    whole = _in_fp16(tiny, tmp_path / "whole", 4.0, **changes)
+    list(whole.fit())
+    stopped = _in_fp16(tiny, tmp_path / "stopped", 4.0, **changes)
+    for state in stopped.fit():
+        if state.step == 5:
+            break
+    config = tiny.config(mixed_precision="fp16", **changes)
+    resumed = Trainer(tiny.Method(seed=1), tiny.Stream(4), config, output=tmp_path / "stopped")
+    assert resumed.step == 4
+    assert resumed._scaler.state_dict() == {
+        "scale": 8.0, "growth_factor": 2.0, "backoff_factor": 0.5, "growth_interval": 3, "_growth_tracker": 1,
+    }  # fmt: skip
+    list(resumed.fit())
+    assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
+    assert resumed._scaler.state_dict() == whole._scaler.state_dict()
+
+
+def test_a_loss_that_overflows_float16_is_no_matter_of_the_scale(tiny, tmp_path):
+    trainer = _in_fp16(tiny, tmp_path, 4.0, steps=9, max_skips=2)
+    trainer.method.poison = {1: "student", 2: "student"}
+    with pytest.warns(RuntimeWarning, match="not finite"), pytest.raises(FloatingPointError):
+        list(trainer.fit())
+
+
+def test_an_accelerator_that_scales_the_loss_itself_is_refused():
+    alone = SimpleNamespace(value="NO")
+    accelerator = SimpleNamespace(mixed_precision="fp16", distributed_type=alone, num_processes=1)
+    with pytest.raises(ValueError, match="the trainer scales the loss itself"):
+        check_launch(accelerator, 4)
