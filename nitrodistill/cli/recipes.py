@@ -14,21 +14,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nitrodistill.cli.arguments import Parser, parse
-from nitrodistill.cli.terminal import say
+from nitrodistill.cli.terminal import results, say
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill recipes --help`."""
-    from nitrodistill.training.recipe import find_recipe
+    from nitrodistill.training.recipe import find_recipe, shipped_recipes
 
     if argv[:1] == ["show"]:
         parser = Parser("recipes show", "Print a recipe that comes with the package.")
         parser.add("name", "as `nitrodistill recipes` lists it")
         file = find_recipe(parse(parser, argv[1:]).name, shipped=True)
-        print(file.read_text(encoding="utf-8"), end="")
+        text = file.read_text(encoding="utf-8")
+        print(text, end="")
+        results(name=file.stem, file=str(file), text=text)
         return 0
     parse(Parser("recipes", __doc__), argv)
     say(_listed(), lines=True)
+    results(recipes={name: str(file) for name, file in shipped_recipes().items()})
     return 0
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +59,12 @@ def test_show_leaves_files_of_that_name_alone(capsys, tmp_path, monkeypatch):
     (tmp_path / "toy").touch()
     assert main(["recipes", "show", "toy"]) == 0
     assert "teacher: toy" in capsys.readouterr().out
+
+
+def test_json_has_every_recipe_with_its_file(capsys):
+    assert main(["recipes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["recipes"]
+    assert found == {name: str(file) for name, file in shipped_recipes().items()}
+    assert main(["recipes", "show", "toy", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["text"] == Path(shown["file"]).read_text()
