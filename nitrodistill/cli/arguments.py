@@ -114,11 +114,13 @@ class RunOptions:
         run: folder of the run, train's output.
         checkpoint: which student: the newest, or the best by the recipe's best_metric.
         stage: of which stage, counted from 0; null takes the last that has a checkpoint.
+        teacher: where the run's teacher is now; null looks where the recipe says.
     """
 
     run: str
     checkpoint: Literal["newest", "best"] = "newest"
     stage: int | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

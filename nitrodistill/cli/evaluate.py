@@ -75,18 +75,18 @@ def main(argv: Sequence[str]) -> int:
     if here.world_size > 1 and given.cache is None:
         raise ValueError("several processes share their work in a folder; give one with --cache.")
 
-    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.cli.runs import open_run, prompts_of, teacher_settings
     from nitrodistill.evaluation import help_draw
     from nitrodistill.evaluation.results import background, check_output, write_results
     from nitrodistill.evaluation.student import measure_student
 
     output = Path(given.output or given.run)
     check_output(output)
-    run = open_run(given.run, given.checkpoint, given.stage)
+    run = open_run(given.run, given.checkpoint, given.stage, given.teacher)
     made, student, device = background(run.path), run.student, here.device(given.device)
     run.pipeline.diffusers.to(device)
     student.denoiser.module.to(device)
-    prompts, config = prompts_of(run, given.prompts), _config(given, student.recipe)
+    prompts, config = prompts_of(run, given.prompts), _config(given, *teacher_settings(run))
     if here.world_size > 1:
         help_draw(
             run.pipeline,
@@ -118,12 +118,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _config(given: Namespace, recipe: Recipe) -> EvaluateConfig:
-    """The settings; the teacher draws as it made the pairs where nothing else is said."""
+def _config(given: Namespace, steps: int, guidance: float) -> EvaluateConfig:
+    """The settings; the teacher draws as in the run's previews where nothing else is said."""
     from nitrodistill.evaluation import EvaluateConfig
-    from nitrodistill.training.sources import teacher_draws
 
-    steps, guidance = teacher_draws(recipe)
     return read_config(
         given,
         EvaluateConfig,

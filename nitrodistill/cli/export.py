@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
     given = parse(Parser("export", __doc__, RunOptions, _Options), argv)
 
-    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.cli.runs import open_run, preview_prompts
     from nitrodistill.export import check_hub, export, export_lora, push
     from nitrodistill.models.wrappers import role_in
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--private says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
-    run = open_run(given.run, given.checkpoint, given.stage)
+    run = open_run(given.run, given.checkpoint, given.stage, given.teacher)
     student = run.student
     if given.lora and role_in(student.denoiser.module) is None:
         raise ValueError(
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
         base_model=_base_model(run) if given.lora else student.recipe.teacher,
         metrics=_measured(run),
         licence=given.licence,
-        prompts=prompts_of(run, None)[:2],
+        prompts=preview_prompts(run)[:2],
         scheduler=given.scheduler,
     )
     if given.push is not None:
