@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError(
             f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
         )
-    pipeline = teacher_shapes(given.teacher or recipe.teacher)
+    pipeline = teacher_shapes(given.teacher or recipe.teacher, recipe.teacher_settings)
     found = what_helps(
         pipeline,
         recipe.stages[given.stage],

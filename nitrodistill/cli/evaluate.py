@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
     check_output(output)
     run = open_run(given.run, given.checkpoint, given.stage, given.teacher)
     made, student, device = background(run.path), run.student, here.device(given.device)
-    run.pipeline.diffusers.to(device)
+    run.pipeline.to(device)
     student.denoiser.module.to(device)
     prompts, config = prompts_of(run, given.prompts), _config(given, *teacher_settings(run))
     if here.world_size > 1:

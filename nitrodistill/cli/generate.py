@@ -58,18 +58,16 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
     from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
     from nitrodistill.processes import place
+    from nitrodistill.teachers import TeacherSettings, load_teacher
 
-    parts = TeacherOption, _Options, GenerateConfig, DeviceOption, QuietOption
+    parts = TeacherOption, TeacherSettings, _Options, GenerateConfig, DeviceOption, QuietOption
     given = parse(Parser("generate", __doc__, *parts), argv)
     config = read_config(given, GenerateConfig)
     prompts = read_prompts(given.prompts)
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.teachers import load_teacher
-
-    pipeline = load_teacher(given.teacher)
-    pipeline.diffusers.to(device)
+    pipeline = load_teacher(given.teacher, read_config(given, TeacherSettings)).to(device)
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 from nitrodistill.data import read_prompts
 from nitrodistill.models import Pipeline
-from nitrodistill.teachers import load_teacher
+from nitrodistill.sampling import StepPlan, takes_interval
+from nitrodistill.teachers import TeacherSettings, load_teacher
 from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
 from nitrodistill.training.run import Which, run_places
 from nitrodistill.training.sources import recipe_prompts, teacher_draws
@@ -34,6 +35,7 @@ def open_run(
     checkpoint: Which = "newest",
     stage: int | None = None,
     teacher: str | None = None,
+    settings: TeacherSettings | None = None,
 ) -> Run:
     """Loads a run's teacher and student.
 
@@ -42,14 +44,18 @@ def open_run(
         checkpoint: the newest, or the best by the recipe's `best_metric`.
         stage: number of the stage, from 0; None is the last that has a checkpoint.
         teacher: where the teacher is; None looks where the recipe says.
+        settings: what is not their default wins over the recipe's `teacher_settings`.
 
     Raises:
         FileNotFoundError: if it is no run, the run has no checkpoint yet, or none was compared; or its teacher is
             gone.
     """
-    recipe = load_run_recipe(path)
+    recipe, default = load_run_recipe(path), TeacherSettings()
+    given = vars(settings or default)
+    other = {name: value for name, value in given.items() if value != getattr(default, name)}
+    loading = replace(recipe.teacher_settings, **other)
     try:
-        pipeline = load_teacher(teacher or recipe.teacher)
+        pipeline = load_teacher(teacher or recipe.teacher, loading)
     except FileNotFoundError as error:
         if teacher is not None:
             raise
@@ -95,6 +101,22 @@ def teacher_settings(run: Run) -> tuple[int, float]:
     if "guidance" in kept:
         return kept["num_inference_steps"], kept["guidance"]
     return teacher_draws(run.student.recipe)
+
+
+def student_plan(student: TrainedStudent, steps: int | None) -> StepPlan:
+    """The student's plan, or of a flow map one of as many steps as are asked for.
+
+    Raises:
+        ValueError: if it is no flow map.
+    """
+    if steps is None:
+        return student.plan
+    if not takes_interval(student.denoiser):
+        raise ValueError(
+            f"--num_inference_steps is {steps}, but this student was trained for its own {len(student.plan)}; "
+            "only a flow map samples in any number. Leave it out."
+        )
+    return StepPlan.from_schedule(student.denoiser.schedule, steps)
 
 
 def _previews(run: Run) -> dict[str, Any]:

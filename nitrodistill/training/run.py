@@ -121,7 +121,9 @@ def _placed(recipe: Recipe, places: Sequence[Path]) -> Recipe:
 
     data = {name: placed(getattr(recipe, name)) for name in ("pairs", "real", "prompts")}
     stages = [replace(stage, teacher=str(placed(stage.teacher))) for stage in recipe.stages]
-    return replace(recipe, teacher=str(placed(recipe.teacher)), stages=stages, **data)
+    loading = replace(recipe.teacher_settings, vae=placed(recipe.teacher_settings.vae))
+    teacher = str(placed(recipe.teacher))
+    return replace(recipe, teacher=teacher, teacher_settings=loading, stages=stages, **data)
 
 
 def _recorded(run: Path) -> object:

@@ -123,7 +123,8 @@ def _check_latents(store: PairStore, pipeline: Pipeline) -> None:
             f"{tuple(pipeline.latent_shape)}; encode the images with this teacher."
         )
     made = {source.vae for source in store.manifest.sources if isinstance(source, Encoded)}
-    if made and made != {pipeline.vae_fingerprint()}:
+    vaes = (pipeline.vae, pipeline.diffusers.components.get("vae"))
+    if made - {"" if vae is None else fingerprint(vae) for vae in vaes}:
         raise ValueError(
             f"the latents in {str(store.path)!r} were encoded by another VAE than this teacher's; encode the "
             "images with this teacher."
