@@ -92,7 +92,8 @@ class Parser(argparse.ArgumentParser):
             notes.append("required" if default is MISSING else f"default: {_plain(default)}")
             text = f"{text.rstrip('.')} ({', '.join(notes)})"
             kind = {"metavar": f"{{{','.join(choices)}}}"} if choices else {}
-            kind |= {"nargs": "+"} if list[str] in (hint, *get_args(hint)) else {}
+            several = list[str] in (hint, *get_args(hint))
+            kind |= {"nargs": "*" if name == key else "+"} if several else {}
         action = (group or self).add_argument(name, help=text.replace("%", "%%"), **kind)
         action.required = False  # `parse` says what is missing
 
