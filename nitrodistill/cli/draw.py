@@ -34,7 +34,7 @@ class _Options:
 
     Attributes:
         model: folder of a run, of an exported pipeline, or of an exported LoRA.
-        prompts: file of prompts, next to those that stand in the command.
+        prompts: file of prompts, or what else generate takes, next to those that stand in the command.
         output: folder of the pictures.
         compare: who draws too, from the same noise.
         seed: of the first picture of a prompt.
@@ -59,22 +59,23 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill draw --help`."""
+    from nitrodistill.data.prompts import PromptConfig, read_prompts
     from nitrodistill.teachers import TeacherSettings
 
-    parser = Parser("draw", __doc__, _Options, TeacherSettings, DeviceOption)
+    parser = Parser("draw", __doc__, _Options, PromptConfig, TeacherSettings, DeviceOption)
     parser.add("prompt", "what to draw; several, each in quotes", list[str], [])
     given = parse(parser, argv)
 
     import torch
 
     from nitrodistill.cli.pictures import draw, load_models
-    from nitrodistill.data import read_prompts
     from nitrodistill.evaluation import Pictures, draw_grid
     from nitrodistill.evaluation.picture import to_pil
     from nitrodistill.processes import place
 
-    asked = [*given.prompt, *([] if given.prompts is None else read_prompts(given.prompts))]
-    prompts = list(dict.fromkeys(asked))
+    which, file = read_config(given, PromptConfig), given.prompts
+    read = [] if file is None else read_prompts(file, which)
+    prompts = list(dict.fromkeys([*given.prompt, *read]))
     if not prompts or given.num_images < 1:
         raise ValueError(
             'there is nothing to draw; give prompts: "a red circle", or --prompts FILE.'

@@ -47,7 +47,7 @@ class _Options:
 
     Attributes:
         config: a YAML file with these options.
-        prompts: text file with a prompt a line, or "", as for generate; null takes the prompts of the run's pairs.
+        prompts: text file, table or dataset, or "", as for generate; null takes the prompts of the run's pairs.
         output: folder of the result; null takes the run's.
         cache: folder that keeps latents and the numbers of real pictures.
         num_inference_steps: sampling steps of the teacher; null takes those that it made the pairs in.
@@ -64,11 +64,12 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
+    from nitrodistill.data.prompts import PromptConfig
     from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
-    parts = RunOptions, _Options, DeviceOption, MetricNetworks, EvaluateConfig
+    parts = RunOptions, _Options, PromptConfig, DeviceOption, MetricNetworks, EvaluateConfig
     given = parse(Parser("evaluate", __doc__, *parts), argv, file=True)
     networks = read_config(given, MetricNetworks)
     here = place()
@@ -86,7 +87,8 @@ def main(argv: Sequence[str]) -> int:
     made, student, device = background(run.path), run.student, here.device(given.device)
     run.pipeline.to(device)
     student.denoiser.module.to(device)
-    prompts, config = prompts_of(run, given.prompts), _config(given, *teacher_settings(run))
+    prompts = prompts_of(run, given.prompts, read_config(given, PromptConfig))
+    config = _config(given, *teacher_settings(run))
     if here.world_size > 1:
         help_draw(
             run.pipeline,

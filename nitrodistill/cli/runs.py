@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from nitrodistill.data import read_prompts
+from nitrodistill.data import PromptConfig, read_prompts
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, takes_interval
 from nitrodistill.teachers import TeacherSettings, load_teacher
@@ -70,7 +70,7 @@ def open_run(
     return Run(Path(path), pipeline, student)
 
 
-def prompts_of(run: Run, file: str | None) -> list[str]:
+def prompts_of(run: Run, file: str | None, config: PromptConfig | None = None) -> list[str]:
     """The prompts in a file, checked by the teacher, or those of the run's data.
 
     Raises:
@@ -84,7 +84,7 @@ def prompts_of(run: Run, file: str | None) -> list[str]:
             raise FileNotFoundError(
                 f"{error} Or give prompts of your own with --prompts."
             ) from error
-    prompts = read_prompts(file)
+    prompts = read_prompts(file, config)
     for prompt in prompts:
         run.pipeline.check_prompt(prompt)
     return prompts

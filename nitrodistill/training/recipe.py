@@ -120,8 +120,9 @@ class Recipe:
         pairs: folder of the pairs that this teacher made (`nitrodistill generate`), for methods that read them.
         real: folder of real latents with captions (`nitrodistill encode`), for methods that read them; a folder of
             pairs serves too.
-        prompts: text file with a prompt a line ("" is the empty prompt), for methods that read prompts alone; or a
-            folder of pairs or real latents, whose prompts are encoded already.
+        prompts: text file with a prompt a line ("" is the empty prompt), or table:column, or a dataset, as for
+            generate, for methods that read prompts alone; or a folder of pairs or real latents, whose prompts are
+            encoded already.
         preview_prompts: prompts of the previews; none takes the first eight of the data.
         num_inference_steps: of the teacher in previews and evaluations; null is what made the pairs, or 25.
         guidance: its guidance scale there; null is what made the pairs, or 3.

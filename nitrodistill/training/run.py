@@ -116,8 +116,9 @@ def _placed(recipe: Recipe, places: Sequence[Path]) -> Recipe:
     def placed(name: str | None) -> str | None:
         if not name or name in EMBEDDED or name in ("recipe", "previous"):
             return name
-        found = (place / name for place in places if (place / name).exists())
-        return str(next((path.resolve() for path in found), name))
+        path, *column = name.rsplit(":", 1)  # of a table of prompts
+        found = (place / path for place in places if (place / path).exists())
+        return next((":".join([str(one.resolve()), *column]) for one in found), name)
 
     data = {name: placed(getattr(recipe, name)) for name in ("pairs", "real", "prompts")}
     stages = [replace(stage, teacher=str(placed(stage.teacher))) for stage in recipe.stages]

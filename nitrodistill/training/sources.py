@@ -96,11 +96,12 @@ def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: if the data is gone.
     """
-    path = recipe.pairs or recipe.real or recipe.prompts
-    if path is None:
+    store, prompts = recipe.pairs or recipe.real, recipe.prompts
+    if store is None and prompts is None:
         return ()
-    is_file = path == "" or Path(path).is_file()
-    return tuple(read_prompts(path)) if is_file else PairStore.open(path).prompts
+    if store is None and prompts is not None and not (prompts and Path(prompts).is_dir()):
+        return tuple(read_prompts(prompts))
+    return PairStore.open(store or prompts or "").prompts
 
 
 def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:

@@ -49,6 +49,14 @@ def test_relative_paths_are_found_from_where_train_was_started(project, tmp_path
     assert open_run("../moved").student.recipe.teacher == own[0]
 
 
+def test_a_table_of_prompts_is_found_too(project):
+    run = project / "runs" / "a"
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (project / "texts.csv").write_text("caption\na red circle\n")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe | {"prompts": "texts.csv:caption"}))
+    assert load_run_recipe(run).prompts == f"{project / 'texts.csv'}:caption"
+
+
 def test_a_run_that_moved_goes_on(project, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other"
     project.rename(other)
