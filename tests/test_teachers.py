@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nitrodistill.cli.main import main
 from nitrodistill.data import PairStore, encode, open_images
@@ -146,6 +147,12 @@ def test_a_recipe_with_a_teacher_in_bfloat16_trains_a_student_in_float32(place, 
     training = ["train", "--config", str(place.recipe), "--pairs", str(pairs), "--quiet"]
     assert main(training) == 2
     assert "made by teacher" in capsys.readouterr().err, "in float32 its weights are others"
+    recipe = place.root / "half.yaml"
+    settings = yaml.safe_load(place.recipe.read_text())
+    recipe.write_text(
+        yaml.safe_dump(settings | {"teacher_settings": {"weights_dtype": "bfloat16"}})
+    )
+    assert main(["estimate", "--config", str(recipe), "--text_length", "8"]) == 0
     half = ["--teacher_settings.weights_dtype", "bfloat16", "--teacher_settings.vae", tiny_vae[1]]
     assert main([*training, *half, "--stages.trainer.preview_every", "2"]) == 0
     run = place.root / "run"

@@ -151,9 +151,6 @@ class LatentDiscriminator(nn.Module):
         Raises:
             ValueError: if the heads know the pooled text, and `condition` has none.
         """
-        if not torch.is_autocast_enabled(features[0].device.type):  # a backbone in half precision
-            dtype = next(self.heads.parameters()).dtype
-            features = [feature.to(dtype) for feature in features]
         if not self.conditioning:
             return self.heads(features)
         first, u, text = features[0], None, None
