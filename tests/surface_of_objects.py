@@ -278,6 +278,7 @@ def _add_settings(add: Callable[..., None]) -> None:
         nd.GenerateConfig,
         stores.EncodeConfig,
         stores.NitroConfig,
+        stores.PromptConfig,
         evaluation.EvaluateConfig,
         demo.DemoConfig,
         nd.LADDConfig,

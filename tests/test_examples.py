@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from nitrodistill.data import PairStore
 from nitrodistill.demo.recipes import toy_recipe
+from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student
@@ -77,3 +79,16 @@ def test_loops_of_others_train_and_keep_the_student(name, tmp_path):
     assert history[-1] < history[2]
     student = Student.from_pretrained(tmp_path / "pairs-student", load_teacher("toy").denoiser)
     assert len(student.plan) == 1
+
+
+def test_the_web_page_says_what_it_needs(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(ImportError, match=r'needs gradio.*pip install "nitrodistill\[app\]"'):
+        load("app").build("runs/student")
+
+
+def test_the_web_page_is_built_where_gradio_is(place):
+    pytest.importorskip("gradio")
+    for _ in run_recipe(load_recipe(place.recipe), Pipeline.load(place.teacher)):
+        pass
+    assert "Draw" in str(load("app").build(str(place.root / "run")).config)

@@ -130,7 +130,8 @@ class Parser(argparse.ArgumentParser):
             notes.append("required" if default is MISSING else f"default: {_plain(default)}")
             text = f"{text.rstrip('.')} ({', '.join(notes)})"
             kind = {"metavar": f"{{{','.join(choices)}}}"} if choices else {}
-            kind |= {"nargs": "+"} if list[str] in (hint, *get_args(hint)) else {}
+            several = list[str] in (hint, *get_args(hint))
+            kind |= {"nargs": "*" if name == key else "+"} if several else {}
         action = (group or self).add_argument(name, help=text.replace("%", "%%"), **kind)
         action.required = False  # `parse` says what is missing
 
@@ -152,11 +153,13 @@ class RunOptions:
         run: folder of the run, train's output.
         checkpoint: which student: the newest, or the best by the recipe's best_metric.
         stage: of which stage, counted from 0; null takes the last that has a checkpoint.
+        teacher: where the run's teacher is now; null looks where the recipe says.
     """
 
     run: str
     checkpoint: Literal["newest", "best"] = "newest"
     stage: int | None = None
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

@@ -43,18 +43,16 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill encode --help`."""
     from nitrodistill.data import EncodeConfig, encode, open_images
     from nitrodistill.processes import place
+    from nitrodistill.teachers import TeacherSettings, load_teacher
 
-    parts = TeacherOption, _Options, EncodeConfig, DeviceOption
+    parts = TeacherOption, TeacherSettings, _Options, EncodeConfig, DeviceOption
     given = parse(Parser("encode", __doc__, *parts), argv)
     config = read_config(given, EncodeConfig)
     images = open_images(given.images)
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.teachers import load_teacher
-
-    pipeline = load_teacher(given.teacher)
-    pipeline.diffusers.to(device)
+    pipeline = load_teacher(given.teacher, read_config(given, TeacherSettings)).to(device)
     store = encode(
         pipeline,
         images,

@@ -77,7 +77,10 @@ def main(argv: Sequence[str]) -> int:
             f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
         )
     teacher, stage = given.teacher or recipe.teacher, recipe.stages[given.stage]
-    pipeline, earlier = teacher_shapes(teacher), recipe.stages[: given.stage]
+    pipeline, earlier = (
+        teacher_shapes(teacher, recipe.teacher_settings),
+        recipe.stages[: given.stage],
+    )
     length = given.text_length or _text_length(pipeline)
     found = what_helps(
         pipeline, stage, text_length=length, lora_rank=given.lora_rank, earlier=earlier
@@ -86,7 +89,9 @@ def main(argv: Sequence[str]) -> int:
     half, measured = stage.trainer.half is not None, None
     if given.measure or (_is_small(found["as it is"]) and _is_here(teacher, stage)):
         _log.info("measuring some steps")
-        measured = stage_seconds(load_teacher(teacher), stage, text_length=length)
+        measured = stage_seconds(
+            load_teacher(teacher, recipe.teacher_settings), stage, text_length=length
+        )
     capacity = None if given.memory is None else int(given.memory * _GIB)
     results(
         roles=found["as it is"].roles,

@@ -47,7 +47,7 @@ class _Options:
 
     Attributes:
         config: a YAML file with these options.
-        prompts: text file with a prompt a line, or "", as for generate; null takes the prompts of the run's pairs.
+        prompts: text file, table or dataset, or "", as for generate; null takes the prompts of the run's pairs.
         output: folder of the result; null takes the run's.
         cache: folder that keeps latents and the numbers of real pictures.
         num_inference_steps: sampling steps of the teacher; null takes those that it made the pairs in.
@@ -64,29 +64,31 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill evaluate --help`."""
+    from nitrodistill.data.prompts import PromptConfig
     from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.evaluation.student import MetricNetworks
     from nitrodistill.processes import place
 
-    parts = RunOptions, _Options, DeviceOption, MetricNetworks, EvaluateConfig
+    parts = RunOptions, _Options, PromptConfig, DeviceOption, MetricNetworks, EvaluateConfig
     given = parse(Parser("evaluate", __doc__, *parts, words="run"), argv, file=True)
     networks = read_config(given, MetricNetworks)
     here = place()
     if here.world_size > 1 and given.cache is None:
         raise ValueError("several processes share their work in a folder; give one with --cache.")
 
-    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.cli.runs import open_run, prompts_of, teacher_settings
     from nitrodistill.evaluation import help_draw
     from nitrodistill.evaluation.results import background, check_output, write_results
     from nitrodistill.evaluation.student import measure_student
 
     output = Path(given.output or given.run)
     check_output(output)
-    run = open_run(given.run, given.checkpoint, given.stage)
+    run = open_run(given.run, given.checkpoint, given.stage, given.teacher)
     made, student, device = background(run.path), run.student, here.device(given.device)
-    run.pipeline.diffusers.to(device)
+    run.pipeline.to(device)
     student.denoiser.module.to(device)
-    prompts, config = prompts_of(run, given.prompts), _config(given, student.recipe)
+    prompts = prompts_of(run, given.prompts, read_config(given, PromptConfig))
+    config = _config(given, *teacher_settings(run))
     if here.world_size > 1:
         help_draw(
             run.pipeline,
@@ -121,12 +123,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _config(given: Namespace, recipe: Recipe) -> EvaluateConfig:
-    """The settings; the teacher draws as it made the pairs where nothing else is said."""
+def _config(given: Namespace, steps: int, guidance: float) -> EvaluateConfig:
+    """The settings; the teacher draws as in the run's previews where nothing else is said."""
     from nitrodistill.evaluation import EvaluateConfig
-    from nitrodistill.training.sources import teacher_draws
 
-    steps, guidance = teacher_draws(recipe)
     return read_config(
         given,
         EvaluateConfig,

@@ -32,8 +32,6 @@ from nitrodistill.cli.terminal import results, say
 if TYPE_CHECKING:
     from nitrodistill.cli.runs import Run
     from nitrodistill.export import Measured
-    from nitrodistill.sampling import StepPlan
-    from nitrodistill.training import TrainedStudent
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill export --help`."""
     given = parse(Parser("export", __doc__, RunOptions, _Options, words="run"), argv)
 
-    from nitrodistill.cli.runs import open_run, prompts_of
+    from nitrodistill.cli.runs import open_run, preview_prompts, student_plan
     from nitrodistill.export import check_hub, export, export_lora, push
     from nitrodistill.models.wrappers import role_in
 
@@ -71,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         raise ValueError("--public says how to push; give --push user/name too.")
     if given.push is not None:
         check_hub(given.push)
-    run = open_run(given.run, given.checkpoint, given.stage)
+    run = open_run(given.run, given.checkpoint, given.stage, given.teacher)
+    run.pipeline.other_vae = None  # the one for previews; the export has the teacher's own
     student = run.student
     if given.lora and role_in(student.denoiser.module) is None:
         raise ValueError(
@@ -82,12 +81,12 @@ def main(argv: Sequence[str]) -> int:
     write(
         run.pipeline,
         student.denoiser,
-        _plan(student, given.num_inference_steps),
+        student_plan(student, given.num_inference_steps),
         given.output,
         base_model=_base_model(run) if given.lora else student.recipe.teacher,
         metrics=_measured(run),
         licence=given.licence,
-        prompts=prompts_of(run, None)[:2],
+        prompts=preview_prompts(run)[:2],
         scheduler=given.scheduler,
     )
     results(output=given.output, stage=student.checkpoint.stage, step=student.checkpoint.step)
@@ -104,20 +103,6 @@ def _example(folder: Path) -> str:
     """The lines of the model card that load and draw: they hold the very call that was tested."""
     card = (folder / "README.md").read_text(encoding="utf-8")
     return card.partition("```python\n")[2].partition("```")[0].rstrip()
-
-
-def _plan(student: TrainedStudent, steps: int | None) -> StepPlan:
-    """The student's plan, or of a flow map one of as many steps as are asked for."""
-    from nitrodistill.sampling import StepPlan, takes_interval
-
-    if steps is None:
-        return student.plan
-    if not takes_interval(student.denoiser):
-        raise ValueError(
-            f"--num_inference_steps is {steps}, but this student was trained for its own {len(student.plan)}; "
-            "only a flow map samples in any number. Leave it out."
-        )
-    return StepPlan.from_schedule(student.denoiser.schedule, steps)
 
 
 def _base_model(run: Run) -> str:

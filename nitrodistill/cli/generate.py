@@ -40,7 +40,8 @@ class _Options:
 
     Attributes:
         prompts: text file (UTF-8) with a prompt a line (class-conditional teachers: the number or name of a
-            class); "" is the empty prompt, the only one of unconditional teachers.
+            class), a column of a table (captions.csv:caption; also TSV, JSONL, parquet) or of a dataset of the
+            `datasets` library (user/name:caption); "" is the empty prompt, the only one of unconditional teachers.
         output: folder of the pairs.
         limit: stop when the first so many pairs are there, in whole files; the same command without it, or with a
             larger one, goes on.
@@ -55,20 +56,25 @@ class _Options:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the verb; see `nitrodistill generate --help`."""
-    from nitrodistill.data import GenerateConfig, Generation, complete, read_prompts
+    from nitrodistill.data import GenerateConfig, Generation, PromptConfig, complete, read_prompts
     from nitrodistill.processes import place
+    from nitrodistill.teachers import TeacherSettings, load_teacher
 
-    parts = TeacherOption, _Options, GenerateConfig, DeviceOption
+    parts = (
+        TeacherOption,
+        TeacherSettings,
+        _Options,
+        PromptConfig,
+        GenerateConfig,
+        DeviceOption,
+    )
     given = parse(Parser("generate", __doc__, *parts), argv)
     config = read_config(given, GenerateConfig)
-    prompts = read_prompts(given.prompts)
+    prompts = read_prompts(given.prompts, read_config(given, PromptConfig))
     here = place()
     device = here.device(given.device)
 
-    from nitrodistill.teachers import load_teacher
-
-    pipeline = load_teacher(given.teacher)
-    pipeline.diffusers.to(device)
+    pipeline = load_teacher(given.teacher, read_config(given, TeacherSettings)).to(device)
     work = Generation(pipeline, prompts, given.output, config, given.teacher)
     if given.dry_run:
         if here.rank == 0:

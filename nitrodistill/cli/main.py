@@ -23,6 +23,7 @@ VERBS = {
     "prune": "take blocks out of a pipeline's network, by a published spec or by what they matter",
     "train": "distil a student from a recipe; goes on where a killed run stopped",
     "evaluate": "measure a run's student and its teacher",
+    "draw": "draw prompts with a student, and with its teacher next to it",
     "compare": "put several evaluated students of one teacher on one page",
     "export": "write a run's student as a diffusers pipeline",
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",

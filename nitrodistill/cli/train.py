@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     with StopSignals() as stop, warnings.catch_warnings():
         warnings.simplefilter("always", RuntimeWarning)  # every skipped step is named
         _check(recipe)
-        pipeline = load_teacher(recipe.teacher)
+        pipeline = load_teacher(recipe.teacher, recipe.teacher_settings)
         states = run_recipe(recipe, pipeline, resume=resume, stop=stop)
         for state in with_progress(states, show=False if quiet else None):
             last = state
@@ -82,12 +82,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(recipe: Recipe) -> None:
     """Checks the stages by the teacher's configs alone, before its weights are downloaded or read."""
-    from nitrodistill.models.skeleton import skeleton
-    from nitrodistill.teachers import EMBEDDED
+    from nitrodistill.teachers import EMBEDDED, teacher_shapes
     from nitrodistill.training.stages import check_stages
 
     if recipe.teacher not in EMBEDDED:
-        check_stages(recipe, skeleton(recipe.teacher))
+        check_stages(recipe, teacher_shapes(recipe.teacher, recipe.teacher_settings))
 
 
 def _numbers(last: State | None) -> dict[str, object]:

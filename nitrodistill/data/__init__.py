@@ -13,9 +13,10 @@ from nitrodistill.data.merge import Merge, merge
 from nitrodistill.data.nitro import NitroConfig, NitroImport
 from nitrodistill.data.pairs import PairStore
 from nitrodistill.data.prefetch import Prefetch
+from nitrodistill.data.prompts import PromptConfig, read_prompts
 from nitrodistill.data.sources import Encoded, Generated, Grid, Imported, Source
 from nitrodistill.data.statistics import Statistics, Values, statistics
-from nitrodistill.data.text import read_lines, read_prompts
+from nitrodistill.data.text import read_lines
 from nitrodistill.data.work import Work
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Noise",
     "PairStore",
     "Prefetch",
+    "PromptConfig",
     "Prompts",
     "RowPairs",
     "Source",

@@ -235,6 +235,7 @@ class Generation(Work):
             num_prompts=len(prompts),
             prompts_hash=hash_texts(prompts),
             code_version=code_version(),
+            negative_prompt=self.pipeline.negative_prompt,
         )
         shape = tuple(self.pipeline.latent_shape)
         noise = Column(config.dtype, shape, "draws" if config.noise == "drawn" else "raw")
@@ -249,8 +250,9 @@ class Generation(Work):
         )
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
-        config = self.config
-        return encoded_prompts(self.pipeline, self._texts, rows, config.batch_size, config.dtype)
+        size, dtype = self.config.batch_size, self.config.dtype
+        with self.pipeline.encoding():
+            yield from encoded_prompts(self.pipeline, self._texts, rows, size, dtype)
 
     def _pair_rows(self, rows: range, advance: Callable[[int], object]) -> Iterator[Rows]:
         for batch in batches(rows, self.config.batch_size):

@@ -153,6 +153,9 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
         sources = [{"kind": s.kind, **asdict(s)} for s in self.sources]
+        for source in sources:  # stores of before there was one stay what they were
+            if source.get("negative_prompt", "") is None:
+                del source["negative_prompt"]
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -226,7 +229,8 @@ def _source(data: object) -> Source:
         grid = _mapping(values.get("grid"), "grid")
         for key in ("t", "alpha", "sigma"):
             grid[key] = tuple(_sequence(grid.get(key), f"grid.{key}"))
-        return _record(Generated, values | {"grid": _record(Grid, grid, "grid")}, "a source")
+        values = {"negative_prompt": None, **values, "grid": _record(Grid, grid, "grid")}
+        return _record(Generated, values, "a source")
     if kind == Encoded.kind:
         size = tuple(_sequence(values.get("image_size"), "image_size"))
         return _record(Encoded, values | {"image_size": size}, "a source")

@@ -61,6 +61,7 @@ class Generated:
         num_prompts: length of the prompt list; sample i has prompt `i % num_prompts`.
         prompts_hash: of that list.
         code_version: nitrodistill's.
+        negative_prompt: what guidance led away from; None is diffusers' default, and is not written down.
 
     Example:
         >>> source = store.manifest.sources[0]
@@ -86,8 +87,11 @@ class Generated:
     num_prompts: int
     prompts_hash: str
     code_version: str
+    negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
+        if self.negative_prompt is not None:
+            check_text(self.negative_prompt, "negative_prompt")
         for name in (
             "teacher",
             "fingerprint",

@@ -1,4 +1,4 @@
-"""Texts and their token masks: the prompt file, hashes of prompt lists, how long a prompt is."""
+"""Texts and their token masks: files of lines, hashes of prompt lists, how long a prompt is."""
 
 from __future__ import annotations
 
@@ -9,34 +9,6 @@ import torch
 
 from nitrodistill.files import blake2
 from nitrodistill.types import Condition
-
-
-def read_prompts(path: str | Path) -> list[str]:
-    """Reads a UTF-8 file with a prompt a line; lines are stripped and empty ones dropped.
-
-    Args:
-        path: of the file; "" is none, and means the empty prompt alone, as unconditional teachers take it.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not UTF-8, or holds no prompt.
-
-    Example:
-        >>> from pathlib import Path
-        >>> _ = Path("prompts.txt").write_text("a cat")
-        >>> nd.data.read_prompts("prompts.txt")
-        ['a cat']
-    """
-    if path == "":
-        return [""]
-    prompts = [line for line in read_lines(path) if line]
-    if not prompts:
-        raise ValueError(
-            f"the prompt file {str(path)!r} holds no prompt; write one a line, or give "
-            " in place "
-            "of the file for an unconditional teacher."
-        )
-    return prompts
 
 
 def read_lines(path: str | Path) -> list[str]:

@@ -279,6 +279,11 @@ class DiscriminatorHeads(nn.Module):
                 "a head normalises over the batch, and this batch holds 1 sample, which has no statistics; "
                 "give it 2 or more, or a head that normalises within a sample (GroupNorm)."
             )
+        device = features[0].device.type
+        if not torch.is_autocast_enabled("cpu" if device == "meta" else device):
+            dtype = next(self.parameters()).dtype  # the backbone may be in half precision
+            features = [feature.to(dtype) for feature in features]
+            text = None if text is None else text.to(dtype)
         more = () if self.embedding is None else (self.embedding(u, text),)
         # contiguous: GroupNorm's backward on a channels-last input that needs no gradient crashes the
         # process on the CPU (seen with torch 2.13).

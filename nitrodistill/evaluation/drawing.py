@@ -57,6 +57,7 @@ def depends_on(teacher: Pipeline, samples: SamplePlan) -> dict[str, Any]:
         "num_samples": config.num_samples,
         "batch_size": config.batch_size,
         "seed": config.seed,
+        **({} if (negative := teacher.negative_prompt) is None else {"negative_prompt": negative}),
     }
 
 

@@ -24,8 +24,9 @@ def _load(settings: dict[str, Any]) -> Any:
 
     dtype = getattr(torch, settings["dtype"])
     absent = dict.fromkeys(settings["absent"])  # diffusers wants them named
+    name = settings["dtype_argument"]
     pipe = diffusers.DiffusionPipeline.from_pretrained(
-        settings["pipeline"], torch_dtype=dtype, **absent
+        settings["pipeline"], **{name: dtype}, **absent
     )
     if settings["lora"] is not None:
         scheduler_class = getattr(diffusers, settings["scheduler"])

@@ -34,6 +34,8 @@ from nitrodistill.export.pipeline import (
 from nitrodistill.export.self_test import self_test
 from nitrodistill.files import hash_file
 from nitrodistill.models import DiffusersDenoiser, Pipeline
+from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.lora import LoRAConfig, add_lora, free_name
 from nitrodistill.models.wrappers import LoRARole, role_in
 from nitrodistill.sampling import StepPlan
 
@@ -99,7 +101,9 @@ def export_lora(
         weights = {name: value.detach().cpu() for name, value in role.state_dict().items()}
         config = _config(role)
         _write(kind, pipeline.adapter.network, partial, weights, config)
-        _sign(partial / WEIGHTS, base_model, licence, plan)
+        about = {"base_model": base_model, "licence": licence, "plan": plan_record(plan)}
+        scale = {"rank": config["r"], "alpha": config["lora_alpha"]}
+        _sign(partial / WEIGHTS, {**about, **scale})
         if pipeline.adapter.network == "unet":
             _write_kohya(partial / KOHYA, weights, config["lora_alpha"])
         ready.save_pretrained(partial / "scheduler")
@@ -120,6 +124,35 @@ def export_lora(
         digest = hash_file(partial / WEIGHTS)
         write_record(partial, student.prediction_type, plan, base_model, test, digest)
     return Path(output)
+
+
+def load_lora(folder: str | Path, pipeline: Pipeline) -> DiffusersDenoiser:
+    """The student in a folder that `export_lora` wrote, as a role on the pipeline's network, frozen.
+
+    Args:
+        folder: of the export.
+        pipeline: its base model, which stays what it is between the student's calls.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is of another network, or of an older version that did not note its rank.
+    """
+    file, start = Path(folder) / WEIGHTS, f"{pipeline.adapter.network}."
+    weights = {name.removeprefix(start): value for name, value in load_file(file).items()}
+    with safe_open(file, "pt") as opened:
+        about = json.loads((opened.metadata() or {}).get("nitrodistill", "{}"))
+    layers = tuple(sorted({name.split(".lora_")[0] for name in weights}))
+    try:
+        config = LoRAConfig(about["rank"], about["alpha"], layers)
+        student = add_lora(pipeline.denoiser, free_name(pipeline.denoiser, "student"), config)
+        student.module.load_state_dict(weights)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} does not fit this base model, or an older version wrote it ({str(error)[:120]}); give its "
+            "base model, or export again."
+        ) from error
+    frozen(student.module).requires_grad_(False)
+    return student
 
 
 def _role(student: DiffusersDenoiser) -> LoRARole:
@@ -154,11 +187,10 @@ def _write(
     kind.save_lora_weights(folder, **arguments)
 
 
-def _sign(file: Path, base_model: str, licence: str | None, plan: StepPlan) -> None:
+def _sign(file: Path, about: dict[str, Any]) -> None:
     """Adds what the file is to its header."""
     with safe_open(file, "pt") as opened:
         header = dict(opened.metadata() or {})
-    about = {"base_model": base_model, "licence": licence, "plan": plan_record(plan)}
     save_file(load_file(file), file, metadata={**header, "nitrodistill": json.dumps(about)})
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from nitrodistill.export.scheduler import TOLERANCE, relative_error
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.models.denoiser import dtype_of, evaluating
+from nitrodistill.models.folders import dtype_argument
 from nitrodistill.sampling import StepPlan, sample
 
 
@@ -73,6 +74,7 @@ def self_test(
         "lora": None if lora is None else str(lora.resolve()),
         "scheduler": None if lora is None else _scheduler_class(lora),
         "dtype": str(dtype_of(denoiser.network)).removeprefix("torch."),
+        "dtype_argument": dtype_argument(),
         "device": str(pipeline.device),
         "steps": len(plan),
         "guidance": guidance,

@@ -4,12 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.denoiser import device_of, dtype_of
+
+
+def load_vae(path: str | Path, dtype_argument: str, dtype: torch.dtype) -> Any:
+    """An autoencoder of any class of diffusers, from a directory or by its name on the Hub.
+
+    Args:
+        path: of its folder, with a config.json, or user/model.
+        dtype_argument: what the installed diffusers calls the argument.
+        dtype: of its weights.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    import diffusers
+
+    try:
+        config: Any = diffusers.AutoencoderKL.load_config(str(path))
+        kind = getattr(diffusers, str(config.get("_class_name")))
+        return kind.from_pretrained(str(path), **{dtype_argument: dtype})
+    except (OSError, AttributeError) as error:
+        raise FileNotFoundError(
+            f"no VAE at {str(path)!r} ({' '.join(str(error).split())[:120]}); give a folder that "
+            "vae.save_pretrained(path) wrote, or a name on the Hub (user/model)."
+        ) from error
 
 
 def pixels_a_latent(vae: Any) -> int:
@@ -25,6 +50,11 @@ def pixels_a_latent(vae: Any) -> int:
 def image_channels(vae: Any) -> int:
     """Channels of its pictures."""
     return vae.config["input_channels" if "input_channels" in vae.config else "in_channels"]
+
+
+def latent_channels(vae: Any) -> int:
+    """Channels of its latents."""
+    return vae.config["z_dim" if "z_dim" in vae.config else "latent_channels"]
 
 
 def decode_latents(vae: Any, latents: Tensor, batch_size: int) -> Tensor:
@@ -53,8 +83,9 @@ def encode_images(vae: Any, images: Tensor, batch_size: int) -> Tensor:
 
 
 def _mean(encoded: Any) -> Tensor:
-    """KL autoencoders return a distribution, deterministic ones (AutoencoderDC) the latent."""
-    return encoded["latent"] if "latent" in encoded else encoded["latent_dist"].mean
+    """KL autoencoders return a distribution, deterministic ones (AutoencoderDC, AutoencoderTiny) the latent."""
+    known = next((key for key in ("latent", "latents") if key in encoded), None)
+    return encoded["latent_dist"].mean if known is None else encoded[known]
 
 
 def _draws_videos(vae: Any) -> bool:

@@ -93,3 +93,10 @@ def only_variant(network: Path) -> str | None:
         f"{str(network)!r} has its weights in the variants {', '.join(sorted(variants))} only; keep the files of "
         "one."
     )
+
+
+def dtype_argument() -> str:
+    """What the installed diffusers calls the dtype of weights; newer ones have deprecated `torch_dtype`."""
+    from diffusers.utils import deprecation_utils
+
+    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"

@@ -134,6 +134,13 @@ def add_lora(
     return denoiser.with_module(module)
 
 
+def free_name(base: DiffusersDenoiser, role: str) -> str:
+    """A name for a LoRA role that no role on the base's network has: other runs' may be there."""
+    taken: list[str] = getattr(base.network, ROLES, [])
+    names = (role if number == 0 else f"{role}_{number}" for number in range(len(taken) + 1))
+    return next(name for name in names if name not in taken)
+
+
 def merged(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
     """A denoiser with a network of its own, in which the role is merged into the weights: for export.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,17 @@ from nitrodistill.models.autoencoder import (
     decode_latents,
     encode_images,
     image_channels,
+    latent_channels,
+    load_vae,
     pixels_a_latent,
 )
-from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, frozen
+from nitrodistill.models.denoiser import DiffusersDenoiser, device_of, dtype_of, frozen
 from nitrodistill.models.folders import (
     UnsupportedPipeline,
     absent_parts,
     check_installed,
     check_local,
+    dtype_argument,
     only_variant,
 )
 from nitrodistill.models.guidance import EmbeddedGuidance, Guided
@@ -62,6 +66,11 @@ class Pipeline:
         adapter: how it encodes prompts.
         latent_shape: `(C, H, W)` of one latent.
         check_prompt: see above.
+        negative_prompt: what guidance leads away from where its caller names nothing; None, the default, is what
+            diffusers takes. May be set.
+        other_vae: a VAE of the same latents in the place of the pipeline's own, such as a small AutoencoderTiny
+            for pictures while training; None, the default, is none. Set it with `use_vae`.
+        offload_text: text encoders wait on the CPU while no prompt is encoded. May be set.
 
     Raises:
         TypeError: if its class is not one of `models.adapters.PIPELINES` and there is no adapter.
@@ -94,6 +103,9 @@ class Pipeline:
         self.latent_shape: tuple[int, int, int] = _latent_shape(
             diffusers, denoiser.adapter, resolution
         )
+        self.negative_prompt: str | None = None
+        self.other_vae: Any = None
+        self.offload_text: bool = False
 
     @classmethod
     def from_diffusers(
@@ -153,6 +165,8 @@ class Pipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         *,
+        variant: str | None = None,
+        revision: str | None = None,
         resolution: tuple[int, int] | None = None,
     ) -> Pipeline:
         """Loads a diffusers pipeline from a directory, or by its name on the Hub.
@@ -161,6 +175,8 @@ class Pipeline:
             path: a directory with a `model_index.json`, or a Hub name such as `"user/model"`.
             device: where it goes.
             dtype: of the weights.
+            variant: of the weights' files, such as "fp16"; None takes those without one, or the only one there is.
+            revision: branch, tag or commit of a pipeline on the Hub.
             resolution: (height, width) of its pictures in pixels; by default what the network was made for.
 
         Raises:
@@ -175,14 +191,17 @@ class Pipeline:
         from diffusers import DiffusionPipeline
 
         try:
-            index: Any = DiffusionPipeline.load_config(str(path))
+            index: Any = DiffusionPipeline.load_config(str(path), revision=revision)
             kind = index.get("_class_name")
             check_installed(path, kind)
+            if local and variant is None:
+                variant = only_variant(Path(path) / PIPELINES[kind].network)
             pipe = DiffusionPipeline.from_pretrained(
                 str(path),
-                torch_dtype=dtype,
+                **{dtype_argument(): dtype},
                 use_safetensors=True,
-                variant=only_variant(Path(path) / PIPELINES[kind].network) if local else None,
+                variant=variant,
+                revision=revision,
                 **absent_parts(path, index),
                 **PIPELINES[kind].load_arguments,
             )
@@ -197,8 +216,8 @@ class Pipeline:
                 ) from error
             raise FileNotFoundError(
                 f"no teacher {str(path)!r}: there is no such directory here, and no pipeline of that name "
-                f"can be downloaded ({reason}). If it has its weights in a variant such as fp16 only, download "
-                "its folder and give that."
+                f"can be downloaded ({reason}). If it has its weights in a variant such as fp16 only, say "
+                "variant: fp16."
             ) from error
         return cls.from_diffusers(pipe.to(device), resolution=resolution)
 
@@ -226,15 +245,67 @@ class Pipeline:
     def text_fingerprint(self) -> str:
         """A hex hash of the text encoders, however many there are; empty without any."""
         parts = self.diffusers.components.items()
-        found = {
-            n: fingerprint(p) for n, p in parts if n.startswith("text_encoder") and p is not None
-        }
+        found = {n: fingerprint(p) for n, p in parts if _encodes_text(n) and p is not None}
         return blake2(f"{sorted(found.items())}").hex() if found else ""
+
+    @property
+    def vae(self) -> Any:
+        """What turns latents into pictures: `other_vae` or the pipeline's own; None for pipelines without one."""
+        return _vae(self.diffusers) if self.other_vae is None else self.other_vae
 
     def vae_fingerprint(self) -> str:
         """A hex hash of the VAE; empty without one."""
-        vae = _vae(self.diffusers)
-        return "" if vae is None else fingerprint(vae)
+        return "" if self.vae is None else fingerprint(self.vae)
+
+    def use_vae(self, path: str | Path) -> None:
+        """Takes another VAE for the same latents in the place of the pipeline's own.
+
+        Args:
+            path: directory, or name on the Hub, of an autoencoder of diffusers.
+
+        Raises:
+            FileNotFoundError: if there is none.
+            ValueError: if its latents are of another shape, or the pipeline has no VAE.
+        """
+        own = _vae(self.diffusers)
+        if own is None:
+            raise ValueError("this pipeline draws pixels and has no VAE; leave vae out.")
+        other = frozen(load_vae(path, dtype_argument(), dtype_of(own)))
+        mine, others = ((latent_channels(vae), pixels_a_latent(vae)) for vae in (own, other))
+        if mine != others:
+            raise ValueError(
+                f"the VAE {str(path)!r} has {others[0]} channels and {others[1]} pixels a latent, and this "
+                f"pipeline's {mine[0]} and {mine[1]}; take one that was made for this pipeline's latents."
+            )
+        self.other_vae = other.to(self.device)
+
+    def to(self, device: torch.device | str, *, but: str = "") -> Pipeline:
+        """Moves all to a device, but for the part `but`, and text encoders with `offload_text`; returns itself."""
+        for name, part in self.diffusers.components.items():
+            stays = name == but or (self.offload_text and _encodes_text(name))
+            if isinstance(part, nn.Module) and not stays:
+                part.to(device)
+        if self.other_vae is not None:
+            self.other_vae.to(device)
+        return self
+
+    @contextmanager
+    def encoding(self) -> Iterator[None]:
+        """Within the `with` block text encoders are on the pipeline's device: with `offload_text`, else always.
+
+        `encode_prompt` does it for itself; around many calls of it they move once.
+        """
+        parts = [
+            p for n, p in self.diffusers.components.items() if _encodes_text(n) and p is not None
+        ]
+        away = self.offload_text and any(device_of(part) != self.device for part in parts)
+        for part in parts if away else ():
+            part.to(self.device)
+        try:
+            yield
+        finally:
+            for part in parts if away else ():
+                part.to("cpu")
 
     @torch.no_grad()
     def encode_prompt(self, prompts: str | Sequence[str]) -> Condition:
@@ -246,18 +317,21 @@ class Pipeline:
         texts = as_texts([prompts] if isinstance(prompts, str) else prompts)
         for text in texts:
             self.check_prompt(text)
-        return self.adapter.encode(self.diffusers, texts, self.resolution)
+        with self.encoding():
+            return self.adapter.encode(self.diffusers, texts, self.resolution)
 
     @torch.no_grad()
     def null_condition(self, negative_prompt: str | None = None) -> Condition:
         """Guidance's unconditional side, of batch size one.
 
         Args:
-            negative_prompt: what not to draw; None is what diffusers takes by default, the empty prompt (or
-                zeros, where an SDXL pipeline is set to that).
+            negative_prompt: what not to draw; None is the pipeline's own `negative_prompt`, and without that what
+                diffusers takes by default, the empty prompt (or zeros, where an SDXL pipeline is set to that).
         """
         check_kind("negative_prompt", negative_prompt, str | None)
-        return self.adapter.null(self.diffusers, negative_prompt, self.resolution)
+        negative = self.negative_prompt if negative_prompt is None else negative_prompt
+        with self.encoding():
+            return self.adapter.null(self.diffusers, negative, self.resolution)
 
     def guided(
         self,
@@ -271,11 +345,12 @@ class Pipeline:
 
         A network that embeds guidance (Flux-dev) is given the scale instead, unless there is a negative prompt.
         """
-        if self.denoiser.adapter.embeds_guidance and negative_prompt is None:
+        negative = self.negative_prompt if negative_prompt is None else negative_prompt
+        if self.denoiser.adapter.embeds_guidance and negative is None:
             return EmbeddedGuidance(self.denoiser, scale)
         if scale == 1:
             return self.denoiser
-        null = self.null_condition(negative_prompt)
+        null = self.null_condition(negative)
         return Guided(self.denoiser, scale, null, rescale=rescale, interval=interval)
 
     def decode(self, latents: Tensor, batch_size: int = 64) -> Tensor:
@@ -285,10 +360,10 @@ class Pipeline:
             float32, clamped to [-1, 1]; grey ones have three equal channels. Gradients flow where autograd is on.
         """
         _check_maps("latents", latents)
-        if _vae(self.diffusers) is None:
+        if self.vae is None:
             images = latents.float().clamp(-1, 1)
         else:
-            images = decode_latents(self.diffusers.vae, latents.to(self.device), batch_size)
+            images = decode_latents(self.vae, latents.to(self.device), batch_size)
         return images.repeat(1, 3, 1, 1) if images.shape[1] == 1 else images
 
     @torch.no_grad()
@@ -301,9 +376,9 @@ class Pipeline:
         if _image_channels(self.diffusers, self.denoiser.adapter) == 1:
             luma = images.new_tensor([0.299, 0.587, 0.114]).reshape(1, 3, 1, 1)
             images = (images * luma).sum(1, keepdim=True)
-        if _vae(self.diffusers) is None:
+        if self.vae is None:
             return images.float()
-        return encode_images(self.diffusers.vae, images.to(self.device), batch_size)
+        return encode_images(self.vae, images.to(self.device), batch_size)
 
 
 def as_texts(prompts: Sequence[str]) -> list[str]:
@@ -347,6 +422,11 @@ def _is_offloaded(module: nn.Module) -> bool:
         or bool(getattr(hook, "offload", False))
         or (registry is not None and registry.get_hook("group_offloading") is not None)
     )
+
+
+def _encodes_text(name: str) -> bool:
+    """Whether a pipeline's part of this name is a text encoder."""
+    return name.startswith("text_encoder")
 
 
 def _vae(pipe: Any) -> Any:

@@ -14,7 +14,12 @@ from nitrodistill.models.folders import check_installed, check_local
 from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
 
 
-def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> Pipeline:
+def skeleton(
+    path: str | Path,
+    *,
+    resolution: tuple[int, int] | None = None,
+    revision: str | None = None,
+) -> Pipeline:
     """Builds a pipeline of which only the shapes are real; it costs no memory and cannot draw.
 
     Tokenizers and safety checkers are left out. Of a pipeline on the Hub only configs are downloaded.
@@ -23,6 +28,7 @@ def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> 
         path: a directory with a `model_index.json`, or a Hub name such as `"user/model"`. Of each network its
             config is enough.
         resolution: (height, width) of its pictures in pixels; by default what the network was made for.
+        revision: branch, tag or commit of a pipeline on the Hub.
 
     Raises:
         FileNotFoundError: if there is no such directory, and no pipeline of that name.
@@ -33,11 +39,11 @@ def skeleton(path: str | Path, *, resolution: tuple[int, int] | None = None) -> 
     import diffusers
 
     try:
-        index: Any = diffusers.DiffusionPipeline.load_config(str(path))
+        index: Any = diffusers.DiffusionPipeline.load_config(str(path), revision=revision)
         kind = index.get("_class_name")
         check_installed(path, kind)
         parts = {
-            name: _part(str(path), name, *entry)
+            name: _part(str(path), revision, name, *entry)
             for name, entry in index.items()
             if isinstance(entry, (list, tuple))
         }
@@ -60,6 +66,7 @@ def shapes_of(pipeline: Pipeline) -> Pipeline:
     copied.diffusers = copy.copy(pipeline.diffusers)
     for name, part in parts.items():
         setattr(copied.diffusers, name, part)
+    copied.other_vae = pipeline.other_vae and _on_meta(pipeline.other_vae)
     copied.denoiser = pipeline.denoiser.with_module(parts[pipeline.adapter.network])
     return copied
 
@@ -76,7 +83,7 @@ def _hollow(value: torch.Tensor) -> torch.Tensor:
     return nn.Parameter(shape, value.requires_grad) if isinstance(value, nn.Parameter) else shape
 
 
-def _part(path: str, name: str, library: str | None, kind: str | None) -> Any:
+def _part(path: str, revision: str | None, name: str, library: str | None, kind: str | None) -> Any:
     """A network on the meta device, a scheduler, or None for what holds no weights that train or draw."""
     import diffusers
     import transformers
@@ -85,11 +92,13 @@ def _part(path: str, name: str, library: str | None, kind: str | None) -> Any:
         return None
     cls: Any = getattr({"diffusers": diffusers, "transformers": transformers}[library], kind)
     if issubclass(cls, diffusers.SchedulerMixin):
-        return cls.from_pretrained(path, subfolder=name)
+        return cls.from_pretrained(path, subfolder=name, revision=revision)
     if not issubclass(cls, nn.Module):
         return None
     network: Any = cls
     with torch.device("meta"):
         if library == "diffusers":
-            return network.from_config(network.load_config(path, subfolder=name))
-        return network(network.config_class.from_pretrained(path, subfolder=name))
+            config = network.load_config(path, subfolder=name, revision=revision)
+            return network.from_config(config)
+        config = network.config_class.from_pretrained(path, subfolder=name, revision=revision)
+        return network(config)

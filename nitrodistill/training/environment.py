@@ -1,4 +1,4 @@
-"""What a run ran with: versions, git state, device. Noted at its start, and again where a resumption differs."""
+"""What a run ran with: versions, git state, device, folder. Noted at its start, and where a resumption differs."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ def _environment(accelerator: Accelerator) -> dict[str, object]:
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "git": _git_state(),
+        "directory": str(Path.cwd()),
     }
 
 

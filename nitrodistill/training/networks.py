@@ -128,13 +128,8 @@ class StageNetworks:
         return found
 
     def _place_pipeline(self, stage: Stage) -> None:
-        diffusers, device = self._pipeline.diffusers, self._accelerator.device
-        if stage.trainer.parallel == "ddp":
-            diffusers.to(device)
-            return
-        for name, part in diffusers.components.items():
-            if isinstance(part, nn.Module) and name != self._pipeline.adapter.network:
-                part.to(device)
+        shared = self._pipeline.adapter.network if stage.trainer.parallel == "fsdp" else ""
+        self._pipeline.to(self._accelerator.device, but=shared)
 
     def _shared_out(self, cast: Cast, stage: Stage) -> DiffusersDenoiser:
         """The recipe's teacher as previews and evaluations run it: the method's, if that is it, else a copy."""

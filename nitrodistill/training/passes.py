@@ -173,5 +173,8 @@ def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
 
 
 def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with Autocast():
+    with (
+        Autocast(),
+        torch.autocast("cpu", torch.bfloat16),
+    ):  # meta has none; who asks, asks the CPU's
         return forward(*args, **kwargs)

@@ -6,7 +6,7 @@ The recipe of a run, with every default written out, lies beside its checkpoints
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from nitrodistill.methods import find_method
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.models.pruning import parse_spec
 from nitrodistill.settings import Word, build, closest, read_yaml, shown, to_plain
+from nitrodistill.teachers import TeacherSettings
 from nitrodistill.training.config import TrainerConfig
 
 RECIPE = "recipe.yaml"
@@ -125,13 +126,15 @@ class Recipe:
         pairs: folder of the pairs that this teacher made (`nitrodistill generate`), for methods that read them.
         real: folder of real latents with captions (`nitrodistill encode`), for methods that read them; a folder of
             pairs serves too.
-        prompts: text file with a prompt a line ("" is the empty prompt), for methods that read prompts alone; or a
-            folder of pairs or real latents, whose prompts are encoded already.
+        prompts: text file with a prompt a line ("" is the empty prompt), or table:column, or a dataset, as for
+            generate, for methods that read prompts alone; or a folder of pairs or real latents, whose prompts are
+            encoded already.
         preview_prompts: prompts of the previews; none takes the first eight of the data.
         num_inference_steps: of the teacher in previews and evaluations; null is what made the pairs, or 25.
         guidance: its guidance scale there; null is what made the pairs, or 3.
         trackers: where numbers and previews go beside the folder, by Accelerate's names (wandb, mlflow,
             ...); null is tensorboard, if it is installed.
+        teacher_settings: how the teacher is loaded, and what it draws with.
         evaluate_samples: pictures of each evaluation while training, of the data's prompts and always the
             same noise; see `evaluate_every` of the stages.
 
@@ -150,6 +153,7 @@ class Recipe:
     num_inference_steps: int | None = None
     guidance: float | None = None
     trackers: tuple[str, ...] | None = None
+    teacher_settings: TeacherSettings = field(default_factory=TeacherSettings)
     evaluate_samples: int = 64
 
     def __post_init__(self) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.inputs import built
-from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy
-from nitrodistill.models.wrappers import ROLES, role_in, unwrapped
+from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy, free_name
+from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.sampling import Step, StepPlan
 from nitrodistill.settings import build, to_plain
 from nitrodistill.training.checkpoint import Checkpoint
@@ -65,16 +65,16 @@ def plan_of(checkpoint: Checkpoint) -> StepPlan:
             f"checkpoint {checkpoint.path} does not say how its student samples: an older version wrote it, or "
             "its method has no student. Train it again with this version."
         )
-    return plan_from(record)
+    return plan_from(record["plan"])
 
 
 def plan_from(record: Mapping[str, Any]) -> StepPlan:
-    """The plan of a `student_record`."""
+    """The plan that `student_record` or an export wrote down."""
     steps = [
         Step(_timestep(step["t"]), _scales(step["input"]), _scales(step["output"]))
-        for step in record["plan"]["steps"]
+        for step in record["steps"]
     ]
-    return StepPlan(tuple(steps), record["plan"]["transition"])
+    return StepPlan(tuple(steps), record["transition"])
 
 
 def load_denoiser(
@@ -146,13 +146,6 @@ def load_weights(
             "of its recipe."
         )
     denoiser.module.load_state_dict(tensors, strict=False)
-
-
-def free_name(base: DiffusersDenoiser, role: str) -> str:
-    """A name for a LoRA role that no role on the base's network has: other runs' may be there."""
-    taken: list[str] = getattr(base.network, ROLES, [])
-    names = (role if number == 0 else f"{role}_{number}" for number in range(len(taken) + 1))
-    return next(name for name in names if name not in taken)
 
 
 def _built(record: Mapping[str, Any]) -> nn.Module:

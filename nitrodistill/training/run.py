@@ -1,7 +1,7 @@
 """The folder of a run: whose it is, and what a finished or stopped run left in it.
 
 recipe.yaml         the recipe with every default written out
-environment.json    versions, git state, device: of the start, and of each resumption that differs
+environment.json    versions, git state, device, directory: of the start, and of each resumption that differs
 log.jsonl, logs/    numbers, also for tensorboard
 previews/           teacher, student and its moving average, side by side
 evaluation/         what the teacher drew for evaluations while training
@@ -11,8 +11,8 @@ checkpoints/
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ from nitrodistill.files import is_temporary, remove_stale
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import differences, to_plain
+from nitrodistill.teachers import EMBEDDED
 from nitrodistill.training.checkpoint import (
     Checkpoint,
     best_checkpoint,
@@ -77,7 +78,9 @@ class TrainedStudent:
 
 
 def load_run_recipe(run: str | Path) -> Recipe:
-    """The recipe of a run.
+    """The recipe of a run, with the places of its teachers and data as absolute paths.
+
+    Relative ones are looked for in `run_places`, whatever the working directory is now.
 
     Raises:
         FileNotFoundError: if `run` is not the folder of one.
@@ -93,16 +96,50 @@ def load_run_recipe(run: str | Path) -> Recipe:
         raise FileNotFoundError(
             f"{str(run)!r} is not the folder of a run: it has no {RECIPE}. Give the output of train."
         )
-    recipe = load_recipe(file)
+    places = run_places(run)
+    recipe = _placed(load_recipe(file), places)
     record = _recorded(Path(run))
     if record is not None:
-        changed = differences(_fixed(parse_recipe(record)), _fixed(recipe))
+        changed = differences(_fixed(_placed(parse_recipe(record), places)), _fixed(recipe))
         if changed:
             raise ValueError(
                 f"{str(file)!r} is not the recipe that this run was trained with ({'; '.join(changed[:3])}); "
                 "write there what it was."
             )
     return recipe
+
+
+def run_places(run: str | Path) -> list[Path]:
+    """The folders that relative paths in a run's recipe are relative to: the first that has what they name.
+
+    Where train would have been started if all had moved along with the run (`runs/a` is `/new/runs/a` now:
+    `/new`), where it was started (environment.json), and the working directory.
+    """
+    folder, parts = Path(run).resolve(), Path(load_recipe(Path(run) / RECIPE).output).parts
+    ends = len(folder.parts) - len(parts)
+    moved = ends > 0 and folder.parts[ends:] == parts
+    places = [Path(*folder.parts[:ends])] if moved else []
+    with suppress(ValueError):  # damaged: evaluate says so, and goes on
+        noted = noted_environments(folder / ENVIRONMENT)
+        places += [Path(str(one["directory"])) for one in noted[-1:] if "directory" in one]
+    return [*places, Path.cwd()]
+
+
+def _placed(recipe: Recipe, places: Sequence[Path]) -> Recipe:
+    """The recipe with absolute paths in the place of what is in one of these folders; the rest as it is."""
+
+    def placed(name: str | None) -> str | None:
+        if not name or name in EMBEDDED or name in ("recipe", "previous"):
+            return name
+        path, *column = name.rsplit(":", 1)  # of a table of prompts
+        found = (place / path for place in places if (place / path).exists())
+        return next((":".join([str(one.resolve()), *column]) for one in found), name)
+
+    data = {name: placed(getattr(recipe, name)) for name in ("pairs", "real", "prompts")}
+    stages = [replace(stage, teacher=str(placed(stage.teacher))) for stage in recipe.stages]
+    loading = replace(recipe.teacher_settings, vae=placed(recipe.teacher_settings.vae))
+    teacher = str(placed(recipe.teacher))
+    return replace(recipe, teacher=teacher, teacher_settings=loading, stages=stages, **data)
 
 
 def _recorded(run: Path) -> object:
@@ -229,7 +266,8 @@ def check_folder(output: Path, recipe: Recipe, resume: Resume, data: dict[str, s
             "from 0); move that away, or choose another folder."
         )
     noted_environments(output / ENVIRONMENT)
-    changed = differences(_fixed(load_run_recipe(output)), _fixed(recipe))
+    here = _fixed(_placed(recipe, [Path.cwd()]))
+    changed = differences(_fixed(load_run_recipe(output)), here)
     if changed:
         raise ValueError(
             f"{str(output)!r} holds a run of another recipe ({'; '.join(changed[:3])}); use that "

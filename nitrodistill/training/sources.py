@@ -96,11 +96,12 @@ def recipe_prompts(recipe: Recipe) -> tuple[str, ...]:
     Raises:
         FileNotFoundError: if the data is gone.
     """
-    path = recipe.pairs or recipe.real or recipe.prompts
-    if path is None:
+    store, prompts = recipe.pairs or recipe.real, recipe.prompts
+    if store is None and prompts is None:
         return ()
-    is_file = path == "" or Path(path).is_file()
-    return tuple(read_prompts(path)) if is_file else PairStore.open(path).prompts
+    if store is None and prompts is not None and not (prompts and Path(prompts).is_dir()):
+        return tuple(read_prompts(prompts))
+    return PairStore.open(store or prompts or "").prompts
 
 
 def _prompts(path: str | None, pipeline: Pipeline) -> Prompts | None:
@@ -123,7 +124,8 @@ def _check_latents(store: PairStore, pipeline: Pipeline) -> None:
             f"{tuple(pipeline.latent_shape)}; encode the images with this teacher."
         )
     made = {source.vae for source in store.manifest.sources if isinstance(source, Encoded)}
-    if made and made != {pipeline.vae_fingerprint()}:
+    vaes = (pipeline.vae, pipeline.diffusers.components.get("vae"))
+    if made - {"" if vae is None else fingerprint(vae) for vae in vaes}:
         raise ValueError(
             f"the latents in {str(store.path)!r} were encoded by another VAE than this teacher's; encode the "
             "images with this teacher."

@@ -255,6 +255,7 @@ class _Runner:
 
         roles = {name: role.module for name, role in method.trainable().items()}
         steps, guidance = teacher_draws(recipe)
+        prompts = recipe.preview_prompts or self.sources.prompts[:8]
         trainer = Trainer(
             method,
             self._stream(number, method),
@@ -265,6 +266,11 @@ class _Runner:
                 "recipe": to_plain(recipe),
                 "student": student_record(student, method.plan),
                 "networks": {n: network_record(m, stage.lora) for n, m in roles.items()},
+                "previews": {
+                    "prompts": list(prompts),
+                    "num_inference_steps": steps,
+                    "guidance": guidance,
+                },
             },
             fixed={
                 "method": stage.method,
@@ -276,7 +282,6 @@ class _Runner:
             reference=lambda: teacher_latents(self.pipeline, self.sources.prompts, steps, guidance),
             accelerator=self.accelerator,
         )
-        prompts = recipe.preview_prompts or self.sources.prompts[:8]
         previewer = Previewer(self.pipeline, prompts, method.plan, steps, guidance)
         return _Prepared(trainer, student, previewer)
 

@@ -89,7 +89,7 @@ class Student:
         made.module.load_state_dict(tensors)
         made.module.eval()
         lora = settings["network"]["lora"]
-        return cls(made, plan_from(settings["student"]), lora and build(LoRAConfig, lora))
+        return cls(made, plan_from(settings["student"]["plan"]), lora and build(LoRAConfig, lora))
 
     def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
         """Uploads it to a repository of the Hub, which `from_pretrained` takes; returns its address.

@@ -31,7 +31,7 @@ def test_an_alarm_leaves_with_3_and_names_the_checkpoint_from_before(
     found = [Checkpoint(tmp_path / "checkpoints" / str(s), 0, s) for s in steps]
     monkeypatch.setattr("nitrodistill.training.run_recipe", lambda *a, **k: iter([alarmed(420)]))
     monkeypatch.setattr("nitrodistill.training.find_checkpoints", lambda output: found)
-    monkeypatch.setattr("nitrodistill.teachers.load_teacher", lambda name: None)
+    monkeypatch.setattr("nitrodistill.teachers.load_teacher", lambda name, settings: None)
     argv = ["train", "--config", RECIPE, "--output", str(tmp_path), "--quiet"]
     assert main(argv) == 3
     told = capsys.readouterr().out

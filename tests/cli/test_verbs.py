@@ -205,7 +205,7 @@ def test_prompt_files_that_are_empty_or_none(place, capsys):
 
 
 def test_evaluate_with_prompts_that_are_unknown_or_none(place, capsys, monkeypatch):
-    def load_teacher(name):
+    def load_teacher(name, settings):
         return Pipeline(pipeline.diffusers, pipeline.denoiser, toy.check_prompt)
 
     assert _train(place) == 0

@@ -120,3 +120,14 @@ def test_the_empty_prompt_is_all_that_an_unconditional_teacher_is_told(recipe):
     assert batch.prompts.tensors == {}
     assert batch.prompts.prompt_ids.tolist() == [0] * 4
     assert batch.index.tolist() == [4, 5, 6, 7]
+
+
+def test_prompts_may_be_a_column_of_a_table(recipe, pipeline, tmp_path):
+    (tmp_path / "texts.csv").write_text(
+        "n,caption\n1,a red circle\n2,a blue ring\n3,a red circle\n"
+    )
+    place = f"{tmp_path / 'texts.csv'}:caption"
+    alone = dataclasses.replace(recipe, pairs=None, real=None, prompts=place)
+    assert recipe_prompts(alone) == ("a red circle", "a blue ring")
+    (source,) = Sources.open(alone, pipeline).of({"prompts"})
+    assert source.prompts == recipe_prompts(alone)
