@@ -215,9 +215,6 @@ class DistillationMethod(ABC):
         reads: the parts of a Batch that it trains on.
 
     Example:
-        >>> student = teacher.denoiser.copy()
-        >>> plan = nd.StepPlan.from_schedule(student.schedule)
-        >>> method = nd.LADD(student, None, plan, nd.LADDConfig(adversarial_weight=0))
         >>> isinstance(method, nd.DistillationMethod), list(method.trainable())
         (True, ['student'])
     """

@@ -1,8 +1,8 @@
 """The example in the docstring of every public name runs, and says what it says.
 
 An example finds `torch`, `nd`, the embedded `teacher`, two `prompts` with their `condition`, latents `x0` and
-`noise` `(2, 4, 8, 8)`, and in the working directory a store of pairs (`store`, "pairs"), a folder of "images" with
-captions, and a `run` ("runs/toy") of one step.
+`noise` `(2, 4, 8, 8)`, a `method` without a discriminator, and in the working directory a store of pairs (`store`,
+"pairs"), a folder of "images" with captions, and a `run` ("runs/toy") of one step.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ def given() -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
     list(training.run_recipe(toy_recipe("pairs", "runs/toy", 1, batch_size=2), teacher))
     x0, noise = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(2))
+    student = teacher.denoiser.copy()
+    plan = nd.StepPlan.from_schedule(student.schedule)
     return {
+        "method": nd.LADD(student, None, plan, nd.LADDConfig(adversarial_weight=0)),
         "torch": torch, "nd": nd, "teacher": teacher, "prompts": prompts, "store": store, "run": "runs/toy",
         "x0": x0, "noise": noise, "condition": teacher.encode_prompt(prompts),
     }  # fmt: skip

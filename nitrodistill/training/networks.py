@@ -246,8 +246,7 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
     Example:
         >>> accelerator = nd.training.make_accelerator(cpu=True)
         >>> stage = nd.training.load_run_recipe(run).stages[0]
-        >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy())
-        >>> nd.training.place_frozen(nd.LADD.build(nd.LADDConfig(), cast), accelerator, stage)
+        >>> nd.training.place_frozen(method, accelerator, stage)
     """
     trainer = stage.trainer
     for entry in method.frozen().values():

@@ -104,9 +104,6 @@ class Trainer:
         FileExistsError: if `resume` is "never" and there is a checkpoint.
 
     Example:
-        >>> student = teacher.denoiser.copy()
-        >>> plan = nd.StepPlan.from_schedule(student.schedule)
-        >>> method = nd.LADD(student, None, plan, nd.LADDConfig(adversarial_weight=0))
         >>> config = nd.TrainerConfig(steps=2, batch_size=2, optimizers={"student": nd.OptimizerConfig()})
         >>> [state.step for state in nd.Trainer(method, nd.BatchStream(store, 0, 2), config).fit()]
         [1, 2]
