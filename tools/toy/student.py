@@ -19,6 +19,7 @@ from nitrodistill import toy
 from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.student import measure_student
+from nitrodistill.files import complete_folder
 from nitrodistill.models import DiffusersDenoiser, Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.teachers import load_teacher
@@ -61,7 +62,9 @@ def write(run: Path) -> None:
     assert isinstance(student, DiffusersDenoiser)
     unet = student.module
     assert isinstance(unet, UNet2DConditionModel)
+    unet.register_to_config(_name_or_path="toy")  # no path of this machine
     unet.half().save_pretrained(STUDENT_WEIGHTS)
+    complete_folder(STUDENT_WEIGHTS)  # readable by all
     files = sorted(
         p.name for p in STUDENT_WEIGHTS.iterdir() if p.name not in (MANIFEST, "metrics.json")
     )
