@@ -133,7 +133,14 @@ ELSEWHERE = {
     ),
     **dict.fromkeys(("write_comparison", "compare", "verdict", "assess"), "takes an Evaluation"),
     **dict.fromkeys(
-        ("load_pipeline", "load_dit_pipeline", "load_oracle", "known_methods"), "takes nothing"
+        (
+            "load_pipeline",
+            "load_dit_pipeline",
+            "load_student_pipeline",
+            "load_oracle",
+            "known_methods",
+        ),
+        "takes nothing",
     ),
     **dict.fromkeys(
         ("StopSignals", "Prefetch", "with_progress", "frozen_within", "together"),

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from nitrodistill.checks import check_whole
+from nitrodistill.checks import check_floating, check_whole
 from nitrodistill.named import pick_class
 
 MakeHead = Callable[[int, int | None], nn.Module]
@@ -272,6 +272,7 @@ class DiscriminatorHeads(nn.Module):
             text: `(B, D)` the pooled text, likewise.
 
         Raises:
+            TypeError: for features that are not floating point.
             ValueError: for a batch of 1 in train mode where heads normalise over the batch.
         """
         if self._batch_norms and self.training and len(features[0]) == 1:
@@ -279,6 +280,8 @@ class DiscriminatorHeads(nn.Module):
                 "a head normalises over the batch, and this batch holds 1 sample, which has no statistics; "
                 "give it 2 or more, or a head that normalises within a sample (GroupNorm)."
             )
+        for feature in features:  # the cast below would hide what they are
+            check_floating("features", feature)
         device = features[0].device.type
         if not torch.is_autocast_enabled("cpu" if device == "meta" else device):
             dtype = next(self.parameters()).dtype  # the backbone may be in half precision

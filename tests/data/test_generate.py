@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -246,7 +247,9 @@ def test_the_progress_bar_counts_pairs(
     config: GenerateConfig,
     copied: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     (copied / "shards/000001.arrow").unlink()
     generate(pipeline, prompts, copied, config, teacher_name="t")
     assert "11/11" in capsys.readouterr().err
