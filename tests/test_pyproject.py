@@ -39,7 +39,9 @@ def test_what_is_required_is_imported_and_has_a_lower_bound(project):
         for one in all_of
     ]
     source = "\n".join(
-        file.read_text(encoding="utf-8") for file in (ROOT / "nitrodistill").rglob("*.py")
+        file.read_text(encoding="utf-8")
+        for place in ("nitrodistill", "examples")
+        for file in (ROOT / place).rglob("*.py")
     )
     for requirement in [*project["dependencies"], *extras]:
         assert re.fullmatch(r"[\w-]+>=\d+(\.\d+)*", requirement)

@@ -266,3 +266,9 @@ def test_what_yaml_read_as_a_boolean_is_to_be_quoted(hint) -> None:
         ValueError, match=r"teacher is False; it must be .* off as true and false: quote it"
     ):
         convert(hint, parse_yaml("no"), "teacher")
+
+
+def test_a_word_of_its_own_is_no_list_of_one():
+    hint = tuple[str | float, ...] | Literal["every_block"]
+    assert convert(hint, "every_block", "taps") == "every_block"
+    assert convert(hint, "conv_in", "taps") == ("conv_in",)

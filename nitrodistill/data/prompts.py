@@ -34,6 +34,10 @@ class PromptConfig:
         prompt_split: of a dataset.
         shuffle: seed of their order; null leaves them as they stand.
         num_prompts: the first so many, in that order; null takes all.
+
+    Example:
+        >>> nd.data.PromptConfig(shuffle=0, num_prompts=100).prompt_split
+        'train'
     """
 
     prompt_column: str | None = None
@@ -58,6 +62,12 @@ def read_prompts(path: str | Path, config: PromptConfig | None = None) -> list[s
         FileNotFoundError: if there is no such file or dataset.
         ImportError: if a dataset is named and `datasets` is not installed.
         ValueError: if it is not UTF-8, has no such column, or holds no prompt.
+
+    Example:
+        >>> from pathlib import Path
+        >>> _ = Path("prompts.txt").write_text("a cat")
+        >>> nd.data.read_prompts("prompts.txt")
+        ['a cat']
     """
     if path == "":
         return [""]
@@ -71,8 +81,7 @@ def read_prompts(path: str | Path, config: PromptConfig | None = None) -> list[s
     if not prompts:
         raise ValueError(
             f"the prompt file {str(path)!r} holds no prompt; write one a line, or give "
-            " in place "
-            "of the file for an unconditional teacher."
+            'the name "" in place of the file for an unconditional teacher.'
         )
     if config.shuffle is not None:
         order = np.random.default_rng(config.shuffle).permutation(len(prompts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -189,8 +190,9 @@ def test_a_student_that_diverged_is_named(teacher: Pipeline) -> None:
 
 
 def test_the_progress_bar_counts_images(
-    teacher: Pipeline, capsys: pytest.CaptureFixture[str]
+    teacher: Pipeline, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     plan = StepPlan.from_schedule(teacher.denoiser.schedule)
     quick(teacher, teacher.denoiser, plan, progress=True)
     assert "12/12" in capsys.readouterr().err

@@ -48,6 +48,11 @@ def model_results(found: Evaluation) -> list[dict[str, object]]:
 
     Raises:
         KeyError: if the evaluation has no student.
+
+    Example:
+        >>> from nitrodistill.evaluation import Evaluation, Metric, report
+        >>> report.model_results(Evaluation({"student": {"alignment": Metric(0.9)}}))[0]["value"]
+        0.9
     """
     names = (n for n in found.metrics() if n in found.student and not is_part(n))
     return [
