@@ -1,6 +1,6 @@
 """A web page that draws prompts with a student, and with its teacher next to it.
 
-    pip install "nitrodistill[app]"
+    pip install gradio
     python examples/app.py runs/student --compare
 
 Open the address that it prints. The folder is that of a run, of an exported pipeline or of an exported LoRA.
@@ -31,7 +31,7 @@ def build(path: str, *, compare: bool = False, teacher: str | None = None) -> An
         import gradio  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            'the web page needs gradio, which is not installed; pip install "nitrodistill[app]".'
+            "the web page needs gradio, which is not installed; pip install gradio."
         ) from error
     models = load_models(path, compare=compare, teacher=teacher, device=place().device("auto"))
 

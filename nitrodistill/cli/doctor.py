@@ -134,7 +134,7 @@ def _packages() -> Iterator[Finding]:
         if extra != "all":
             purpose = _PURPOSES.get(extra, "see pyproject.toml")
             said = f"extra        {extra}: no {', '.join(missing)}; it is for {purpose}"
-            yield f'{said} (pip install "nitrodistill[{extra}]")', None
+            yield f"{said} (pip install {' '.join(missing)})", None
 
 
 def _devices() -> Iterator[Finding]:

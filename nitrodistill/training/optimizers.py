@@ -126,7 +126,7 @@ def _eight_bit() -> Any:
         from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise ImportError(
-            "eight_bit needs bitsandbytes: `pip install nitrodistill[eight-bit]`, or leave it out of the "
+            "eight_bit needs bitsandbytes: `pip install bitsandbytes`, or leave it out of the "
             f"optimizer's settings ({error})."
         ) from error
     return AdamW8bit
