@@ -31,6 +31,8 @@ ALIKE = (
     "seed",
     "num_inference_steps",
     "guidance",
+    "negative_prompt",
+    "other_vae",
     "num_prompts",
     "samples_per_prompt",
     "floor",
