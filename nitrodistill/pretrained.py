@@ -61,10 +61,10 @@ def load(place: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
     """
     from safetensors.torch import load_file
 
-    folder = _folder_of(place)
+    weights = f"{name}.safetensors"
+    folder = _folder_of(place, weights)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {name} in {str(place)!r}; it has no {CONFIG}.")
-    weights = f"{name}.safetensors"
     try:
         content = json.loads(read_text(folder / CONFIG))
         version, settings, files = (content[key] for key in ("format", "settings", "files"))
@@ -153,14 +153,14 @@ def check_hub(repo_id: str, api: Any = None) -> Any:
     return api
 
 
-def _folder_of(place: str | Path) -> Path:
+def _folder_of(place: str | Path, weights: str) -> Path:
     if Path(place).is_dir() or not isinstance(place, str) or not _REPOSITORY.fullmatch(place):
         return Path(place)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(place))
+        return Path(snapshot_download(place, allow_patterns=[CONFIG, weights]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"there is no folder {place!r} here, and no such repository can be had from the Hub "

@@ -94,6 +94,9 @@ def test_a_variant_is_the_one_asked_for(place, tmp_path):
     other = load_teacher(str(both), TeacherSettings(variant="fp16")).denoiser.network
     assert next(plain.parameters()).any()
     assert not next(other.parameters()).any()
+    for read in (load_teacher, teacher_shapes):
+        with pytest.raises(ValueError, match="is a directory here; leave revision out"):
+            read(str(both), TeacherSettings(revision="main"))
     with pytest.raises(ValueError, match="ships in one version"):
         load_teacher("toy", TeacherSettings(variant="fp16"))
 
