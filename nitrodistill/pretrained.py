@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -61,10 +63,10 @@ def load(place: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
     """
     from safetensors.torch import load_file
 
-    folder = _folder_of(place)
+    weights = f"{name}.safetensors"
+    folder = _folder_of(place, weights)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"no {name} in {str(place)!r}; it has no {CONFIG}.")
-    weights = f"{name}.safetensors"
     try:
         content = json.loads(read_text(folder / CONFIG))
         version, settings, files = (content[key] for key in ("format", "settings", "files"))
@@ -84,15 +86,34 @@ def load(place: str | Path, name: str) -> tuple[Any, dict[str, Tensor]]:
     return settings, load_file(folder / weights)
 
 
-def push(folder: Path, name: str, repo_id: str, private: bool, api: Any = None) -> str:
-    """Uploads what `save` wrote in one commit; returns the repository's address.
+class Pushable(ABC):
+    """What can be saved into a folder, and pushed to the Hub."""
 
-    Raises:
-        ValueError, PermissionError: as `check_hub`.
-        ConnectionError: if the Hub refuses the upload.
-    """
-    files = {file: folder / file for file in (f"{name}.safetensors", CONFIG)}
-    return upload(repo_id, files, f"Upload {name}", private, check_hub(repo_id, api))
+    _kind: ClassVar[str]
+    """Its name in files and messages, as `save` takes it."""
+
+    @abstractmethod
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Writes what `from_pretrained` reads."""
+
+    def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
+        """Uploads it to a repository of the Hub, which `from_pretrained` takes; returns its address.
+
+        Args:
+            repo_id: `"user/name"`; made if it is not there.
+            private: whether a new repository is.
+            api: a `huggingface_hub.HfApi`; by default a new one.
+
+        Raises:
+            ValueError: if `repo_id` is no Hub name.
+            PermissionError: if nobody is logged in.
+            ConnectionError: if the Hub refuses the upload.
+        """
+        api, message = check_hub(repo_id, api), f"Upload {self._kind}"
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            files = {file.name: file for file in Path(folder).iterdir()}
+            return upload(repo_id, files, message, private, api)
 
 
 def upload(
@@ -153,14 +174,14 @@ def check_hub(repo_id: str, api: Any = None) -> Any:
     return api
 
 
-def _folder_of(place: str | Path) -> Path:
+def _folder_of(place: str | Path, weights: str) -> Path:
     if Path(place).is_dir() or not isinstance(place, str) or not _REPOSITORY.fullmatch(place):
         return Path(place)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(snapshot_download(place))
+        return Path(snapshot_download(place, allow_patterns=[CONFIG, weights]))
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise FileNotFoundError(
             f"there is no folder {place!r} here, and no such repository can be had from the Hub "

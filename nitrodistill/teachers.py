@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
+from nitrodistill.checks import check_choice, check_kind
 from nitrodistill.models.pipeline import Pipeline
 from nitrodistill.models.skeleton import skeleton
+
+WeightsDtype = Literal["bfloat16", "float16", "float32"]
 
 EMBEDDED = ("toy", "toy-dit")
 """The teachers that ship with the package."""
@@ -30,13 +33,20 @@ class TeacherSettings:
         offload_text: text encoders wait on the CPU while no prompt is encoded.
     """
 
-    weights_dtype: Literal["bfloat16", "float16", "float32"] = "float32"
+    weights_dtype: WeightsDtype = "float32"
     variant: str | None = None
     revision: str | None = None
     resolution: int | tuple[int, int] | None = None
     negative_prompt: str | None = None
     vae: str | None = None
     offload_text: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("weights_dtype", self.weights_dtype, get_args(WeightsDtype))
+        for name in ("variant", "revision", "negative_prompt", "vae"):
+            check_kind(name, getattr(self, name), str | None)
+        check_kind("resolution", self.resolution, int | tuple[int, int] | None)
+        check_kind("offload_text", self.offload_text, bool)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -86,10 +96,7 @@ def load_teacher(name: str, settings: TeacherSettings | None = None) -> Pipeline
         )
     if given.negative_prompt is not None:
         pipeline.check_prompt(given.negative_prompt)
-    pipeline.negative_prompt, pipeline.offload_text = given.negative_prompt, given.offload_text
-    if given.vae is not None:
-        pipeline.use_vae(given.vae)
-    return pipeline
+    return _set_up(pipeline, given)
 
 
 def teacher_shapes(name: str, settings: TeacherSettings | None = None) -> Pipeline:
@@ -103,6 +110,15 @@ def teacher_shapes(name: str, settings: TeacherSettings | None = None) -> Pipeli
         return load_teacher(name, given)
     pipeline = skeleton(name, resolution=given.size, revision=given.revision)
     _cast(pipeline.diffusers, getattr(torch, given.weights_dtype))
+    return _set_up(pipeline, given)
+
+
+def _set_up(pipeline: Pipeline, settings: TeacherSettings) -> Pipeline:
+    """What a pipeline takes once it is there."""
+    pipeline.negative_prompt = settings.negative_prompt
+    pipeline.offload_text = settings.offload_text
+    if settings.vae is not None:
+        pipeline.use_vae(settings.vae)
     return pipeline
 
 

@@ -52,12 +52,16 @@ def test_heads_and_students_are_pushed_privately_and_come_back(
     asked: list[Any] = []
     monkeypatch.setattr(
         "huggingface_hub.snapshot_download",
-        lambda repo: asked.append(repo) or str(tmp_path / repo.split("/")[1]),
+        lambda repo, allow_patterns: (
+            asked.append((repo, allow_patterns)) or str(tmp_path / repo.split("/")[1])
+        ),
     )
     loaded = nd.LatentDiscriminator.from_pretrained("me/heads", tiny_denoiser)
     assert all(map(torch.equal, loaded.parameters(), heads.parameters()))
     assert repr(Student.from_pretrained("me/student", tiny_denoiser).plan) == repr(plan)
-    assert asked == ["me/heads", "me/student"]
+    assert asked == [
+        (f"me/{name}", ["config.json", f"{name}.safetensors"]) for name in ("heads", "student")
+    ]
 
 
 def test_what_is_damaged_or_anothers_is_refused(tiny_denoiser, tmp_path):

@@ -13,6 +13,7 @@ import yaml
 
 from nitrodistill.cli.main import main
 from nitrodistill.data import PairStore, encode, open_images
+from nitrodistill.data.conditioning import encoded_prompts
 from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.config import SamplePlan
 from nitrodistill.evaluation.drawing import depends_on
@@ -21,6 +22,7 @@ from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.teachers import TeacherSettings, load_teacher, teacher_shapes
 from nitrodistill.training import Recipe, find_checkpoints, load_recipe
 from nitrodistill.training.sources import Sources
+from nitrodistill.types import Condition
 
 NEGATIVE = "a large green cross on a white background"
 
@@ -63,6 +65,23 @@ def test_weights_and_size(place):
     assert TeacherSettings(resolution=64).size == (64, 64)
 
 
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"weights_dtype": "half"}, ValueError),
+        ({"resolution": "64"}, TypeError),
+        ({"resolution": (64,)}, TypeError),
+        ({"resolution": True}, TypeError),
+        ({"negative_prompt": 3}, TypeError),
+        ({"vae": 3}, TypeError),
+        ({"offload_text": "yes"}, TypeError),
+    ],
+)
+def test_settings_that_are_none(given, error):
+    with pytest.raises(error, match=f"{next(iter(given))} is .*; it must be"):
+        TeacherSettings(**given)
+
+
 def test_a_variant_is_the_one_asked_for(place, tmp_path):
     both, name = tmp_path / "both", "diffusion_pytorch_model"
     shutil.copytree(place.teacher, both)
@@ -75,6 +94,9 @@ def test_a_variant_is_the_one_asked_for(place, tmp_path):
     other = load_teacher(str(both), TeacherSettings(variant="fp16")).denoiser.network
     assert next(plain.parameters()).any()
     assert not next(other.parameters()).any()
+    for read in (load_teacher, teacher_shapes):
+        with pytest.raises(ValueError, match="is a directory here; leave revision out"):
+            read(str(both), TeacherSettings(revision="main"))
     with pytest.raises(ValueError, match="ships in one version"):
         load_teacher("toy", TeacherSettings(variant="fp16"))
 
@@ -115,6 +137,9 @@ def test_another_vae_makes_the_pictures(place, tiny_vae, generator):
         found = pipeline.decode(latents), pipeline.encode_image(images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert pipeline.diffusers.vae is not pipeline.vae, "what export writes"
+    shapes = teacher_shapes(str(place.teacher), TeacherSettings(vae=path))
+    assert type(shapes.vae) is type(vae)
+    assert next(shapes.vae.parameters()).is_meta, "what `estimate` counts"
     with pytest.raises(FileNotFoundError, match="no VAE at"):
         pipeline.use_vae(place.root / "nowhere")
     type(vae)(**_BLOCKS, latent_channels=8).save_pretrained(path)
@@ -173,6 +198,11 @@ def test_text_encoders_wait_where_they_are(place, monkeypatch):
     with pipeline.encoding():
         assert moves == [pipeline.device]
     assert moves == [pipeline.device, "cpu"]
+    moves.clear()
+    encoded = Condition({"x": torch.ones(1, 2)})
+    monkeypatch.setattr(pipeline, "encode_prompt", lambda _: encoded)
+    assert len(list(encoded_prompts(pipeline, ["a"] * 3, range(3), 1, "float32"))) == 3
+    assert moves == [pipeline.device, "cpu"], "once, not for each batch"
 
 
 @pytest.mark.gpu

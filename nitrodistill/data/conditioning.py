@@ -69,10 +69,12 @@ def encoded_prompts(
     Raises:
         ValueError: if the conditioning of a prompt is not finite in `dtype`.
     """
-    for ids in batches(rows, batch_size):
-        condition = encode_texts(pipeline, [texts[i] for i in ids], dtype)
-        check_finite(condition.tensors, ids, "prompts", dtype)
-        yield {"prompt_id": list(ids), "text": [texts[i] for i in ids], **trimmed(condition)}
+    with pipeline.encoding():
+        for ids in batches(rows, batch_size):
+            some = [texts[i] for i in ids]
+            condition = encode_texts(pipeline, some, dtype)
+            check_finite(condition.tensors, ids, "prompts", dtype)
+            yield {"prompt_id": list(ids), "text": some, **trimmed(condition)}
 
 
 def trimmed(condition: Condition) -> dict[str, list[Tensor]]:

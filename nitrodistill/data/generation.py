@@ -250,9 +250,8 @@ class Generation(Work):
         )
 
     def _prompt_rows(self, rows: range) -> Iterator[Rows]:
-        size, dtype = self.config.batch_size, self.config.dtype
-        with self.pipeline.encoding():
-            yield from encoded_prompts(self.pipeline, self._texts, rows, size, dtype)
+        config = self.config
+        return encoded_prompts(self.pipeline, self._texts, rows, config.batch_size, config.dtype)
 
     def _pair_rows(self, rows: range, advance: Callable[[int], object]) -> Iterator[Rows]:
         for batch in batches(rows, self.config.batch_size):

@@ -61,7 +61,8 @@ def read_prompts(path: str | Path, config: PromptConfig | None = None) -> list[s
     Raises:
         FileNotFoundError: if there is no such file or dataset.
         ImportError: if a dataset is named and `datasets` is not installed.
-        ValueError: if it is not UTF-8, has no such column, or holds no prompt.
+        ValueError: if it is not UTF-8, has no such column, or holds no prompt, or a setting is of another kind of
+            place.
 
     Example:
         >>> from pathlib import Path
@@ -73,15 +74,12 @@ def read_prompts(path: str | Path, config: PromptConfig | None = None) -> list[s
         return [""]
     config = config or PromptConfig()
     texts = ("" if value is None else str(value).strip() for value in _values(str(path), config))
-    prompts = list(
-        islice(
-            _once(filter(None, texts)), None if config.shuffle is not None else config.num_prompts
-        )
-    )
+    first = config.num_prompts if config.shuffle is None else None
+    prompts = list(islice(_once(filter(None, texts)), first))
     if not prompts:
         raise ValueError(
-            f"the prompt file {str(path)!r} holds no prompt; write one a line, or give "
-            'the name "" in place of the file for an unconditional teacher.'
+            f'{str(path)!r} holds no prompt; write one a line, or give "" in place of the file for an '
+            "unconditional teacher."
         )
     if config.shuffle is not None:
         order = np.random.default_rng(config.shuffle).permutation(len(prompts))
@@ -103,12 +101,22 @@ def _values(path: str, config: PromptConfig) -> Iterator[object]:
     if not file.exists() and ":" in path:
         name, _, column = path.rpartition(":")
         file = Path(name)
-    if file.suffix.lower() in _TABLES and file.is_file():
-        return _table(file, column)
-    is_name = str(file).count("/") == 1 and not file.is_absolute() and not file.exists()
-    if column is not None and (file.is_dir() or is_name):
-        return _dataset(str(file), column, config)
-    return iter(read_lines(path))
+    suffix = file.suffix.lower()
+    is_table = suffix in _TABLES and file.is_file()
+    is_name = str(file).count("/") == 1 and not file.is_absolute() and suffix not in _TABLES
+    is_dataset = column is not None and (file.is_dir() or (is_name and not file.exists()))
+    lines = [] if is_table or is_dataset else read_lines(path)
+    fitting = {"prompt_column": (None, column if is_table or is_dataset else None)}
+    if not is_dataset:
+        fitting |= {"prompt_subset": (None, None), "prompt_split": ("train", None)}
+    for name, values in fitting.items():
+        if getattr(config, name) not in values:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, which does not fit the prompts {path!r}; leave it out."
+            )
+    if is_dataset:
+        return _dataset(str(file), str(column), config)
+    return _table(file, column) if is_table else iter(lines)
 
 
 def _table(file: Path, column: str | None) -> Iterator[object]:
@@ -125,7 +133,8 @@ def _table(file: Path, column: str | None) -> Iterator[object]:
         with file.open(encoding="utf-8-sig", newline="") as lines:
             if kind == ".jsonl":
                 for row in map(json.loads, filter(str.strip, lines)):
-                    yield row[_column(file, column, row)]
+                    columns = row if isinstance(row, dict) else ()
+                    yield row[_column(file, column, columns)]
                 return
             rows = csv.DictReader(lines, delimiter="\t" if kind == ".tsv" else ",")
             name = _column(file, column, rows.fieldnames or ())

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,7 @@ from nitrodistill.models.denoiser import (
 )
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
+from nitrodistill.pretrained import Pushable
 from nitrodistill.settings import build, to_plain
 from nitrodistill.types import Condition, Denoiser, as_condition
 
@@ -49,7 +49,7 @@ _EMBEDDING = 256
 """Channels of the embedding that conditions heads."""
 
 
-class LatentDiscriminator(nn.Module):
+class LatentDiscriminator(nn.Module, Pushable):
     """Separates real latents from generated ones by a frozen denoiser's features.
 
     Its parameters are the heads' alone. The denoiser is frozen (gradients off, eval mode) and not registered:
@@ -89,6 +89,7 @@ class LatentDiscriminator(nn.Module):
         >>> logits = discriminator.logits(features, 500, condition)
     """
 
+    _kind: ClassVar[str] = "heads"
     heads: nn.Module
 
     def __init__(
@@ -218,23 +219,6 @@ class LatentDiscriminator(nn.Module):
         """
         tensors = self.heads.state_dict()
         pretrained.save(Path(folder), "heads", tensors, to_plain(self._settings))
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
-        """Uploads the heads to a repository of the Hub, which `from_pretrained` takes; returns its address.
-
-        Args:
-            repo_id: `"user/name"`; made if it is not there.
-            private: whether a new repository is.
-            api: a `huggingface_hub.HfApi`; by default a new one.
-
-        Raises:
-            ValueError: if `repo_id` is no Hub name.
-            PermissionError: if nobody is logged in.
-            ConnectionError: if the Hub refuses the upload.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return pretrained.push(Path(folder), "heads", repo_id, private, api)
 
     @classmethod
     def from_pretrained(

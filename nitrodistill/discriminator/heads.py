@@ -282,11 +282,11 @@ class DiscriminatorHeads(nn.Module):
             )
         for feature in features:  # the cast below would hide what they are
             check_floating("features", feature)
-        device = features[0].device.type
-        if not torch.is_autocast_enabled("cpu" if device == "meta" else device):
-            dtype = next(self.parameters()).dtype  # the backbone may be in half precision
-            features = [feature.to(dtype) for feature in features]
-            text = None if text is None else text.to(dtype)
+        device, own = features[0].device.type, next(self.parameters(), None)
+        if own is not None and not torch.is_autocast_enabled("cpu" if device == "meta" else device):
+            # the backbone may be in half precision
+            features = [feature.to(own.dtype) for feature in features]
+            text = None if text is None else text.to(own.dtype)
         more = () if self.embedding is None else (self.embedding(u, text),)
         # contiguous: GroupNorm's backward on a channels-last input that needs no gradient crashes the
         # process on the CPU (seen with torch 2.13).

@@ -232,6 +232,8 @@ def _settings(
         "teacher_fingerprint": fingerprint(teacher.denoiser.module),
         "student_fingerprint": fingerprint(student.denoiser.module),
         "teacher_latents": key,
+        "negative_prompt": teacher.negative_prompt,
+        "other_vae": None if teacher.other_vae is None else teacher.vae_fingerprint(),
         "extractors": {extractor.name: extractor.fingerprint for extractor in extractors},
         "device": str(teacher.device),
         "machine": machine(teacher.device),

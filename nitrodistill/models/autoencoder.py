@@ -29,7 +29,7 @@ def load_vae(path: str | Path, dtype_argument: str, dtype: torch.dtype) -> Any:
     try:
         config: Any = diffusers.AutoencoderKL.load_config(str(path))
         kind = getattr(diffusers, str(config.get("_class_name")))
-        return kind.from_pretrained(str(path), **{dtype_argument: dtype})
+        return kind.from_pretrained(str(path), use_safetensors=True, **{dtype_argument: dtype})
     except (OSError, AttributeError) as error:
         raise FileNotFoundError(
             f"no VAE at {str(path)!r} ({' '.join(str(error).split())[:120]}); give a folder that "

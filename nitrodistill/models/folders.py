@@ -35,7 +35,7 @@ def check_installed(path: str | Path, kind: object) -> None:
         )
 
 
-def check_local(path: str | Path) -> bool:
+def check_local(path: str | Path, revision: str | None = None) -> bool:
     """Whether `path` is a pipeline on this machine (else a name on the Hub), checked before it is loaded."""
     folder, text = Path(path), str(path)
     if not folder.exists():
@@ -50,6 +50,10 @@ def check_local(path: str | Path) -> bool:
                 "model_index.json), or its name on the Hub (user/model)."
             )
         return False
+    if revision is not None:
+        raise ValueError(
+            f"revision is {revision!r}, and {text!r} is a directory here; leave revision out."
+        )
     index = folder / "model_index.json"
     if not index.is_file():
         raise ValueError(

@@ -186,7 +186,7 @@ class Pipeline:
         """
         from safetensors import SafetensorError
 
-        local = check_local(path)
+        local = check_local(path, revision)
         without_broken_torchvision()
         from diffusers import DiffusionPipeline
 

@@ -35,7 +35,7 @@ def skeleton(
         ValueError: if it is a pipeline of no known family, or a config is missing.
     """
     without_broken_torchvision()
-    check_local(path)
+    check_local(path, revision)
     import diffusers
 
     try:

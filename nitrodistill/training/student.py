@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import ClassVar
 
 from nitrodistill import pretrained
 from nitrodistill.checks import check_kind
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.lora import LoRAConfig
 from nitrodistill.models.wrappers import role_in
+from nitrodistill.pretrained import Pushable
 from nitrodistill.sampling import StepPlan
 from nitrodistill.settings import build
 from nitrodistill.training.record import denoiser_of, network_record, plan_from, student_record
 
 
 @dataclass(frozen=True)
-class Student:
+class Student(Pushable):
     """A student and how it samples.
 
     Attributes:
@@ -39,6 +39,7 @@ class Student:
         StepPlan(Step(t=999, input=(0, 1), output=(0, 1)))
     """
 
+    _kind: ClassVar[str] = "student"
     denoiser: DiffusersDenoiser
     plan: StepPlan
     lora: LoRAConfig | None = None
@@ -90,20 +91,3 @@ class Student:
         made.module.eval()
         lora = settings["network"]["lora"]
         return cls(made, plan_from(settings["student"]["plan"]), lora and build(LoRAConfig, lora))
-
-    def push_to_hub(self, repo_id: str, *, private: bool = True, api: Any = None) -> str:
-        """Uploads it to a repository of the Hub, which `from_pretrained` takes; returns its address.
-
-        Args:
-            repo_id: `"user/name"`; made if it is not there.
-            private: whether a new repository is.
-            api: a `huggingface_hub.HfApi`; by default a new one.
-
-        Raises:
-            ValueError: if `repo_id` is no Hub name.
-            PermissionError: if nobody is logged in.
-            ConnectionError: if the Hub refuses the upload.
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            return pretrained.push(Path(folder), "student", repo_id, private, api)

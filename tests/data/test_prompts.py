@@ -88,9 +88,10 @@ def test_a_dataset_without_datasets(monkeypatch):
     [
         ("a.csv", b"caption\n\xff\n", "is not UTF-8"),
         ("a.csv", b"", "say which column"),
-        ("a.csv", b"caption\n\n", "holds no prompt"),
+        ("a.csv", b"caption\n\n", 'holds no prompt; .* give "" in place'),
         ("a.jsonl", b"{", "cannot be read as jsonl"),
         ("a.jsonl", b"[1]", "say which column"),
+        ("a.jsonl", b'"a caption"', r"only \[\]; say which column"),
         ("a.parquet", b"no parquet", "arquet"),
     ],
 )
@@ -101,7 +102,8 @@ def test_tables_that_are_none(tmp_path, name, text, sentence):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    for path in (tmp_path / "none.csv", f"{tmp_path / 'none.csv'}:caption", "none.txt"):
+    relative = "none/none.csv:caption"  # no dataset on the Hub
+    for path in (tmp_path / "none.csv", f"{tmp_path / 'none.csv'}:caption", "none.txt", relative):
         with pytest.raises(FileNotFoundError, match="no prompt file at"):
             read_prompts(path)
 
@@ -110,3 +112,19 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_settings_that_are_none(wrong):
     with pytest.raises(ValueError, match="it must be at least"):
         PromptConfig(**wrong)
+
+
+def test_settings_that_do_not_fit_the_place(folder):
+    lines = folder / "a.txt"
+    lines.write_text("a cat")
+    table = f"{folder / 'texts.csv'}:caption"
+    for path, given in (
+        (lines, {"prompt_column": "caption"}),
+        (lines, {"prompt_split": "test"}),
+        (table, {"prompt_column": "number"}),
+        (table, {"prompt_subset": "small"}),
+        ("user/name:caption", {"prompt_column": "number"}),
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(given))} is .* does not fit"):
+            read_prompts(path, PromptConfig(**given))
+    assert read_prompts(table, PromptConfig("caption")) == EXPECTED

@@ -140,6 +140,13 @@ def test_statistics_of_a_batch_of_one():
     assert heads.eval()([torch.zeros(1, 8, 4, 4)])[0].shape == (1, 64)
 
 
+def test_heads_without_weights_and_below_a_backbone_in_half_precision():
+    features = torch.ones(2, 8, 4, 4, dtype=torch.bfloat16)
+    (mean,) = DiscriminatorHeads([nn.AdaptiveAvgPool2d(1)])([features])
+    assert torch.equal(mean, torch.ones(2, 8, dtype=torch.bfloat16))
+    assert DiscriminatorHeads([MLPHead(8)])([features])[0].dtype == torch.float32
+
+
 def test_heads_by_name():
     names = ["conv", "token", "mlp", "nitrodistill.discriminator:MLPHead"]
     assert [named_head(name) for name in names] == [ConvHead, TokenHead, MLPHead, MLPHead]

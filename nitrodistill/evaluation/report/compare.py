@@ -31,6 +31,8 @@ ALIKE = (
     "seed",
     "num_inference_steps",
     "guidance",
+    "negative_prompt",
+    "other_vae",
     "num_prompts",
     "samples_per_prompt",
     "floor",
@@ -345,9 +347,9 @@ def _plot(compared: Comparison) -> Any:
 
 
 def _plot_lead(compared: Comparison) -> str:
-    low = info(compared.quality).best == "low"
+    up = {"high": "left and up", "above_one": "left and up", "one": "left, and near 1"}
+    better = up.get(info(compared.quality).best, "left and down")
     front = [name for name in compared.students if name in compared.front()]
-    better = "left and down" if low else "left and up"
     are = "is" if len(front) == 1 else "are"
     return (
         f"Better is {better}. Nothing here beats {listed(front, 'and')}, which {are} on the front. Costs are "

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    PatchAdapter,
+    PipelineAdapter,
+)
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
 
-class AuraFlowAdapter(Adapter):
+class AuraFlowAdapter(PatchAdapter):
     """Joint text tokens without a mask (padding is zeros); t runs to 1.
 
     Joint blocks return (text, image), single ones both in one; eight learnt tokens stand before the text.
@@ -25,11 +31,6 @@ class AuraFlowAdapter(Adapter):
         "single_transformer_blocks": "num_single_dit_layers",
     }
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
 
     def entries(self) -> Mapping[str, Entry]:
         """Text."""
@@ -54,7 +55,3 @@ class AuraFlowPipelineAdapter(PipelineAdapter):
             prompts, do_classifier_free_guidance=False, device=pipe.device
         )
         return Condition({"encoder_hidden_states": text})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)

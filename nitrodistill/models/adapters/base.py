@@ -251,6 +251,15 @@ class Adapter(ABC):
         return network
 
 
+class PatchAdapter(Adapter):
+    """Networks whose tokens are square patches of the latent, as wide as their config says."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__(network)
+        self.patch: int = self.config.patch_size
+        self.multiple: int = self.patch
+
+
 class PipelineAdapter(ABC):
     """How one family of diffusers pipelines turns prompts into Conditions.
 
@@ -278,9 +287,12 @@ class PipelineAdapter(ABC):
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """The Condition of prompts, for pictures of `size` (height, width) in pixels."""
 
-    @abstractmethod
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """Guidance's unconditional side, of batch size one; None is what diffusers takes by default."""
+        """Guidance's unconditional side, of batch size one; None is what diffusers takes by default.
+
+        By default the negative prompt, or the empty one, is encoded as any other.
+        """
+        return self.encode(pipe, [negative_prompt or ""], size)
 
     def check(self, pipe: Any, prompt: str) -> None:
         """Refuses what is no prompt of the pipeline, before anything is encoded; by default nothing.
@@ -317,6 +329,13 @@ class PipelineAdapter(ABC):
         None, the default, leaves them to the scheduler.
         """
         return None
+
+
+class SigmaLinePipelineAdapter(PipelineAdapter):
+    """Pipelines whose call hands its scheduler a line from 1 to 1/N, which the scheduler then shifts."""
+
+    def call_sigmas(self, num_inference_steps: int) -> list[float]:
+        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
 
 
 def names_of(entries: Mapping[str, Entry] | Sequence[str]) -> str:

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    SigmaLinePipelineAdapter,
+)
 from nitrodistill.models.adapters.layout import packed, positions
 from nitrodistill.models.adapters.packed import PackedAdapter
 from nitrodistill.types import Condition
@@ -60,7 +65,7 @@ class ChromaAdapter(PackedAdapter):
         }
 
 
-class ChromaPipelineAdapter(PipelineAdapter):
+class ChromaPipelineAdapter(SigmaLinePipelineAdapter):
     """`ChromaPipeline`: T5 with a mask that leaves the first token of padding visible."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
@@ -69,14 +74,6 @@ class ChromaPipelineAdapter(PipelineAdapter):
             prompts, device=pipe.device, do_classifier_free_guidance=False
         )
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask.long()})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
 
 
 def _argument(args: Any, kwargs: Any, place: int, name: str) -> Any:

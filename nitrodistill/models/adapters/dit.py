@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.types import Condition
 
 
-class DiTAdapter(Adapter):
+class DiTAdapter(PatchAdapter):
     """Class labels; the learned-sigma half of the output is dropped. Square latents only.
 
     The label dropout that diffusers builds into each block (10% in train mode, drawn from the global
@@ -25,8 +25,6 @@ class DiTAdapter(Adapter):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
         for module in network.modules():
             if type(module).__name__ == "LabelEmbedding":
                 module.dropout_prob = 0.0  # type: ignore[assignment]
@@ -75,10 +73,6 @@ class DiTPipelineAdapter(PipelineAdapter):
         for name, label in pipe.labels.items():
             names.setdefault(str(label), []).append(name)
         return {"id2label": {label: ", ".join(found) for label, found in names.items()} or None}
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The class behind the last one, which stands for none; or a class not to draw."""
-        return self.encode(pipe, [negative_prompt or ""], size)
 
 
 def _label(pipe: Any, prompt: str) -> int:

@@ -16,7 +16,7 @@ from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
     Adapter,
     Entry,
-    PipelineAdapter,
+    SigmaLinePipelineAdapter,
 )
 from nitrodistill.models.adapters.layout import packed, positions
 from nitrodistill.models.adapters.packed import PackedAdapter
@@ -82,7 +82,7 @@ class FluxAdapter(PackedAdapter):
         return rebuilt(network, {**self.config, "guidance_embeds": False}, weights)
 
 
-class FluxPipelineAdapter(PipelineAdapter):
+class FluxPipelineAdapter(SigmaLinePipelineAdapter):
     """`FluxPipeline`: CLIP's pooled text and T5; dev's guidance is what diffusers takes by default (3.5)."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
@@ -93,11 +93,3 @@ class FluxPipelineAdapter(PipelineAdapter):
             scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
             tensors["guidance"] = text.new_full((len(text),), scale)
         return Condition(tensors)
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one, for true guidance."""
-        return self.encode(pipe, [negative_prompt or ""], size)
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]

@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    SigmaLinePipelineAdapter,
+)
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.models.weights import rebuilt
 from nitrodistill.types import Condition
@@ -94,7 +99,7 @@ class Flux2Adapter(Adapter):
         return rebuilt(network, self.config, weights)
 
 
-class Flux2PipelineAdapter(PipelineAdapter):
+class Flux2PipelineAdapter(SigmaLinePipelineAdapter):
     """`Flux2Pipeline` (Mistral 3) and `Flux2KleinPipeline` (Qwen3): three layers of a chat, side by side.
 
     dev's guidance is what diffusers takes by default (4). The shift of the schedule is that of diffusers' own
@@ -108,14 +113,6 @@ class Flux2PipelineAdapter(PipelineAdapter):
         if pipe.transformer.config.guidance_embeds:
             tensors["guidance"] = text.new_full((len(text),), _default(pipe, "guidance_scale"))
         return Condition(tensors)
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
 
     def shift_mu(self, pipe: Any, num_tokens: int) -> float:
         """diffusers' fit, at its default number of steps."""

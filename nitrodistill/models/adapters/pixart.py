@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.types import Condition
 
 
-class PixArtAdapter(Adapter):
+class PixArtAdapter(PatchAdapter):
     """Text with a mask; the learned-sigma half of the output is dropped.
 
     PixArt-alpha's 1024 pixel network (`use_additional_conditions`) also takes `resolution` (height, width)
@@ -23,8 +23,6 @@ class PixArtAdapter(Adapter):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
         self._takes_size = _takes_size(self.config)
 
     def entries(self) -> Mapping[str, Entry]:

@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import JOINT_TARGETS, Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    JOINT_TARGETS,
+    Adapter,
+    Entry,
+    SigmaLinePipelineAdapter,
+)
 from nitrodistill.models.adapters.layout import packed
 from nitrodistill.models.adapters.packed import PackedAdapter
 from nitrodistill.types import Condition
@@ -59,7 +64,7 @@ class QwenImageAdapter(PackedAdapter):
         return self.config.out_channels * self.config.patch_size**2
 
 
-class QwenImagePipelineAdapter(PipelineAdapter):
+class QwenImagePipelineAdapter(SigmaLinePipelineAdapter):
     """`QwenImagePipeline`: Qwen2.5-VL with the pipeline's own instruction, which is cut off again."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
@@ -68,11 +73,3 @@ class QwenImagePipelineAdapter(PipelineAdapter):
         if mask is None:
             mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
         return Condition({"encoder_hidden_states": text, "encoder_hidden_states_mask": mask})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one, for true guidance."""
-        return self.encode(pipe, [negative_prompt or ""], size)
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]

@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.types import Condition
 
 
-class SanaAdapter(Adapter):
+class SanaAdapter(PatchAdapter):
     """Text with a mask; t runs to 1000 times the config's `timestep_scale`.
 
     Raises:
@@ -28,8 +28,6 @@ class SanaAdapter(Adapter):
                 "this SanaTransformer2DModel has guidance_embeds=True (Sana-Sprint), which its adapter does not "
                 "pass; distil from Sana itself."
             )
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
         self.timestep_scale: float = float(self.config.get("timestep_scale", 1.0))
 
     def entries(self) -> Mapping[str, Entry]:

@@ -11,23 +11,19 @@ from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
     Adapter,
     Entry,
+    PatchAdapter,
     PipelineAdapter,
 )
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
 
-class SD3Adapter(Adapter):
+class SD3Adapter(PatchAdapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
 
     depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
     lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
     pooled_text: str | None = "pooled_projections"
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__(network)
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and pooled text."""
@@ -75,7 +71,3 @@ class SD3PipelineAdapter(PipelineAdapter):
             prompts, None, None, device=pipe.device, do_classifier_free_guidance=False
         )
         return Condition({"encoder_hidden_states": text, "pooled_projections": pooled})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)

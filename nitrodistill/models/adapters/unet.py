@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
-from nitrodistill.models.adapters.unet_blocks import pruned_unet, removable_of_unet
+from nitrodistill.models.adapters.base import Entry, PipelineAdapter
+from nitrodistill.models.adapters.unet_blocks import UNetBlocksAdapter
 from nitrodistill.types import Condition
 
 _TIME_IDS = 6  # original size, crop, target size: (height, width) each
 
 
-class UNetAdapter(Adapter):
+class UNetAdapter(UNetBlocksAdapter):
     """`UNet2DConditionModel` conditioned on text, and on SDXL's `text_embeds` and `time_ids`.
 
     Raises:
@@ -65,16 +65,6 @@ class UNetAdapter(Adapter):
             arguments["added_cond_kwargs"] = {key: condition[key] for key in keys}
         return arguments
 
-    def pruned(
-        self, network: nn.Module, keep: Mapping[str, tuple[int, ...]]
-    ) -> tuple[Mapping[str, tuple[int, ...]], dict[str, Any]]:
-        """Levels, layers, attention and its depths, and the mid block: see `adapters.unet_blocks`."""
-        return pruned_unet(network, keep)
-
-    def removable(self, network: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Transformer blocks, the attention of a block, a layer down with its layer up, the mid block."""
-        return removable_of_unet(network)
-
     def example_side(self) -> int:
         """One more halving than there are, so that the deepest map is 2x2."""
         return 2 ** len(self.config.block_out_channels)
@@ -90,10 +80,6 @@ class StableDiffusionPipelineAdapter(PipelineAdapter):
         """The text encoder's tokens."""
         text, _ = pipe.encode_prompt(prompts, pipe.device, 1, do_classifier_free_guidance=False)
         return Condition({"encoder_hidden_states": text})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The tokens of the negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)
 
 
 class StableDiffusionXLPipelineAdapter(PipelineAdapter):

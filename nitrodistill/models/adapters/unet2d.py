@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
-from nitrodistill.models.adapters.unet_blocks import pruned_unet, removable_of_unet
+from nitrodistill.models.adapters.base import Entry, PipelineAdapter
+from nitrodistill.models.adapters.unet_blocks import UNetBlocksAdapter
 from nitrodistill.types import Condition
 
 
-class UNet2DAdapter(Adapter):
+class UNet2DAdapter(UNetBlocksAdapter):
     """`class_labels` where the network embeds them; else the Condition may be empty."""
 
     block_lists: tuple[str, ...] = ("down_blocks", "mid_block", "up_blocks")
@@ -35,16 +35,6 @@ class UNet2DAdapter(Adapter):
         """The labels under their own name."""
         labels = {name: condition[name] for name in self.entries()}
         return {"sample": x_t, "timestep": t, **labels}
-
-    def pruned(
-        self, network: nn.Module, keep: Mapping[str, tuple[int, ...]]
-    ) -> tuple[Mapping[str, tuple[int, ...]], dict[str, Any]]:
-        """Levels, layers, attention and its depths, and the mid block: see `adapters.unet_blocks`."""
-        return pruned_unet(network, keep)
-
-    def removable(self, network: nn.Module) -> tuple[tuple[str, ...], ...]:
-        """Transformer blocks, the attention of a block, a layer down with its layer up, the mid block."""
-        return removable_of_unet(network)
 
 
 class UNet2DPipelineAdapter(PipelineAdapter):

@@ -19,6 +19,8 @@ from typing import Any
 
 from torch import nn
 
+from nitrodistill.models.adapters.base import Adapter
+
 _PER_LEVEL = (
     "down_block_types",
     "block_out_channels",
@@ -33,72 +35,80 @@ _MID = "mid_block"
 Keep = Mapping[str, tuple[int, ...]]
 
 
-def pruned_unet(
-    network: nn.Module, keep: Keep
-) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
-    """See `Adapter.pruned`."""
-    config: Any = network.config
-    blocks = _Blocks(network, keep)
-    downs, ups = blocks.kept("down_blocks"), blocks.kept("up_blocks")
-    levels = len(config["down_block_types"])
-    if not downs or not ups:
-        raise ValueError("the spec keeps no level of the UNet; keep at least one, down and up.")
-    if ups != tuple(levels - 1 - i for i in reversed(downs)):
-        raise ValueError(
-            f"down_blocks keep {list(downs)} and up_blocks {list(ups)}, but each level down hands its maps to the "
-            f"level up across from it (skip connections): keep {[levels - 1 - i for i in reversed(downs)]} up."
-        )
-    for up, down in zip(ups, reversed(downs), strict=True):
-        _check_layers(blocks, f"down_blocks.{down}", f"up_blocks.{up}")
-    changes: dict[str, Any] = {}
-    for key in _PER_LEVEL:
-        if isinstance(config.get(key), (list, tuple)):
-            changes[key] = [config[key][i] for i in downs]
-    for side, kept in (("down", downs), ("up", ups)):
-        types = config[f"{side}_block_types"]
-        changes[f"{side}_block_types"] = [blocks.type(f"{side}_blocks.{i}", types[i]) for i in kept]
-    layers = [len(blocks.kept(f"down_blocks.{i}.resnets")) for i in downs]
-    changes["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
-    if isinstance(changes["layers_per_block"], list) and isinstance(
-        config["layers_per_block"], int
-    ):
-        _check_lists(network, layers)
-    changes |= _mid(blocks, config)
-    if "transformer_layers_per_block" in config:
-        changes |= _depths(blocks, config, downs, ups)
-    return blocks.keep, changes
+class UNetBlocksAdapter(Adapter):
+    """A UNet of which blocks may go."""
 
-
-def removable_of_unet(network: nn.Module) -> tuple[tuple[str, ...], ...]:
-    """See `Adapter.removable`; those that do not work out (the only layer of a level) are among them."""
-    unet: Any = network
-    found: list[tuple[str, ...]] = []
-    levels, names = len(unet.down_blocks), {name for name, _ in network.named_modules()}
-    for i, block in enumerate(unet.down_blocks):
-        across = f"up_blocks.{levels - 1 - i}"
-        for j in range(
-            1, len(block.resnets)
-        ):  # the first changes the width; so may the first and last up
-            found.append((f"down_blocks.{i}.resnets.{j}", f"{across}.resnets.{j}"))
-    for name, module in network.named_modules():
-        if (
-            name.endswith(".attentions")
-            and name != "mid_block.attentions"
-            and len(list(module.children()))
+    def pruned(
+        self, network: nn.Module, keep: Keep
+    ) -> tuple[dict[str, tuple[int, ...]], dict[str, Any]]:
+        """Levels, layers, attention and its depths, and the mid block: see the module."""
+        config: Any = network.config
+        blocks = _Blocks(network, keep)
+        downs, ups = blocks.kept("down_blocks"), blocks.kept("up_blocks")
+        levels = len(config["down_block_types"])
+        if not downs or not ups:
+            raise ValueError("the spec keeps no level of the UNet; keep at least one, down and up.")
+        across = tuple(levels - 1 - i for i in reversed(downs))
+        if ups != across:
+            raise ValueError(
+                f"down_blocks keep {list(downs)} and up_blocks {list(ups)}, but each level down hands its maps to "
+                f"the level up across from it (skip connections): keep {list(across)} up."
+            )
+        for up, down in zip(ups, reversed(downs), strict=True):
+            _check_layers(blocks, f"down_blocks.{down}", f"up_blocks.{up}")
+        changes: dict[str, Any] = {}
+        for key in _PER_LEVEL:
+            if isinstance(config.get(key), (list, tuple)):
+                changes[key] = [config[key][i] for i in downs]
+        for side, kept in (("down", downs), ("up", ups)):
+            types = config[f"{side}_block_types"]
+            changes[f"{side}_block_types"] = [
+                blocks.type(f"{side}_blocks.{i}", types[i]) for i in kept
+            ]
+        layers = [len(blocks.kept(f"down_blocks.{i}.resnets")) for i in downs]
+        changes["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
+        if isinstance(changes["layers_per_block"], list) and isinstance(
+            config["layers_per_block"], int
         ):
-            found.append((name,))
-        depth = len(list(module.children())) if name.endswith(".transformer_blocks") else 0
-        if depth > 1 and not name.startswith(_MID):
-            # the config has one number for the mid block and the last level's first layer
-            tied = name == f"down_blocks.{levels - 1}.attentions.0.transformer_blocks"
-            mid = [f"{_MID}{name.removeprefix(f'down_blocks.{levels - 1}')}"] if tied else []
-            mid = [other for other in mid if other in names]
-            found += [tuple(f"{of}.{k}" for of in (name, *mid)) for k in range(depth)]
-    if unet.mid_block is not None:
-        if any(part is not None for part in getattr(unet.mid_block, "attentions", ())):
-            found.append(("mid_block.attentions",))
-        found.append((_MID,))
-    return tuple(found)
+            _check_lists(network, layers)
+        changes |= _mid(blocks, config)
+        if "transformer_layers_per_block" in config:
+            changes |= _depths(blocks, config, downs, ups)
+        return blocks.keep, changes
+
+    def removable(self, network: nn.Module) -> tuple[tuple[str, ...], ...]:
+        """Transformer blocks, the attention of a block, a layer down with its layer up, the mid block.
+
+        Those that do not work out (the only layer of a level) are among them.
+        """
+        unet: Any = network
+        found: list[tuple[str, ...]] = []
+        levels, names = len(unet.down_blocks), {name for name, _ in network.named_modules()}
+        for i, block in enumerate(unet.down_blocks):
+            across = f"up_blocks.{levels - 1 - i}"
+            for j in range(
+                1, len(block.resnets)
+            ):  # the first changes the width; so may the first and last up
+                found.append((f"down_blocks.{i}.resnets.{j}", f"{across}.resnets.{j}"))
+        for name, module in network.named_modules():
+            if (
+                name.endswith(".attentions")
+                and name != "mid_block.attentions"
+                and len(list(module.children()))
+            ):
+                found.append((name,))
+            depth = len(list(module.children())) if name.endswith(".transformer_blocks") else 0
+            if depth > 1 and not name.startswith(_MID):
+                # the config has one number for the mid block and the last level's first layer
+                tied = name == f"down_blocks.{levels - 1}.attentions.0.transformer_blocks"
+                mid = [f"{_MID}{name.removeprefix(f'down_blocks.{levels - 1}')}"] if tied else []
+                mid = [other for other in mid if other in names]
+                found += [tuple(f"{of}.{k}" for of in (name, *mid)) for k in range(depth)]
+        if unet.mid_block is not None:
+            if any(part is not None for part in getattr(unet.mid_block, "attentions", ())):
+                found.append(("mid_block.attentions",))
+            found.append((_MID,))
+        return tuple(found)
 
 
 class _Blocks:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import Adapter, Entry, SigmaLinePipelineAdapter
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
@@ -72,7 +72,7 @@ class ZImageAdapter(Adapter):
         return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
 
 
-class ZImagePipelineAdapter(PipelineAdapter):
+class ZImagePipelineAdapter(SigmaLinePipelineAdapter):
     """`ZImagePipeline`: the last layer but one of Qwen3, of a chat with the prompt.
 
     Its call's `guidance_scale` is the scale here less 1.
@@ -86,11 +86,3 @@ class ZImagePipelineAdapter(PipelineAdapter):
         text = pad_sequence(texts, batch_first=True)
         mask = pad_sequence([one.new_ones(len(one)).long() for one in texts], batch_first=True)
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
-
-    def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
-        """The negative prompt, by default the empty one."""
-        return self.encode(pipe, [negative_prompt or ""], size)
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]

@@ -78,6 +78,7 @@ def test_equals_are_all_on_the_front(students: dict[str, Evaluation]) -> None:
             "with seed 7 and 'fast' with None",
         ),
         (lambda f: replace(f, settings={**f.settings, "num_samples": 8}), "num_samples 8"),
+        (lambda f: replace(f, settings={**f.settings, "other_vae": "1f"}), "other_vae '1f' and"),
         (lambda f: replace(f, samples=f.samples[::-1]), "on other prompts"),
         (lambda f: replace(f, models={**f.models, "student": {}}), "share no quality"),
         (lambda f: replace(f, models={"student": f.student}), "cost_repeats of 1 or more"),
