@@ -15,7 +15,7 @@ from nitrodistill.cli.terminal import say, session
 from nitrodistill.settings import nearest
 
 VERBS = {
-    "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
+    "demo": "the whole road on the embedded teacher: data, distillation, numbers, export, pictures",
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
     "encode": "turn real images with captions into latents, for methods that learn from data",
     "pairs": "verify, merge, describe, import or push stores of pairs",

@@ -3,7 +3,7 @@
     with other_processes(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
         work(argument, 0, 2)
 
-A worker that fails prints its error; what the first one computes with it fails then too.
+A worker that fails prints its error, and the block raises at its end.
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from torch import distributed
 
 from nitrodistill.processes import meeting
 
-PATIENCE = 30.0
-"""Seconds that a worker gets to end by itself."""
-
 MEETING = timedelta(minutes=5)
 """How long those that train together wait for each other."""
 
@@ -39,12 +36,15 @@ def cores() -> int:
 
 @contextmanager
 def other_processes(work: Callable[..., object], *arguments: object, count: int) -> Iterator[None]:
-    """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes that end with the block.
+    """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes; the block waits for them.
 
     Args:
         work: a function of a module; it and its arguments are pickled for the new process.
         arguments: for it.
         count: of workers, this process included.
+
+    Raises:
+        RuntimeError: if one of them fails.
     """
     context = multiprocessing.get_context("spawn")
     others = [
@@ -56,7 +56,9 @@ def other_processes(work: Callable[..., object], *arguments: object, count: int)
     try:
         yield
         for other in others:
-            other.join(PATIENCE)  # nothing is left to do
+            other.join()
+        if any(other.exitcode for other in others):
+            raise RuntimeError("another process failed; its error stands above.")
     finally:
         for other in others:
             other.terminate()

@@ -27,6 +27,13 @@ from nitrodistill.demo.workers import training_together
 def note(folder, rank, count):
     (folder / f"{rank} of {count}, threads: {torch.get_num_threads()}").touch()
 
+def slow(folder, rank, count):
+    time.sleep(1)
+    (folder / "late").touch()
+
+def fail(folder, rank, count):
+    raise ValueError("mine")
+
 def stay(folder, rank, count):
     (folder / str(os.getpid())).touch()
     time.sleep(600)
@@ -61,6 +68,17 @@ def test_workers_are_numbered_and_use_one_thread_each(work, folder):
         while not any(folder.iterdir()) and time.monotonic() < until:
             time.sleep(0.05)
     assert [path.name for path in folder.iterdir()] == ["1 of 2, threads: 1"]
+
+
+def test_the_block_waits_and_raises_where_another_failed(work, folder):
+    with other_processes(work.slow, folder, count=2):
+        pass
+    assert (folder / "late").exists()
+    with (
+        pytest.raises(RuntimeError, match="another process failed"),
+        other_processes(work.fail, folder, count=2),
+    ):
+        pass
 
 
 def test_processes_that_train_together_hear_each_other(work, folder):
