@@ -29,7 +29,7 @@ VERBS = {
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",
     "recipes": "list the recipes that come with the package, or show one",
     "doctor": "say what this machine can do, and what is missing",
-    "completion": "print what makes bash, zsh or fish complete verbs and options",
+    "completion": "print what makes bash or zsh complete verbs and options",
 }
 
 _HELP = """usage: nitrodistill VERB [options]

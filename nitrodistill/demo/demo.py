@@ -9,7 +9,6 @@ them; `examples/plain_loop.py` does LADD's without the trainer.
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from nitrodistill.data import EncodeConfig, GenerateConfig, encode, generate
 from nitrodistill.data.images import open_images
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.recipes import matching_recipe, toy_recipe
-from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
+from nitrodistill.demo.workers import cores, other_processes
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, Pictures, draw_grid, help_draw
 from nitrodistill.evaluation.report import compare, verdict, write_comparison
 from nitrodistill.evaluation.results import (
@@ -61,7 +60,7 @@ DATA_PER_FILE = 128
 """A multiple of the teacher's batch, small enough that a few processes end together."""
 
 BATCH_SIZE = 64
-"""Of LADD: two processes share it; of smaller ones the step that each takes costs too much."""
+"""Of LADD."""
 
 SCENES = 4096
 """Rendered scenes, for the discriminator's real side."""
@@ -190,18 +189,15 @@ def run_demo(
     _check_folder(root, config.method)
     note = say if progress else _silent
     files = -(-max(config.num_pairs or SCENES, config.samples) // DATA_PER_FILE)
-    count = max(_trainers(config), min(cores(), files))
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "meeting"
-        pipeline = load_teacher("toy")
-        _draw_first(pipeline, root / FIRST, note)
-        if config.method == "dmd2":
-            captions = shuffled_captions()
-            texts = [captions[i % len(captions)] for i in range(SCENES)]
-            toy.scenes.save(texts, root / "scenes.tar", config.seed)
-        with other_processes(_share, config, meeting, progress, count=count):
-            _share(config, meeting, progress, 0, count, note)
-    done = students(config)
+    pipeline, done = load_teacher("toy"), students(config)
+    _draw_first(pipeline, root / FIRST, note)
+    if config.method == "dmd2":
+        captions = shuffled_captions()
+        texts = [captions[i % len(captions)] for i in range(SCENES)]
+        toy.scenes.save(texts, root / "scenes.tar", config.seed)
+    count = min(cores(), max(files, len(done)))
+    with other_processes(_share, config, progress, count=count):
+        _share(config, progress, 0, count, note)
     found = [_measured(config, pipeline, student, progress) for student in done]
     _show_together(root, found)
     note("4/4  export: diffusers pipelines, tested in a fresh process")
@@ -215,22 +211,14 @@ def _silent(text: str) -> None:
     """Says nothing."""
 
 
-def _trainers(config: DemoConfig) -> int:
-    """How many processes train: a student each, or one together."""
-    if config.method == "ladd":
-        return min(2, cores()) if can_train_together() else 1
-    return min(len(students(config)), cores())
-
-
 def _share(
     config: DemoConfig,
-    meeting: Path,
     progress: bool,
     rank: int,
     count: int,
     say: Callable[[str], None] = _silent,
 ) -> None:
-    """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
+    """A process's part of the work; those that train no student draw the teacher's pictures meanwhile."""
     pipeline, root = load_teacher("toy"), Path(config.output)
     part: dict[str, Any] = {"rank": rank, "world_size": count, "progress": progress}
     size: dict[str, Any] = {"seed": config.seed, "batch_size": 64, "shard_size": DATA_PER_FILE}
@@ -245,31 +233,13 @@ def _share(
     taught = students(config)
     names = "students in 4 steps and in 1" if len(taught) > 1 else "a student in 1 step"
     say(f"2/4  distillation by {config.method}: {names}, {config.num_steps} steps of training")
-    trainers = _trainers(config)
-    if rank < trainers:
-        _train(taught, pipeline, meeting, rank, trainers, progress)
+    for student in taught[rank::count]:
+        for _ in with_progress(run_recipe(student.recipe, pipeline), progress and rank == 0):
+            pass
     say(
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
     help_draw(pipeline, shuffled_captions(), _evaluation(config), root / "teacher", **part)
-
-
-def _train(
-    taught: list[_Student],
-    pipeline: Pipeline,
-    meeting: Path,
-    rank: int,
-    count: int,
-    progress: bool,
-) -> None:
-    """One student by all trainers together, or each of several by one of them."""
-    together = len(taught) == 1
-    with training_together(rank, count if together else 1, meeting):
-        for student in taught if together else taught[rank::count]:
-            for _ in with_progress(
-                run_recipe(student.recipe, pipeline), show=progress and rank == 0
-            ):
-                pass
 
 
 def _measured(
