@@ -159,9 +159,9 @@ def what_helps(
         found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
     if trainer.half is None:
         found["bf16"] = count(_with(stage, mixed_precision="bf16"))
-    if not trainer.cpu_offload and stage.lora is None:
-        shared = _with(_with(stage, optimizers=_bits(stage, eight=False)), parallel="fsdp")
-        found["CPU offload"] = count(_with(shared, cpu_offload=True))
+    if not trainer.cpu_offload and stage.lora is None and trainer.mixed_precision != "fp16":
+        whole = _with(stage, optimizers=_bits(stage, eight=False), term_gradients_every=0)
+        found["CPU offload"] = count(_with(whole, parallel="fsdp", cpu_offload=True))
     if trainer.parallel == "fsdp":  # which goes with neither of the others
         return found
     eight = _with(stage, optimizers=_bits(stage, eight=True))
