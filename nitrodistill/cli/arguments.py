@@ -211,12 +211,15 @@ def parse(
         more: names of options, beyond the parser's own, that may be meant by a misspelt one.
         file: whether `--config` names a YAML file with more options; those in `argv` win over it.
 
+    Returns:
+        the options by name, and as `given` the names of those that are no defaults.
+
     Raises:
         ValueError: if the arguments are wrong; an unknown option is shown with the nearest name.
         FileNotFoundError: if there is no such file.
     """
     try:
-        words, others = parser.parse_known_args([underscored(argument) for argument in argv])
+        words, others = parser.parse_known_intermixed_args([underscored(one) for one in argv])
     except argparse.ArgumentError as error:
         raise ValueError(_unfit(parser, error.argument_name or "")) from error
     if others:
@@ -238,7 +241,23 @@ def parse(
         way = ", or a file that says so with --config FILE" if file else ""
         raise ValueError(f"`{parser.prog}` needs {needed}{way}.")
     set_output(quiet=values["quiet"], as_json=values["json"], level=values["log_level"])
-    return argparse.Namespace(**values)
+    return argparse.Namespace(**values, given=frozenset(given))
+
+
+def given_of(given: argparse.Namespace, kind: type[Any]) -> dict[str, Any]:
+    """What was given, and is no default, of the options of a dataclass's fields."""
+    return {f.name: getattr(given, f.name) for f in fields(kind) if f.name in given.given}
+
+
+def refuse(given: argparse.Namespace, names: Iterable[str], reason: str) -> None:
+    """Refuses options that were given and that nothing would read.
+
+    Raises:
+        ValueError: if there is one; it says the reason.
+    """
+    for name in names:
+        if name in given.given:
+            raise ValueError(f"--{name} means nothing here: {reason}; leave it out.")
 
 
 def _value(parser: Parser, key: str, word: Any) -> Any:

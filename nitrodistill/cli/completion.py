@@ -1,11 +1,10 @@
-"""`nitrodistill completion bash|zsh|fish`: the verbs and options, for the Tab key.
+"""`nitrodistill completion bash|zsh`: the verbs and options, for the Tab key.
 
 Print what makes a shell complete the verbs and their options. The options are those that each verb's --help lists.
 
 example:
   nitrodistill completion bash > ~/.local/share/bash-completion/completions/nitrodistill
   nitrodistill completion zsh > ~/.nitrodistill.zsh && echo 'source ~/.nitrodistill.zsh' >> ~/.zshrc
-  nitrodistill completion fish > ~/.config/fish/completions/nitrodistill.fish
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ class _Options:
         shell: which one.
     """
 
-    shell: Literal["bash", "zsh", "fish"]
+    shell: Literal["bash", "zsh"]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -51,7 +50,11 @@ def main(argv: Sequence[str]) -> int:
     given = parse(Parser("completion", __doc__, _Options, words="shell"), argv)
     words = {verb: _options(verb) for verb in VERBS}
     words["pairs"] = [*ACTIONS, *dict.fromkeys(o for a in ACTIONS for o in _options("pairs", a))]
-    script = _fish(VERBS, words) if given.shell == "fish" else _bash(words, given.shell)
+    cases = "\n".join(
+        f'    *:{verb}) words="{" ".join(those)}" ;;' for verb, those in words.items()
+    )
+    head = _ZSH if given.shell == "zsh" else ""
+    script = _BASH.format(head=head, verbs=" ".join(words), cases=cases)
     results(script=script)
     say(script, lines=True)
     return 0
@@ -66,21 +69,3 @@ def _options(*command: str) -> list[str]:
         find_verb(command[0])([*command[1:], "--help"])
     found = re.findall(r"^  (?:-h, )?(--[\w.]+)", printed.getvalue(), re.MULTILINE)
     return list(dict.fromkeys(one.replace("ROLE", "student") for one in found))
-
-
-def _bash(words: dict[str, list[str]], shell: str) -> str:
-    cases = "\n".join(
-        f'    *:{verb}) words="{" ".join(those)}" ;;' for verb, those in words.items()
-    )
-    return _BASH.format(head=_ZSH if shell == "zsh" else "", verbs=" ".join(words), cases=cases)
-
-
-def _fish(verbs: dict[str, str], words: dict[str, list[str]]) -> str:
-    lines = []
-    for verb, summary in verbs.items():
-        about = summary.replace("'", "\\'")
-        lines.append(f"complete -c nitrodistill -n __fish_use_subcommand -a {verb} -d '{about}'")
-        for word in words[verb]:
-            kind = f"-l {word[2:]}" if word[:2] == "--" else f"-a {word}"
-            lines.append(f"complete -c nitrodistill -n '__fish_seen_subcommand_from {verb}' {kind}")
-    return "\n".join(lines)

@@ -1,10 +1,10 @@
 """`nitrodistill demo`: the whole road on the embedded teacher.
 
-Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, into a student that draws in
-one step, on the CPU, in a few minutes: the teacher makes pairs of noise and latent, LADD trains a copy of it on
-them, teacher, naive one-step teacher and student are measured side by side, and the student is written as a
-diffusers pipeline. Open report.html in the folder; metrics.json has its numbers. A killed demo goes on where it
-stopped.
+Distil the teacher that ships with this package, captioned 32x32 scenes in 25 steps, on the CPU, in a few minutes.
+DMD2 trains a student of four steps and one of one step, without pairs; with --method ladd the teacher makes pairs
+of noise and latent, and LADD trains a student of one step on them. Teacher, naive one-step teacher and student are
+measured side by side, and each student is written as a diffusers pipeline. Open report.html in the folder;
+metrics.json has its numbers. A killed demo goes on where it stopped.
 
 example:
   nitrodistill demo

@@ -18,7 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nitrodistill.cli.arguments import DeviceOption, Parser, parse, read_config
+from nitrodistill.checks import check_whole
+from nitrodistill.cli.arguments import (
+    DeviceOption,
+    Parser,
+    given_of,
+    parse,
+    read_config,
+    refuse,
+)
 from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:
@@ -74,16 +82,21 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
     from nitrodistill.progress import progress_bar
 
+    check_whole("num_images", given.num_images)
     which, file = read_config(given, PromptConfig), given.prompts
+    if file is None:
+        refuse(given, given_of(given, PromptConfig), "it is of --prompts, which is not given")
+    if given.compare == "nobody":
+        refuse(given, ("teacher_steps", "guidance"), "without --compare teacher no teacher draws")
     read = [] if file is None else read_prompts(file, which)
     prompts = list(dict.fromkeys([*given.prompt, *read]))
-    if not prompts or given.num_images < 1:
+    if not prompts:
         raise ValueError(
             'there is nothing to draw; give prompts: "a red circle", or --prompts FILE.'
         )
     models = load_models(
         given.model,
-        read_config(given, TeacherSettings),
+        given_of(given, TeacherSettings),
         compare=given.compare == "teacher",
         teacher=given.teacher,
         steps=given.steps,

@@ -29,15 +29,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import DeviceOption, Parser, RunOptions, parse, read_config
+from nitrodistill.cli.arguments import (
+    DeviceOption,
+    Parser,
+    RunOptions,
+    given_of,
+    parse,
+    read_config,
+    refuse,
+)
 from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:
-    from argparse import Namespace
-
     from torch import Tensor
 
-    from nitrodistill.evaluation import EvaluateConfig
     from nitrodistill.training import Recipe
 
 
@@ -72,6 +77,8 @@ def main(argv: Sequence[str]) -> int:
     parts = RunOptions, _Options, PromptConfig, DeviceOption, MetricNetworks, EvaluateConfig
     given = parse(Parser("evaluate", __doc__, *parts, words="run"), argv, file=True)
     networks = read_config(given, MetricNetworks)
+    if given.prompts is None:
+        refuse(given, given_of(given, PromptConfig), "it is of --prompts, which is not given")
     here = place()
     if here.world_size > 1 and given.cache is None:
         raise ValueError("several processes share their work in a folder; give one with --cache.")
@@ -88,7 +95,15 @@ def main(argv: Sequence[str]) -> int:
     run.pipeline.to(device)
     student.denoiser.module.to(device)
     prompts = prompts_of(run, given.prompts, read_config(given, PromptConfig))
-    config = _config(given, *teacher_settings(run))
+    steps, guidance = teacher_settings(run)  # as in the run's previews
+    config = read_config(
+        given,
+        EvaluateConfig,
+        num_inference_steps=steps
+        if given.num_inference_steps is None
+        else given.num_inference_steps,
+        guidance=guidance if given.guidance is None else given.guidance,
+    )
     if here.world_size > 1:
         help_draw(
             run.pipeline,
@@ -121,18 +136,6 @@ def main(argv: Sequence[str]) -> int:
     others = "metrics.json and grid.png" if found.examples is not None else "metrics.json"
     say(f"written to {report}, with {others} in the same folder")
     return 0
-
-
-def _config(given: Namespace, steps: int, guidance: float) -> EvaluateConfig:
-    """The settings; the teacher draws as in the run's previews where nothing else is said."""
-    from nitrodistill.evaluation import EvaluateConfig
-
-    return read_config(
-        given,
-        EvaluateConfig,
-        num_inference_steps=given.num_inference_steps or steps,
-        guidance=guidance if given.guidance is None else given.guidance,
-    )
 
 
 def _trained_on(recipe: Recipe) -> Tensor | None:

@@ -15,7 +15,7 @@ from nitrodistill.cli.terminal import say, session
 from nitrodistill.settings import nearest
 
 VERBS = {
-    "demo": "the whole road on the embedded teacher: pairs, distillation, numbers, export, a picture",
+    "demo": "the whole road on the embedded teacher: data, distillation, numbers, export, pictures",
     "generate": "let a teacher draw the pairs of noise and latent that a student learns from",
     "encode": "turn real images with captions into latents, for methods that learn from data",
     "pairs": "verify, merge, describe, import or push stores of pairs",
@@ -29,7 +29,7 @@ VERBS = {
     "estimate": "count the parameters and the memory that a recipe needs, and what helps",
     "recipes": "list the recipes that come with the package, or show one",
     "doctor": "say what this machine can do, and what is missing",
-    "completion": "print what makes bash, zsh or fish complete verbs and options",
+    "completion": "print what makes bash or zsh complete verbs and options",
 }
 
 _HELP = """usage: nitrodistill VERB [options]

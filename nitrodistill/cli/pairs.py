@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import Parser, parse, read_config
+from nitrodistill.cli.arguments import Parser, parse, read_config, refuse
 from nitrodistill.cli.terminal import results, say
 from nitrodistill.settings import nearest
 
@@ -166,10 +166,8 @@ def _import(argv: Sequence[str]) -> int:
     )
     given = parse(parser, argv)
     if not is_nitro(given.path):
-        if given.prompts is not None:
-            raise ValueError(
-                f"{given.path!r} is no folder of Nitro's, so --prompts means nothing: images have captions."
-            )
+        names = ("prompts", "num_inference_steps", "guidance")
+        refuse(given, names, f"{given.path!r} is no folder of Nitro's, and images have captions")
         from nitrodistill.cli import encode
 
         options = (

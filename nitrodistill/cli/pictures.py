@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +30,7 @@ from nitrodistill.training.record import plan_from
 
 def load_models(
     path: str | Path,
-    settings: TeacherSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
     *,
     compare: bool = False,
     teacher: str | None = None,
@@ -41,7 +43,7 @@ def load_models(
 
     Args:
         path: folder of a run, of an exported pipeline, or of an exported LoRA.
-        settings: how pipelines are loaded; of a run, what is not a default wins over its recipe.
+        settings: of `TeacherSettings`, by name: how pipelines are loaded; of a run they win over its recipe.
         compare: whether the teacher is wanted too.
         teacher: where it is; None looks where the run or the export says.
         steps: of the student of a run, if it is a flow map; None takes those that it was trained for.
@@ -57,11 +59,8 @@ def load_models(
     if (folder / RECIPE).is_file():
         run = open_run(str(path), teacher=teacher, settings=settings)
         drawing = base = run.pipeline
-        denoiser, plan, known = (
-            run.student.denoiser,
-            student_plan(run.student, steps),
-            teacher_settings(run),
-        )
+        denoiser, plan = run.student.denoiser, student_plan(run.student, steps)
+        known = teacher_settings(run)
     elif (folder / RECORD).is_file():
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         lora, plan = (folder / WEIGHTS).is_file(), plan_from(record["plan"])
@@ -69,9 +68,9 @@ def load_models(
             raise ValueError(
                 f"steps is {steps}, but this export draws in {len(plan)}; leave it out."
             )
-        place = teacher or str(record["base_model"])
-        base = load_teacher(place, settings) if lora or compare else None
-        drawing = base if base is not None and lora else load_teacher(str(folder), settings)
+        place, loading = teacher or str(record["base_model"]), TeacherSettings(**(settings or {}))
+        base = load_teacher(place, loading) if lora or compare else None
+        drawing = base if base is not None and lora else load_teacher(str(folder), loading)
         denoiser = load_lora(folder, drawing) if lora else drawing.denoiser
     else:
         raise FileNotFoundError(
@@ -84,7 +83,8 @@ def load_models(
     if compare:
         assert base is not None
         other, scale = base.to(device), known[1] if guidance is None else guidance
-        many = StepPlan.from_schedule(other.denoiser.schedule, teacher_steps or known[0])
+        count = known[0] if teacher_steps is None else teacher_steps
+        many = StepPlan.from_schedule(other.denoiser.schedule, count)
         models["teacher"] = Model(other.denoiser, many, other, lambda: other.guided(scale))
     return models
 
@@ -99,7 +99,7 @@ def draw(model: Model, prompt: str, seed: int) -> tuple[Tensor, float]:
         seed: of the noise, the same for every model and prompt.
 
     Raises:
-        ValueError: if the prompt holds words that the model does not know.
+        ValueError: if the prompt holds words that the model does not know, or the picture is not finite.
     """
     draws = Draws(seed, 0, torch.tensor([0]), purpose="draw")
     device = model.pipeline.device
@@ -110,4 +110,8 @@ def draw(model: Model, prompt: str, seed: int) -> tuple[Tensor, float]:
         image = model.whole([prompt], noise, draws)[0]
         synchronize(device)
         seconds = time.perf_counter() - start
+    if not bool(image.isfinite().all()):
+        raise ValueError(
+            f"the picture of {prompt!r} holds NaN or infinity; the network has diverged, or overflows."
+        )
     return image.cpu(), seconds

@@ -27,6 +27,7 @@ from nitrodistill.cli.arguments import (
     TeacherOption,
     parse,
     read_config,
+    refuse,
 )
 from nitrodistill.cli.terminal import results, say
 from nitrodistill.settings import to_plain
@@ -72,10 +73,6 @@ class _Options:
         check_fields(self, num_samples=1, batch_size=1, seed=0)
         if (self.spec is None) == (self.latents is None):
             raise ValueError("give either --spec, or --latents to search with.")
-        if self.spec is not None and self.budgets:
-            raise ValueError(
-                f"--{next(iter(self.budgets))} is for a search; --spec says already what goes."
-            )
         if self.latents is not None and len(self.budgets) != 1:
             raise ValueError(
                 "a search needs one budget: --parameters, --flops or --latency, such as --parameters 0.7."
@@ -98,6 +95,9 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("prune", __doc__, TeacherOption, _Options, DeviceOption)
     given = parse(parser, argv)
     options = read_config(given, _Options)
+    if options.spec is not None:
+        names = (*_SHARES, "num_samples", "batch_size", "seed", "ranking")
+        refuse(given, names, "it is of a search, and --spec says already what goes")
 
     from nitrodistill.export.folder import check_target
     from nitrodistill.export.pipeline import save_with

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,7 +10,7 @@ from typing import Any, cast
 from nitrodistill.data import PromptConfig, read_prompts
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, takes_interval
-from nitrodistill.teachers import TeacherSettings, load_teacher
+from nitrodistill.teachers import load_teacher
 from nitrodistill.training import TrainedStudent, load_run_recipe, load_student
 from nitrodistill.training.run import Which, run_places
 from nitrodistill.training.sources import recipe_prompts, teacher_draws
@@ -35,7 +36,7 @@ def open_run(
     checkpoint: Which = "newest",
     stage: int | None = None,
     teacher: str | None = None,
-    settings: TeacherSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Run:
     """Loads a run's teacher and student.
 
@@ -44,16 +45,14 @@ def open_run(
         checkpoint: the newest, or the best by the recipe's `best_metric`.
         stage: number of the stage, from 0; None is the last that has a checkpoint.
         teacher: where the teacher is; None looks where the recipe says.
-        settings: what is not their default wins over the recipe's `teacher_settings`.
+        settings: by name; they win over the recipe's `teacher_settings`.
 
     Raises:
         FileNotFoundError: if it is no run, the run has no checkpoint yet, or none was compared; or its teacher is
             gone.
     """
-    recipe, default = load_run_recipe(path), TeacherSettings()
-    given = vars(settings or default)
-    other = {name: value for name, value in given.items() if value != getattr(default, name)}
-    loading = replace(recipe.teacher_settings, **other)
+    recipe = load_run_recipe(path)
+    loading = replace(recipe.teacher_settings, **(settings or {}))
     try:
         pipeline = load_teacher(teacher or recipe.teacher, loading)
     except FileNotFoundError as error:
@@ -109,12 +108,12 @@ def student_plan(student: TrainedStudent, steps: int | None) -> StepPlan:
     Raises:
         ValueError: if it is no flow map.
     """
-    if steps is None:
+    if steps in (None, len(student.plan)):
         return student.plan
     if not takes_interval(student.denoiser):
         raise ValueError(
-            f"--num_inference_steps is {steps}, but this student was trained for its own {len(student.plan)}; "
-            "only a flow map samples in any number. Leave it out."
+            f"{steps} steps are asked for, but this student was trained for its own {len(student.plan)}; only a "
+            "flow map samples in any number. Leave that option out."
         )
     return StepPlan.from_schedule(student.denoiser.schedule, steps)
 

@@ -41,14 +41,19 @@ def results(**values: object) -> None:
 def set_output(*, quiet: bool, as_json: bool, level: str) -> None:
     """What the options that all verbs have ask for, until the `session` ends."""
     global _is_json
-    _LOGGER.setLevel(logging.WARNING if quiet else level.upper())
+    _LOGGER.setLevel(level.upper())
+    if quiet:
+        _LOGGER.setLevel(max(_LOGGER.level, logging.WARNING))
     if as_json and not _is_json:
         _is_json, sys.stdout = True, sys.stderr
 
 
 @contextmanager
 def session() -> Iterator[None]:
-    """A verb's run: its log is shown; then its document is printed, if there was no error and one is wanted."""
+    """A verb's run: its log is shown; then its document is printed, if there was no error and one is wanted.
+
+    Of several processes the first prints it.
+    """
     global _is_json
     out, level = sys.stdout, _LOGGER.level
     handler = logging.StreamHandler(sys.stderr)
@@ -58,12 +63,18 @@ def session() -> Iterator[None]:
     try:
         with harmless_messages():
             yield
-        if _is_json:
+        if _is_json and _is_first():
             print(json.dumps(_finite(to_plain(_document)), indent=1, default=str), file=out)
     finally:
         sys.stdout = out
         _LOGGER.setLevel(level)
         _LOGGER.removeHandler(handler)
+
+
+def _is_first() -> bool:
+    from nitrodistill.processes import place  # loads torch
+
+    return place().rank == 0
 
 
 def _finite(value: object) -> object:

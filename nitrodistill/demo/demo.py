@@ -9,12 +9,11 @@ them; `examples/plain_loop.py` does LADD's without the trainer.
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -24,7 +23,7 @@ from nitrodistill.data import EncodeConfig, GenerateConfig, encode, generate
 from nitrodistill.data.images import open_images
 from nitrodistill.demo.expected import Length, outside, stated
 from nitrodistill.demo.recipes import matching_recipe, toy_recipe
-from nitrodistill.demo.workers import can_train_together, cores, other_processes, training_together
+from nitrodistill.demo.workers import cores, other_processes
 from nitrodistill.evaluation import EvaluateConfig, Evaluation, Pictures, draw_grid, help_draw
 from nitrodistill.evaluation.report import compare, verdict, write_comparison
 from nitrodistill.evaluation.results import (
@@ -61,7 +60,7 @@ DATA_PER_FILE = 128
 """A multiple of the teacher's batch, small enough that a few processes end together."""
 
 BATCH_SIZE = 64
-"""Of LADD: two processes share it; of smaller ones the step that each takes costs too much."""
+"""Of LADD."""
 
 SCENES = 4096
 """Rendered scenes, for the discriminator's real side."""
@@ -89,30 +88,39 @@ class DemoConfig:
             one step on pairs that the teacher makes.
         steps: optimizer steps of the distillation; null is 400 of dmd2, or 900 of ladd. dmd2's one-step student
             takes a quarter more.
-        pairs: how many pairs of noise and latent the teacher makes; of ladd alone.
+        pairs: how many pairs of noise and latent the teacher makes, of ladd alone; null is 2600.
         samples: pictures of each model in the evaluation.
         seed: of everything.
 
     Example:
         >>> from nitrodistill.demo import DemoConfig
-        >>> DemoConfig(pairs=600, steps=100).steps
+        >>> DemoConfig(method="ladd", pairs=600, steps=100).steps
         100
     """
 
     output: str = "runs/demo"
     method: Literal["dmd2", "ladd"] = "dmd2"
     steps: int | None = None
-    pairs: int = 2600
+    pairs: int | None = None
     samples: int = 512
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, pairs=1, steps=1, samples=4, seed=0)
+        if self.pairs is not None and self.method != "ladd":
+            raise ValueError(
+                f"pairs is {self.pairs}, but {self.method} needs no pairs; leave it out, or take the method ladd."
+            )
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the first student."""
         return self.steps or {"dmd2": 400, "ladd": 900}[self.method]
+
+    @property
+    def num_pairs(self) -> int:
+        """Pairs that the teacher makes."""
+        return (self.pairs or 2600) if self.method == "ladd" else 0
 
 
 class _Student(NamedTuple):
@@ -162,7 +170,7 @@ def run_demo(
     Args:
         config: how large.
         say: takes what is said.
-        progress: show how far each part is.
+        progress: say and show how far it is; else the result alone is said.
 
     Returns:
         The evaluation of each student; the first is the demo's result.
@@ -170,6 +178,7 @@ def run_demo(
     Raises:
         FileExistsError: if the folder holds something else.
         ValueError: if it holds a demo with other settings.
+        RuntimeError: if another process of the demo fails.
 
     Example:
         >>> from nitrodistill.demo import DemoConfig, run_demo
@@ -177,130 +186,60 @@ def run_demo(
     """
     torch.set_num_threads(1)  # networks this small get slower when threads share them
     start, root = time.perf_counter(), Path(config.output)
-    _check_folder(root)
-    files = -(-max(config.pairs, config.samples) // DATA_PER_FILE)
-    count = max(_trainers(config), min(cores(), files))
-    with tempfile.TemporaryDirectory() as folder:
-        meeting = Path(folder) / "meeting"
-        pipeline = load_teacher("toy")
-        _draw_first(pipeline, root / FIRST, say)
-        if config.method == "dmd2":
-            captions = shuffled_captions()
-            texts = [captions[i % len(captions)] for i in range(SCENES)]
-            toy.scenes.save(texts, root / "scenes.tar", config.seed)
-        with other_processes(_share, config, meeting, count=count):
-            _share(config, meeting, 0, count, say, progress)
-    done = students(config)
+    _check_folder(root, config.method)
+    note = say if progress else _silent
+    files = -(-max(config.num_pairs or SCENES, config.samples) // DATA_PER_FILE)
+    pipeline, done = load_teacher("toy"), students(config)
+    _draw_first(pipeline, root / FIRST, note)
+    if config.method == "dmd2":
+        captions = shuffled_captions()
+        texts = [captions[i % len(captions)] for i in range(SCENES)]
+        toy.scenes.save(texts, root / "scenes.tar", config.seed)
+    count = min(cores(), max(files, len(done)))
+    with other_processes(_share, config, progress, count=count):
+        _share(config, progress, 0, count, note)
     found = [_measured(config, pipeline, student, progress) for student in done]
     _show_together(root, found)
-    say("4/4  export: diffusers pipelines, tested in a fresh process")
+    note("4/4  export: diffusers pipelines, tested in a fresh process")
     for student, numbers in zip(done, found, strict=True):
         _export(pipeline, student, numbers)
     say(_closing(found, config, root / "report.html", time.perf_counter() - start))
     return found
 
 
-def _trainers(config: DemoConfig) -> int:
-    """How many processes train: a student each, or one together."""
-    if config.method == "ladd":
-        return min(2, cores()) if can_train_together() else 1
-    return min(len(students(config)), cores())
+def _silent(text: str) -> None:
+    """Says nothing."""
 
 
 def _share(
     config: DemoConfig,
-    meeting: Path,
+    progress: bool,
     rank: int,
     count: int,
-    say: Callable[[str], None] = lambda text: None,
-    progress: bool = True,
+    say: Callable[[str], None] = _silent,
 ) -> None:
-    """A process's part of the work; those that do not train draw the teacher's pictures meanwhile."""
-    pipeline = load_teacher("toy")
+    """A process's part of the work; those that train no student draw the teacher's pictures meanwhile."""
+    pipeline, root = load_teacher("toy"), Path(config.output)
+    part: dict[str, Any] = {"rank": rank, "world_size": count, "progress": progress}
+    size: dict[str, Any] = {"seed": config.seed, "batch_size": 64, "shard_size": DATA_PER_FILE}
     if config.method == "ladd":
-        say(f"1/4  pairs: the teacher draws {config.pairs} latents in 25 steps")
-        _make_pairs(config, pipeline, rank, count, progress)
+        say(f"1/4  pairs: the teacher draws {config.num_pairs} latents in 25 steps")
+        pairs = GenerateConfig(num_pairs=config.num_pairs, **size)
+        generate(pipeline, shuffled_captions(), root / "pairs", pairs, teacher_name="toy", **part)
     else:
         say(f"1/4  scenes: {SCENES} are rendered, and encoded by the VAE; no pairs are needed")
-        _encode_scenes(config, pipeline, rank, count, progress)
+        images, settings = open_images(root / "scenes.tar"), EncodeConfig(**size)
+        encode(pipeline, images, root / "scenes", settings, teacher_name="toy", **part)
     taught = students(config)
     names = "students in 4 steps and in 1" if len(taught) > 1 else "a student in 1 step"
     say(f"2/4  distillation by {config.method}: {names}, {config.num_steps} steps of training")
-    trainers = _trainers(config)
-    if rank < trainers:
-        _train(taught, pipeline, meeting, rank, trainers, progress)
+    for student in taught[rank::count]:
+        for _ in with_progress(run_recipe(student.recipe, pipeline), progress and rank == 0):
+            pass
     say(
         f"3/4  evaluation: {config.samples} pictures of teacher, naive one-step teacher and student"
     )
-    _draw_teacher(config, pipeline, rank, count, progress)
-
-
-def _make_pairs(
-    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
-) -> None:
-    settings = GenerateConfig(
-        num_pairs=config.pairs, seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE
-    )
-    generate(
-        pipeline,
-        shuffled_captions(),
-        Path(config.output) / "pairs",
-        settings,
-        teacher_name="toy",
-        rank=rank,
-        world_size=count,
-        progress=progress,
-    )
-
-
-def _encode_scenes(
-    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
-) -> None:
-    """The latents of the rendered scenes, as `nitrodistill encode` makes them."""
-    root = Path(config.output)
-    settings = EncodeConfig(seed=config.seed, batch_size=64, shard_size=DATA_PER_FILE)
-    encode(
-        pipeline,
-        open_images(root / "scenes.tar"),
-        root / "scenes",
-        settings,
-        teacher_name="toy",
-        rank=rank,
-        world_size=count,
-        progress=progress,
-    )
-
-
-def _train(
-    taught: list[_Student],
-    pipeline: Pipeline,
-    meeting: Path,
-    rank: int,
-    count: int,
-    progress: bool,
-) -> None:
-    """One student by all trainers together, or each of several by one of them."""
-    together = len(taught) == 1
-    with training_together(rank, count if together else 1, meeting):
-        for student in taught if together else taught[rank::count]:
-            for _ in with_progress(
-                run_recipe(student.recipe, pipeline), show=progress and rank == 0
-            ):
-                pass
-
-
-def _draw_teacher(
-    config: DemoConfig, pipeline: Pipeline, rank: int, count: int, progress: bool
-) -> None:
-    help_draw(
-        pipeline,
-        shuffled_captions(),
-        _evaluation(config),
-        Path(config.output) / "teacher",
-        rank=rank,
-        world_size=count,
-        progress=progress,
-    )
+    help_draw(pipeline, shuffled_captions(), _evaluation(config), root / "teacher", **part)
 
 
 def _measured(
@@ -320,13 +259,10 @@ def _measured(
         cache=Path(config.output) / "teacher",
         progress=progress,
     )
-    steps = len(loaded.plan)
-    titles = TITLES | {"student": f"student, {steps} step{'s' if steps > 1 else ''}"}
-    title = (
-        f"{config.method.upper()} on the embedded teacher, {steps} step{'s' if steps > 1 else ''}"
-    )
+    steps = f"{len(loaded.plan)} step{'s' if len(loaded.plan) > 1 else ''}"
+    title = f"{config.method.upper()} on the embedded teacher, {steps}"
     student.results.mkdir(parents=True, exist_ok=True)
-    write_results(found, student.results, made, title, titles)
+    write_results(found, student.results, made, title, TITLES | {"student": f"student, {steps}"})
     return found
 
 
@@ -367,8 +303,7 @@ def _show_together(root: Path, found: Sequence[Evaluation]) -> None:
     """All students in one picture, and on a page that compares them."""
     if len(found) == 1:
         return
-    pictures = [one.examples for one in found]
-    first, second = pictures
+    first, second = (one.examples for one in found)
     if first is None or second is None:
         return
     names = ("student in 4 steps", "student in 1 step")
@@ -385,7 +320,7 @@ def _export(pipeline: Pipeline, student: _Student, found: Evaluation) -> None:
         loaded.denoiser,
         loaded.plan,
         student.pipeline,
-        base_model="the toy teacher embedded in nitrodistill",
+        base_model="toy",
         metrics=Measured(**card_facts(found, student.results)),
         licence="apache-2.0",
         prompts=shuffled_captions()[:4],
@@ -443,17 +378,23 @@ def _reproduced(found: Evaluation, config: DemoConfig, num_inference_steps: int)
 
 def length_of(config: DemoConfig) -> Length:
     """What makes this demo long."""
-    pairs = config.pairs if config.method == "ladd" else 0
-    return Length(config.method, pairs, config.num_steps, config.samples)
+    return Length(config.method, config.num_pairs, config.num_steps, config.samples)
 
 
-def _check_folder(root: Path) -> None:
+def _check_folder(root: Path, method: str) -> None:
+    """Refuses a folder of something else, or of a demo by the other method, before any work."""
     check_output(root)
     names = sorted(path.name for path in root.iterdir()) if root.exists() else []
     strangers = [n for n in names if n not in FILES and not _TEMPORARY.fullmatch(n)]
     if strangers:
         raise FileExistsError(
             f"{str(root)!r} holds something else ({strangers[0]}); choose another folder with --output."
+        )
+    data, other = {"dmd2": ("pairs", "ladd"), "ladd": ("scenes.tar", "dmd2")}[method]
+    if data in names:
+        raise ValueError(
+            f"{str(root)!r} holds a demo by {other} ({data}); go on with --method {other}, or choose another "
+            "folder with --output."
         )
     for name in PIPELINES:
         check_target(root / name)

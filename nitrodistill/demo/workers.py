@@ -3,31 +3,19 @@
     with other_processes(work, argument, count=2):   # work(argument, 1, 2) runs in a process of its own
         work(argument, 0, 2)
 
-A worker that fails prints its error; what the first one computes with it fails then too.
+A worker that fails prints its error, and the block raises at its end.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from multiprocessing.connection import wait
-from pathlib import Path
 
 import torch
-from torch import distributed
-
-from nitrodistill.processes import meeting
-
-PATIENCE = 30.0
-"""Seconds that a worker gets to end by itself."""
-
-MEETING = timedelta(minutes=5)
-"""How long those that train together wait for each other."""
 
 
 def cores() -> int:
@@ -39,12 +27,15 @@ def cores() -> int:
 
 @contextmanager
 def other_processes(work: Callable[..., object], *arguments: object, count: int) -> Iterator[None]:
-    """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes that end with the block.
+    """Runs `work(*arguments, rank, count)` for the ranks 1 ... count - 1 in processes; the block waits for them.
 
     Args:
         work: a function of a module; it and its arguments are pickled for the new process.
         arguments: for it.
         count: of workers, this process included.
+
+    Raises:
+        RuntimeError: if one of them fails.
     """
     context = multiprocessing.get_context("spawn")
     others = [
@@ -56,7 +47,9 @@ def other_processes(work: Callable[..., object], *arguments: object, count: int)
     try:
         yield
         for other in others:
-            other.join(PATIENCE)  # nothing is left to do
+            other.join()
+        if any(other.exitcode for other in others):
+            raise RuntimeError("another process failed; its error stands above.")
     finally:
         for other in others:
             other.terminate()
@@ -74,56 +67,3 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)  # the first process was killed and could not end this one
-
-
-def can_train_together() -> bool:
-    """Whether processes of this machine can train a network together: on the CPU, through the loopback address."""
-    if torch.cuda.is_available() or not (
-        distributed.is_available() and distributed.is_gloo_available()
-    ):
-        return False
-    try:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            socket.create_connection(server.getsockname(), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def training_together(rank: int, count: int, place: Path) -> Iterator[None]:
-    """Makes this process one of `count` for a trainer on the CPU, for as long as the block lasts.
-
-    Args:
-        rank: its number.
-        count: how many there are; with 1 nothing happens.
-        place: a file that does not exist, in an existing folder; the processes find each other there. It may
-            be left.
-    """
-    if count == 1:
-        yield
-        return
-    _forget_processes()  # of an earlier training here
-    places = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
-    os.environ.update({name: str(value) for name, value in places.items()})
-    try:
-        store = distributed.FileStore(str(place), count)
-        with meeting(MEETING):
-            distributed.init_process_group(
-                "gloo", store=store, rank=rank, world_size=count, timeout=MEETING
-            )
-        yield
-    finally:
-        if distributed.is_initialized():  # Accelerate ends it where a training ended well
-            distributed.destroy_process_group()
-        _forget_processes()
-        for name in places:
-            del os.environ[name]
-
-
-def _forget_processes() -> None:
-    """Ends Accelerate's memory of the processes; it has no public way to."""
-    from accelerate.state import AcceleratorState, GradientState
-
-    AcceleratorState._reset_state(True)
-    GradientState._reset_state()

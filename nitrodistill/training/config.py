@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal
 
 import torch
 
 from nitrodistill.checks import check_fields, check_positive
-from nitrodistill.named import check_settings
 from nitrodistill.settings import build, nearest, to_plain
 from nitrodistill.training.best import BestIs
 from nitrodistill.training.optimizers import check_optimizer
@@ -65,7 +64,8 @@ class OptimizerConfig:
             1 keeps it constant, 0.5 is "flat to half".
         lr_schedule: diffusers' schedule of this name, over the role's updates, with `lr_warmup_updates` as its
             warm-up steps; null is the rule above.
-        lr_schedule_settings: num_cycles, power or step_rules of that schedule.
+        lr_schedule_settings: num_cycles of cosine_with_restarts, power of polynomial, step_rules of
+            piecewise_constant ("1:100,0.1" is the factor 1 before update 100, then 0.1).
         max_grad_norm: its gradient is scaled down to this norm; null does not clip.
         ema_decay: of the moving average of its weights, an update; 0 keeps none.
         eight_bit: keeps AdamW's moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
@@ -110,6 +110,14 @@ class OptimizerConfig:
         if self.lr_schedule is not None:
             alone = self.lr_decay_from == 1
             _check("lr_decay_from", self.lr_decay_from, alone, "1 where there is an lr_schedule")
+            rises = self.lr_schedule not in ("constant", "piecewise_constant")
+            rule = f"0 where the lr_schedule is {self.lr_schedule}"
+            _check(
+                "lr_warmup_updates",
+                self.lr_warmup_updates,
+                rises or not self.lr_warmup_updates,
+                rule,
+            )
             _diffusers_schedule(self, 1)
 
 
@@ -280,29 +288,32 @@ def _diffusers_schedule(config: OptimizerConfig, updates: int) -> Callable[[int]
     """
     from diffusers.optimization import get_scheduler
 
-    settings = check_settings(
-        cast(Any, get_scheduler),
-        config.lr_schedule_settings,
-        "lr_schedule",
-        without=("name", "optimizer", *_OURS),
-    )
-    if config.lr_schedule == "piecewise_constant" and "step_rules" not in settings:
-        raise ValueError(
-            "lr_schedule is piecewise_constant, which needs its steps; write lr_schedule_settings: {step_rules: "
-            '"1:100,0.1"} (the factor 1 up to update 100, then 0.1).'
-        )
+    name = str(config.lr_schedule)
+    kind = _SCHEDULE_SETTINGS.get(name, _NoSettings)
+    settings: Any = build(kind, config.lr_schedule_settings, "lr_schedule_settings")
     weight = torch.nn.Parameter(torch.zeros(1))
-    made = get_scheduler(
-        str(config.lr_schedule),
-        torch.optim.SGD([weight], lr=config.learning_rate),
-        num_warmup_steps=config.lr_warmup_updates,
-        num_training_steps=updates,
-        **settings,
-    )
+    try:
+        made = get_scheduler(
+            name,
+            torch.optim.SGD([weight], lr=config.learning_rate),
+            num_warmup_steps=config.lr_warmup_updates,
+            num_training_steps=updates,
+            **vars(settings),
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"lr_schedule {name} does not take learning_rate {config.learning_rate} with "
+            f'{config.lr_schedule_settings} ({error}); step_rules are such as "1:100,0.1".'
+        ) from error
     return made.lr_lambdas[0]
 
 
-_OURS = ("num_warmup_steps", "num_training_steps", "last_epoch")
+_NoSettings = make_dataclass("_NoSettings", [])
+_SCHEDULE_SETTINGS = {
+    "cosine_with_restarts": make_dataclass("_Restarts", [("num_cycles", int, 1)]),
+    "polynomial": make_dataclass("_Power", [("power", float, 1.0)]),
+    "piecewise_constant": make_dataclass("_Rules", [("step_rules", str)]),
+}
 
 
 def check_optimizers(optimizers: Mapping[str, OptimizerConfig], roles: Sequence[str]) -> None:

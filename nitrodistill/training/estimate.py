@@ -159,9 +159,9 @@ def what_helps(
         found["gradient checkpointing"] = count(_with(stage, gradient_checkpointing=True))
     if trainer.half is None:
         found["bf16"] = count(_with(stage, mixed_precision="bf16"))
-    if not trainer.cpu_offload and stage.lora is None:
-        shared = _with(_with(stage, optimizers=_bits(stage, eight=False)), parallel="fsdp")
-        found["CPU offload"] = count(_with(shared, cpu_offload=True))
+    if not trainer.cpu_offload and stage.lora is None and trainer.mixed_precision != "fp16":
+        whole = _with(stage, optimizers=_bits(stage, eight=False), term_gradients_every=0)
+        found["CPU offload"] = count(_with(whole, parallel="fsdp", cpu_offload=True))
     if trainer.parallel == "fsdp":  # which goes with neither of the others
         return found
     eight = _with(stage, optimizers=_bits(stage, eight=True))
@@ -174,9 +174,9 @@ def what_helps(
     lower = "bf16" if trainer.half is None else trainer.mixed_precision
     both = _with(eight, gradient_checkpointing=True, mixed_precision=lower)
     if stage.lora is None:
-        found["checkpointing, bf16, 8 bits"] = count(both)
+        found[f"checkpointing, {lower}, 8 bits"] = count(both)
     if adapted is not None:
-        found["checkpointing, bf16, 8 bits, LoRA"] = count(replace(both, lora=lora))
+        found[f"checkpointing, {lower}, 8 bits, LoRA"] = count(replace(both, lora=lora))
     return found
 
 
@@ -260,9 +260,12 @@ def _with(stage: Stage, **changes: Any) -> Stage:
 
 
 def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
-    """The optimizers with AdamW's moments in 8 bits or whole; others stay."""
+    """The optimizers with AdamW's moments in 8 bits, where that can be, or whole; others stay."""
     return {
-        name: replace(config, eight_bit=eight and config.optimizer.lower() == ADAMW)
+        name: replace(
+            config,
+            eight_bit=eight and config.optimizer.lower() == ADAMW and not config.settings,
+        )
         for name, config in stage.trainer.optimizers.items()
     }
 
@@ -326,7 +329,7 @@ def _fetched(module: nn.Module) -> int:
 
 def _state(trained: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
     """Bytes of the optimizer's state; of one that cannot be asked on shapes, two moments are taken."""
-    asked = None if config.optimizer.lower() == ADAMW else state_bytes(config, trained)
+    asked = None if config.eight_bit else state_bytes(config, trained)
     return sum(_moments(p, config.eight_bit) for p in trained) if asked is None else asked
 
 

@@ -35,9 +35,13 @@ def check_optimizer(config: OptimizerConfig) -> dict[str, Any]:
     """
     kind: Any = _find(config.optimizer)
     if config.optimizer.lower() == ADAMW:
-        return check_settings(
-            kind, config.settings, "AdamW", without=("params", "lr", "fused", *_OF_ADAMW)
-        )
+        if config.eight_bit and config.settings:
+            raise ValueError(
+                f"settings are {config.settings}, which are of torch's AdamW, and eight_bit takes another; leave "
+                "one of them out."
+            )
+        ours = ("params", "lr", "fused", "foreach", "differentiable", *_OF_ADAMW)
+        return check_settings(kind, config.settings, "AdamW", without=ours)
     for name, unset in _OF_ADAMW.items():
         if getattr(config, name) != unset:
             raise ValueError(

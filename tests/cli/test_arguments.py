@@ -220,6 +220,7 @@ class Plates:
         ("some", ["a", "b", "--quiet"], ["a", "b"]),
         ("some", ["--quiet", "a"], ["a"]),
         ("some", ["--some", "a", "b"], ["a", "b"]),
+        ("some", ["a", "--quiet", "b"], ["a", "b"]),
         ("some", [], None),
     ],
 )

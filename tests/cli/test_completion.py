@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import shutil
 import subprocess
 
 import pytest
 
-from nitrodistill.cli.main import VERBS, main
+from nitrodistill.cli.main import main
 
 ASK = """
 source {script}
@@ -19,7 +18,7 @@ def scripts(tmp_path_factory):
     """The script of each shell; made once, because all verbs are asked."""
     folder = tmp_path_factory.mktemp("completion")
     made = {}
-    for shell in ("bash", "zsh", "fish"):
+    for shell in ("bash", "zsh"):
         made[shell] = folder / shell
         with pytest.MonkeyPatch.context() as patch, made[shell].open("w") as file:
             patch.setattr("sys.stdout", file)
@@ -43,17 +42,6 @@ def test_zsh_takes_the_script_of_bash(scripts):
     assert rest == scripts["bash"].read_text()
 
 
-def test_fish_has_a_line_for_each(scripts):
-    text = scripts["fish"].read_text()
-    for verb, summary in VERBS.items():
-        about = summary.replace("'", "\\'")
-        assert f"-n __fish_use_subcommand -a {verb} -d '{about}'\n" in text
-    assert "-n '__fish_seen_subcommand_from pairs' -a merge\n" in text
-    assert "-n '__fish_seen_subcommand_from train' -l stages.trainer.steps\n" in text
-    if shutil.which("fish"):
-        assert subprocess.run(["fish", "--no-execute", scripts["fish"]]).returncode == 0
-
-
 def test_another_shell_is_a_mistake(capsys):
     assert main(["completion", "tcsh"]) == 2
-    assert "--shell is 'tcsh'; it must be 'bash' or 'zsh' or 'fish'" in capsys.readouterr().err
+    assert "--shell is 'tcsh'; it must be 'bash' or 'zsh'" in capsys.readouterr().err

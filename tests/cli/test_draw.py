@@ -10,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nitrodistill.cli import runs
+from nitrodistill.cli.arguments import Parser, given_of, parse
 from nitrodistill.cli.main import main
 from nitrodistill.cli.pictures import draw, load_models
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.teachers import TeacherSettings
 from nitrodistill.training import load_student
 
 PROMPT = "a small red circle on a black background"
@@ -84,12 +87,34 @@ def test_pictures_and_the_sheet(place, capsys):
         assert sheet.size[0] >= 2 * 160
 
 
+def test_what_is_given_wins_over_the_recipe_be_it_a_default(place, monkeypatch):
+    run, asked = _train(place, "--teacher_settings.offload_text", "true"), []
+    plain = runs.load_teacher
+    monkeypatch.setattr(runs, "load_teacher", lambda n, s: (asked.append(s), plain(n, s))[1])
+    load_models(run)
+    load_models(run, {"offload_text": False})
+    assert [one.offload_text for one in asked] == [True, False]
+    given = parse(Parser("draw", "", TeacherSettings), ["--weights_dtype", "float32"])
+    assert given_of(given, TeacherSettings) == {"weights_dtype": "float32"}
+
+
+def test_a_picture_that_is_not_finite_is_an_error(place):
+    model = load_models(_train(place))["student"]
+    next(model.denoiser.module.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="holds NaN or infinity; the network has diverged"):
+        draw(model, PROMPT, 0)
+
+
 def test_what_cannot_be_drawn(place, capsys):
     run = _train(place)
     for words, sentence in [
         (["draw", "--model", str(place.root)], "there is nothing to draw"),
         (["draw", "--model", str(place.pairs), "a"], "is neither a run"),
-        (["draw", "--model", run, "a", "--steps", "4"], "only a flow map samples in any number"),
+        (["draw", "--model", run, "a", "--steps", "4"], "4 steps are asked for, but this student"),
+        (["draw", "--model", run, "a", "--num_images", "0"], "num_images is 0; it must be"),
+        (["draw", "--model", run, "a", "--shuffle", "1"], "--shuffle means nothing here"),
+        (["draw", "--model", run, "a", "--guidance", "2"], "--guidance means nothing here"),
+        (["draw", "--model", run, "a", "--teacher_steps", "0", "--compare", "teacher"], "0"),
     ]:
         assert main(words) == 2
         assert sentence in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_mistakes_are_one_sentence(place, capsys):
     for more, words in (
         ([], "give either --spec, or --latents"),
         (["--spec", "bk-small", "--latents", "x"], "give either --spec, or --latents"),
-        (["--spec", "bk-small", "--flops", "0.5"], "--flops is for a search"),
+        (["--spec", "bk-small", "--flops", "0.5"], "--flops means nothing here: it is of a search"),
         (["--latents", "x"], "a search needs one budget"),
         (["--latents", "x", "--flops", "1.5"], "it must be between 0 and 1"),
         (["--spec", "bk-smal"], "did you mean 'bk-small'"),

@@ -10,7 +10,7 @@ import pytest
 
 from nitrodistill.cli import pairs as verb
 from nitrodistill.cli.main import main
-from nitrodistill.cli.terminal import harmless_messages, say, time_text
+from nitrodistill.cli.terminal import harmless_messages, say, session, set_output, time_text
 
 HOSTILE = "red\x1b[2J\x1b]0;title\x07\x9b31m"
 WRITTEN_OUT = "red\\x1b[2J\\x1b]0;title\\x07\\x9b31m"
@@ -74,6 +74,29 @@ def test_and_the_names_in_a_store(
 def test_json_stays_json(place, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["samples"] == 4
+
+
+def test_of_several_processes_the_first_prints_the_document(
+    place, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert main(["pairs", "stats", str(place.pairs), "--json"]) == 0
+        assert bool(capsys.readouterr().out) == (rank == "0")
+
+
+def test_quiet_says_no_more_than_the_level_does() -> None:
+    logger = logging.getLogger("nitrodistill")
+    for quiet, level, found in [
+        (True, "info", "WARNING"),
+        (True, "error", "ERROR"),
+        (False, "debug", "DEBUG"),
+    ]:
+        with session():
+            set_output(quiet=quiet, as_json=False, level=level)
+            assert logging.getLevelName(logger.level) == found
 
 
 @pytest.mark.parametrize(

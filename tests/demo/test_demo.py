@@ -51,6 +51,8 @@ def test_a_short_demo_goes_the_whole_road(tmp_path):
     ):
         assert (root / name).stat().st_size > 500
     assert "faster than its teacher" in said[-1]
+    record = json.loads((root / "pipeline" / "nitrodistill.json").read_text())
+    assert record["base_model"] == "toy", "draw finds the teacher by it"
 
 
 class _Killed(Exception):
@@ -63,7 +65,8 @@ def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch, method, data
     monkeypatch.setattr("nitrodistill.demo.demo.SCENES", 8)
     monkeypatch.setattr("nitrodistill.demo.demo._draw_first", lambda *arguments: None)
     root = tmp_path / "demo"
-    config = DemoConfig(output=str(root), method=method, pairs=8, steps=2, samples=4)
+    pairs = 8 if method == "ladd" else None
+    config = DemoConfig(output=str(root), method=method, pairs=pairs, steps=2, samples=4)
 
     def files():
         found = (f for f in root.rglob("*") if f.suffix in (".arrow", ".safetensors", ".jsonl"))
@@ -84,6 +87,17 @@ def test_a_stopped_demo_goes_on_where_it_was(tmp_path, monkeypatch, method, data
     assert drawn.items() < trained.items()
     assert any(path.name == "student.ema.safetensors" for path in trained)
     assert run_until("3/4") == trained
+
+    other = DemoConfig(output=str(root), method="dmd2" if method == "ladd" else "ladd", steps=2)
+    with pytest.raises(ValueError, match=f"go on with --method {method}, or choose another folder"):
+        run_demo(other, lambda text: pytest.fail("work was begun"))
+
+    def stop(*arguments):
+        raise _Killed
+
+    monkeypatch.setattr("nitrodistill.demo.demo._measured", stop)
+    with pytest.raises(_Killed):
+        run_demo(config, lambda text: pytest.fail("what is no result was said"), progress=False)
 
 
 def test_first_pictures_are_there_before_anything_is_trained(tmp_path):
@@ -109,6 +123,10 @@ def test_help_teaches(capsys):
     [
         (["--steps", "0"], "steps is 0; it must be at least 1"),
         (["--samples", "1"], "samples is 1"),
+        (
+            ["--pairs", "9"],
+            "pairs is 9, but dmd2 needs no pairs; leave it out, or take the method ladd",
+        ),
         (["--paris", "3"], "paris"),
     ],
 )
@@ -148,7 +166,7 @@ def test_what_a_killed_demo_left_is_no_stranger(tmp_path):
         (tmp_path / name).touch()
     for name in (".pipeline.abc_1234", ".pipeline.old.abc_1234", "pairs"):
         (tmp_path / name).mkdir()
-    _check_folder(tmp_path)
+    _check_folder(tmp_path, "ladd")
 
 
 def test_the_recipe_is_the_one_in_examples():

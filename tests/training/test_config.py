@@ -38,8 +38,12 @@ def test_constant_by_default():
 def test_a_schedule_of_diffusers_is_theirs_at_each_update(name, settings):
     from diffusers.optimization import get_scheduler
 
+    warmup = 0 if name in ("constant", "piecewise_constant") else 3
     config = OptimizerConfig(
-        learning_rate=0.25, lr_schedule=name, lr_schedule_settings=settings, lr_warmup_updates=3
+        learning_rate=0.25,
+        lr_schedule=name,
+        lr_schedule_settings=settings,
+        lr_warmup_updates=warmup,
     )
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.25)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=3, num_training_steps=10, **settings)
@@ -50,13 +54,24 @@ def test_a_schedule_of_diffusers_is_theirs_at_each_update(name, settings):
         theirs.step()
 
 
+def _scheduled(name, **settings):
+    return {"lr_schedule": name, "lr_schedule_settings": settings}
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"lr_schedule": "cosine", "lr_decay_from": 0.5}, "lr_decay_from is 0.5; it must be 1"),
         ({"lr_schedule_settings": {"power": 2}}, "lr_schedule_settings are of an lr_schedule"),
-        ({"lr_schedule": "cosine", "lr_schedule_settings": {"pover": 2}}, "did you mean 'power'"),
-        ({"lr_schedule": "piecewise_constant"}, "needs its steps"),
+        (_scheduled("polynomial", pover=2), "did you mean 'power'"),
+        (_scheduled("polynomial", power="much"), "power is 'much'; it must be a number"),
+        (_scheduled("linear", num_cycles=2), "unknown key 'lr_schedule_settings.num_cycles'"),
+        (_scheduled("piecewise_constant"), "step_rules is missing"),
+        (_scheduled("piecewise_constant", step_rules="a"), "step_rules are such as"),
+        (
+            _scheduled("constant") | {"lr_warmup_updates": 3},
+            "it must be 0 where the lr_schedule is",
+        ),
     ],
 )
 def test_schedules_are_checked(changes, words):

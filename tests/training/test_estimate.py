@@ -181,6 +181,17 @@ def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline, switch
             assert switch not in what_helps(pipeline, stage, text_length=5, lora_rank=2)
 
 
+def test_what_goes_with_the_recipe_alone_is_offered(pipeline, monkeypatch):
+    """FSDP2 goes with neither fp16 nor the gradients of single terms, which are left out of what is counted."""
+    monkeypatch.setattr("nitrodistill.training.estimate._Counts.memory", lambda _, stage: stage)
+    half = replace(STAGE, trainer=replace(STAGE.trainer, mixed_precision="fp16"))
+    found = what_helps(pipeline, half, text_length=5, lora_rank=2)
+    assert "CPU offload" not in found
+    assert found["checkpointing, fp16, 8 bits"].trainer.mixed_precision == "fp16"
+    terms = replace(STAGE, trainer=replace(STAGE.trainer, term_gradients_every=2))
+    assert "CPU offload" in what_helps(pipeline, terms, text_length=5, lora_rank=2)
+
+
 def with_all_but_lora(stage: Stage) -> Stage:
     """So that little else is left to offer."""
     small = {name: replace(one, eight_bit=True) for name, one in stage.trainer.optimizers.items()}

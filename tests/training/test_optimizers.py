@@ -85,6 +85,8 @@ def test_settings_reach_torch_and_adamw_is_what_it_was():
         ({"optimizer": "SGD", "betas": (0.5, 0.9)}, "betas is (0.5, 0.9), which is of AdamW"),
         ({"optimizer": "SGD", "eight_bit": True}, "eight_bit is True, which is of AdamW"),
         ({"settings": {"betas": [0, 1]}}, "'betas' is unknown"),
+        ({"settings": {"foreach": True}}, "'foreach' is unknown"),
+        ({"settings": {"amsgrad": True}, "eight_bit": True}, "eight_bit takes another"),
     ],
 )
 def test_mistakes_are_named_when_the_recipe_is_read(changes, words):
@@ -94,7 +96,13 @@ def test_mistakes_are_named_when_the_recipe_is_read(changes, words):
 
 @pytest.mark.parametrize(
     ("name", "settings", "numbers"),
-    [("SGD", {}, 0), ("SGD", {"momentum": 0.9}, 12 + 3), ("RAdam", {}, 2 * (12 + 3) + 2)],
+    [
+        ("SGD", {}, 0),
+        ("SGD", {"momentum": 0.9}, 12 + 3),
+        ("RAdam", {}, 2 * (12 + 3) + 2),
+        ("AdamW", {}, 2 * (12 + 3) + 2),
+        ("AdamW", {"amsgrad": True}, 3 * (12 + 3) + 2),
+    ],
 )
 def test_bytes_of_the_state_are_counted_on_shapes(name, settings, numbers):
     weights = [
