@@ -20,7 +20,7 @@ venv: .venv/ready  ## make .venv with everything for development
 	$(BIN)/uv pip install -q --python $(BIN)/python -c constraints.txt --no-deps --target .venv/eight-bit bitsandbytes
 	touch $@
 
-demo: .venv/ready  ## distil the embedded teacher into a one-step student: runs/demo/
+demo: .venv/ready  ## distil the embedded teacher into students of four steps and of one: runs/demo/
 	$(BIN)/nitrodistill demo
 
 test: .venv/ready  ## the test suite, a short demo included
