@@ -185,7 +185,7 @@ def lpips_cases() -> list[Case]:
         "torchmetrics": lambda x, y: metric(x, y).mean(),
     }
     return [
-        Case("LPIPS, VGG", shape, {"LPIPSLoss": ours}, peers, 1.1),
+        Case("LPIPS, VGG", shape, {"LPIPSLoss": ours}, peers),
         Case(
             "LPIPS, VGG, target known",
             shape,
