@@ -201,6 +201,29 @@ def aura_flow() -> Any:
     )
 
 
+def lumina2() -> Any:
+    """Lumina 2: flow with shift 6, Gemma 2, Flux's autoencoder; counts from noise to data."""
+    transformer = diffusers.Lumina2Transformer2DModel(
+        sample_size=8,
+        hidden_size=48,
+        num_layers=8,
+        num_refiner_layers=1,
+        num_attention_heads=2,
+        num_kv_heads=1,
+        multiple_of=16,
+        axes_dim_rope=(8, 8, 8),
+        axes_lens=(300, 64, 64),
+        cap_feat_dim=16,
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer,
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=6.0),
+        _flux_vae(),
+        parts.gemma(16, layers=2),
+        parts.gemma_tokenizer(),
+    )
+
+
 def _flux_vae() -> Any:
     return parts.vae(
         16, 0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False
@@ -214,4 +237,5 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "flux2-dev": flux2_dev,
     "flux2-klein": flux2_klein,
     "aura-flow": aura_flow,
+    "lumina2": lumina2,
 }

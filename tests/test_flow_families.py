@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nitrodistill.methods.dmd2 import CriticConfig, DMD2Config
-from nitrodistill.models import DiffusersDenoiser, LoRAConfig, Pipeline, add_lora
+from nitrodistill.models import DiffusersDenoiser, FeatureTaps, LoRAConfig, Pipeline, add_lora
 from nitrodistill.models.adapters import PIPELINES
 from nitrodistill.models.folders import UnsupportedPipeline
 from nitrodistill.models.pipeline import fingerprint
@@ -27,7 +27,9 @@ from nitrodistill.training import (
 )
 from nitrodistill.training.estimate import estimate
 from nitrodistill.training.recipe import load_recipe
+from nitrodistill.types import Condition
 from tests import flow_pipelines
+from tests.models.families import inputs
 from tests.pipelines import make_pipeline
 
 RECIPES = Path(__file__).parent.parent / "nitrodistill" / "recipes"
@@ -45,6 +47,7 @@ KLEIN_9B = {
     "joint_attention_dim": 12288,
     "guidance_embeds": False,
 }
+LUMINA_2 = {"cap_feat_dim": 2304}
 TRUE_SIZES = [
     # diffusers' defaults are the published config; the counts are those of the published weights
     ("QwenImageTransformer2DModel", {}, 20_430_401_088),
@@ -55,6 +58,8 @@ TRUE_SIZES = [
     # diffusers' defaults; published rounded alone: 8.9 and 6.8 billion
     ("ChromaTransformer2DModel", {}, 8_899_983_424),
     ("AuraFlowTransformer2DModel", {}, 6_833_439_744),
+    # diffusers' defaults but for the width of Gemma 2 2B's text; published rounded alone: 2.6 billion
+    ("Lumina2Transformer2DModel", LUMINA_2, 2_609_769_152),
 ]
 
 
@@ -84,6 +89,10 @@ def test_at_its_true_size(kind, config, parameters):
     [
         ("dmd-zimage-lora", "z-image", "ZImageTransformer2DModel", {}, 6_154_908_736),
         ("ladd-flux2-klein", "flux2-klein", "Flux2Transformer2DModel", KLEIN_4B, 3_875_544_576),
+        pytest.param(
+            *("dmd-zimage-lora", "lumina2", "Lumina2Transformer2DModel", LUMINA_2, 2_609_769_152),
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_a_recipe_is_estimated_at_its_true_size(recipe, family, kind, config, weights):
@@ -95,6 +104,20 @@ def test_a_recipe_is_estimated_at_its_true_size(recipe, family, kind, config, we
     assert found.roles["teacher"].weights == 4 * weights  # float32, as previews draw
     assert found.roles["teacher's copy"].weights == 2 * weights  # what trains shares it
     assert found.peak() > found.resident > 2 * weights
+
+
+@torch.no_grad()
+def test_taps_of_lumina_find_the_image_behind_texts_of_unequal_length():
+    """As for each sample alone, without padding."""
+    denoiser = Pipeline.from_diffusers(make_pipeline("lumina2")).denoiser
+    x_t, t, condition = inputs(denoiser, size=(6, 10))
+    taps = FeatureTaps(denoiser, "every_block")
+    together = taps.features(x_t, t, condition)
+    for i, length in enumerate(condition["encoder_attention_mask"].sum(1).tolist()):
+        cut = {key: value[i : i + 1, :length] for key, value in condition.tensors.items()}
+        alone = taps.features(x_t[i : i + 1], t[i : i + 1], Condition(cut))
+        for one, both in zip(alone, together, strict=True):
+            torch.testing.assert_close(one[0], both[i], rtol=1e-4, atol=1e-5)
 
 
 LONG = [name for name in flow_pipelines.FAMILIES if name != "aura-flow"]

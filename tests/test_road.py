@@ -71,6 +71,7 @@ ROADS = {name: of_text() for name in FAMILIES} | {
     "flux-dev": of_text(16),
     "flux-schnell": of_text(16),
     **{name: of_text(16) for name in flow_pipelines.FAMILIES},
+    "lumina2": of_text(),  # its pipeline takes every VAE for one of 8 pixels a side
     **{name: Family(("",), {"batch_size": 2}, 1.0) for name in WITHOUT_TEXT},
     CANNOT: Family(("3", "0"), {}, 1.0),
     "dit": Family(("goldfish", "2"), {"class_labels": [1, 2], "guidance_scale": 0}, 2.0),

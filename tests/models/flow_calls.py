@@ -70,6 +70,21 @@ def _aura_flow(network: Any, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
     return network(x_t, encoder_hidden_states=c["encoder_hidden_states"], timestep=t.float()).sample
 
 
+def _lumina2(network: Any, x_t: Tensor, t: Tensor, c: Condition) -> Tensor:
+    """As Lumina2Pipeline, a sample at a time without its padding; time and prediction are turned around."""
+    text, lengths = c["encoder_hidden_states"], c["encoder_attention_mask"].sum(1).tolist()
+    rows = [
+        network(
+            hidden_states=x_t[i : i + 1],
+            timestep=1 - t[i : i + 1].float(),
+            encoder_hidden_states=text[i : i + 1, :length],
+            encoder_attention_mask=torch.ones(1, length, dtype=torch.long),
+        ).sample
+        for i, length in enumerate(lengths)
+    ]
+    return -torch.cat(rows)
+
+
 CALLS: dict[str, Callable[[Any, Tensor, Tensor, Condition], Tensor]] = {
     "qwen-image": _qwen_image,
     "z-image": _z_image,
@@ -77,4 +92,5 @@ CALLS: dict[str, Callable[[Any, Tensor, Tensor, Condition], Tensor]] = {
     "flux2-dev": _flux2,
     "flux2-klein": _flux2,
     "aura-flow": _aura_flow,
+    "lumina2": _lumina2,
 }

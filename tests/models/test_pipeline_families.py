@@ -24,10 +24,10 @@ SMALL = {
     "sana": (256, 512),
     **dict.fromkeys(flow_pipelines.FAMILIES, (32, 16)),
 }
-TWO_CALLS = {"qwen-image", "chroma", "flux2-klein"}
+TWO_CALLS = {"qwen-image", "chroma", "flux2-klein", "lumina2"}
 """Pipelines that call the network with the prompt first and the negative one by itself."""
 
-BACKWARDS = {"z-image"}
+BACKWARDS = {"z-image", "lumina2"}
 """Families that count from noise to data."""
 
 

@@ -65,6 +65,7 @@ SKIPPED = {
     "sd3": "transformer_blocks",
     "flux-dev": "transformer_blocks",
     "sana": "transformer_blocks",
+    "lumina2": "layers",
 }
 
 
@@ -210,9 +211,7 @@ class Skip(nn.Module):
 def test_transformers_equal_the_network_that_skips(name):
     denoiser, _ = FAMILIES[name].make()
     sides = {"flux-dev": ("transformer_blocks", "single_transformer_blocks")}
-    keep = dict.fromkeys(
-        sides.get(name, ("transformer_blocks",)), (1,) if name == "flux-dev" else (0, 3)
-    )
+    keep = dict.fromkeys(sides.get(name, (SKIPPED[name],)), (1,) if name == "flux-dev" else (0, 3))
     student = prune(denoiser, PruneSpec(keep))
     x_t, t, condition = inputs(denoiser)
     found = student(x_t, t, condition)

@@ -20,6 +20,7 @@ from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter
 from nitrodistill.models.adapters.flux2 import Flux2Adapter, Flux2PipelineAdapter
 from nitrodistill.models.adapters.layout import first_tensor, image_tokens, on_grid
+from nitrodistill.models.adapters.lumina2 import Lumina2Adapter, Lumina2PipelineAdapter
 from nitrodistill.models.adapters.pixart import PixArtAdapter, PixArtPipelineAdapter
 from nitrodistill.models.adapters.qwen_image import QwenImageAdapter, QwenImagePipelineAdapter
 from nitrodistill.models.adapters.sana import SanaAdapter, SanaPipelineAdapter
@@ -51,6 +52,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
     "DiTTransformer2DModel": DiTAdapter,
     "Flux2Transformer2DModel": Flux2Adapter,
     "FluxTransformer2DModel": FluxAdapter,
+    "Lumina2Transformer2DModel": Lumina2Adapter,
     "PixArtTransformer2DModel": PixArtAdapter,
     "QwenImageTransformer2DModel": QwenImageAdapter,
     "SD3Transformer2DModel": SD3Adapter,
@@ -70,6 +72,7 @@ PIPELINES: dict[str, PipelineAdapter] = {
     "Flux2KleinPipeline": Flux2PipelineAdapter(),
     "Flux2Pipeline": Flux2PipelineAdapter(),
     "FluxPipeline": FluxPipelineAdapter(),
+    "Lumina2Pipeline": Lumina2PipelineAdapter(),
     "PixArtAlphaPipeline": PixArtPipelineAdapter(),
     "PixArtSigmaPipeline": PixArtPipelineAdapter(),
     "QwenImagePipeline": QwenImagePipelineAdapter(),
