@@ -21,7 +21,7 @@ _FIRST, _SLOWEST = 5.0, 300.0
 
 def progress_bar(
     iterable: Iterable[Any] | None = None, *, show: bool = True, **options: Any
-) -> tqdm:
+) -> tqdm[Any]:
     """A bar of tqdm, or what says lines in its place.
 
     Args:
