@@ -90,7 +90,10 @@ def main(argv: Sequence[str]) -> int:
     if given.measure or (_is_small(found["as it is"]) and _is_here(teacher, stage)):
         _log.info("measuring some steps")
         measured = stage_seconds(
-            load_teacher(teacher, recipe.teacher_settings), stage, text_length=length
+            load_teacher(teacher, recipe.teacher_settings),
+            stage,
+            text_length=length,
+            patience=10.0 if given.measure else 2.0,  # nobody asked for it
         )
     capacity = None if given.memory is None else int(given.memory * _GIB)
     results(
