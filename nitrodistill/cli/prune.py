@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nitrodistill.checks import check_fields
+from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
@@ -52,6 +52,9 @@ class _Options:
         latency: share of the time of a forward pass that may be left.
         num_samples: latents that the search reads.
         batch_size: of the search.
+        distil_steps: updates of each candidate, towards the whole network's prediction, before the search measures
+            it: what training mends is then not held against a part. Half of the batches are for it.
+        learning_rate: of these updates.
         seed: of the search's timesteps and noise.
         ranking: folder of the search's table and plot, and of what it goes on from.
         map: print which weight each weight is a copy of.
@@ -65,12 +68,15 @@ class _Options:
     latency: float | None = None
     num_samples: int = 64
     batch_size: int = 16
+    distil_steps: int = 0
+    learning_rate: float = 1e-4
     seed: int = 0
     ranking: str = "importance"
     map: bool = False
 
     def __post_init__(self) -> None:
-        check_fields(self, num_samples=1, batch_size=1, seed=0)
+        check_fields(self, num_samples=1, batch_size=1, distil_steps=0, seed=0)
+        check_positive("learning_rate", self.learning_rate)
         if (self.spec is None) == (self.latents is None):
             raise ValueError("give either --spec, or --latents to search with.")
         if self.latents is not None and len(self.budgets) != 1:
@@ -96,7 +102,15 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     options = read_config(given, _Options)
     if options.spec is not None:
-        names = (*_SHARES, "num_samples", "batch_size", "seed", "ranking")
+        names = (
+            *_SHARES,
+            "num_samples",
+            "batch_size",
+            "distil_steps",
+            "learning_rate",
+            "seed",
+            "ranking",
+        )
         refuse(given, names, "it is of a search, and --spec says already what goes")
 
     from nitrodistill.export.folder import check_target
@@ -144,7 +158,13 @@ def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
         store.read(list(rows[i : i + size])).to(pipeline.device) for i in range(0, len(rows), size)
     ]
     found = importance(
-        pipeline.denoiser, batches, output=given.ranking, seed=given.seed, progress=not quiet
+        pipeline.denoiser,
+        batches,
+        output=given.ranking,
+        seed=given.seed,
+        distil_steps=given.distil_steps,
+        learning_rate=given.learning_rate,
+        progress=not quiet,
     )
     found.save(given.ranking)
     say(found.markdown(), lines=True)

@@ -8,6 +8,9 @@ level, the mid block: `Adapter.removable`) is left out as `prune` leaves it out,
 student would start as; its weights are shared with the whole network. `propose` then takes parts out, those first
 that cost the least for what they save, until a budget is met. That each part is measured alone is a
 simplification: two that stand in for each other both look dispensable.
+
+What a loss becomes at once says little of what training mends: without its last block a transformer is far off,
+and comes back within a few steps. With `distil_steps` each candidate is distilled so long before it is measured.
 """
 
 from __future__ import annotations
@@ -24,8 +27,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from nitrodistill.checks import check_positive, check_whole
 from nitrodistill.evaluation.cost import count_flops, measure
 from nitrodistill.files import blake2, write_json, write_text
+from nitrodistill.losses.functional import l2_loss
 from nitrodistill.method import Draws
 from nitrodistill.models import DiffusersDenoiser, FeatureTaps, PruneSpec
 from nitrodistill.models.denoiser import device_of, evaluating
@@ -61,8 +66,8 @@ class PartScore:
 
     Attributes:
         names: modules that go together, in the whole network.
-        loss: by how much the denoising loss rises.
-        features: relative change of what the other blocks return.
+        loss: by how much the denoising loss rises; after the short distillation, if there is one.
+        features: relative change of what the other blocks return, before it.
         cost: of the network without it.
     """
 
@@ -138,6 +143,8 @@ def importance(
     output: str | Path | None = None,
     seed: int = 0,
     repeats: int = 3,
+    distil_steps: int = 0,
+    learning_rate: float = 1e-4,
     progress: bool = True,
 ) -> Importance:
     """Leaves out each part in turn, and ranks them.
@@ -148,23 +155,33 @@ def importance(
         output: folder for the ranking; a search that was stopped goes on from what is there.
         seed: of timesteps and noise.
         repeats: runs of which the time is the median.
+        distil_steps: updates of each candidate towards the whole network's prediction before its loss is measured.
+            They need a copy of the network with AdamW's state. The second half of the batches trains, the first
+            is measured.
+        learning_rate: of these updates; linear to 0.
         progress: show a bar.
 
     Raises:
         TypeError: if the network's family cannot be pruned.
-        ValueError: if there is no batch, the whole network's loss is not finite, or the folder holds another
-            search.
+        ValueError: if there is no batch (with distil_steps: no two), the whole network's loss is not finite, or
+            the folder holds another search.
     """
     from nitrodistill.progress import progress_bar
 
-    if not batches:
-        raise ValueError("there is no batch to look at; give at least one.")
+    check_whole("distil_steps", distil_steps, 0)
+    check_positive("learning_rate", learning_rate)
+    needed = 2 if distil_steps else 1
+    if len(batches) < needed:
+        raise ValueError(
+            f"{len(batches)} batches are given; a search needs {needed}"
+            + (": one to distil with, one to measure." if distil_steps else ".")
+        )
     parts = denoiser.adapter.removable(denoiser.network)
     if not parts:
         raise TypeError(
             f"{type(denoiser.network).__name__} is of a family without pruning (docs/pruning.md)."
         )
-    search = _Search(denoiser, batches, seed, repeats)
+    search = _Search(denoiser, batches, seed, repeats, distil_steps, learning_rate)
     kept = _Kept(None if output is None else Path(output), search, parts)
     loss, cost = kept.whole()
     with evaluating(denoiser.module):
@@ -254,29 +271,46 @@ class _Search:
     """One measurement: a network on all batches, compared with the whole one."""
 
     def __init__(
-        self, denoiser: DiffusersDenoiser, batches: Batches, seed: int, repeats: int
+        self,
+        denoiser: DiffusersDenoiser,
+        batches: Batches,
+        seed: int,
+        repeats: int,
+        distil_steps: int,
+        learning_rate: float,
     ) -> None:
         self.denoiser, self.seed, self.repeats = denoiser, seed, repeats
-        self._inputs: list[tuple[tuple[Tensor, Tensor, Condition], Tensor]] = []
-        start, schedule, device = 0, denoiser.schedule, device_of(denoiser.network)
-        for batch in batches:
-            x0 = batch.x0.to(device)
-            draws = Draws(seed, 0, torch.arange(start, start + len(x0)), purpose="importance")
-            start += len(x0)
-            t = schedule.timestep(draws.uniform("t")).to(device)
-            noise = draws.normal("noise", x0.shape[1:], device).to(x0.dtype)
-            target = prediction_target(x0, noise, schedule(t), denoiser.prediction_type)
-            example = schedule(t).mix(x0, noise), t, batch.condition.to(device)
-            self._inputs.append((example, target))
+        self.distil_steps, self.learning_rate = distil_steps, learning_rate
+        measured = (len(batches) + 1) // 2 if distil_steps else len(batches)
+        self._taught = batches[measured:]
+        starts = [sum(len(b.x0) for b in batches[:i]) for i in range(measured)]
+        self._inputs = [
+            self._noised(batch, start, "importance")
+            for batch, start in zip(batches[:measured], starts, strict=True)
+        ]
         self._blocks = list(denoiser.adapter.blocks(denoiser.network))
         with evaluating(denoiser.module):
             taps = FeatureTaps(denoiser, self._blocks)
             self._wholes = [self._run(taps, *given) for given in self._inputs]
 
+    def _noised(
+        self, batch: Latents, start: int, purpose: str
+    ) -> tuple[tuple[Tensor, Tensor, Condition], Tensor]:
+        """The denoiser's input for these latents, numbered from `start`, and what it should predict."""
+        schedule, device = self.denoiser.schedule, device_of(self.denoiser.network)
+        x0 = batch.x0.to(device)
+        draws = Draws(self.seed, 0, torch.arange(start, start + len(x0)), purpose=purpose)
+        t = schedule.timestep(draws.uniform("t")).to(device)
+        noise = draws.normal("noise", x0.shape[1:], device).to(x0.dtype)
+        target = prediction_target(x0, noise, schedule(t), self.denoiser.prediction_type)
+        return (schedule(t).mix(x0, noise), t, batch.condition.to(device)), target
+
     def identity(self, parts: Sequence[tuple[str, ...]]) -> str:
         """What a search depends on."""
-        facts = [fingerprint(self.denoiser.module), str(self.seed), str(self.repeats), str(parts)]
+        numbers = (self.seed, self.repeats, self.distil_steps, self.learning_rate)
+        facts = [fingerprint(self.denoiser.module), str(numbers), str(parts)]
         tensors = [t for (x, t, c), y in self._inputs for t in (x, t, y, *c.tensors.values())]
+        tensors += [t for b in self._taught for t in (b.x0, *b.condition.tensors.values())]
         data = [
             t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data for t in tensors
         ]
@@ -291,7 +325,8 @@ class _Search:
         """The rise of the loss, the change of the features and the cost without a part."""
         whole = self.denoiser.network
         spec = PruneSpec.without(whole, names)
-        network = pruned_network(whole, spec, self.denoiser.adapter, copy=False)
+        copy = self.distil_steps > 0
+        network = pruned_network(whole, spec, self.denoiser.adapter, copy=copy)
         cut, moved = self.denoiser.with_module(network), module_map(whole, spec)
         there = [i for i, block in enumerate(self._blocks) if block in moved]
         taps = FeatureTaps(cut, [moved[self._blocks[i]] for i in there])
@@ -302,7 +337,29 @@ class _Search:
             pairs = zip(mine, [*(features[i] for i in there), features[-1]], strict=True)
             changes += [(a - b).norm() / b.norm() for a, b in pairs]
         cost = network_cost(cut, self._inputs[0][0], self.repeats)
+        if self.distil_steps:
+            self._distil(cut)
+            losses = [self._run(taps, *given)[0] for given in self._inputs]
+            befores = [before for before, _ in self._wholes]
+            rises = [loss - before for loss, before in zip(losses, befores, strict=True)]
         return float(torch.cat(rises).mean()), float(torch.stack(changes).mean()), cost
+
+    def _distil(self, cut: DiffusersDenoiser) -> None:
+        """Steps towards the whole network's prediction, on latents that are not measured."""
+        cut.module.requires_grad_(True)
+        optimizer = torch.optim.AdamW(cut.module.parameters(), self.learning_rate, weight_decay=0.0)
+        seen = 0
+        for step in range(self.distil_steps):
+            optimizer.param_groups[0]["lr"] = self.learning_rate * (1 - step / self.distil_steps)
+            batch = self._taught[step % len(self._taught)]
+            given, _ = self._noised(batch, seen, "importance/distil")
+            seen += len(batch.x0)
+            with torch.no_grad():
+                target = self.denoiser(*given)
+            optimizer.zero_grad()
+            l2_loss(cut(*given), target).mean().backward()
+            optimizer.step()
+        cut.module.requires_grad_(False)
 
     @torch.no_grad()
     def _run(

@@ -141,6 +141,60 @@ def test_the_numbers_are_what_the_pruned_network_gives():
     assert score.cost.flops < found.cost.flops
 
 
+def test_a_short_distillation_by_hand():
+    """One update of AdamW on the second batch, then the loss on the first."""
+    denoiser = FAMILIES["pixart-sigma"].make()[0]
+    given = batches(denoiser)
+    found = importance(
+        denoiser, given, progress=False, repeats=1, seed=3, distil_steps=1, learning_rate=1e-3
+    )
+    before = importance(denoiser, given[:1], progress=False, repeats=1, seed=3)
+    (score,) = [s for s in found.scores if s.names == ("transformer_blocks.2",)]
+    (plain,) = [s for s in before.scores if s.names == score.names]
+    network = pruned_network(denoiser.network, PruneSpec.without(denoiser.network, score.names))
+    cut = denoiser.with_module(network.requires_grad_(True))
+
+    def noised(batch: Latents, purpose: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        draws = Draws(3, 0, torch.arange(2), purpose=purpose)
+        t = denoiser.schedule.timestep(draws.uniform("t"))
+        noise = draws.normal("noise", (4, 8, 8))
+        return denoiser.schedule(t).mix(batch.x0, noise), t, noise
+
+    x_t, t, _ = noised(given[1], "importance/distil")
+    target = denoiser(x_t, t, given[1].condition).detach()
+    (cut(x_t, t, given[1].condition) - target).square().mean().backward()
+    for weight in network.parameters():
+        if weight.grad is not None:  # Adam's first step: the sign of the gradient, but for eps
+            weight.data -= 1e-3 * weight.grad / (weight.grad.abs() + 1e-8)
+    x_t, t, noise = noised(given[0], "importance")
+    with torch.no_grad():
+        losses = [(d(x_t, t, given[0].condition) - noise).square().mean() for d in (denoiser, cut)]
+    rise = float(losses[1] - losses[0])
+    assert score.loss == pytest.approx(rise, rel=1e-2, abs=1e-6)
+    assert abs(rise - plain.loss) > 5e-2 * abs(rise)  # the update does something
+    assert score.features == pytest.approx(plain.features)
+
+
+def test_what_training_mends_is_not_held_against_a_part():
+    """A block that adds a constant raises the loss at once, and its neighbour's bias learns to add it."""
+    denoiser = FAMILIES["pixart-sigma"].make()[0].copy()
+    block = denoiser.network.get_submodule("transformer_blocks.1")
+    silence(block)
+    with torch.no_grad():
+        block.get_parameter("ff.net.2.bias").fill_(1.0)
+    given = batches(denoiser)
+    settings: dict[str, Any] = {"progress": False, "repeats": 1}
+    found = [
+        importance(denoiser, given, **settings, distil_steps=n, learning_rate=3e-2) for n in (0, 30)
+    ]
+    rises = [
+        next(s.loss for s in one.scores if s.names == ("transformer_blocks.1",)) for one in found
+    ]
+    assert rises[1] < 0.3 * rises[0]
+    with pytest.raises(ValueError, match="one to distil with, one to measure"):
+        importance(denoiser, given[:1], **settings, distil_steps=1)
+
+
 def test_parts_that_cannot_go_say_why(tmp_path):
     denoiser = FAMILIES["sd3"].make()[0]
     found = importance(denoiser, batches(denoiser), progress=False, repeats=1)

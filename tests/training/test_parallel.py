@@ -15,8 +15,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nitrodistill.method import Cast, DistillationMethod, Draws
-from nitrodistill.methods import DMD2, LADD, DMD2Config, LADDConfig, find_method
+from nitrodistill.methods import (
+    DMD2,
+    LADD,
+    DMD2Config,
+    FeatureKD,
+    FeatureKDConfig,
+    LADDConfig,
+    find_method,
+)
 from nitrodistill.methods.dmd2 import CriticConfig, GANConfig, RegressionConfig
+from nitrodistill.models import PruneSpec, prune
 from nitrodistill.training import (
     OptimizerConfig,
     Stage,
@@ -146,6 +155,19 @@ def _few_steps(denoiser, name: str, **settings: Any) -> Case:
     return Case(make, LatentStream, config)
 
 
+def _pruned(denoiser) -> Case:
+    """A student without its mid block, distilled by its features."""
+    optimizers = {"student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5)}
+    config = TrainerConfig(steps=2, batch_size=4, optimizers=optimizers)
+    settings = FeatureKDConfig(data="pairs", features=(("down_blocks.0", "down_blocks.0"),))
+
+    def make() -> DistillationMethod:
+        student = prune(denoiser, PruneSpec.without(denoiser.network, ["mid_block"]))
+        return FeatureKD.build(settings, Cast.of(denoiser.copy(), student))
+
+    return Case(make, LatentStream, config)
+
+
 @pytest.fixture
 def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
     """Every method joins here."""
@@ -163,6 +185,7 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
         # not pseudo_huber: near 0, where the student begins, its slope makes rounding a thousand times larger
         "consistency": _few_steps(tiny_denoiser, "consistency", guidance=2.0, distance="l2"),
         "flow_map": _few_steps(tiny_denoiser, "flow_map", diagonal=0.25, robustness=0.5),
+        "pruned": _pruned(tiny_denoiser),
     }
 
 
@@ -206,6 +229,7 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
         "progressive",
         "consistency",
         "flow_map",
+        "pruned",
     ],
 )
 def test_two_processes_equal_one(cases, tiny, name, parallel):
