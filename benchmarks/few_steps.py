@@ -1,6 +1,7 @@
-"""Few-step students of the embedded teacher in 1 to 25 steps: progressive distillation, consistency, a flow map.
+"""Few-step students of the embedded teachers in 1 to 25 steps: progressive distillation, consistency, a flow map.
 
-    python benchmarks/few_steps.py [--seeds 0 1 2] [--fraction 1] [--samples 1024] [--output runs/few_steps]
+    python benchmarks/few_steps.py [--teacher toy] [--methods ...] [--seeds 0 1 2] [--fraction 1]
+        [--samples 1024] [--output runs/few_steps]
 
 Evaluated on the same held-out noises and prompts:
 
@@ -8,66 +9,92 @@ Evaluated on the same held-out noises and prompts:
     progressive    16 -> 8 -> 4 -> 2 -> 1, a student for each (nitrodistill/recipes/progressive-toy.yaml)
     consistency    one student, which renoises between its steps (the settings of examples/recipes/lcm-toy.yaml; it
                    learned on a grid of 40 steps, of which 25 are no part)
-    flow map       one student, told how far it goes (nitrodistill/recipes/flow-map-toy.yaml)
+    flow map       one student, which is given how far it goes (nitrodistill/recipes/flow-map-toy.yaml)
+    dmd2           a student for one step and one for four, without pairs (dmd2-toy.yaml, dmd2-toy-4step.yaml)
+    ladd           one step (demo.toy_recipe)
 
-All share 600 pairs. The updates (UPDATES) were chosen for about equal CPU time; what each really took is in its
-row. `--fraction` trains by that share of them, for a short look. Resumable: what is finished is kept, and a killed
-run goes on. Writes benchmarks/results/few_steps.json and the table in docs/few_steps.md.
+Those that read pairs share 600. The updates (UPDATES) were chosen for about 150 CPU seconds; what each really
+took is in its row. `--fraction` trains by that share of them, for a short look. Resumable: what is finished is
+kept, and a killed run goes on. Writes benchmarks/results/few_steps.json, and table and plot in docs/few_steps.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from demo_quality import METRICS, environment, table_cell, train
+from _toy import METRICS, environment, make_parser, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.demo.recipes import toy_recipe
 from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.methods.consistency import ConsistencyConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
-from nitrodistill.teachers import load_teacher
+from nitrodistill.teachers import EMBEDDED, load_teacher
 from nitrodistill.training.recipe import Recipe, load_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.types import Denoiser
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ROOT / "nitrodistill" / "recipes"
 RESULTS = ROOT / "benchmarks" / "results" / "few_steps.json"
 DOCS = ROOT / "docs" / "few_steps.md"
+PICTURES = ROOT / "docs" / "images"
 PAIRS, GUIDANCE, STEPS = 600, 3.0, (1, 2, 4, 8, 25)
-UPDATES = {"progressive": 720, "consistency": 760, "flow_map": 560}
+UPDATES = {
+    "progressive": 430,
+    "consistency": 440,
+    "flow_map": 330,
+    "dmd2": 380,
+    "dmd2_in_4": 310,
+    "ladd": 720,
+}
+RECIPES = {
+    "progressive": "nitrodistill/recipes/progressive-toy.yaml",
+    "consistency": "examples/recipes/lcm-toy.yaml",
+    "flow_map": "nitrodistill/recipes/flow-map-toy.yaml",
+    "dmd2": "nitrodistill/recipes/dmd2-toy.yaml",
+    "dmd2_in_4": "nitrodistill/recipes/dmd2-toy-4step.yaml",
+}
 
 
-def recipe_of(method: str, root: Path, seed: int, fraction: float) -> Recipe:
+def recipe_of(method: str, teacher: str, root: Path, seed: int, fraction: float) -> Recipe:
     """The method's recipe with its share of updates, without previews."""
-    name = {"progressive": "progressive-toy", "flow_map": "flow-map-toy"}.get(method, "lcm-toy")
-    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    output, pairs = str(root / f"{method}-{seed}"), str(root / "pairs")
+    updates = max(1, round(fraction * UPDATES[method]))
+    if method == "ladd":
+        recipe = toy_recipe(pairs, output, updates, seed)
+    else:
+        recipe = load_recipe(ROOT / RECIPES[method])
     whole = sum(stage.trainer.steps for stage in recipe.stages)
     stages = []
     for stage in recipe.stages:
-        steps = max(1, round(stage.trainer.steps * fraction * UPDATES[method] / whole))
         trainer = replace(
             stage.trainer,
-            steps=steps,
+            steps=max(1, round(stage.trainer.steps * updates / whole)),
             seed=seed,
             preview_every=0,
             evaluate_every=0,
+            best_metric="",
             checkpoint_every=20,
         )
         if method == "consistency":
             settings = ConsistencyConfig(grid_steps=40, guidance=GUIDANCE)
             stage = replace(stage, method="consistency", settings=settings)
         stages.append(replace(stage, trainer=trainer))
-    output = str(root / f"{method}-{seed}")
-    return replace(recipe, pairs=str(root / "pairs"), output=output, stages=stages)
+    if recipe.prompts:
+        recipe = replace(recipe, prompts=str(root / "prompts.txt"))
+    else:
+        recipe = replace(recipe, pairs=pairs)
+    return replace(recipe, teacher=teacher, output=output, stages=stages)
 
 
 class Bench:
@@ -76,17 +103,18 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.root: Path = options.output
         self.fraction: float = options.fraction
+        self.teacher: str = options.teacher
         self.settings = EvaluateConfig(
             options.samples, seed=1000, bootstrap=2, cost_repeats=0, num_pictures=0
         )
-        self.pipeline: Pipeline = load_teacher("toy")
+        self.pipeline: Pipeline = load_teacher(options.teacher)
 
     def measured(self, denoiser: Denoiser, plan: StepPlan, name: str) -> dict[str, Any]:
         """Metrics of a student, and beside them the teacher's and the floor; kept in a file of that name."""
         kept = self.root / f"{name}.json"
         if not kept.is_file():
             found = measure_student(
-                "toy", self.pipeline, denoiser, plan, shuffled_captions(), self.settings,
+                self.teacher, self.pipeline, denoiser, plan, shuffled_captions(), self.settings,
                 cache=self.root / "cache", keep_student=False,
             )  # fmt: skip
             rows = {
@@ -98,15 +126,15 @@ class Bench:
 
     def trained(self, method: str, seed: int) -> dict[str, Any]:
         """Steps -> metrics of the method's students, and the CPU seconds of their training."""
-        recipe = recipe_of(method, self.root, seed, self.fraction)
+        recipe = recipe_of(method, self.teacher, self.root, seed, self.fraction)
         row: dict[str, Any] = {"cpu_seconds": round(train(recipe, self.pipeline), 1)}
         row["updates"] = sum(stage.trainer.steps for stage in recipe.stages)
         for number in range(len(recipe.stages)):
             student = load_student(recipe.output, self.pipeline, stage=number)
             schedule, transition = student.denoiser.schedule, student.plan.transition
-            many = STEPS if method != "progressive" else (len(student.plan),)
-            for steps in many:
-                plan = StepPlan.from_schedule(schedule, steps, transition)
+            free = method in ("consistency", "flow_map")
+            for steps in STEPS if free else (len(student.plan),):
+                plan = StepPlan.from_schedule(schedule, steps, transition) if free else student.plan
                 name = f"{method}-{seed}-in-{steps}"
                 row[str(steps)] = self.measured(student.denoiser, plan, name)["student"]
         return row
@@ -142,27 +170,73 @@ def table(teacher: dict[str, Any], rows: dict[str, list[dict[str, Any]]]) -> str
     return "\n".join(lines)
 
 
-def write_docs(text: str) -> None:
-    """Replaces what stands between the markers in docs/few_steps.md."""
-    begin, end = "<!-- result -->", "<!-- end of result -->"
-    page = DOCS.read_text()
-    before, rest = page.split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
+COLOURS = {
+    "teacher": "#333333",
+    "progressive": "#4c78a8",
+    "consistency": "#f58518",
+    "flow_map": "#54a24b",
+    "dmd2": "#e45756",
+    "dmd2_in_4": "#e45756",
+    "ladd": "#b279a2",
+}
+
+
+def draw(teacher: dict[str, Any], rows: dict[str, list[dict[str, Any]]], file: Path) -> None:
+    """Distance to real pictures against steps, on logarithmic axes; bars from the lowest seed to the highest."""
+    curves = {"teacher": {n: [teacher[str(n)]["fd_real"]] for n in STEPS}}
+    for method, found in rows.items():
+        curves[method] = {
+            n: [one[str(n)]["fd_real"] for one in found] for n in STEPS if str(n) in found[0]
+        }
+    values = [v for curve in curves.values() for some in curve.values() for v in some]
+    low, high = math.log(min(values) / 1.2), math.log(max(values) * 1.2)
+
+    def to_x(steps: float) -> float:
+        return 60 + 420 * math.log(steps) / math.log(25)
+
+    def to_y(value: float) -> float:
+        return 350 - 320 * (math.log(value) - low) / (high - low)
+
+    parts = [f'<text x="{to_x(n):.0f}" y="372" text-anchor="middle">{n}</text>' for n in STEPS]
+    parts.append('<text x="270" y="392" text-anchor="middle">steps</text>')
+    parts.append('<text x="4" y="16">distance to real pictures (FD)</text>')
+    for tick in (2, 5, 10, 20, 50, 100, 200, 500, 1000):
+        if low < math.log(tick) < high:
+            parts.append(f'<path d="M60 {to_y(tick):.1f}H480" stroke="#ddd"/>')
+            parts.append(f'<text x="52" y="{to_y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
+    for number, (name, curve) in enumerate(curves.items()):
+        colour, mean = COLOURS[name], {n: statistics.mean(some) for n, some in curve.items()}
+        line = " ".join(f"{to_x(n):.1f},{to_y(value):.1f}" for n, value in mean.items())
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for n, some in curve.items():
+            x, y = to_x(n), to_y(mean[n])
+            bar = f"M{x:.1f} {to_y(min(some)):.1f}V{to_y(max(some)):.1f}"
+            parts.append(f'<path d="{bar}" stroke="{colour}"/>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
+        words = name.replace("_in_4", ", four steps").replace("_", " ")
+        parts.append(f'<circle cx="500" cy="{40 + 22 * number}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="512" y="{44 + 22 * number}">{words}</text>')
+    file.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 400" font-family="sans-serif" '
+        f'font-size="13"><rect width="640" height="400" fill="#fff"/>{"".join(parts)}</svg>\n'
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = make_parser(__doc__, "runs/few_steps")
+    parser.add_argument("--teacher", choices=EMBEDDED, default="toy")
+    parser.add_argument("--methods", nargs="+", choices=UPDATES, default=list(UPDATES))
     parser.add_argument("--fraction", type=float, default=1.0)
     parser.add_argument("--samples", type=int, default=1024)
-    parser.add_argument("--output", type=Path, default=Path("runs/few_steps"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    options.output = options.output / options.teacher
     bench = Bench(options)
     config = GenerateConfig(num_pairs=PAIRS, batch_size=64)
     pairs = str(options.output / "pairs")
-    generate(bench.pipeline, shuffled_captions(), pairs, config, teacher_name="toy")
-    rows = {m: [bench.trained(m, seed) for seed in options.seeds] for m in UPDATES}
+    generate(bench.pipeline, shuffled_captions(), pairs, config, teacher_name=options.teacher)
+    (options.output / "prompts.txt").write_text("\n".join(shuffled_captions()) + "\n")
+    rows = {m: [bench.trained(m, seed) for seed in options.seeds] for m in options.methods}
     teacher = bench.teachers()
     known = environment()
     costs = "; ".join(
@@ -170,31 +244,24 @@ def main() -> None:
         f"{' / '.join(str(round(one['cpu_seconds'])) for one in found)} CPU seconds"
         for method, found in rows.items()
     )
-    seeds = (
-        "one seed"
-        if len(options.seeds) == 1
-        else f"mean ± standard deviation of {len(options.seeds)} seeds"
-    )
+    picture = f"few_steps_{options.teacher.replace('-', '_')}.svg"
+    draw(teacher, rows, PICTURES / picture)
+    count = len(options.seeds)
     text = (
-        f"{table(teacher, rows)}\n\n{seeds.capitalize()}, {options.samples} pictures each. Training, "
-        f"{options.fraction:.0%} of the full length: {costs}, "
-        f"on one thread of {known['cpu'].strip()} (torch {known['torch']})."
+        f"{table(teacher, rows)}\n\n{count} seed{'s' if count > 1 else ''}, {options.samples} pictures each. "
+        f"Training, {options.fraction:.0%} of the full length: {costs}, on one thread of {known['cpu'].strip()} "
+        f"(torch {known['torch']}).\n\n![distance to real pictures against steps](images/{picture})"
     )
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(
-        json.dumps(
-            {
-                "environment": known,
-                "fraction": options.fraction,
-                "samples": options.samples,
-                "teacher": teacher,
-                "seeds": rows,
-            },
-            indent=1,
-        )
-        + "\n"
-    )
-    write_docs(text)
+    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found = {
+        "fraction": options.fraction,
+        "samples": options.samples,
+        "teacher": teacher,
+        "seeds": rows,
+    }
+    results[options.teacher] = {"environment": known, **found}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    write_docs(DOCS, options.teacher, text)
     print(text)
 
 
