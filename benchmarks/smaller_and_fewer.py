@@ -9,9 +9,10 @@ first stage is drawn (DDIM; it needs no guidance, so a step costs one pass, wher
 corners (whole and small) have a run for each seed, the middle size for the first. A point is dominated if another
 has no more GFLOPs a picture and no larger distance to real pictures.
 
-`--choices` compares which blocks go: what the importance search proposes, the first ones, and random ones, as
-many of them, after equal distillation of the output alone; the distance to the teacher's prediction on held-out
-latents is measured.
+`--choices` compares which blocks go: what the importance search proposes (each candidate distilled for 100 updates
+before it is measured), the first ones, and random ones, until as few parameters are left, after equal distillation
+of the output alone; the distance to the teacher's prediction on held-out latents is measured. The search is made
+once a teacher; each seed has its own random choice, other than the two, and its own training.
 
 Resumable: what is finished is kept, a killed run goes on. `--scale 0.25` takes a quarter of the steps. Writes
 benchmarks/results/smaller_and_fewer.json (or ..._choices.json) and the tables in docs/pruning.md.
@@ -36,6 +37,7 @@ from nitrodistill.evaluation import EvaluateConfig
 from nitrodistill.evaluation.importance import importance, propose
 from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.student import measure_student
+from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.methods import FeatureKDConfig
 from nitrodistill.models import Pipeline, PruneSpec
@@ -58,6 +60,7 @@ SIZES: dict[str, dict[str, tuple[int, ...]]] = {
     "small": {"mid_block": (), "up_blocks.0.attentions": ()},
 }
 STEPS = (25, 4, 1)
+SHARE, KINDS = 0.7, ("proposed", "first", "random")
 METRICS = {
     "alignment": "alignment",
     "fd_real": "FD to real",
@@ -226,15 +229,11 @@ def pareto(options: argparse.Namespace) -> None:
 
 def choices(options: argparse.Namespace) -> None:
     """Proposed, first and random blocks, after equal distillation."""
-    rows = []
-    for teacher in options.teachers:
-        for seed in options.seeds:
-            file = options.output / f"choices-{teacher}-{seed}.json"
-            rows.append(kept(file, lambda t=teacher, s=seed: compared(t, s, options)))
+    rows = [row for teacher in options.teachers for row in compared(teacher, options)]
     known = environment()
     lines = ["| teacher | seed | proposed | first | random |", "|---|---:|---:|---:|---:|"]
     for row in rows:
-        cells = [f"{row[kind]['distance']:.4f}" for kind in ("proposed", "first", "random")]
+        cells = [f"{row[kind]['distance']:.4f}" for kind in KINDS]
         lines.append(f"| {row['teacher']} | {row['seed']} | {' | '.join(cells)} |")
     text = "\n".join(lines) + (
         f"\n\nMean squared distance to the teacher's prediction on held-out latents; {rows[0]['steps']} steps of "
@@ -246,51 +245,62 @@ def choices(options: argparse.Namespace) -> None:
     print(text)
 
 
-def compared(teacher: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One teacher and seed: the three choices, distilled alike and measured on latents that none trained on."""
+def compared(teacher: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row a seed: the three choices, distilled alike and measured on latents that none trained on."""
     pipeline, root = load_teacher(teacher), options.output
-    pairs = root / f"pairs-{teacher}"
+    pairs, held_out = root / f"pairs-{teacher}", root / f"held-out-{teacher}"
     config = GenerateConfig(num_pairs=512, batch_size=64, num_inference_steps=10)
     generate(pipeline, shuffled_captions(), str(pairs), config, teacher_name=teacher)
-    held_out = root / f"held-out-{teacher}"
     more = replace(config, num_pairs=128, seed=1000)
     generate(pipeline, shuffled_captions(), str(held_out), more, teacher_name=teacher)
-    batch = LatentStore.open(pairs).read(range(64))
+    store = LatentStore.open(pairs)
     found = importance(
-        pipeline.denoiser, [batch], output=root / f"importance-{teacher}-{seed}", seed=seed
+        pipeline.denoiser,
+        [store.read(range(i, i + 64)) for i in range(0, 512, 64)],
+        output=root / f"importance-{teacher}",
+        distil_steps=100,
+        learning_rate=1e-3,
     )
-    parts = [score.names for score in found.scores]
-    whole = pipeline.denoiser.network
-    share = 0.7
-    proposed = propose(pipeline.denoiser, found, share)
+    parts, whole = [score.names for score in found.scores], pipeline.denoiser.network
     order = [names for names in pipeline.denoiser.adapter.removable(whole) if names in parts]
-    shuffled = random.Random(seed).sample(order, len(order))
-    specs = {
-        "proposed": proposed,
-        "first": _until(pipeline, order, share),
-        "random": _until(pipeline, shuffled, share),
-    }
-    row: dict[str, Any] = {"teacher": teacher, "seed": seed}
-    for kind, spec in specs.items():
-        recipe = load_recipe(RECIPE)
-        steps = max(1, round(options.scale * 400))
-        trainer = replace(
-            recipe.stages[0].trainer, steps=steps, batch_size=32, seed=seed, preview_every=0
-        )
-        settings = FeatureKDConfig(data="pairs", task={}, feature={}, guidance=3.0)
-        stage = Stage("feature_kd", trainer, settings, prune=spec)
-        folder = root / f"{kind}-{teacher}-{seed}"
-        recipe = replace(
-            recipe, teacher=teacher, pairs=str(pairs), output=str(folder), stages=[stage]
-        )
-        train(recipe, pipeline)
-        student = load_student(folder, pipeline).denoiser
-        row["steps"] = steps
-        row[kind] = {
-            "keep": {k: list(v) for k, v in spec.keep.items()},
-            "distance": _distance(pipeline, student, held_out),
-        }
-    return row
+    both = [propose(pipeline.denoiser, found, SHARE), _until(pipeline, order, SHARE)]
+    steps, rows = max(1, round(options.scale * 400)), []
+    for seed in options.seeds:
+        draw = random.Random(seed)
+        spec = both[0]
+        while spec in both:
+            spec = _until(pipeline, draw.sample(order, len(order)), SHARE)
+        row: dict[str, Any] = {"teacher": teacher, "seed": seed, "steps": steps}
+        for kind, chosen in zip(KINDS, [*both, spec], strict=True):
+            keep = {name: list(kept) for name, kept in chosen.keep.items()}
+            name = f"{teacher}-{seed}-{steps}-{blake2(json.dumps(keep)).hex()[:8]}"
+            row[kind] = kept(
+                root / f"{name}.json",
+                lambda c=chosen, n=name, k=keep, s=seed: {
+                    "keep": k,
+                    "distance": _distilled(pipeline, teacher, c, steps, s, root / n),
+                },
+            )
+        rows.append(row)
+    return rows
+
+
+def _distilled(
+    pipeline: Pipeline, teacher: str, spec: PruneSpec, steps: int, seed: int, folder: Path
+) -> float:
+    """The distance of a student with these blocks to its teacher, after its distillation."""
+    recipe, root = load_recipe(RECIPE), folder.parent
+    trainer = replace(
+        recipe.stages[0].trainer, steps=steps, batch_size=32, seed=seed, preview_every=0
+    )
+    settings = FeatureKDConfig(data="pairs", task={}, feature={}, guidance=3.0)
+    stage = Stage("feature_kd", trainer, settings, prune=spec)
+    pairs = str(root / f"pairs-{teacher}")
+    train(
+        replace(recipe, teacher=teacher, pairs=pairs, output=str(folder), stages=[stage]), pipeline
+    )
+    student = load_student(folder, pipeline).denoiser
+    return _distance(pipeline, student, root / f"held-out-{teacher}")
 
 
 def _until(pipeline: Pipeline, order: list[tuple[str, ...]], share: float) -> PruneSpec:
