@@ -273,7 +273,7 @@ def compared(teacher: str, options: argparse.Namespace) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"teacher": teacher, "seed": seed, "steps": steps}
         for kind, chosen in zip(KINDS, [*both, spec], strict=True):
             keep = {name: list(kept) for name, kept in chosen.keep.items()}
-            name = f"{teacher}-{seed}-{steps}-{blake2(json.dumps(keep)).hex()[:8]}"
+            name = f"{teacher}-{seed}-{steps}-{blake2(json.dumps(keep, sort_keys=True)).hex()[:8]}"
             row[kind] = kept(
                 root / f"{name}.json",
                 lambda c=chosen, n=name, k=keep, s=seed: {
