@@ -14,7 +14,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models import DiffusersDenoiser, FeatureTaps, Guided, LoRAConfig, add_lora, merged
+from nitrodistill.models import (
+    DiffusersDenoiser,
+    FeatureTaps,
+    Guided,
+    LoRAConfig,
+    PruneSpec,
+    add_lora,
+    merged,
+    prune,
+)
+from nitrodistill.models.pruning import weight_map
 from nitrodistill.sampling import StepPlan, predict_x0
 from nitrodistill.types import Condition, Denoiser
 from tests.models.families import FAMILIES, Family, PeakBytes, inputs
@@ -253,6 +263,31 @@ def test_sdpa(family, denoiser, monkeypatch):
     )
     denoiser(*inputs(denoiser, size=family.sizes[0]))
     assert calls
+
+
+@torch.no_grad()
+def test_pruning(denoiser, family, tmp_path):
+    """Without the first part that can go: fewer weights, each a copy; saved and loaded by diffusers alone."""
+    for names in denoiser.adapter.removable(denoiser.network):
+        try:
+            spec = PruneSpec.without(denoiser.network, names)
+            student = prune(denoiser, spec)
+        except ValueError:  # the first or the last of a kind that must stay
+            continue
+        break
+    else:
+        pytest.skip("nothing can go")
+    weights, before = student.network.state_dict(), denoiser.network.state_dict()
+    moved = weight_map(denoiser.network, spec)
+    assert set(weights) <= set(moved)
+    assert all(torch.equal(weights[name], before[moved[name]]) for name in weights)
+    assert sum(w.numel() for w in weights.values()) < sum(w.numel() for w in before.values())
+    given = inputs(denoiser, size=family.sizes[0])
+    found = student(*given)
+    student.network.save_pretrained(tmp_path)
+    loaded = type(denoiser.network).from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(student.with_module(loaded)(*given), found, rtol=0, atol=0)
+    assert not torch.equal(found, denoiser(*given))
 
 
 def test_bad_input(family, denoiser):

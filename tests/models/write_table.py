@@ -26,6 +26,7 @@ FEATURES = {
     "test_checkpointing": "checkpointing",
     "test_lora_roles": "LoRA roles",
     "test_sdpa": "SDPA",
+    "test_pruning": "pruning",
     "test_bad_input": "bad input",
 }
 WORDS = {"passed": "yes", "skipped": "-", "failed": "no"}
