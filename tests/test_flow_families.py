@@ -139,8 +139,13 @@ def test_dmd2_of_lora_roles_resumes_where_it_was(name, tmp_path):
     stage = Stage("dmd2", trainer, config, lora=LoRAConfig(rank=2))
 
     def recipe(folder: str) -> Recipe:
-        prompts = str(tmp_path / "prompts.txt")
-        return Recipe(str(tmp_path / "teacher"), str(tmp_path / folder), [stage], prompts=prompts)
+        return Recipe(
+            str(tmp_path / "teacher"),
+            str(tmp_path / folder),
+            [stage],
+            prompts=str(tmp_path / "prompts.txt"),
+            num_inference_steps=2,  # of the teacher that diagnostics draw with, 25 unless it is said
+        )
 
     assert len(list(run_recipe(recipe("whole"), pipeline))) == 4
     begun = run_recipe(recipe("broken"), pipeline)

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    Adapter,
+    Entry,
+    PipelineAdapter,
+    RescaleBy,
+    masked_text,
+)
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
@@ -40,10 +46,7 @@ class Lumina2Adapter(Adapter):
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask."""
-        return {
-            "encoder_hidden_states": Entry((None, self.config.cap_feat_dim)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        return masked_text(self.config.cap_feat_dim)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """The tensors under their own names, time turned around."""
@@ -73,6 +76,8 @@ class Lumina2Adapter(Adapter):
 
 class Lumina2PipelineAdapter(PipelineAdapter):
     """`Lumina2Pipeline`: the last layer but one of Gemma 2, of the pipeline's system prompt and the prompt."""
+
+    rescale_by: RescaleBy | None = "row"
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """Gemma's tokens and mask, padded to 256."""
