@@ -86,14 +86,15 @@ class Place:
             "checkpoint_every": CHECKPOINT_EVERY,
             "log_every": 20,
         }
-        settings = {**method["settings"], **self.teacher.settings(), **shares}
+        told = {name: getattr(self.teacher, name) for name in method.get("of_teacher", ())}
+        settings = {**method["settings"], **told, **self.teacher.settings(), **shares}
         stage = {"method": method["method"], "settings": settings, "trainer": trainer}
-        name, pairs = self.teacher.name, str(self.pairs)
         return parse_recipe(
             {
-                "teacher": name,
+                "teacher": self.teacher.name,
+                "guidance": self.teacher.guidance,
                 "output": str(output),
-                "pairs": pairs,
+                method.get("data", "pairs"): str(self.pairs),
                 "trackers": [],
                 "stages": [stage],
             }

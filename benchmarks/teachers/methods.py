@@ -1,9 +1,11 @@
 """The methods that are compared: a recipe's `method`, `settings` and `optimizers`, one dict each.
 
-Add a dict to compare another method, or another setting. Three keys:
+Add a dict to compare another method, or another setting:
 
     method        as in a recipe: a name, or package.module:Class
     settings      of the method; what a teacher's methods must be told (`Teacher.settings`) is added
+    of_teacher    settings that are the teacher's own, such as ["guidance"]
+    data          "prompts" for a method that reads no pairs but their prompts
     optimizers    role -> settings of its optimizer
     shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
 """
@@ -34,12 +36,30 @@ BOTH: dict[str, Any] = {
 }
 """The embedded teacher's recipe, on taps by depth."""
 
+MATCHING: dict[str, Any] = {
+    "method": "dmd2",
+    "settings": {},
+    "of_teacher": ["guidance"],
+    "data": "prompts",
+    "optimizers": {
+        "student": {
+            "learning_rate": 5e-4,
+            "betas": [0.5, 0.999],
+            "lr_decay_from": 0.6,
+            "ema_decay": 0.9,
+        },
+        "critic": {"learning_rate": 1e-3, "lr_decay_from": 0.6},
+    },
+}
+"""DMD2's defaults, on prompts alone; the embedded teacher's rates."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "regression": {
         "method": "ladd",
         "settings": {"adversarial_weight": 0.0},
         "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
     },
+    "dmd2": MATCHING,
     "both": BOTH,
     "both_late": {
         **BOTH,
