@@ -98,7 +98,8 @@ def against(rows: Rows, budget: str) -> list[str]:
                 ratios[name] = values
         ordered = sorted(ratios.items(), key=lambda item: statistics.mean(item[1]))
         parts = [f"{name} {' '.join(f'{v:.2f}' for v in values)}" for name, values in ordered]
-        lines.append(f"{METRICS[quality]} over that of smooth L1, {block}: {', '.join(parts)}.")
+        where = f"{block}, at equal {budget}"
+        lines.append(f"{METRICS[quality]} over that of smooth L1, {where}: {', '.join(parts)}.")
     return lines
 
 

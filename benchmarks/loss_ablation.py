@@ -228,6 +228,8 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     cells = [cell for cell in ablation.cells if cell.is_finished(place)]
     budgets = Counter((cell.name, cell.seed) for cell in cells)
     rows = [ablation.result(cell) for cell in cells if budgets[cell.name, cell.seed] == 2]
+    wanted = {(cell.name, cell.seed, cell.steps) for cell in ablation.cells}
+    done = wanted & {(cell.name, cell.seed, cell.steps) for cell in cells}
     if not {REFERENCE} <= {row["loss"] for row in rows if row["block"] == "alone"}:
         return
     settings = {name: getattr(options, name) for name in ("steps", "seeds", "weights", "taps", "u")}
@@ -241,11 +243,17 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     for block in blocks:
         draw(rows, block, place.folder / f"pareto-{block}.svg")
     about = (
+        f"{len(done)} of {len(wanted)} students are finished. "
         f"Teacher {place.teacher.name}; {place.num_pairs} pairs, batches of {place.batch_size}, "
         f"{place.quality.num_samples} pictures each, seeds {', '.join(map(str, options.seeds))} (smooth L1: "
         f"{', '.join(map(str, options.yardstick))}); one thread of {known['cpu']} (torch {known['torch']}), "
         "shared with other work. Made by `python -m benchmarks.loss_ablation`."
     )
+    shown = {(row["block"], row["loss"]) for row in rows}
+    missing = {(c.block, c.loss): c.ms for c in ablation.cells if (c.block, c.loss) not in shown}
+    if missing:
+        parts = [f"{loss}, {block} ({ms:.0f} ms a step)" for (block, loss), ms in missing.items()]
+        about = f"Not finished: {'; '.join(parts)}.\n\n{about}"
     lines = [*against(rows, STEPS), *against(rows, COST), yardstick(rows), about]
     text = "\n\n".join([table(rows), *lines])
     print(text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +172,7 @@ def test_the_table_the_csv_and_the_picture(tmp_path):
         in (lines[5])
     )
     assert "| none |  | 5 | 3 | 10 | 10 | 8.000 (7.000 to 9.000) | the same |" in lines[7]
-    assert against(rows, COST)[0].endswith("alone: l1 0.75, smooth_l1 1.00.")
+    assert against(rows, COST)[0].endswith("alone, at equal cost: l1 0.75, smooth_l1 1.00.")
     write_csv(rows, tmp_path / "rows.csv")
     read = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert len(read) == 8
@@ -184,3 +186,11 @@ def test_quick_changes_defaults_and_nothing_that_is_given():
     assert (quick.steps, quick.weights, quick.taps) == (7, [1.0], [0.25, "mid_block"])
     assert (quick.seeds, quick.yardstick) == ([0], [0, 1, 2])
     assert read_options([]).output != quick.output
+
+
+def test_the_commands_of_the_page_are_understood():
+    page = (Path(__file__).parents[2] / "docs" / "loss_ablation.md").read_text()
+    commands = re.findall(r"^python -m benchmarks.loss_ablation (.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        read_options(shlex.split(command))
