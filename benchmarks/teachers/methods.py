@@ -3,9 +3,8 @@
 Add a dict to compare another method, or another setting:
 
     method        as in a recipe: a name, or package.module:Class
-    settings      of the method; what a teacher's methods must be told (`Teacher.settings`) is added
-    of_teacher    settings that are the teacher's own, such as ["guidance"]
-    data          "prompts" for a method that reads no pairs but their prompts
+    settings      of the method; what a teacher's methods must be told (`Teacher.settings`, and its guidance where
+                  the method has that) is added
     optimizers    role -> settings of its optimizer
     shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
 """
@@ -39,8 +38,6 @@ BOTH: dict[str, Any] = {
 MATCHING: dict[str, Any] = {
     "method": "dmd2",
     "settings": {},
-    "of_teacher": ["guidance"],
-    "data": "prompts",
     "optimizers": {
         "student": {
             "learning_rate": 5e-4,

@@ -270,6 +270,10 @@ class LADD(DistillationMethod):
         if reconstruction is None and self.config.reconstruction:
             reconstruction = named_loss(self.config.reconstruction)
         self.reconstruction: WeightedSum | None = reconstruction
+        self._teacher: Frozen | None = None
+        if self.discriminator is not None:
+            taps = self.discriminator.taps
+            self._teacher = Frozen(taps.denoiser.module, taps.names)
         self._misaligned: Misaligned = Misaligned()
 
     @classmethod
@@ -291,8 +295,12 @@ class LADD(DistillationMethod):
         else:
             plan = StepPlan.from_schedule(student.schedule, config.num_inference_steps, "renoise")
         if config.reconstruction:
-            loss = named_loss(config.reconstruction, decode=cast.decode)
-        return cls(student, discriminator, plan, config, reconstruction=loss)
+            loss = named_loss(config.reconstruction, decode=cast.decode, features=cast.features)
+        made = cls(student, discriminator, plan, config, reconstruction=loss)
+        if cast.tapped:
+            names = () if discriminator is None else discriminator.taps.names
+            made._teacher = Frozen(cast.teacher.module, (*names, *cast.tapped))
+        return made
 
     def trainable(self) -> Mapping[str, Role]:
         """The student, and the discriminator's heads where there is one."""
@@ -303,10 +311,7 @@ class LADD(DistillationMethod):
 
     def frozen(self) -> Mapping[str, Frozen]:
         """The teacher under the heads, and the networks of perceptual losses."""
-        found = {}
-        if self.discriminator is not None:
-            taps = self.discriminator.taps
-            found["teacher"] = Frozen(taps.denoiser.module, taps.names)
+        found = {} if self._teacher is None else {"teacher": self._teacher}
         if self.reconstruction is not None:
             found["reconstruction"] = Frozen(self.reconstruction, as_it_is=True)
         return found

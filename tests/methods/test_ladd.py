@@ -14,13 +14,16 @@ from nitrodistill.discriminator import (
     MLPHead,
     TokenHead,
 )
-from nitrodistill.losses import NonSaturatingGANLoss, RelativisticGANLoss
+from nitrodistill.losses import LatentLPIPSLoss, NonSaturatingGANLoss, RelativisticGANLoss
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.models import FeatureTaps
+from nitrodistill.models.denoiser import frozen
 from nitrodistill.prediction import to_x0
-from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.sampling import StepPlan, predict_x0, sample
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.timesteps import LogitNormal, Uniform
+from nitrodistill.training.networks import check_cast
 from nitrodistill.types import Batch, Condition, Pairs, expand
 
 TAPS = ("conv_in", "mid_block")
@@ -56,6 +59,35 @@ def run(method: LADD, batch: Batch, step: int = 0, seed: int = 0) -> dict:
 
 def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+@pytest.mark.parametrize("adversarial_weight", [0.0, 1.0])
+def test_the_teachers_features_as_reconstruction(tiny_denoiser, adversarial_weight):
+    batch = make_batch(0, 3)
+    empty = pairs_of(batch).condition.index(0)
+    cast = Cast.of(tiny_denoiser, tiny_denoiser.copy(), empty=empty)
+    network = {"taps": ["conv_in", "down_blocks.0"], "u": 0.25}
+    config = LADDConfig(
+        taps=TAPS,
+        head_width=8,
+        reconstruction={"latent_lpips": {"network": network}},
+        adversarial_weight=adversarial_weight,
+    )
+    method = LADD.build(config, cast)
+    check_cast(method, cast)
+    taps = method.frozen()["teacher"].taps
+    of_heads = TAPS if adversarial_weight else ()
+    assert taps == (*of_heads, "conv_in", "down_blocks.0")
+    frozen(tiny_denoiser.module)
+    found = run(method, batch)["student"][1]["reconstruction"]
+    assert has_gradient(method.student.module)
+    assert not has_gradient(tiny_denoiser.module)
+
+    pairs, (step,) = pairs_of(batch), method.plan.steps
+    x0 = predict_x0(method.student, step, step.input.mix(pairs.x0, pairs.noise), pairs.condition)
+    t = tiny_denoiser.schedule.timestep(torch.full((3,), 0.25))
+    trunk = FeatureTaps(tiny_denoiser, network["taps"]).bind(t, empty.index([0, 0, 0]))
+    torch.testing.assert_close(found, LatentLPIPSLoss(trunk).per_sample(x0, pairs.x0).detach())
 
 
 @pytest.mark.parametrize(

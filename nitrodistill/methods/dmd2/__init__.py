@@ -111,7 +111,10 @@ class DMD2(DistillationMethod):
         self.discriminator: LatentDiscriminator | None = self.game and self.game.discriminator
         self.regression: WeightedSum | None = None
         if config.regression is not None:
-            self.regression = named_loss(config.regression.losses, decode=cast.decode)
+            self.regression = named_loss(
+                config.regression.losses, decode=cast.decode, features=cast.features
+            )
+        self._tapped = cast.tapped
         self._check()
 
     @classmethod
@@ -137,7 +140,7 @@ class DMD2(DistillationMethod):
         gan, discriminator = self.config.gan, self.discriminator
         if gan is not None and discriminator is not None and gan.features == "teacher":
             taps = discriminator.taps.names
-        found = {"teacher": Frozen(self.teacher.module, taps)}
+        found = {"teacher": Frozen(self.teacher.module, (*taps, *self._tapped))}
         if self.regression is not None:
             found["regression"] = Frozen(self.regression, as_it_is=True)
         return found
