@@ -93,6 +93,7 @@ def test_a_faithful_student_sets_off_nothing():
         ),
         ("chance", 90, discriminator(0.5, 0.0), "raise optimizers.d.learning_rate"),
         ("chance", 90, discriminator(0.51, -0.3), "is right in 51%"),
+        ("chance", 90, discriminator(0.5, 0.0), "train without it (adversarial_weight 0)"),
         (
             "unstable",
             90,
