@@ -87,7 +87,10 @@ def test_at_its_true_size(kind, config, parameters):
 @pytest.mark.parametrize(
     ("recipe", "family", "kind", "config", "weights"),
     [
-        ("dmd-zimage-lora", "z-image", "ZImageTransformer2DModel", {}, 6_154_908_736),
+        pytest.param(
+            *("dmd-zimage-lora", "z-image", "ZImageTransformer2DModel", {}, 6_154_908_736),
+            marks=pytest.mark.soak,
+        ),
         ("ladd-flux2-klein", "flux2-klein", "Flux2Transformer2DModel", KLEIN_4B, 3_875_544_576),
         pytest.param(
             *("dmd-zimage-lora", "lumina2", "Lumina2Transformer2DModel", LUMINA_2, 2_609_769_152),

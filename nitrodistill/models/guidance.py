@@ -118,6 +118,8 @@ class Guided(_Around):
         self.rescale: float = rescale
         self.rescale_by: RescaleBy = check_choice("rescale_by", rescale_by, get_args(RescaleBy))
         self.interval: tuple[float, float] = interval
+        known = isinstance(denoiser, DiffusersDenoiser)
+        self._patch: int = denoiser.adapter.patch if known else 1  # latent pixels a token is wide
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided prediction; see `DiffusersDenoiser.__call__`."""
@@ -160,12 +162,6 @@ class Guided(_Around):
         dims = -1 if self.rescale_by == "row" else tuple(range(1, value.ndim))
         size = torch.std if self.rescale_by == "deviation" else torch.linalg.vector_norm
         return size(value, dim=dims, keepdim=True)
-
-    @property
-    def _patch(self) -> int:
-        """Latent pixels a token is wide."""
-        known = isinstance(self.denoiser, DiffusersDenoiser)
-        return self.denoiser.adapter.patch if known else 1
 
 
 class EmbeddedGuidance(_Around):

@@ -223,17 +223,12 @@ class _Counts:
                 share = RoleMemory(share.parameters, share.trained, fetched)
             roles[name] = share
         turns = checkpointed if trainer.gradient_checkpointing else plain
-        encoders = sum(roles[name].weights for name in self._waiting(method))
-        for name in self._waiting(method):
-            roles[name] = replace(roles[name], weights=0)
-        return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1, encoders)
-
-    def _waiting(self, method: DistillationMethod) -> list[str]:
-        """Text encoders that are on the CPU while the method trains; prompts alone are encoded all the time."""
+        # text encoders that are on the CPU while the method trains; prompts alone are encoded all the time
         away = self._pipeline.offload_text and "prompts" not in method.reads
-        return [
-            n for n in self._pipeline.diffusers.components if away and n.startswith("text_encoder")
-        ]
+        waiting = [name for name in roles if away and name.startswith("text_encoder")]
+        encoders = sum(roles[name].weights for name in waiting)
+        roles |= {name: replace(roles[name], weights=0) for name in waiting}
+        return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1, encoders)
 
     def _count(self, stage: Stage) -> _Counted:
         shapes = shapes_of(self._pipeline)

@@ -88,9 +88,9 @@ class StageNetworks:
             whole = another_teacher(stage.teacher, load_teacher, whole)
 
         def teacher() -> DiffusersDenoiser:
-            cast = is_cast(stage, whole)
-            made = base_copy(whole) if cast or stage.trainer.parallel == "fsdp" else whole
-            if cast and (half := stage.trainer.half):
+            copied = is_cast(stage, whole) or stage.trainer.parallel == "fsdp"
+            made = base_copy(whole) if copied else whole
+            if half := stage.trainer.half:
                 cast_base(made.network, half)
             if stage.teacher == "previous" and stage.lora is not None:
                 assert before is not None

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
-    PipelineAdapter,
     RescaleBy,
+    SigmaLinePipelineAdapter,
     masked_text,
 )
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
@@ -74,7 +74,7 @@ class Lumina2Adapter(Adapter):
         return on_grid(found, grid)
 
 
-class Lumina2PipelineAdapter(PipelineAdapter):
+class Lumina2PipelineAdapter(SigmaLinePipelineAdapter):
     """`Lumina2Pipeline`: the last layer but one of Gemma 2, of the pipeline's system prompt and the prompt."""
 
     rescale_by: RescaleBy | None = "row"
@@ -92,10 +92,6 @@ class Lumina2PipelineAdapter(PipelineAdapter):
             "", negative_prompt=negative_prompt or "", device=pipe.device
         )
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
 
 
 def _move_mask(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
