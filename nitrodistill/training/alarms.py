@@ -66,7 +66,7 @@ _SAYS = {
     "chance": "{role} is at chance: over two times {window} steps it is right in {right:.0%} and says nothing to "
     "the student; raise optimizers.{role}.learning_rate, let it look at lower noise (its timesteps) or through "
     "other taps, or show it fresh noise and larger batches; if it stays there, train without it "
-    "(adversarial_weight 0), or by LADD's balanced, which then leaves the student alone",
+    "(adversarial_weight 0), or by balanced, which then leaves the student alone",
     "unstable": "{role} is at chance and swings: over two times {window} steps it is right in {right:.0%}, its "
     "advantage lies between {low:.2f} and {high:.2f}; lower optimizers.{role}.learning_rate, add a penalty, or "
     "take larger batches",
