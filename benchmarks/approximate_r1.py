@@ -10,8 +10,7 @@ teacher whose features are its input, and the logit w x_t with |w| = 1. Moving z
 compares x_t with a latent to which no noise was added measures the noise instead: E (t w (eps - z))^2 = 2 E t^2,
 which stays however small the scale is.
 
-The peer is called as its users call it: `DMDPipeline.compute_discriminator_loss`. It shares torch with this
-environment; its other needs go into the folder.
+The peer is called as its users call it: `DMDPipeline.compute_discriminator_loss`.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
-import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +27,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import _measure as measure
 import torch
+from _peers import MODELOPT, beside_modelopt
 from torch import Tensor, nn
 
-PEER = "nvidia-modelopt==0.47.0"
-NEEDS = ("omegaconf", "antlr4-python3-runtime==4.9.3", "pulp<4", "pydantic", "nvidia-ml-py")
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
 SHAPE = (4, 4, 4)
 LOW, HIGH = 0.001, 0.999
@@ -91,7 +87,7 @@ class Linear(nn.Module):
         return (x * self.w).flatten(1).sum(1, keepdim=True)
 
 
-def ours(samples: int) -> list[float]:
+def ours(samples: int, scales: Sequence[float] = SCALES) -> list[float]:
     """Our penalty, as LADD adds it."""
     import nitrodistill as nd
 
@@ -110,7 +106,7 @@ def ours(samples: int) -> list[float]:
     law = nd.Uniform(((LOW, HIGH),))
     draws = nd.Draws(0, 0, torch.arange(samples))
     z, found = latents(samples), []
-    for scale in SCALES:
+    for scale in scales:
         penalties = {"r1": nd.LazyPenalty(nd.ApproximateR1Penalty(scale))}
         noising = nd.Noising(law, law, law)
         game = nd.AdversarialGame(discriminator, noising, nd.NonSaturatingGANLoss(), penalties)
@@ -120,7 +116,7 @@ def ours(samples: int) -> list[float]:
     return found
 
 
-def peer(samples: int) -> list[float]:
+def peer(samples: int, scales: Sequence[float] = SCALES) -> list[float]:
     """modelopt's, in an environment that has it."""
     from modelopt.torch.fastgen import DMDPipeline  # pyright: ignore[reportMissingImports]
     from modelopt.torch.fastgen.config import (  # pyright: ignore[reportMissingImports]
@@ -130,7 +126,7 @@ def peer(samples: int) -> list[float]:
 
     torch.manual_seed(0)
     z, found = latents(samples), []
-    for scale in SCALES:
+    for scale in scales:
         times = SampleTimestepConfig(time_dist_type="uniform", min_t=LOW, max_t=HIGH)
         config = DMDConfig(
             pred_type="x0",
@@ -147,34 +143,6 @@ def peer(samples: int) -> list[float]:
     return found
 
 
-def peer_apart(samples: int) -> list[float]:
-    """`peer`, in a process of its own with a folder of packages that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        install = [
-            "uv",
-            "pip",
-            "install",
-            "--quiet",
-            "--python",
-            sys.executable,
-            "--target",
-            folder,
-        ]
-        subprocess.run([*install, "--no-deps", PEER], check=True)
-        # torch, numpy and safetensors are there already; what pydantic needs comes with it
-        subprocess.run([*install, *NEEDS], check=True)
-        script = [sys.executable, __file__, "--peer", str(samples)]
-        paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), folder]).strip(os.pathsep)
-        run = subprocess.run(
-            script,
-            env={**os.environ, "PYTHONPATH": paths},
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    return json.loads(run.stdout.splitlines()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="fewer samples, writes nothing")
@@ -184,13 +152,14 @@ def main() -> None:
         print(json.dumps(peer(arguments.peer)))
         return
     samples = 2_000 if arguments.quick else 50_000
-    pairs = zip(SCALES, ours(samples), peer_apart(samples), strict=True)
+    theirs = beside_modelopt(__file__, ["--peer", str(samples)])
+    pairs = zip(SCALES, ours(samples), theirs, strict=True)
     rows = [Row(scale, closed_form(scale), mine, theirs) for scale, mine, theirs in pairs]
     numbers = [[f"{v:.3g}" for v in (r.scale, r.closed_form, r.ours, r.peer)] for r in rows]
-    table = measure.markdown_table(["scale", "closed form", "nitrodistill", PEER], numbers)
+    table = measure.markdown_table(["scale", "closed form", "nitrodistill", MODELOPT], numbers)
     print(table)
     if not arguments.quick:
-        measure.write_json("approximate_r1", rows, {"samples": samples, "peer": PEER})
+        measure.write_json("approximate_r1", rows, {"samples": samples, "peer": MODELOPT})
         note = f"Mean of {samples} samples. Made by `benchmarks/approximate_r1.py`."
         measure.replace_between_markers(DOCS, "approximate_r1", f"{table}\n\n{note}")
 

@@ -7,8 +7,8 @@ published sizes, text encoders too. Nothing is allocated or downloaded. What is 
 benchmarks/results/family_memory.json: remove it to count anew, minutes each. `--write` puts the table of all
 that is counted into docs/families.md. Its columns of bfloat16 and of eight GPUs are arithmetic:
 
-- bfloat16: with `teacher_settings: {weights_dtype: bfloat16, offload_text: true}` the pipeline's own weights,
-  which `estimate` takes in float32, are half of that, and its text encoder is in the host's memory.
+- bfloat16: with `teacher_settings: {weights_dtype: bfloat16}` the pipeline's own weights are half of what they
+  are in float32, and what trains with bf16 uses the teacher itself and no copy of it.
 - eight GPUs: LoRA roles are not shared out (DDP), so each GPU takes what one alone does. With `parallel: fsdp`
   each holds an eighth of teacher and student, of gradients, moments and average, and two gathered blocks in
   bfloat16.
@@ -37,8 +37,8 @@ PATH = RESULTS / "family_memory.json"
 EMPTY: Any = None
 GIB, GPU, GPUS = 2**30, 80 * 10**9, 8
 TEXT_ENCODER = "text_encoder"
-OWN = {"teacher", TEXT_ENCODER, "vae"}
-"""Roles whose weights have the dtype in which the pipeline is loaded."""
+OWN, COPY = {"teacher", TEXT_ENCODER, "vae"}, "teacher's copy"
+"""Roles whose weights have the dtype in which the pipeline is loaded; a copy of one in another dtype."""
 
 
 def qwen3_4b() -> Any:
@@ -126,8 +126,12 @@ def counted(recipe: str) -> dict[str, Any]:
     start = time.perf_counter()
     with torch.device("meta"):
         pipe = RECIPES[recipe]()
+    plan = load_recipe(recipe)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            torch.nn.Module.to(part, getattr(torch, plan.teacher_settings.weights_dtype))
     pipeline = Pipeline.from_diffusers(pipe, resolution=(1024, 1024))
-    (stage,) = load_recipe(recipe).stages
+    (stage,) = plan.stages
     memory = estimate(pipeline, stage, text_length=512)
     kinds = set(pipe.transformer._no_split_modules)
     blocks = [m for m in pipe.transformer.modules() if type(m).__name__ in kinds]
@@ -153,9 +157,10 @@ def counted(recipe: str) -> dict[str, Any]:
 
 
 def in_bfloat16(found: dict[str, Any]) -> float:
-    """The peak with the pipeline's own weights in bfloat16, and its text encoder elsewhere."""
-    weights = {name: role["weights"] for name, role in found["roles"].items() if name in OWN}
-    return found["peak"] - sum(weights.values()) / 2 - weights[TEXT_ENCODER] / 2
+    """The peak with the pipeline's own weights in bfloat16."""
+    whole = [role for name, role in found["roles"].items() if name in OWN]
+    spared = sum(max(0, role["weights"] - 2 * role["parameters"]) for role in whole)
+    return found["peak"] - spared - found["roles"].get(COPY, {"weights": 0})["weights"]
 
 
 def shared_out(found: dict[str, Any]) -> float:
@@ -165,8 +170,8 @@ def shared_out(found: dict[str, Any]) -> float:
         return whole
     shares = 0.0
     for name, role in found["roles"].items():
-        if name not in (TEXT_ENCODER, "vae"):
-            weights = role["weights"] / (2 if name in OWN else 1)
+        if name not in (TEXT_ENCODER, "vae", COPY):
+            weights = 2 * role["parameters"] if name in OWN else role["weights"]
             shares += weights + role["gradients"] + role["optimizer"] + role["average"]
     return whole - shares * (1 - 1 / GPUS) + 2 * 2 * found["largest_block"]
 
@@ -183,7 +188,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         "trained, millions",
         "micro-batch",
         "one GPU, as it is, GiB",
-        "teacher in bfloat16, text encoder offloaded, GiB",
+        "teacher in bfloat16, GiB",
         "each of eight GPUs, the same, GiB",
         "one more sample, GiB",
     )

@@ -13,7 +13,7 @@ Evaluated on the same held-out noises and prompts:
     dmd2           a student for one step and one for four, without pairs (dmd2-toy.yaml, dmd2-toy-4step.yaml)
     ladd           one step (demo.toy_recipe)
 
-Those that read pairs share 600. The updates (UPDATES) were chosen for about 150 CPU seconds; what each really
+Those that read pairs share 600. The updates (UPDATES) were chosen for about 115 CPU seconds; what each really
 took is in its row. `--fraction` trains by that share of them, for a short look. Resumable: what is finished is
 kept, and a killed run goes on. Writes benchmarks/results/few_steps.json, and table and plot in docs/few_steps.md.
 """
@@ -55,7 +55,7 @@ UPDATES = {
     "flow_map": 330,
     "dmd2": 380,
     "dmd2_in_4": 310,
-    "ladd": 720,
+    "ladd": 390,
 }
 RECIPES = {
     "progressive": "nitrodistill/recipes/progressive-toy.yaml",

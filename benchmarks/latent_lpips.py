@@ -1,9 +1,11 @@
 """LatentLPIPS on the embedded teacher's VAE: the fit that is distributed, and what ranks pairs as its pictures do.
 
-    python benchmarks/latent_lpips.py --fit DIR     fits and prints rank correlations on held-out pairs
-    python benchmarks/latent_lpips.py --speed       the published architecture against a replica with batch norm
+    python -m benchmarks.latent_lpips --fit DIR     fits and prints rank correlations on held-out pairs
+    python -m benchmarks.latent_lpips --features    ranks held-out pairs by features of the teacher and the decoder
+    python -m benchmarks.latent_lpips --speed       the published architecture against a replica with batch norm
 
-The distance of the pictures is LPIPS' formula on the oracle's feature maps.
+The distance of the pictures is LPIPS' formula on the oracle's feature maps. The last two write their tables into
+docs/losses.md.
 """
 
 from __future__ import annotations
@@ -11,17 +13,35 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks._measure import (
+    Spread,
+    environment,
+    markdown_table,
+    peak_mib,
+    replace_between_markers,
+)
 from nitrodistill import toy
 from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
-from nitrodistill.losses.latent_trunk import read_latent_trunk
-from nitrodistill.models import Pipeline
+from nitrodistill.losses.latent_trunk import fitted_trunk, read_latent_trunk
+from nitrodistill.losses.lpips import FeatureTrunk, lpips_distance
+from nitrodistill.method import Draws
+from nitrodistill.models import DecoderFeatures, FeatureTaps, Pipeline
 from nitrodistill.toy import scenes
-from nitrodistill.training.latent_lpips import FitConfig, fit_latent_lpips
+from nitrodistill.training.latent_lpips import (
+    FitConfig,
+    fit_latent_lpips,
+    make_pairs,
+    rank_correlation,
+)
+
+DOCS = Path(__file__).parents[1] / "docs" / "losses.md"
+FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75)
 
 
 def toy_latents(pipeline: Pipeline, count: int, seed: int) -> Tensor:
@@ -41,6 +61,70 @@ def fit(folder: Path) -> None:
     found = fit_latent_lpips(latents, decoded.per_sample, folder, FitConfig())
     print(f"fitted {found.correlation:.3f}, latent L2 {found.l2_correlation:.3f}, "
           f"{time.process_time() - start:.0f} CPU seconds, {found.weights.stat().st_size} bytes")  # fmt: skip
+
+
+def features(count: int) -> None:
+    """Spearman's correlation with the distance of the pictures, by what sees the latents."""
+    pipeline = Pipeline.from_diffusers(toy.load_pipeline())
+    teacher, empty = pipeline.denoiser, pipeline.null_condition()
+    decoded = DecodedLoss(LPIPSLoss(toy.oracle_maps), pipeline.decode, None)
+    drawn = Draws(0, 0, torch.arange(count), purpose="features")
+    x, y = make_pairs(toy_latents(pipeline, 512, 1), drawn)
+    noise = drawn.normal("noise", x.shape[1:])
+    chunks = torch.arange(count).split(64)
+
+    def ranks(distance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
+        with torch.no_grad():
+            values = torch.cat([distance(x[rows], y[rows], rows) for rows in chunks])
+        return rank_correlation(values, truth)
+
+    def of(trunk: FeatureTrunk) -> float:
+        loss = LatentLPIPSLoss(trunk)
+        return ranks(lambda a, b, rows: loss.per_sample(a, b))
+
+    def of_teacher(u: float, noised: bool) -> list[float]:
+        """By each block alone, and by all together."""
+
+        def distances(rows: Tensor) -> Tensor:
+            t = teacher.schedule.timestep(torch.full((len(rows),), u))
+            trunk, sides = taps.bind(t, empty.index([0] * len(rows))), [x[rows], y[rows]]
+            if noised:
+                sides = [teacher.schedule(t).mix(side, noise[rows]) for side in sides]
+            each = [
+                lpips_distance([a], [b], [a.new_ones(a.shape[1])], eps=1e-8)
+                for a, b in zip(*map(trunk, sides), strict=True)
+            ]
+            return torch.stack([*each, torch.stack(each).sum(0)])
+
+        with torch.no_grad():
+            values = torch.cat([distances(rows) for rows in chunks], dim=1)
+        return [rank_correlation(one, truth) for one in values]
+
+    with torch.no_grad():
+        truth = torch.cat([decoded.per_sample(x[rows], y[rows]) for rows in chunks])
+    blocks = list(teacher.adapter.blocks(teacher.network))
+    taps, lines = FeatureTaps(teacher, blocks), []
+    for noised in (False, True):
+        found = zip(*(of_teacher(u, noised) for u in FRACTIONS), strict=True)
+        for name, values in zip([*blocks, "all of them"], found, strict=True):
+            about = f"teacher, {name}{', noised' if noised else ''}"
+            lines.append([about, *(f"{value:.3f}" for value in values)])
+    torch.manual_seed(0)
+    random = fitted_trunk(x.shape[1], [(32, 32), (64, 64)])
+    vae = pipeline.diffusers.vae
+    fitted = LatentLPIPSLoss(weights="toy")
+    others = {
+        '`weights="toy"`': ranks(lambda a, b, rows: fitted.per_sample(a, b)),
+        "the decoder's `mid_block`": of(DecoderFeatures(vae, ("mid_block",))),
+        "the decoder's `mid_block`, `up_blocks.0`": of(DecoderFeatures(vae)),
+        "a trunk with random weights": of(random),
+        "mean squared difference": ranks(lambda a, b, rows: (a - b).square().mean((1, 2, 3))),
+    }
+    lines += [[name, f"{value:.3f}", *[""] * 4] for name, value in others.items()]
+    text = markdown_table(["features", *[f"u = {u:g}" for u in FRACTIONS]], lines)
+    text += f"\n\n{count} pairs. Made by `python -m benchmarks.latent_lpips --features`."
+    print(text)
+    replace_between_markers(DOCS, "latent-lpips-features", text)
 
 
 def speed(rounds: int) -> None:
@@ -68,18 +152,32 @@ def speed(rounds: int) -> None:
                 total = total + (a - b).square().sum(1).mean()
         return total
 
-    tasks = {"replica": replica, "ours": lambda: loss(x, y), "cached": lambda: loss(x, target)}
+    tasks: dict[str, Callable[[], Tensor]] = {
+        "replica": replica,
+        "`LatentLPIPSLoss`": lambda: loss(x, y),
+        "with `target_features`": lambda: loss(x, target),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in tasks}
     for _ in range(rounds + 1):
         for name, task in tasks.items():
             start = time.process_time()
             task().backward()
             seconds[name].append(time.process_time() - start)
-    for name in ("ours", "cached"):
-        ratios = [a / b for a, b in zip(seconds["replica"][1:], seconds[name][1:], strict=True)]
-        print(
-            f"{name}: {statistics.median(ratios):.2f} times the replica's speed (torch {torch.__version__})"
-        )
+    lines = []
+    for name, task in tasks.items():
+        pairs = zip(seconds["replica"][1:], seconds[name][1:], strict=True)
+        found = Spread.of(theirs / ours for theirs, ours in pairs)
+        own = statistics.median(seconds[name][1:])
+        memory = peak_mib(lambda task=task: task().backward())
+        spread = f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
+        lines.append([name, f"{1e3 * own:.0f}", spread, "-" if memory is None else f"{memory:.0f}"])
+    known = environment()
+    text = markdown_table(["", "ms", "times the replica's speed", "MiB"], lines) + (
+        f"\n\nForward and backward, 2x4x32x32, {rounds} rounds, median (20-80 %); one thread of {known['cpu']} "
+        f"(torch {known['torch']}), shared with other work. Made by `python -m benchmarks.latent_lpips --speed`."
+    )
+    print(text)
+    replace_between_markers(DOCS, "latent-lpips-speed", text)
 
 
 if __name__ == "__main__":
@@ -87,11 +185,15 @@ if __name__ == "__main__":
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--fit", type=Path)
+    parser.add_argument("--features", action="store_true")
+    parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.fit:
         fit(given.fit)
+    if given.features:
+        features(given.pairs)
     if given.speed:
         speed(given.rounds)

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _picture import save_svg
 from demo_quality import environment, table_cell, train
 
 from nitrodistill.data import GenerateConfig, LatentStore, generate
@@ -68,10 +69,6 @@ METRICS = {
     "latency_ms": "latency, ms",
     "weights_mb": "weights, MB",
 }
-STYLE = (
-    "<style>text{font:12px sans-serif;fill:#333}.end{text-anchor:end}.middle{text-anchor:middle}"
-    ".grid,.frame{stroke:#ddd}.student.dot{fill:#4c78a8}.teacher.dot{fill:#e45756}.front{stroke:#4c78a8}</style>"
-)
 
 
 def recipe_of(size: str, seed: int, scale: float, pairs: Path, folder: Path) -> Recipe:
@@ -182,10 +179,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         )
         for row in rows
     ]
-    text = str(scatter(dots, "GFLOPs a picture", "distance to real pictures"))
-    text = text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    PICTURE.parent.mkdir(exist_ok=True)
-    PICTURE.write_text(text.replace(">", f">{STYLE}", 1))
+    save_svg(scatter(dots, "GFLOPs a picture", "distance to real pictures"), PICTURE)
 
 
 def write_docs(marker: str, text: str) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.files import blake2
+from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import (
     Batch,
@@ -133,6 +134,7 @@ class Cast:
     Attributes:
         empty: see above.
         decode: see above.
+        tapped: names of the teacher's submodules that `features` was asked for; name them in `frozen()`.
 
     Example:
         >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
@@ -148,6 +150,7 @@ class Cast:
     ) -> None:
         self.empty: Condition | None = empty
         self.decode: Callable[[Tensor], Tensor] | None = decode
+        self.tapped: tuple[str, ...] = ()
         self._make = make
         self._taken: dict[str, Denoiser] = {}
 
@@ -191,6 +194,34 @@ class Cast:
         if role in ("teacher", "student"):
             raise ValueError(f"another({role!r}): write cast.{role} instead.")
         return self._take(role)
+
+    def features(
+        self, taps: Sequence[str | float], u: float = 0.0
+    ) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """The teacher's feature maps of latents, a trunk for `LatentLPIPSLoss`; gradients flow to the latents.
+
+        The latents get no noise, and the teacher no prompt: losses do not know of it.
+
+        Args:
+            taps: see `FeatureTaps`.
+            u: in [0, 1], the fraction of noise whose timestep the teacher is told.
+
+        Example:
+            >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
+            >>> loss = nd.LatentLPIPSLoss(cast.features([0.5], u=0.1))
+            >>> loss(x0, x0).item()
+            0.0
+        """
+        found = FeatureTaps(self.teacher, taps)
+        self.tapped = tuple(dict.fromkeys((*self.tapped, *found.names)))
+
+        def trunk(latents: Tensor) -> tuple[Tensor, ...]:
+            count = len(latents)
+            t = self.teacher.schedule.timestep(torch.full((count,), u)).to(latents.device)
+            empty = Condition() if self.empty is None else self.empty.index([0] * count)
+            return found.features(latents, t, empty.to(latents.device))
+
+        return trunk
 
     @property
     def taken(self) -> Mapping[str, Denoiser]:

@@ -24,7 +24,7 @@ from nitrodistill.checks import as_tensor, check_floating, check_kind, check_sca
 PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 """What a network predicts, in diffusers' words; `flow_prediction` is `eps - x0`, always."""
 
-PREDICTION_TYPES: tuple[str, ...] = get_args(PredictionType)
+PREDICTION_TYPES: tuple[PredictionType, ...] = get_args(PredictionType)
 
 
 def check_prediction_type(value: str) -> PredictionType:
@@ -33,7 +33,7 @@ def check_prediction_type(value: str) -> PredictionType:
     Raises:
         ValueError: if it is none of `PREDICTION_TYPES`.
     """
-    for known in get_args(PredictionType):
+    for known in PREDICTION_TYPES:  # torch 2.5 compiles no get_args
         if value == known:
             return known
     raise ValueError(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from nitrodistill.cli.main import main
 from nitrodistill.data import GenerateConfig, PairStore, encode, generate, open_images
-from nitrodistill.evaluation import EvaluateConfig
+from nitrodistill.evaluation import EvaluateConfig, count_flops
 from nitrodistill.evaluation.student import MetricNetworks, measure_student
 from nitrodistill.export import export
 from nitrodistill.methods import LADDConfig
@@ -161,8 +161,7 @@ def test_it_is_measured_beside_its_teacher_and_real_pictures(walk: Walk) -> None
         guidance=walk.family.guidance,
         samples_per_prompt=2,
         bootstrap=2,
-        cost_batch_size=1,
-        cost_repeats=1,
+        cost_repeats=0,  # its twenty drawings are half of the road; what a family has to do with it is below
         num_pictures=1,
     )
     found = measure_student(
@@ -177,7 +176,7 @@ def test_it_is_measured_beside_its_teacher_and_real_pictures(walk: Walk) -> None
         progress=False,
     )
     student = {name: metric.value for name, metric in found.student.items()}
-    assert {"fd_real", "nearest_ratio", "gflops"} <= student.keys()
+    assert {"fd_real", "nearest_ratio"} <= student.keys()
     assert all(math.isfinite(value) for value in student.values())
 
 
@@ -186,8 +185,9 @@ def test_what_it_needs_is_known_from_the_configs_alone(walk: Walk) -> None:
     stage = walk.recipe.stages[0]  # whose two steps are alike
     stage = replace(stage, trainer=replace(stage.trainer, steps=1))
     found = estimate(shapes, stage, text_length=8)
-    network = walk.student.denoiser.module
-    assert found.roles["student"].trained == sum(p.numel() for p in network.parameters())
+    network = walk.pipeline.denoiser.copy().module
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert found.roles["student"].trained == trained
     assert found.peak() > found.resident > 0
 
 
@@ -213,8 +213,13 @@ def test_a_plain_call_of_its_export_draws_what_it_draws(walk: Walk) -> None:
         **walk.family.call,
     ).images
     noise = torch.randn(2, *pipeline.latent_shape, generator=torch.Generator().manual_seed(7))
-    x0 = sample(student.denoiser, student.plan, noise, pipeline.encode_prompt(prompts))
-    images = pipeline.decode(x0).permute(0, 2, 3, 1) / 2 + 0.5
+    condition, drawn = pipeline.encode_prompt(prompts), list[torch.Tensor]()
+
+    def draw() -> None:
+        drawn.append(sample(student.denoiser, student.plan, noise, condition))
+
+    assert count_flops(draw) > 0
+    images = pipeline.decode(drawn[0]).permute(0, 2, 3, 1) / 2 + 0.5
     torch.testing.assert_close(
         torch.from_numpy(found).expand_as(images), images, rtol=1e-4, atol=1e-4
     )

@@ -102,7 +102,13 @@ def main() -> None:
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        nargs="+",
+        default=[60.0],
+        help="a student; one number, or one a teacher",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/teachers"))
     parser.add_argument("--cache", type=Path, default=default_cache())
     parser.add_argument(
@@ -113,11 +119,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
-    for name in options.teachers:
+    all_seconds = options.seconds * (len(options.teachers) if len(options.seconds) == 1 else 1)
+    if len(all_seconds) != len(options.teachers):
+        parser.error(f"--seconds are {options.seconds}; give one number, or one a teacher")
+    for name, seconds in zip(options.teachers, all_seconds, strict=True):
         place = Place.of(TEACHERS[name], options.cache, options.output, share=options.share)
         for seed in options.seeds:
             for method in options.methods:
-                about = method, METHODS[method], seed, options.seconds
+                about = method, METHODS[method], seed, seconds
                 if options.finished and not (place.cell_folder(*about) / RESULT).is_file():
                     continue
                 row = place.cell(*about)

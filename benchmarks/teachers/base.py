@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from nitrodistill.evaluation import EvaluateConfig, Extractor
 from nitrodistill.evaluation.alignment import Alignment
-from nitrodistill.evaluation.real import RealImages
 from nitrodistill.files import atomic_folder, damage, record_of, write_json
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
@@ -29,13 +28,14 @@ class Quality:
 
     Attributes:
         features: pictures `(B, 3, H, W)` in [-1, 1] -> `(B, F)`, of the Fréchet distance.
-        real: held-out pictures of a prompt, which no training set holds.
+        real: held-out pictures of a prompt, which no training set holds (`RealImages`); of a user's own teacher an
+            `ImageFolder`, or None.
         alignment: whether a picture shows its prompt; None where there are no prompts.
         num_samples: pictures of each model.
     """
 
     features: Extractor
-    real: RealImages
+    real: Any
     alignment: Alignment | None = None
     num_samples: int = 512
 

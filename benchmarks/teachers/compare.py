@@ -1,7 +1,8 @@
 """One cell of the comparison: a student of one teacher by one method and seed, trained for so many CPU seconds.
 
 A cell's folder is named after its method and a hash of all that its result depends on, so that a finished one is
-kept, a killed one goes on, and a changed method is run anew.
+kept, a killed one goes on, and a changed method is run anew. A method is a dict as in `methods.py`; one of several
+stages has a list `stages` of such dicts, each with its `share` of the steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from benchmarks.teachers.base import READER, Quality, Teacher, built
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import Evaluation, evaluate
 from nitrodistill.files import blake2, write_json
+from nitrodistill.methods import find_method
 from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe, parse_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.training.stages import run_recipe
@@ -30,6 +33,7 @@ METRICS_FILE, RESULT = "metrics.json", "result.json"
 METRICS = {
     "fd_real": "FD to held-out",
     "fd_teacher": "FD to teacher",
+    "fd_texture": "texture-FD",
     "alignment": "alignment",
     "edge_ratio": "edge ratio",
     "high_frequency_ratio": "high-frequency ratio",
@@ -47,6 +51,8 @@ class Place:
         quality: how its students are measured.
         folder: of its cells.
         pairs: folder of its pairs, which all cells share.
+        num_pairs: how many they are.
+        batch_size: of a step.
     """
 
     teacher: Teacher
@@ -54,10 +60,18 @@ class Place:
     quality: Quality
     folder: Path
     pairs: Path
+    num_pairs: int = PAIRS
+    batch_size: int = BATCH_SIZE
 
     @classmethod
     def of(
-        cls, teacher: Teacher, cache: Path, output: Path, pairs: int = PAIRS, share: float = 1.0
+        cls,
+        teacher: Teacher,
+        cache: Path,
+        output: Path,
+        pairs: int = PAIRS,
+        share: float = 1.0,
+        batch_size: int = BATCH_SIZE,
     ) -> Place:
         """Trains the teacher and makes its pairs, where they are not there."""
         home = built(teacher, cache, share)
@@ -73,31 +87,46 @@ class Place:
         )
         store = folder / f"pairs-{pairs}"
         generate(pipeline, teacher.prompts(), store, config, teacher_name=teacher.name)
-        return cls(teacher, pipeline, quality, folder, store)
+        return cls(teacher, pipeline, quality, folder, store, pairs, batch_size)
 
     def recipe(self, method: Mapping[str, Any], steps: int, seed: int, output: Path) -> Recipe:
-        """A method as a recipe of one stage."""
+        """A method as a recipe, of one stage or of several."""
+        stages = [self._stage(one, steps, seed) for one in method.get("stages", [method])]
+        name, pairs = self.teacher.name, str(self.pairs)
+        data = {"pairs": pairs}
+        if any(stage["method"] == "dmd2" for stage in stages):
+            data["prompts"] = pairs
+        return parse_recipe(
+            {
+                "teacher": name,
+                "guidance": self.teacher.guidance,
+                "output": str(output),
+                **data,
+                "trackers": [],
+                "stages": stages,
+            }
+        )
+
+    def _stage(self, method: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
+        """One stage, told what the teacher's methods must be told as far as its method asks for it."""
+        steps = max(1, round(method.get("share", 1) * steps))
         shares = {name: round(share * steps) for name, share in method.get("shares", {}).items()}
         trainer = {
             "steps": steps,
-            "batch_size": BATCH_SIZE,
+            "batch_size": self.batch_size,
             "seed": seed,
             "optimizers": method["optimizers"],
             "checkpoint_every": CHECKPOINT_EVERY,
             "log_every": 20,
         }
-        settings = {**method["settings"], **self.teacher.settings(), **shares}
-        stage = {"method": method["method"], "settings": settings, "trainer": trainer}
-        name, pairs = self.teacher.name, str(self.pairs)
-        return parse_recipe(
-            {
-                "teacher": name,
-                "output": str(output),
-                "pairs": pairs,
-                "trackers": [],
-                "stages": [stage],
-            }
-        )
+        asked = {field.name for field in fields(find_method(method["method"]).Config)}
+        told = {"guidance": self.teacher.guidance, **self.teacher.settings()}
+        if method["settings"].get("num_inference_steps", 1) > 1:
+            asked.discard("timestep")  # of one step alone
+        told = {name: value for name, value in told.items() if name in asked}
+        more = {name: method[name] for name in ("student", "halvings") if name in method}
+        settings = {**method["settings"], **told, **shares}
+        return {"method": method["method"], "settings": settings, "trainer": trainer, **more}
 
     def steps(self, method: Mapping[str, Any], seconds: float, folder: Path) -> int:
         """How many steps take so many CPU seconds here: from a short run, kept in `steps.json`.
@@ -110,7 +139,7 @@ class Place:
                 recipe = self.recipe(method, TRIAL_STEPS, 0, Path(place) / "run")
                 moments = [time.process_time() for _ in run_recipe(recipe, self.pipeline)]
             # without the first, which makes what is made once, and the last, which writes a checkpoint
-            step = (moments[-2] - moments[1]) / (TRIAL_STEPS - 3)
+            step = (moments[-2] - moments[1]) / (len(moments) - 3)
             folder.mkdir(parents=True, exist_ok=True)
             write_json(kept, {"cpu_seconds_per_step": step})
         step = json.loads(kept.read_text())["cpu_seconds_per_step"]
@@ -118,27 +147,47 @@ class Place:
 
     def group(self, name: str, method: Mapping[str, Any]) -> Path:
         """The folder of a method's cells."""
-        about = json.dumps([method, PAIRS, BATCH_SIZE, self.teacher.settings()], sort_keys=True)
+        told = [method, self.num_pairs, self.batch_size, self.teacher.settings()]
+        about = json.dumps(told, sort_keys=True)
         return self.folder / f"{name}-{blake2(about).hex()[:8]}"
 
-    def cell_folder(self, name: str, method: Mapping[str, Any], seed: int, seconds: float) -> Path:
+    def cell_folder(
+        self, name: str, method: Mapping[str, Any], seed: int, seconds: float, steps: int = 0
+    ) -> Path:
         """The folder of a cell; it is finished if it holds `RESULT`."""
-        return self.group(name, method) / f"{seconds:g}-seconds" / f"seed-{seed}"
+        budget = f"{steps}-steps" if steps else f"{seconds:g}-seconds"
+        return self.group(name, method) / budget / f"seed-{seed}"
 
     def cell(
-        self, name: str, method: Mapping[str, Any], seed: int, seconds: float
+        self,
+        name: str,
+        method: Mapping[str, Any],
+        seed: int,
+        seconds: float,
+        steps: int = 0,
+        sampled_in: int | None = None,
     ) -> dict[str, Any]:
-        """Trains and evaluates a student; what was found is kept in `result.json`."""
-        folder = self.cell_folder(name, method, seed, seconds)
-        kept = folder / RESULT
-        if not kept.is_file():
-            steps = self.steps(method, seconds, self.group(name, method))
+        """Trains and evaluates a student; what was found is kept in `result.json`.
+
+        Args:
+            name: of the method.
+            method: it.
+            seed: of all draws.
+            seconds: of CPU time to train for.
+            steps: to train for instead; 0 are those that take so many seconds.
+            sampled_in: steps in which the student samples; None are its own.
+        """
+        folder = self.cell_folder(name, method, seed, seconds, steps)
+        kept, metrics = folder / RESULT, folder / METRICS_FILE
+        if sampled_in is not None:
+            metrics = folder / f"metrics-in-{sampled_in}.json"
+        if not (kept.is_file() and metrics.is_file()):
+            steps = steps or self.steps(method, seconds, self.group(name, method))
             recipe = self.recipe(method, steps, seed, folder / "run")
             spent = trained(recipe, self.pipeline)
-            student = load_student(folder / "run", self.pipeline)
-            self.measure(student.denoiser, student.plan).save(folder / METRICS_FILE)
+            self.measure(*self._student(recipe, sampled_in)).save(metrics)
             write_json(kept, {"steps": steps, "cpu_seconds": round(spent, 1)})
-        found = Evaluation.load(folder / METRICS_FILE)
+        found = Evaluation.load(metrics)
         metrics = {
             model: {
                 key: [metric.value, metric.low, metric.high, metric.floor]
@@ -149,6 +198,19 @@ class Place:
         }
         about = {"teacher": self.teacher.name, "method": name, "seed": seed}
         return {**about, **json.loads(kept.read_text()), "metrics": metrics}
+
+    def _student(self, recipe: Recipe, steps: int | None) -> tuple[Any, StepPlan]:
+        """The student of the last stage, and how it samples; of several the one that samples in so many steps."""
+        count = len(recipe.stages)
+        found = [load_student(recipe.output, self.pipeline, stage=count - 1)]
+        if steps is not None and recipe.stages[0].method == "progressive":
+            found = [load_student(recipe.output, self.pipeline, stage=i) for i in range(count)]
+            found = [student for student in found if len(student.plan) == steps]
+        student = found[-1]
+        plan = student.plan
+        if steps is not None and len(plan) != steps:
+            plan = StepPlan.from_schedule(student.denoiser.schedule, steps, plan.transition)
+        return student.denoiser, plan
 
     def measure(self, student: Any, plan: Any) -> Evaluation:
         """The evaluation of a student; the teacher's pictures are drawn once."""

@@ -1,9 +1,10 @@
 """The methods that are compared: a recipe's `method`, `settings` and `optimizers`, one dict each.
 
-Add a dict to compare another method, or another setting. Three keys:
+Add a dict to compare another method, or another setting:
 
     method        as in a recipe: a name, or package.module:Class
-    settings      of the method; what a teacher's methods must be told (`Teacher.settings`) is added
+    settings      of the method; what a teacher's methods must be told (`Teacher.settings`, and its guidance where
+                  the method has that) is added
     optimizers    role -> settings of its optimizer
     shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
 """
@@ -34,30 +35,46 @@ BOTH: dict[str, Any] = {
 }
 """The embedded teacher's recipe, on taps by depth."""
 
+MATCHING: dict[str, Any] = {
+    "method": "dmd2",
+    "settings": {},
+    "optimizers": {
+        "student": {
+            "learning_rate": 5e-4,
+            "betas": [0.5, 0.999],
+            "lr_decay_from": 0.6,
+            "ema_decay": 0.9,
+        },
+        "critic": {"learning_rate": 1e-3, "lr_decay_from": 0.6},
+    },
+}
+"""DMD2's defaults, on prompts alone; the embedded teacher's rates."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "regression": {
         "method": "ladd",
         "settings": {"adversarial_weight": 0.0},
         "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
     },
+    "dmd2": MATCHING,
     "both": BOTH,
-    "both_late": {
+    "balanced": {
         **BOTH,
         "settings": {
             **BOTH["settings"],
-            "fresh_fraction": 0.5,
-            "discriminator_timesteps": {"uniform": {"ranges": [[0, 0.2]]}},
+            "taps": DEPTHS[:2],
+            "adversarial_weight": 15.0,
+            "balanced": True,
+            "fresh_fraction": 1 / 3,
+            "noising": "shared",
+            "updates": "shared_pass",
         },
-        "shares": {"warmup_steps": 0.6},
-    },
-    "both_by_gap": {
-        **BOTH,
-        "settings": {**BOTH["settings"], "fresh_fraction": 0.5, "weigh_by_gap": True},
-        "shares": {"warmup_steps": 0.4},
+        "shares": {"warmup_steps": 0.5},
     },
 }
 """Name -> method.
 
-`both_late` leaves most of the steps to the reconstruction; in `both_by_gap` the student listens to the
-discriminator as far as that can tell.
+`balanced` leaves half of the steps to the reconstruction alone. Then the adversarial term has the gradient that
+the discriminator can answer for (`LADDConfig.balanced`), on a third of a batch, and costs fewer passes through the
+teacher.
 """

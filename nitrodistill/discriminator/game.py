@@ -170,8 +170,8 @@ class AdversarialGame:
         return self.adversarial.generator(fake.logits, real), fake
 
     @torch.no_grad()
-    def gap(self, z: Tensor, fake: Side, condition: Condition, draws: Draws) -> Tensor:
-        """How much more real than what `generator` saw real latents are found, `(B,)` in [0, 1].
+    def gap(self, z: Tensor, fake: Side, condition: Condition, draws: Draws) -> tuple[Tensor, Side]:
+        """How much higher the logits of real latents are than what `generator` saw, `(B,)`; and the real side.
 
         Args:
             z: `(B, C, H, W)` the real ones, which get the timesteps and the noise of the student's.
@@ -179,8 +179,9 @@ class AdversarialGame:
             condition: the prompts.
             draws: of the samples.
         """
-        found = logit_statistics(self.side(z, condition, draws, "generator").logits, fake.logits)
-        return (found["logit_real"] - found["logit_fake"]).clamp(0, 1)
+        real = self.side(z, condition, draws, "generator")
+        found = logit_statistics(real.logits, fake.logits)
+        return found["logit_real"] - found["logit_fake"], real
 
     def update(
         self,

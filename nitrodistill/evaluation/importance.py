@@ -170,11 +170,11 @@ def importance(
 
     check_whole("distil_steps", distil_steps, 0)
     check_positive("learning_rate", learning_rate)
-    needed = 2 if distil_steps else 1
-    if len(batches) < needed:
+    if not batches:
+        raise ValueError("there is no batch to look at; give at least one.")
+    if distil_steps and len(batches) < 2:
         raise ValueError(
-            f"{len(batches)} batches are given; a search needs {needed}"
-            + (": one to distil with, one to measure." if distil_steps else ".")
+            "one batch is given; a search with distil_steps needs two: one to distil with, one to measure."
         )
     parts = denoiser.adapter.removable(denoiser.network)
     if not parts:

@@ -7,7 +7,6 @@ pipe.load_lora_weights(folder)
 
 from __future__ import annotations
 
-import inspect
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -180,11 +179,8 @@ def _config(role: LoRARole) -> dict[str, Any]:
 def _write(
     kind: Any, network: str, folder: Path, weights: dict[str, Tensor], config: dict[str, Any]
 ) -> None:
-    arguments: dict[str, Any] = {f"{network}_lora_layers": weights}
-    header = f"{network}_lora_adapter_metadata"
-    if header in inspect.signature(kind.save_lora_weights).parameters:  # diffusers >= 0.34
-        arguments[header] = config
-    kind.save_lora_weights(folder, **arguments)
+    header: dict[str, Any] = {f"{network}_lora_adapter_metadata": config}
+    kind.save_lora_weights(folder, **{f"{network}_lora_layers": weights}, **header)
 
 
 def _sign(file: Path, about: dict[str, Any]) -> None:

@@ -3,15 +3,18 @@
     {smooth_l1: 1.0, latent_ssim: {weight: 0.2, data_range: 8}, lpips: {weight: 1, network: vgg, decode: true}}
 
 A number is a weight; a mapping holds `weight` (1 where it is left out), `decode: true` for a loss on the
-pictures that the latents decode to, and the arguments of the loss.
+pictures that the latents decode to, and the arguments of the loss. The `network` of a perceptual loss is a name, a
+callable at `package.module:name`, or the teacher itself, of whose features `u` says which timestep it is told:
+
+    {latent_lpips: {weight: 1, network: {taps: [0.5, 0.75], u: 0.1}}}
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import Tensor
 
@@ -35,7 +38,7 @@ from nitrodistill.losses.gradient_penalty import (
 )
 from nitrodistill.losses.laplacian import LaplacianPyramidLoss
 from nitrodistill.losses.latent_lpips import LatentLPIPSLoss
-from nitrodistill.losses.lpips import LPIPSLoss
+from nitrodistill.losses.lpips import FeatureTrunk, LPIPSLoss
 from nitrodistill.losses.ms_ssim import MSSSIMLoss
 from nitrodistill.losses.reconstruction import (
     CharbonnierLoss,
@@ -46,11 +49,23 @@ from nitrodistill.losses.reconstruction import (
     SmoothL1Loss,
 )
 from nitrodistill.losses.ssim import LatentSSIMLoss, SSIMLoss
-from nitrodistill.named import build, check_settings, one_name, pick_class, snake_case
+from nitrodistill.losses.trunks import TrunkName
+from nitrodistill.named import (
+    build,
+    check_settings,
+    import_object,
+    one_name,
+    pick_class,
+    snake_case,
+)
+from nitrodistill.settings import build as build_settings
 from nitrodistill.settings import convert
 
 LossSpec = str | Mapping[str, Any]
 """A loss's name, or name -> weight or settings."""
+
+TeacherFeatures = Callable[[Sequence[str | float], float], FeatureTrunk]
+"""Taps and the fraction u of noise that the teacher is told of -> its feature maps; `Cast.features`."""
 
 _LOSSES: tuple[type[Loss], ...] = (
     L1Loss,
@@ -82,7 +97,11 @@ _PENALTIES: tuple[type[Penalty], ...] = (
 
 
 def named_loss(
-    spec: LossSpec, *, decode: Callable[[Tensor], Tensor] | None = None, chunk: int | None = 1
+    spec: LossSpec,
+    *,
+    decode: Callable[[Tensor], Tensor] | None = None,
+    features: TeacherFeatures | None = None,
+    chunk: int | None = 1,
 ) -> WeightedSum:
     """The losses that a recipe names.
 
@@ -95,14 +114,15 @@ def named_loss(
         spec: `smooth_l1`, or name -> weight, or name -> {weight, decode, arguments of the loss}; a name is
             a class of this package in snake case without "Loss", or `package.module:Class`.
         decode: latents -> pictures, for the losses with `decode: true`.
+        features: of the teacher, for the losses whose `network` is its taps.
         chunk: see `DecodedLoss`.
 
     Raises:
-        ValueError: for what `check_losses` refuses, a value out of its range, or `decode: true` without
-            `decode`.
+        ValueError: for what `check_losses` refuses, a value out of its range, or what needs `decode` or `features`
+            without it.
         FileNotFoundError: if the weights of a network are not on this machine.
     """
-    return _parse(spec).build(decode, chunk)
+    return _parse(spec).build(decode, features, chunk)
 
 
 def check_losses(spec: LossSpec) -> None:
@@ -179,8 +199,25 @@ def named_penalties(spec: LossSpec) -> dict[str, LazyPenalty]:
 
 
 @dataclass(frozen=True)
+class _Taps:
+    """The teacher's own features as the network of a loss."""
+
+    taps: tuple[str | float, ...]
+    u: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.taps or not 0 <= self.u <= 1:
+            raise ValueError(f"taps are {self.taps} and u {self.u}; give taps, and u in [0, 1].")
+
+    def build(self, features: TeacherFeatures | None) -> FeatureTrunk:
+        if features is None:
+            raise ValueError("a network is given by taps, but nothing here has a teacher.")
+        return features(self.taps, self.u)
+
+
+@dataclass(frozen=True)
 class _Part:
-    """One loss of a recipe, read but not built: an argument that is a loss is a `_Sum`."""
+    """One loss of a recipe, read but not built: an argument that is a loss is a `_Sum`, the teacher is `_Taps`."""
 
     kind: type[Loss]
     weight: float
@@ -194,13 +231,20 @@ class _Sum:
 
     parts: dict[str, _Part]
 
-    def build(self, decode: Callable[[Tensor], Tensor] | None, chunk: int | None) -> WeightedSum:
+    def build(
+        self,
+        decode: Callable[[Tensor], Tensor] | None,
+        features: TeacherFeatures | None,
+        chunk: int | None,
+    ) -> WeightedSum:
         losses: dict[str, tuple[float, Loss]] = {}
         for name, part in self.parts.items():
-            arguments = {
-                key: value.build(decode, chunk) if isinstance(value, _Sum) else value
-                for key, value in part.arguments.items()
-            }
+            arguments = dict(part.arguments)
+            for key, value in arguments.items():
+                if isinstance(value, _Sum):
+                    arguments[key] = value.build(decode, features, chunk)
+                elif isinstance(value, _Taps):
+                    arguments[key] = value.build(features)
             loss = build(part.kind, arguments, name)
             if part.decode:
                 if decode is None:
@@ -245,5 +289,32 @@ def _part(name: str, kind: type[Loss], value: Any) -> _Part:
         raise ValueError(f"the weight of {name} is {weight!r}; it must be a finite number >= 0.")
     if not isinstance(decode, bool):
         raise ValueError(f"decode of {name} is {decode!r}; it must be true or false.")
-    arguments = check_settings(kind, settings, name, nested={Loss: _parse}, without=("reduction",))
+    arguments = check_settings(kind, settings, name, nested=_NESTED, without=("reduction",))
     return _Part(kind, float(weight), decode, arguments)
+
+
+def _network(value: str | Mapping[str, Any]) -> Any:
+    """What stands for the network of a loss: taps of the teacher, or a callable of anybody's."""
+    if isinstance(value, Mapping):
+        return build_settings(_Taps, value, "network")
+    found = import_object(value, "network") if ":" in value else None
+    if not callable(found):
+        raise ValueError(
+            f"network is {value!r}; give package.module:callable, from inputs to feature maps, or the teacher's "
+            "{taps: [0.5], u: 0.1}."
+        )
+    return found
+
+
+def _network_or_name(value: str | Mapping[str, Any]) -> Any:
+    is_name = isinstance(value, str) and ":" not in value
+    return convert(TrunkName, value, "network") if is_name else _network(value)
+
+
+_NESTED: dict[Any, Callable[[Any], Any]] = {
+    Loss: _parse,
+    FeatureTrunk: _network,
+    get_type_hints(LatentLPIPSLoss.__init__)["network"]: _network,
+    get_type_hints(LPIPSLoss.__init__)["network"]: _network_or_name,
+}
+"""An argument's annotation -> what reads its value."""

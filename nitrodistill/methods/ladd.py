@@ -18,6 +18,8 @@ Departure: the adversarial term may see *fresh* noise, for which no pair exists 
 pairs' own noise a student of few pairs memorises, D stays at chance and the adversarial term does
 nothing; so the regression alone sees the pairs. docs/demo_quality.md has what that gives.
 
+Departure: with `balanced`, lambda_a follows what D can tell and the reconstruction's gradient (`losses.balance`).
+
 Sauer et al. 2024, "Fast High-Resolution Image Synthesis with Latent Adversarial Diffusion Distillation";
 AMD, "Nitro diffusion models", 2024.
 """
@@ -42,6 +44,7 @@ from nitrodistill.discriminator import (
     named_head,
 )
 from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side, WeightedSum
+from nitrodistill.losses.balance import balance
 from nitrodistill.losses.named import (
     check_losses,
     named_adversarial,
@@ -85,10 +88,10 @@ class LADDConfig:
         adversarial: the adversarial loss by name: non_saturating, hinge, least_squares, relativistic, also with
             weights of the heads: {hinge: {weights: [1, 1, 2]}}.
         adversarial_weight: its weight in the student's loss; 0 trains no discriminator.
-        weigh_by_gap: weight each sample's adversarial term by how much higher the discriminator's logit of the
-            teacher's latent is than that of the student's, at equal timestep and noise, within [0, 1]. A
-            discriminator at chance then leaves the student to the reconstruction; without it, it pushes with full
-            weight in no particular direction, once the reconstruction's gradient has become small.
+        balanced: take adversarial_weight as how many times the reconstruction's gradient on the student's latents
+            the adversarial one may be: as many where the discriminator's mean logit of the teacher's latents is
+            surely higher by 1 than the student's at equal timestep and noise, in proportion below, 0 at chance.
+            "Surely": less the standard error. All are those of a micro-batch over all processes.
         penalty: what keeps the discriminator smooth, by name, each with its weight or its settings, as in
             {r1: 0.1, approximate_r1: {weight: 100, scale: 0.01, every: 4}}: r1 and r1_r2 on the features that the
             heads see, approximate_r1 and approximate_r1_r2 on latents. `every: n` applies it at each n-th
@@ -127,7 +130,7 @@ class LADDConfig:
     reconstruction: dict[str, Any] = field(default_factory=lambda: {"smooth_l1": 1.0})
     adversarial: str | dict[str, Any] = "non_saturating"
     adversarial_weight: float = 1.0
-    weigh_by_gap: bool = False
+    balanced: bool = False
     penalty: dict[str, Any] = field(default_factory=dict)
     fresh_fraction: float = 0.0
     warmup_steps: int = 0
@@ -162,6 +165,14 @@ class LADDConfig:
         _refuse(
             bool(self.penalty) and self.adversarial_weight == 0,
             f"penalty is {self.penalty}, but adversarial_weight 0 trains no discriminator; leave one of them out.",
+        )
+        sides = (
+            self.adversarial_weight > 0 and self.fresh_fraction < 1 and bool(self.reconstruction)
+        )
+        _refuse(
+            self.balanced and not sides,
+            "balanced weighs the adversarial term against the reconstruction, and one of them is left out; leave "
+            "balanced out too.",
         )
         _refuse(
             self.timestep is not None and self.num_inference_steps > 1,
@@ -270,6 +281,10 @@ class LADD(DistillationMethod):
         if reconstruction is None and self.config.reconstruction:
             reconstruction = named_loss(self.config.reconstruction)
         self.reconstruction: WeightedSum | None = reconstruction
+        self._teacher: Frozen | None = None
+        if self.discriminator is not None:
+            taps = self.discriminator.taps
+            self._teacher = Frozen(taps.denoiser.module, taps.names)
         self._misaligned: Misaligned = Misaligned()
 
     @classmethod
@@ -291,8 +306,12 @@ class LADD(DistillationMethod):
         else:
             plan = StepPlan.from_schedule(student.schedule, config.num_inference_steps, "renoise")
         if config.reconstruction:
-            loss = named_loss(config.reconstruction, decode=cast.decode)
-        return cls(student, discriminator, plan, config, reconstruction=loss)
+            loss = named_loss(config.reconstruction, decode=cast.decode, features=cast.features)
+        made = cls(student, discriminator, plan, config, reconstruction=loss)
+        if cast.tapped:
+            names = () if discriminator is None else discriminator.taps.names
+            made._teacher = Frozen(cast.teacher.module, (*names, *cast.tapped))
+        return made
 
     def trainable(self) -> Mapping[str, Role]:
         """The student, and the discriminator's heads where there is one."""
@@ -303,10 +322,7 @@ class LADD(DistillationMethod):
 
     def frozen(self) -> Mapping[str, Frozen]:
         """The teacher under the heads, and the networks of perceptual losses."""
-        found = {}
-        if self.discriminator is not None:
-            taps = self.discriminator.taps
-            found["teacher"] = Frozen(taps.denoiser.module, taps.names)
+        found = {} if self._teacher is None else {"teacher": self._teacher}
         if self.reconstruction is not None:
             found["reconstruction"] = Frozen(self.reconstruction, as_it_is=True)
         return found
@@ -337,7 +353,7 @@ class LADD(DistillationMethod):
         x_t = step.input.mix(pairs.x0, noise)
 
         x0: Tensor | None = None
-        seen: Side | None = None
+        seen: dict[str, Side] = {}
         if "student" in active:
             with self._frozen_heads():
                 x0 = predict_x0(self.student, step, x_t, pairs.condition)
@@ -345,34 +361,40 @@ class LADD(DistillationMethod):
                 yield "student", terms
         if "discriminator" in active and compared is not None:
             fake = self._generate(compared, step, x_t) if x0 is None else x0[compared.rows].detach()
-            seen = seen if self.config.updates == "shared_pass" else None
+            seen = seen if self.config.updates == "shared_pass" else {}
             yield "discriminator", self._discriminator_terms(fake, seen, compared, batch, draws)
 
     def _student_terms(
         self, x0: Tensor, compared: Rows | None, paired: Rows | None
-    ) -> tuple[Terms, Side | None]:
+    ) -> tuple[Terms, dict[str, Side]]:
         """lambda_r reconstruction(x0, z) over the paired + lambda_a generator(D(x0)) over the compared."""
-        terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), None
+        balanced = self.config.balanced and compared is not None
+        latents = x0.detach().requires_grad_() if balanced else x0
+        terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), dict[str, Side]()
         if paired is not None and self.reconstruction is not None:
-            found = self.reconstruction.parts(x0[paired.rows], paired.x0.to(x0.dtype))
+            found = self.reconstruction.parts(latents[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
             terms["reconstruction"] = paired.mean(per_sample)
             parts |= paired.shown(
                 {"reconstruction": per_sample, **(found if len(found) > 1 else {})}
             )
         if compared is not None and self.game is not None:
-            fake, z = x0[compared.rows], compared.x0.to(x0.dtype)
-            per_sample, seen = self.game.generator(fake, z, compared.condition, compared.draws)
-            if self.config.weigh_by_gap:
-                gap = self.game.gap(z, seen, compared.condition, compared.draws)
-                per_sample = gap * per_sample
-                parts |= compared.shown({"gap": gap})
+            fake, z = latents[compared.rows], compared.x0.to(x0.dtype)
+            per_sample, side = self.game.generator(fake, z, compared.condition, compared.draws)
             terms["adversarial"] = self.config.adversarial_weight * compared.mean(per_sample)
             parts |= compared.shown({"adversarial": per_sample})
+            seen = {"generator": side}
+            if balanced:
+                gap, real = self.game.gap(z, side, compared.condition, compared.draws)
+                most, gather = self.config.adversarial_weight, compared.draws.gather
+                known = gap if compared.there else gap[:0]
+                terms = balance(x0, latents, terms, known, most, gather)
+                parts |= compared.shown({"gap": gap})
+                seen |= {"generator.real": real} if self.config.noising == "shared" else {}
         return Terms(sum(terms.values(), x0.new_zeros(())), parts, terms), seen
 
     def _discriminator_terms(
-        self, x0: Tensor, seen: Side | None, compared: Rows, batch: Batch, draws: Draws
+        self, x0: Tensor, seen: dict[str, Side], compared: Rows, batch: Batch, draws: Draws
     ) -> Terms:
         """discriminator(D(z), D(x0)) + the penalties that are due."""
         assert self.game is not None
@@ -382,9 +404,8 @@ class LADD(DistillationMethod):
             wrong = latents.to(x0.dtype), differ
         since = draws.step - config.warmup_steps
         number = since // 2 if config.updates == "alternating" else since
-        earlier = {} if seen is None else {"generator": seen}
         found = self.game.update(
-            x0, z, compared.condition, compared.draws, number, wrong=wrong, seen=earlier
+            x0, z, compared.condition, compared.draws, number, wrong=wrong, seen=seen
         )
         return Terms(found.total(compared.mean), compared.shown(self.game.shown(found)))
 

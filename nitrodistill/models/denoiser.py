@@ -185,7 +185,7 @@ class DiffusersDenoiser:
             self.network,
             "cannot be trained: load the network in float32, or train LoRA on one in int8",
         )
-        return self.with_module(copy.deepcopy(self.module).requires_grad_(True))
+        return trainable(self.with_module(copy.deepcopy(self.module)))
 
     def with_module(self, module: nn.Module) -> DiffusersDenoiser:
         """Another network of the family on the same schedule; with fewer blocks, perhaps."""
@@ -253,6 +253,18 @@ def ensure_input(student: Denoiser, name: Input, default: float) -> None:
             "this network takes the scale of guidance already; leave out guidance_range."
         )
     add_input(student.network, name, default)
+
+
+def trainable(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
+    """Switches on the gradients of all weights that the prediction depends on; returns the denoiser.
+
+    DDP waits for the gradients of all that asks for one.
+    """
+    denoiser.module.requires_grad_(True)
+    for name, parameter in denoiser.network.named_parameters():
+        if name.startswith(denoiser.adapter.unused):
+            parameter.requires_grad_(False)
+    return denoiser
 
 
 def frozen(module: nn.Module) -> nn.Module:

@@ -7,13 +7,15 @@ Here as in diffusers scale 1 is no guidance. Elsewhere the number may be scale -
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nitrodistill.checks import as_tensor, check_choice, check_finite, check_positive
-from nitrodistill.models.denoiser import ensure_input
+from nitrodistill.models.adapters.base import RescaleBy
+from nitrodistill.models.denoiser import DiffusersDenoiser, ensure_input
 from nitrodistill.prediction import Clamp, Clamped
 from nitrodistill.types import (
     Condition,
@@ -26,9 +28,6 @@ from nitrodistill.types import (
     check_denoiser,
     expand,
 )
-
-RescaleBy = Literal["deviation", "norm"]
-"""What of a guided prediction is drawn back to the conditional one's."""
 
 
 class _Around:
@@ -73,8 +72,9 @@ class Guided(_Around):
         null: the unconditional Condition, of batch size one: the empty prompt, or a negative one.
         rescale: in [0, 1], how far the guided prediction's standard deviation is drawn back to the
             conditional one's (Lin et al. 2023, section 3.4, diffusers' `guidance_rescale`); 0 is off.
-        rescale_by: "deviation", or "norm": the root of the sum of squares (Qwen-Image's pipeline takes it a token,
-            here it is that of a sample).
+        rescale_by: "deviation", or the norm (the root of the sum of squares): of a sample ("norm"), of each token
+            of the network, as Qwen-Image's pipeline takes it ("token"), or of each row of each channel, as Lumina
+            2's does ("row").
         interval: fractions `u` of the way from data to noise between which guidance acts
             (Kynkäänniemi et al. 2024); elsewhere the conditional prediction stands.
 
@@ -118,6 +118,8 @@ class Guided(_Around):
         self.rescale: float = rescale
         self.rescale_by: RescaleBy = check_choice("rescale_by", rescale_by, get_args(RescaleBy))
         self.interval: tuple[float, float] = interval
+        known = isinstance(denoiser, DiffusersDenoiser)
+        self._patch: int = denoiser.adapter.patch if known else 1  # latent pixels a token is wide
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """The guided prediction; see `DiffusersDenoiser.__call__`."""
@@ -148,10 +150,18 @@ class Guided(_Around):
         return torch.where(expand(inside, guided), guided, conditional)
 
     def _rescaled(self, guided: Tensor, conditional: Tensor) -> Tensor:
-        dims = tuple(range(1, guided.ndim))
-        size = torch.std if self.rescale_by == "deviation" else torch.linalg.vector_norm
-        ratio = size(conditional, dim=dims, keepdim=True) / size(guided, dim=dims, keepdim=True)
+        ratio = self._size(conditional) / self._size(guided)
+        if self.rescale_by == "token":
+            ratio = ratio.repeat_interleave(self._patch, -2).repeat_interleave(self._patch, -1)
         return guided * (self.rescale * ratio + (1 - self.rescale))
+
+    def _size(self, value: Tensor) -> Tensor:
+        """What is drawn back, with the dimensions that it is taken over as 1, or a patch as one place."""
+        if self.rescale_by == "token":
+            return F.avg_pool2d(value.square().sum(1, keepdim=True), self._patch).sqrt()
+        dims = -1 if self.rescale_by == "row" else tuple(range(1, value.ndim))
+        size = torch.std if self.rescale_by == "deviation" else torch.linalg.vector_norm
+        return size(value, dim=dims, keepdim=True)
 
 
 class EmbeddedGuidance(_Around):

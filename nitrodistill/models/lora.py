@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from nitrodistill.checks import check_fields, check_kind, check_positive
-from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
+from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide, trainable
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
 
@@ -121,7 +121,8 @@ def add_lora(
     weights: dict[str, nn.Parameter] = {}
     for name, parameter in network.named_parameters():
         own = "lora_" in name and role in name.split(".")
-        parameter.requires_grad_(own or ("lora_" in name and flags.get(name, False)))
+        used = not name.startswith(denoiser.adapter.unused)
+        parameter.requires_grad_((own and used) or ("lora_" in name and flags.get(name, False)))
         if own:
             parameter.data = parameter.data.float()
             path = (part for part in name.split(".") if part != role)
@@ -182,7 +183,7 @@ def base_copy(denoiser: DiffusersDenoiser) -> DiffusersDenoiser:
     copied = denoiser.copy()
     if not adapter_layers(copied.network):
         return copied
-    return copied.with_module(_merged_into(copied.network).requires_grad_(True))
+    return trainable(copied.with_module(_merged_into(copied.network)))
 
 
 def fused(network: nn.Module) -> nn.Module:

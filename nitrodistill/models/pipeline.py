@@ -338,12 +338,14 @@ class Pipeline:
         scale: float,
         negative_prompt: str | None = None,
         *,
-        rescale: float = 0.0,
+        rescale: float | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> Denoiser:
         """The denoiser with classifier-free guidance; scale 1 is none. See `Guided`.
 
         A network that embeds guidance (Flux-dev) is given the scale instead, unless there is a negative prompt.
+        `rescale` None is what the pipeline of diffusers does by default: Qwen-Image's and Lumina 2's draw the norm
+        back, a token or a row at a time; others do nothing.
         """
         negative = self.negative_prompt if negative_prompt is None else negative_prompt
         if self.denoiser.adapter.embeds_guidance and negative is None:
@@ -351,7 +353,11 @@ class Pipeline:
         if scale == 1:
             return self.denoiser
         null = self.null_condition(negative)
-        return Guided(self.denoiser, scale, null, rescale=rescale, interval=interval)
+        by = self.adapter.rescale_by
+        if rescale is None:
+            rescale = float(by is not None)
+        by = by or "deviation"
+        return Guided(self.denoiser, scale, null, rescale=rescale, rescale_by=by, interval=interval)
 
     def decode(self, latents: Tensor, batch_size: int = 64) -> Tensor:
         """Decodes latents `(B, C, H, W)` to images `(B, 3, 8H, 8W)` (or the VAE's factor; pixels, without one).

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from nitrodistill.checks import check_fields
 from nitrodistill.models.adapters import Adapter, adapter_for
-from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide
+from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide, trainable
 from nitrodistill.models.weights import adapter_layers, hollow
 from nitrodistill.models.wrappers import has_roles, plain_name, unwrapped
 from nitrodistill.settings import build, nearest, shown
@@ -104,8 +104,9 @@ def prune(
 ) -> nn.Module | DiffusersDenoiser:
     """A smaller network with copies of the weights of the blocks that stay.
 
-    On the device of the network, the meta device too; in its dtype and mode, and trainable. `save_pretrained`
-    writes it with its own config, and `from_pretrained` loads it.
+    On the device of the network, the meta device too; in its dtype and mode, and trainable (a denoiser's but
+    for weights that its prediction does not depend on). `save_pretrained` writes it with its own config, and
+    `from_pretrained` loads it.
 
     Args:
         network: a diffusers network of a known family, or a denoiser around one; it stays as it is.
@@ -121,7 +122,9 @@ def prune(
         True
     """
     if isinstance(network, DiffusersDenoiser):
-        return network.with_module(pruned_network(network.network, spec, network.adapter))
+        return trainable(
+            network.with_module(pruned_network(network.network, spec, network.adapter))
+        )
     return pruned_network(unwrapped(network), spec)
 
 

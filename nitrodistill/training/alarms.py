@@ -2,9 +2,9 @@
 
 A pure state machine over those lines: equal lines give equal alarms, in every process and after a resumption. It
 reads what any method's log has (`x0/...` of `training.probe`, the student's total) and what a method with a
-discriminator puts into its Terms (`diagnostics.logit_statistics`, `advantage`). A symptom must last for a window
-of steps, whose mean counts, and where the start of a run looks the same (a student that draws a constant at first,
-a discriminator that has not learnt yet) for two. Each alarm goes off once in a run.
+discriminator or a critic puts into its Terms (`diagnostics.logit_statistics`, `advantage`; `signal`). A symptom
+must last for a window of steps, whose mean counts, and where the start of a run looks the same (a student that
+draws a constant at first, a discriminator that has not learnt yet) for two. Each alarm goes off once in a run.
 docs/when_training_fails.md has the symptoms, and how often they were right.
 """
 
@@ -22,6 +22,10 @@ COLLAPSED = 0.5
 
 RECOVERING = 1.1
 """Growth of the spread, from one window to the next, that is no collapse yet."""
+
+LAGGING, AWAY = 0.35, 0.5
+"""Of what a critic says against the teacher, less than this is true, while the student is away from the teacher:
+the log of a spread or of the variety, or a mean, is beyond that."""
 
 LOST = 0.5
 """Of its own best so far: below, the effect of noise or of the prompt is lost."""
@@ -41,11 +45,13 @@ SWING = 0.08
 CERTAIN = 0.9
 """Advantage above which a discriminator is certain of everything, and what it says has no slope."""
 
-_ENDINGS = ("/total", "/accuracy_real", "/accuracy_fake", "/advantage")
+_ENDINGS = ("/total", "/signal", "/accuracy_real", "/accuracy_fake", "/advantage")
 _SAYS = {
     "not_finite": "{name} is not finite; lower the learning rates, or check the data",
     "collapse": "the student has collapsed: the {what} of its latents is {now:.2f} of the teacher's over {window} "
     "steps, and not rising; {gentler}",
+    "lagging": "the critic lags behind the student, which is away from the teacher: over {window} steps {now:.2f} "
+    "of what it says is true; {gentler}",
     "lost_prompt": "the prompt changes the student's latents by {now:.2f}, where it was {best:.2f}; show the "
     "discriminator misaligned negatives, or keep a reconstruction term",
     "lost_noise": "the noise changes the student's latents by {now:.2f}, where it was {best:.2f}; lower the "
@@ -59,7 +65,8 @@ _SAYS = {
     "its loss rises ({then:.3g} -> {total:.3g}); lower optimizers.student.learning_rate, or {gentler}",
     "chance": "{role} is at chance: over two times {window} steps it is right in {right:.0%} and says nothing to "
     "the student; raise optimizers.{role}.learning_rate, let it look at lower noise (its timesteps) or through "
-    "other taps, or show it fresh noise and larger batches",
+    "other taps, or show it fresh noise and larger batches; if it stays there, train without it "
+    "(adversarial_weight 0), or by balanced, which then leaves the student alone",
     "unstable": "{role} is at chance and swings: over two times {window} steps it is right in {right:.0%}, its "
     "advantage lies between {low:.2f} and {high:.2f}; lower optimizers.{role}.learning_rate, add a penalty, or "
     "take larger batches",
@@ -74,8 +81,8 @@ class Alarm:
     """What has gone wrong.
 
     Attributes:
-        kind: "not_finite", "collapse", "lost_prompt", "lost_noise", "saturated", "over_baked", "diverged",
-            "chance", "unstable" or "certain".
+        kind: "not_finite", "collapse", "lagging", "lost_prompt", "lost_noise", "saturated", "over_baked",
+            "diverged", "chance", "unstable" or "certain".
         step: after which it was found.
         message: one sentence: the numbers, and the settings to change.
 
@@ -147,6 +154,9 @@ class Alarms:
             now, before = self._lowest(names), self._lowest(names, 1)
             if now < COLLAPSED and now <= RECOVERING * before:
                 yield "collapse", {"what": what, "now": now}
+        now = self._mean("student/signal")
+        if now < LAGGING and self._away() > AWAY:
+            yield "lagging", {"now": now}
         for kind, name in (("lost_prompt", "x0/prompt_effect"), ("lost_noise", "x0/diversity")):
             now, best = self._mean(name), self._marks.get(name, math.nan)
             if now >= 0.1 and not now <= best:
@@ -157,6 +167,11 @@ class Alarms:
         if now >= SATURATED and not now < before / RECOVERING:
             yield "saturated", {"now": now}
         yield from self._drift()
+
+    def _away(self) -> float:
+        spreads = [*self._means("x0/std."), *self._means("x0/variety")]
+        logs = [math.log(max(spread, 1e-9)) for spread in spreads]
+        return max((abs(value) for value in (*logs, *self._means("x0/mean."))), default=math.nan)
 
     def _drift(self) -> _Symptoms:
         spreads, shifts = self._means("x0/std."), self._means("x0/mean.")
@@ -219,8 +234,8 @@ class Alarms:
         discriminators = self._roles("accuracy_real")
         critics = [r for r in self._roles("total") if r not in (*discriminators, "student")]
         advice = [
-            f"give {role} more updates for one of the student's and another optimizers.{role}.learning_rate, and "
-            "start from a warm-up on pairs or keep a regression on them"
+            f"give {role} more updates for one of the student's, or lower optimizers.student.learning_rate, or "
+            "keep a regression on pairs"
             for role in critics
         ]
         advice += [

@@ -2,6 +2,7 @@
 
     peak = weights + moments + averages of all roles + max over backward passes of
            gradients that are there before + max(own gradients, activations) + a recomputed block
+           (or text encoders that wait in the host's memory for prompts, if they are more)
 
 A role's gradients come as its activations go. They stay until the optimizer's step: while the next role of the
 same turn goes backward, and where micro-batches accumulate, from one to the next. Under gradient checkpointing one
@@ -65,12 +66,14 @@ class Memory:
         turns: the roles that learn in a step -> their backward passes, in order.
         batch_size: samples of a micro-batch.
         accumulates: whether gradients stay for the next micro-batch.
+        encoders: bytes of text encoders that come while prompts of previews are encoded, and leave again.
     """
 
     roles: Mapping[str, RoleMemory]
     turns: Mapping[tuple[str, ...], Passes]
     batch_size: int
     accumulates: bool
+    encoders: int = 0
 
     @property
     def resident(self) -> int:
@@ -80,7 +83,8 @@ class Memory:
     def peak(self, batch_size: int | None = None) -> int:
         """Bytes at the worst moment, for the stage's batch size or another one."""
         size = self.batch_size if batch_size is None else batch_size
-        return self.resident + max(self._peak(turn, size) for turn in self.turns.values())
+        turns = (self._peak(turn, size) for turn in self.turns.values())
+        return self.resident + max(self.encoders, *turns)
 
     def _peak(self, turn: Passes, size: int) -> int:
         """Bytes on top of what is resident at the worst moment of a turn."""
@@ -219,7 +223,12 @@ class _Counts:
                 share = RoleMemory(share.parameters, share.trained, fetched)
             roles[name] = share
         turns = checkpointed if trainer.gradient_checkpointing else plain
-        return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1)
+        # text encoders that are on the CPU while the method trains; prompts alone are encoded all the time
+        away = self._pipeline.offload_text and "prompts" not in method.reads
+        waiting = [name for name in roles if away and name.startswith("text_encoder")]
+        encoders = sum(roles[name].weights for name in waiting)
+        roles |= {name: replace(roles[name], weights=0) for name in waiting}
+        return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1, encoders)
 
     def _count(self, stage: Stage) -> _Counted:
         shapes = shapes_of(self._pipeline)

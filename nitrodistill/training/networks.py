@@ -1,7 +1,8 @@
 """The networks of a stage: the cast that its method is built from, and where each of them is placed.
 
-teacher    the pipeline's own network; with bf16 or fp16 a copy in that; with `parallel: fsdp` a copy of which each
-           process holds a part, which then stands in the pipeline too, so that no device holds the whole
+teacher    the pipeline's own network; with bf16 or fp16 a copy in that, unless it was loaded in that; with
+           `parallel: fsdp` a copy of which each process holds a part, which then stands in the pipeline too, so
+           that no device holds the whole
 student    a float32 copy of it, with `prune` of fewer blocks, or with `lora` a role on it (`add_lora`)
 others     what the method asks its cast for: a copy or a role; where a stage goes on with the student of the one
            before and has the recipe's teacher, they go on too
@@ -9,9 +10,9 @@ others     what the method asks its cast for: a copy or a role; where a stage go
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,11 +20,11 @@ from torch import nn
 from nitrodistill.method import Cast, DistillationMethod
 from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
-from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.denoiser import dtype_of, frozen, trainable
 from nitrodistill.models.lora import add_lora, base_copy
 from nitrodistill.models.pruning import prune
 from nitrodistill.models.wrappers import role_in
-from nitrodistill.teachers import load_teacher
+from nitrodistill.teachers import TeacherSettings, load_teacher
 from nitrodistill.training.checkpoint import Checkpoint, newest_checkpoint
 from nitrodistill.training.parallel import prepare_frozen
 from nitrodistill.training.recipe import Stage
@@ -79,18 +80,17 @@ class StageNetworks:
     def _cast(self, number: int, stage: Stage) -> Cast:
         """Float32 students, and a teacher of its own where that one is cast, or shared out by the processes."""
         before = self._before(number) if "previous" in (stage.teacher, stage.student) else None
-        half = stage.trainer.half
-        copied = half is not None or stage.trainer.parallel == "fsdp"
         whole = self.own
         if stage.teacher == "previous" and stage.lora is None:
             assert before is not None
             whole = load_denoiser(before, whole)
         elif stage.teacher not in ("recipe", "previous"):
-            whole = another_teacher(load_teacher(stage.teacher), whole)
+            whole = another_teacher(stage.teacher, load_teacher, whole)
 
         def teacher() -> DiffusersDenoiser:
+            copied = is_cast(stage, whole) or stage.trainer.parallel == "fsdp"
             made = base_copy(whole) if copied else whole
-            if half is not None:
+            if half := stage.trainer.half:
                 cast_base(made.network, half)
             if stage.teacher == "previous" and stage.lora is not None:
                 assert before is not None
@@ -134,7 +134,7 @@ class StageNetworks:
     def _shared_out(self, cast: Cast, stage: Stage) -> DiffusersDenoiser:
         """The recipe's teacher as previews and evaluations run it: the method's, if that is it, else a copy."""
         teacher = cast.taken.get(TEACHER)
-        is_recipes = stage.teacher == "recipe" and stage.trainer.half is None
+        is_recipes = stage.teacher == "recipe" and not is_cast(stage, self.own)
         if is_recipes and isinstance(teacher, DiffusersDenoiser):
             return teacher
         copied = base_copy(self.own)
@@ -186,8 +186,8 @@ def stage_cast(
             network = prune(network, stage.prune)
         elif network is whole:
             network = base_copy(whole)
-        network.module.float().requires_grad_(True)
-        return network
+        network.module.float()
+        return trainable(network)
 
     return Cast(make, empty, decode)
 
@@ -198,17 +198,21 @@ def _networks(checkpoint: Checkpoint) -> Collection[str]:
     return [name for name, one in found.items() if one] if isinstance(found, dict) else []
 
 
-def another_teacher(pipeline: Pipeline, own: DiffusersDenoiser) -> DiffusersDenoiser:
-    """The network of another pipeline as a stage's teacher, on the schedule of the recipe's.
+def another_teacher(
+    name: str, load: Callable[[str, TeacherSettings], Pipeline], own: DiffusersDenoiser
+) -> DiffusersDenoiser:
+    """The network of another pipeline as a stage's teacher, on the schedule and in the precision of the recipe's.
 
     Args:
-        pipeline: the other one; its shapes are enough.
+        name: its place.
+        load: loads it, or its shapes.
         own: the recipe's teacher.
 
     Raises:
         ValueError: if the networks are of two classes or predict two kinds.
     """
-    other = pipeline.denoiser
+    dtype: Any = str(dtype_of(own.network)).removeprefix("torch.")
+    other = load(name, TeacherSettings(weights_dtype=dtype)).denoiser
     kinds = [(type(d.network).__name__, d.prediction_type) for d in (other, own)]
     if kinds[0] != kinds[1]:
         raise ValueError(
@@ -261,8 +265,22 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
         prepare_frozen(entry.module, accelerator, trainer.parallel, entry.taps)
 
 
+def is_cast(stage: Stage, teacher: DiffusersDenoiser) -> bool:
+    """Whether a stage computes with a teacher in another precision than it has."""
+    half = stage.trainer.half
+    return half is not None and not _holds(teacher.network, half)
+
+
 def cast_base(module: nn.Module, dtype: torch.dtype) -> None:
-    """Casts a network's weights, but for those of LoRA roles on it."""
-    for name, value in (*module.named_parameters(), *module.named_buffers()):
-        if value.is_floating_point() and ".lora_" not in name:
+    """Casts a network's weights, but for those of LoRA roles on it; one that has them already is left alone."""
+    if not _holds(module, dtype):
+        for value in _base((*module.named_parameters(), *module.named_buffers())):
             value.data = value.data.to(dtype)
+
+
+def _holds(module: nn.Module, dtype: torch.dtype) -> bool:
+    return all(value.dtype == dtype for value in _base(module.named_parameters()))
+
+
+def _base(weights: Iterable[tuple[str, torch.Tensor]]) -> list[torch.Tensor]:
+    return [value for name, value in weights if value.is_floating_point() and ".lora_" not in name]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from nitrodistill.method import Cast, DistillationMethod, Draws
@@ -80,6 +80,8 @@ class LossesOnShapes:
         self._saved = SavedTensors(*(unwrapped(module) for module in modules), *modules)
         for module in modules:  # the frozen ones too, as a run does
             _checkpoint(module, self._saved)
+        trained = {role.module for role in method.trainable().values()} if self._bf16 else set()
+        self._runs = {module: _Runs(module, module in trained) for module in modules}
         self._seen: dict[tuple[int, int], list[tuple[str, Saved]]] = {}
         x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
         self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
@@ -121,7 +123,7 @@ class LossesOnShapes:
             return self._seen[step, size]
         batch, found = self._batch(size), []
         draws = Draws(0, step, batch.index)
-        with self._saved.counting(), _autocast(self._method, self._bf16):
+        with self._saved.counting(), _counted(self._runs):
             for role, terms in self._method.losses(batch, self._method.active(step), draws):
                 del terms
                 found.append((role, self._saved.take()))
@@ -158,23 +160,42 @@ def _checkpoint(module: nn.Module, saved: SavedTensors) -> None:
             part.enable_gradient_checkpointing(saved.checkpointed)
 
 
+class _Runs:
+    """A network's forward passes: with autocast, if it is trained in half precision, as Accelerate puts it there.
+
+    Without gradients nothing is kept, so what came out once stands for what comes out of the same shapes.
+    """
+
+    def __init__(self, module: nn.Module, lower: bool) -> None:
+        self._module, self._forward, self._lower = module, module.forward, lower
+        self._known: dict[object, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        tapped = any(part._forward_hooks for part in unwrapped(self._module).modules())
+        if torch.is_grad_enabled() or tapped:
+            return self._computed(*args, **kwargs)
+        given = [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+        key = torch.is_autocast_enabled("cpu"), *((v.shape, v.dtype) for v in given)
+        if key not in self._known:
+            self._known[key] = self._computed(*args, **kwargs)
+        return tree_map_only(Tensor, torch.empty_like, self._known[key])
+
+    def _computed(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._lower:
+            return self._forward(*args, **kwargs)
+        with (
+            Autocast(),
+            torch.autocast("cpu", torch.bfloat16),
+        ):  # meta has none; who asks, asks the CPU's
+            return self._forward(*args, **kwargs)
+
+
 @contextmanager
-def _autocast(method: DistillationMethod, enabled: bool) -> Iterator[None]:
-    """Autocast around the networks that are trained, as Accelerate puts it there."""
-    networks = [role.module for role in method.trainable().values()] if enabled else []
-    plain = [network.forward for network in networks]
-    for network, forward in zip(networks, plain, strict=True):
-        network.forward = partial(_cast_forward, forward)
+def _counted(runs: Mapping[nn.Module, _Runs]) -> Iterator[None]:
+    for network, run in runs.items():
+        network.forward = run
     try:
         yield
     finally:
-        for network in networks:
+        for network in runs:
             del network.forward
-
-
-def _cast_forward(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    with (
-        Autocast(),
-        torch.autocast("cpu", torch.bfloat16),
-    ):  # meta has none; who asks, asks the CPU's
-        return forward(*args, **kwargs)

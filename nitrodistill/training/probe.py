@@ -29,9 +29,12 @@ Reference = Callable[[], Latents]
 def teacher_latents(
     pipeline: Pipeline, prompts: Sequence[str], num_inference_steps: int, guidance: float
 ) -> Latents:
-    """What the teacher draws for the first `ROWS` of the prompts, always the same; as costly as a preview."""
-    condition = pipeline.encode_prompt(prompts[:ROWS])
-    draws = Draws(0, 0, torch.arange(len(prompts[:ROWS])), purpose="diagnostics")
+    """What the teacher draws for `ROWS` prompts, which begin anew where there are fewer; always the same.
+
+    As costly as a preview.
+    """
+    condition = pipeline.encode_prompt([prompts[i % len(prompts)] for i in range(ROWS)])
+    draws = Draws(0, 0, torch.arange(ROWS), purpose="diagnostics")
     noise = draws.normal("teacher", pipeline.latent_shape, pipeline.device)
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, num_inference_steps)
     return Latents(sample(pipeline.guided(guidance), plan, noise, condition), condition)

@@ -37,7 +37,7 @@ class Stage:
         trainer: the trainer's.
         teacher: who teaches: `recipe`, the recipe's teacher; `previous`, the student of the stage before; or the
             directory or the Hub's name of another pipeline, of which the network teaches, with the recipe's
-            teacher's prompts, schedule and VAE.
+            teacher's prompts, schedule and VAE, and loaded in the dtype that its weights have.
         student: what the student starts as: its teacher, or the student of the stage before. Of that one the
             moving average of the weights is taken where there is one. If the teacher is the recipe's, networks
             that both stages train under one name (DMD2's critic) go on as well.
@@ -168,6 +168,14 @@ class Recipe:
                     f"the first stage's {name} is 'previous', but there is no stage before it; "
                     f"write {'recipe' if name == 'teacher' else 'teacher'}."
                 )
+        versions = [n for n in ("variant", "revision") if getattr(self.teacher_settings, n)]
+        others = [s.teacher for s in self.stages if s.teacher not in ("recipe", "previous")]
+        if versions and others:
+            raise ValueError(
+                f"teacher_settings has {' and '.join(versions)}, which is the recipe's teacher's; of a stage's "
+                f"teacher {others[0]!r} there is none to give. Download what you mean, name its directory as the "
+                "teacher, and leave the setting out."
+            )
         precisions = {stage.trainer.mixed_precision for stage in self.stages}
         if len(precisions) > 1:
             raise ValueError(

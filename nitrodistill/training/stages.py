@@ -29,6 +29,7 @@ from nitrodistill.training.networks import (
     StageNetworks,
     another_teacher,
     check_cast,
+    is_cast,
     stage_cast,
 )
 from nitrodistill.training.parallel import check_launch, on_main
@@ -180,8 +181,8 @@ def build_on_shapes(
     if stage.teacher == "previous":
         whole = earlier
     elif stage.teacher != "recipe":
-        whole = another_teacher(teacher_shapes(stage.teacher), whole)
-    apart = stage.trainer.half is not None or (stage.teacher != "recipe" and stage.lora is None)
+        whole = another_teacher(stage.teacher, teacher_shapes, whole)
+    apart = is_cast(stage, whole) or (stage.teacher != "recipe" and stage.lora is None)
     teacher = base_copy(whole) if apart else whole
 
     def start(name: str, network: DiffusersDenoiser) -> DiffusersDenoiser:

@@ -54,10 +54,11 @@ def test_untrained_from_a_folder_through_pairs_and_a_step(name: str, tmp_path: P
     store = tmp_path / "pairs"
     generate(pipeline, teacher.prompts(), store, config, teacher_name=name, progress=False)
     place = Place(teacher, pipeline, quality, tmp_path, store)
-    recipe = place.recipe(METHODS["both"], 1, 0, tmp_path / "student")
-    stage = recipe.stages[0]
-    recipe = replace(recipe, stages=[replace(stage, trainer=replace(stage.trainer, batch_size=3))])
-    assert trained(recipe, pipeline) > 0
+    for method in ("both", "dmd2"):
+        recipe = place.recipe(METHODS[method], 1, 0, tmp_path / method)
+        stage = recipe.stages[0]
+        trainer = replace(stage.trainer, batch_size=3)
+        assert trained(replace(recipe, stages=[replace(stage, trainer=trainer)]), pipeline) > 0
 
 
 @pytest.mark.parametrize("name", TEACHERS)

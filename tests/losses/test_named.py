@@ -130,7 +130,7 @@ def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
         ({"latent_ssim": 1.0}, "latent_ssim: data_range is None and std None"),
         (
             {"lpips": {"network": "vgg19"}},
-            "lpips.network is 'vgg19'; it must be 'vgg' or 'alex'",
+            "network is 'vgg19'; it must be 'vgg' or 'alex'",
         ),
         ({"multi_scale": {"loss": {"l1": 1, "l3": 1}}}, "the loss 'l3' is unknown"),
         ({"multi_scale": {"loss": {"l1": -1}}}, "the weight of l1 is -1"),
@@ -183,3 +183,52 @@ def test_a_decoder_is_no_part_of_the_loss():
     decoder = nn.Conv2d(4, 3, 1).eval().requires_grad_(False)
     loss = nl.named_loss({"l1": {"decode": True}}, decode=decoder)
     assert not list(loss.parameters())
+
+
+def doubled(x: Tensor) -> list[Tensor]:
+    """A network from outside."""
+    return [2 * x, x.square()]
+
+
+DOUBLED = f"{__name__}:doubled"
+
+
+@pytest.mark.parametrize("name", ["lpips", "latent_lpips"])
+def test_the_network_of_a_loss_from_outside(name, make_pair):
+    x, y = make_pair(2, 4, 8, 8)
+    by_hand = {"lpips": nl.LPIPSLoss(doubled), "latent_lpips": nl.LatentLPIPSLoss(doubled)}[name]
+    spec = {name: {"network": DOUBLED}}
+    nl.check_losses(spec)
+    torch.testing.assert_close(nl.named_loss(spec)(x, y), by_hand(x, y), rtol=0, atol=0)
+
+
+def test_the_teacher_as_the_network_of_a_loss(make_pair):
+    x, y = make_pair(2, 4, 8, 8)
+    asked = []
+
+    def features(taps, u):
+        asked.append((taps, u))
+        return doubled
+
+    spec = {"latent_lpips": {"weight": 2, "network": {"taps": [0.5, "mid_block"], "u": 0.1}}}
+    nl.check_losses(spec)
+    found = nl.named_loss(spec, features=features)
+    assert asked == [((0.5, "mid_block"), 0.1)]
+    torch.testing.assert_close(found(x, y), 2 * nl.LatentLPIPSLoss(doubled)(x, y))
+    with pytest.raises(ValueError, match="nothing here has a teacher"):
+        nl.named_loss(spec)
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        ({"tap": [0.5]}, "did you mean 'taps'"),
+        ({"taps": [0.5], "u": 2}, "u in \\[0, 1\\]"),
+        ({"taps": []}, "give taps"),
+        ("vgg", "give package.module:callable"),
+        (f"{__name__}:no_such", "give package.module:callable"),
+    ],
+)
+def test_a_wrong_network_is_refused_before_anything_is_built(network, says):
+    with pytest.raises(ValueError, match=says):
+        nl.check_losses({"latent_lpips": {"network": network}})

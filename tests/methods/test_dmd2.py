@@ -24,6 +24,7 @@ from nitrodistill.methods.dmd2 import (
     GANConfig,
     RegressionConfig,
 )
+from nitrodistill.methods.dmd2.critic import critic_signal
 from nitrodistill.methods.dmd2.inputs import Inputs, make_inputs
 from nitrodistill.models import DiffusersDenoiser, LoRAConfig, add_lora
 from nitrodistill.sampling import StepPlan, sample
@@ -523,6 +524,18 @@ class Moved(Gaussian):
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         return x_t + self.module.mean  # pyright: ignore
+
+
+@pytest.mark.parametrize(("mean", "signal"), [(-1.0, 1.0), (-4.0, 0.5), (5.0, -1.0), (2.0, 0.0)])
+def test_the_signal_is_the_true_part_of_what_the_critic_says(mean, signal):
+    """Teacher at 2, student at -1: (S - T) / (F - T) is -3 / (mean - 2) at every timestep, and exact is 1."""
+    schedule, generator = RectifiedFlow(), torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, 20_000, 1, 1, 1, generator=generator)
+    x0 = x0 - 1
+    t = schedule.timestep(torch.linspace(0.02, 0.98, len(x0)))
+    x_t = schedule(t).mix(x0, noise)
+    real, fake = (Gaussian(Shift(m))(x_t, t, Condition()) for m in (2.0, mean))
+    assert critic_signal(x0, real, fake).item() == pytest.approx(signal, abs=0.02)
 
 
 def _learn(updates: int, rate: float, student_updates: int = 30) -> tuple[list[float], float]:

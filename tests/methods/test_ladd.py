@@ -14,13 +14,17 @@ from nitrodistill.discriminator import (
     MLPHead,
     TokenHead,
 )
-from nitrodistill.losses import NonSaturatingGANLoss, RelativisticGANLoss
+from nitrodistill.losses import LatentLPIPSLoss, NonSaturatingGANLoss, RelativisticGANLoss
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
+from nitrodistill.models import FeatureTaps
+from nitrodistill.models.denoiser import frozen
 from nitrodistill.prediction import to_x0
-from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.rows import is_chosen
+from nitrodistill.sampling import StepPlan, predict_x0, sample
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.timesteps import LogitNormal, Uniform
+from nitrodistill.training.networks import check_cast
 from nitrodistill.types import Batch, Condition, Pairs, expand
 
 TAPS = ("conv_in", "mid_block")
@@ -54,8 +58,49 @@ def run(method: LADD, batch: Batch, step: int = 0, seed: int = 0) -> dict:
     return found
 
 
+class Fixed:
+    """A student that says these x0 of everything."""
+
+    prediction_type = "sample"
+
+    def __init__(self, teacher, x0: Tensor) -> None:
+        self.schedule, self.module, self.x0 = teacher.schedule, teacher.module, x0
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        return self.x0
+
+
 def has_gradient(module: nn.Module) -> bool:
     return any(p.grad is not None and bool(p.grad.abs().sum() > 0) for p in module.parameters())
+
+
+@pytest.mark.parametrize("adversarial_weight", [0.0, 1.0])
+def test_the_teachers_features_as_reconstruction(tiny_denoiser, adversarial_weight):
+    batch = make_batch(0, 3)
+    empty = pairs_of(batch).condition.index(0)
+    cast = Cast.of(tiny_denoiser, tiny_denoiser.copy(), empty=empty)
+    network = {"taps": ["conv_in", "down_blocks.0"], "u": 0.25}
+    config = LADDConfig(
+        taps=TAPS,
+        head_width=8,
+        reconstruction={"latent_lpips": {"network": network}},
+        adversarial_weight=adversarial_weight,
+    )
+    method = LADD.build(config, cast)
+    check_cast(method, cast)
+    taps = method.frozen()["teacher"].taps
+    of_heads = TAPS if adversarial_weight else ()
+    assert taps == (*of_heads, "conv_in", "down_blocks.0")
+    frozen(tiny_denoiser.module)
+    found = run(method, batch)["student"][1]["reconstruction"]
+    assert has_gradient(method.student.module)
+    assert not has_gradient(tiny_denoiser.module)
+
+    pairs, (step,) = pairs_of(batch), method.plan.steps
+    x0 = predict_x0(method.student, step, step.input.mix(pairs.x0, pairs.noise), pairs.condition)
+    t = tiny_denoiser.schedule.timestep(torch.full((3,), 0.25))
+    trunk = FeatureTaps(tiny_denoiser, network["taps"]).bind(t, empty.index([0, 0, 0]))
+    torch.testing.assert_close(found, LatentLPIPSLoss(trunk).per_sample(x0, pairs.x0).detach())
 
 
 @pytest.mark.parametrize(
@@ -159,7 +204,6 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
             "updates": "shared",
             "fresh_fraction": 0.5,
             "adversarial": "hinge",
-            "weigh_by_gap": True,
         },
         {"updates": "shared", "num_inference_steps": 4},
         {"fresh_fraction": 0.25},
@@ -188,8 +232,8 @@ def test_micro_batches_are_one_batch(tiny_denoiser, settings, size):
         torch.testing.assert_close(whole_grad, parameter.grad / len(parts), rtol=1e-4, atol=1e-6)
 
 
-def test_a_discriminator_at_chance_moves_nobody_that_is_weighted_by_the_gap(tiny_denoiser):
-    method = make_method(tiny_denoiser, weigh_by_gap=True)
+def test_a_discriminator_at_chance_moves_nobody_who_is_balanced(tiny_denoiser):
+    method = make_method(tiny_denoiser, balanced=True)
     assert method.discriminator is not None
     for parameter in method.discriminator.heads.parameters():  # every latent has the same logit
         nn.init.zeros_(parameter)
@@ -205,27 +249,79 @@ def test_a_discriminator_at_chance_moves_nobody_that_is_weighted_by_the_gap(tiny
         torch.testing.assert_close(mine.grad, other.grad)
 
 
-def test_the_gap_is_the_difference_of_logits_at_equal_noise(tiny_denoiser):
-    settings = {"adversarial": "hinge", "reconstruction": {}}
-    method = make_method(tiny_denoiser, weigh_by_gap=True, **settings)
+@pytest.mark.parametrize("fresh", [0.0, 0.5])
+def test_a_balanced_gradient_is_a_share_of_the_reconstructions(tiny_denoiser, fresh):
+    """|d adversarial / d x0| = weight (gap - error) |d reconstruction / d x0|, along hinge's; by hand."""
+    settings = {"adversarial": "hinge", "adversarial_weight": 3.0, "fresh_fraction": fresh}
     batch = make_batch(0, 6)
-    pairs, draws = pairs_of(batch), Draws(4, 0, batch.index)
-    total, parts = run(method, batch, seed=4)["student"]
-    text = pairs.condition["encoder_hidden_states"]
-    x0 = -method.student.module(pairs.noise, torch.tensor(999), encoder_hidden_states=text).sample
+    chosen = is_chosen(batch.index, fresh) if fresh else torch.ones(6, dtype=torch.bool)
+    paired, pairs = ~chosen if fresh else chosen, pairs_of(batch)
+    method = make_method(tiny_denoiser, balanced=True, **settings)
+    latents = Draws(2, 0, batch.index).normal("x0", (4, 8, 8)).requires_grad_()
+    method.student = Fixed(tiny_denoiser, latents)
+    draws = Draws(4, 0, batch.index)
+    _, terms = next(iter(method.losses(batch, ("student",), draws)))
+    grad = {
+        n: torch.autograd.grad(t, latents, retain_graph=True)[0] for n, t in terms.weighted.items()
+    }
+
+    x0 = latents.detach().requires_grad_()
     t = (draws.uniform("generator.t").double() * 0.75 * 1000).long()
     abar = tiny_denoiser.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
     noise = (1 - abar).sqrt() * draws.normal("generator.noise", (4, 8, 8))
 
-    def logit(latents: Tensor) -> Tensor:
-        x_t = (abar.sqrt() * latents + noise).float()
-        logits = method.discriminator(x_t, t, pairs.condition)
-        return sum(scale.mean(1) for scale in logits) / len(logits)
+    def logit(of: Tensor) -> Tensor:
+        logits = method.discriminator((abar.sqrt() * of + noise).float(), t, pairs.condition)
+        return (sum(scale.mean(1) for scale in logits) / len(logits))[chosen]
 
-    gap = (logit(pairs.x0) - logit(x0)).clamp(0, 1).detach()
-    assert 0 < (gap > 0).sum() < 6
-    torch.testing.assert_close(parts["gap"], gap, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(total, -(gap * logit(x0)).mean().detach(), rtol=1e-4, atol=1e-5)
+    reconstruction = F.smooth_l1_loss(x0[paired], pairs.x0[paired])
+    expected, gaps = torch.autograd.grad(reconstruction, x0)[0], logit(pairs.x0) - logit(x0)
+    gap = (gaps.mean() - gaps.std() / len(gaps) ** 0.5).detach()
+    direction = torch.autograd.grad(-logit(x0).mean(), x0)[0]
+    size = 3 * float(gap.clamp(0, 1)) * float(expected.norm())
+    assert size > 0, "a seed where the discriminator finds the teacher's latents more real"
+    torch.testing.assert_close(grad["reconstruction"], expected)
+    torch.testing.assert_close(
+        grad["adversarial"], size * direction / direction.norm(), rtol=1e-3, atol=1e-7
+    )
+    adversarial = size * -logit(x0).mean() / direction.norm()
+    torch.testing.assert_close(terms.total, reconstruction + adversarial, rtol=1e-4, atol=1e-6)
+
+
+def test_processes_balance_as_one(tiny_denoiser):
+    """Two halves of a batch that gather what the other found get the gradient of the whole."""
+    settings = {"balanced": True, "fresh_fraction": 0.5, "adversarial": "hinge"}
+    method = make_method(tiny_denoiser, **settings)
+    whole = make_batch(0, 8)
+    expected, _ = run(method, whole)["student"]
+    told: list[Tensor] = []
+
+    def total(batch: Batch, gather) -> Tensor:
+        draws = Draws(0, 0, batch.index, gather)
+        return next(iter(method.losses(batch, ("student",), draws)))[1].total.detach()
+
+    def alone(values: Tensor) -> Tensor:
+        told.append(values)
+        return values
+
+    halves = [make_batch(start, 4) for start in (0, 4)]
+    for half in halves:
+        total(half, alone)
+    both = torch.cat(told)
+    found = sum(total(half, lambda _: both) for half in halves) / 2
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_one_pass_of_real_latents_serves_the_balance_and_the_update(tiny_denoiser):
+    for noising, batches in (("shared", [3, 3]), ("independent", [3, 3, 3])):
+        method = make_method(tiny_denoiser, balanced=True, updates="shared_pass", noising=noising)
+        calls: list[int] = []
+        handle = tiny_denoiser.module.conv_in.register_forward_hook(
+            lambda _, args, __, calls=calls: calls.append(len(args[0]))
+        )
+        run(method, make_batch(0, 3))
+        handle.remove()
+        assert calls == batches
 
 
 def test_fresh_noise_gets_the_adversarial_term_and_pairs_the_reconstruction(tiny_denoiser):
@@ -413,6 +509,8 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
     ("settings", "message"),
     [
         ({"fresh_fraction": 1.5}, "fresh_fraction is 1.5"),
+        ({"balanced": True, "fresh_fraction": 1.0}, "balanced weighs .*one of them is left out"),
+        ({"balanced": True, "adversarial_weight": 0.0}, "balanced weighs"),
         (
             {"reconstruction": {"smoth_l1": 1.0}},
             "the loss 'smoth_l1' is unknown; did you mean 'smooth_l1'",

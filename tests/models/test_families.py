@@ -181,6 +181,17 @@ def test_gradients_through_the_frozen_backbone(family, denoiser):
     assert all(p.grad is None for p in denoiser.network.parameters())
 
 
+def test_a_copy_trains_all_that_the_prediction_depends_on_and_nothing_else(name, denoiser):
+    """DDP waits for the gradient of every weight that asks for one."""
+    copied = denoiser.copy()
+    x_t, t, condition = inputs(copied, size=FAMILIES[name].sizes[0])
+    copied(x_t, t, condition).square().sum().backward()
+    weights = dict(copied.network.named_parameters())
+    asks = {name for name, weight in weights.items() if weight.requires_grad}
+    assert asks == {name for name, weight in weights.items() if weight.grad is not None}
+    assert len(asks) > 0.9 * len(weights)
+
+
 def test_checkpointing(own):
     """Less memory at the peak, and the same gradients, through taps inside of blocks too."""
     size = (16, 16)

@@ -160,6 +160,34 @@ def test_the_network_is_told_what_diffusers_tells_it(name, scale):
         _same(ours[key], theirs[key], key)
 
 
+@pytest.mark.parametrize("name", ["qwen-image", "lumina2"])
+@torch.no_grad()
+def test_a_guided_prediction_is_drawn_back_as_diffusers_does_by_default(name, monkeypatch):
+    pipeline, found = loaded(name), []
+    pipe, (height, width) = pipeline.diffusers, pipeline.resolution
+    noise = torch.randn(2, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def packed(latents: torch.Tensor) -> torch.Tensor:
+        return pipe._pack_latents(latents, *latents.shape) if name == "qwen-image" else latents
+
+    def step(prediction: torch.Tensor, t: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        found.append((prediction, t))
+        raise _Told
+
+    monkeypatch.setattr(pipe.scheduler, "step", step)
+    with pytest.raises(_Told):
+        pipe(
+            prompt=list(PROMPTS), height=height, width=width, num_inference_steps=2,
+            latents=packed(noise), output_type="latent", **asked(name, 4.0),
+        )  # fmt: skip
+    theirs, t = found[0]
+    t, condition = t * 1e-3, pipeline.encode_prompt(PROMPTS)
+    ours = packed(pipeline.guided(4.0)(noise, t, condition))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    plain = packed(pipeline.guided(4.0, rescale=0.0)(noise, t, condition))
+    assert not torch.allclose(plain, theirs, rtol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["pixart-sigma", "sana"])
 def test_prompts_are_cleaned_in_training_as_in_the_call_of_the_card(name, monkeypatch):
     """Whether bs4 and ftfy are installed changes nothing: neither asks for it."""

@@ -24,6 +24,7 @@ FEATURES = {
     "test_early_exit": "early exit",
     "test_gradients_through_the_frozen_backbone": "gradients",
     "test_checkpointing": "checkpointing",
+    "test_a_copy_trains_all_that_the_prediction_depends_on_and_nothing_else": "whole students",
     "test_lora_roles": "LoRA roles",
     "test_sdpa": "SDPA",
     "test_pruning": "pruning",

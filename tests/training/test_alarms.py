@@ -71,6 +71,14 @@ def test_a_faithful_student_sets_off_nothing():
         # the pixels' spread of issue 24's collapse, .07 of .34, from the start: two windows after the first line
         ("collapse", 90, {"std_1": 0.07 / 0.34}, "spread of its latents is 0.21 of"),
         ("collapse", 130, {"variety": after(100, 0.9, 0.2)}, "variety"),
+        # one window after the first line: three quarters of what the critic says is false, and the mean is away
+        (
+            "lagging",
+            50,
+            {"student_signal": 0.25, "mean_0": -0.6, "critic_total": 1.0},
+            "0.25 of what it says",
+        ),
+        ("lagging", 50, {"student_signal": 0.25, "std_1": 0.55}, "the critic lags"),
         ("lost_prompt", 130, {"prompt_effect": after(100, 0.8, 0.2)}, "misaligned negatives"),
         ("lost_noise", 130, {"diversity": after(100, 0.5, 0.1)}, "fresh noise"),
         ("saturated", 120, {"saturated": after(100, 0.0, 0.12)}, "6% of the student's values"),
@@ -85,6 +93,7 @@ def test_a_faithful_student_sets_off_nothing():
         ),
         ("chance", 90, discriminator(0.5, 0.0), "raise optimizers.d.learning_rate"),
         ("chance", 90, discriminator(0.51, -0.3), "is right in 51%"),
+        ("chance", 90, discriminator(0.5, 0.0), "train without it (adversarial_weight 0)"),
         (
             "unstable",
             90,
@@ -101,6 +110,17 @@ def test_each_alarm_goes_off_at_its_step_once_and_names_a_setting(kind, step, nu
     assert found[0].message.startswith(f"step {step}: ")
     assert says in found[0].message
     assert found[0].message.endswith(".")
+
+
+def test_a_critic_may_say_little_where_the_student_is_the_teacher_and_much_where_it_is_away():
+    assert alarms_of(log(student_signal=0.1)) == []
+    assert alarms_of(log(student_signal=0.6, std_1=0.55)) == []
+
+
+def test_a_lagging_critic_is_told_with_its_way_out():
+    (found,) = alarms_of(log(student_signal=0.2, std_1=0.55, critic_total=1.0))
+    assert "give critic more updates for one of the student's" in found.message
+    assert "lower optimizers.student.learning_rate" in found.message
 
 
 def test_a_student_that_starts_as_a_constant_may_take_its_time_while_it_recovers():
@@ -127,8 +147,8 @@ def test_the_settings_are_those_of_the_roles_that_are_there():
     spread = {"std_0": 0.2}
     assert "learning_rate" in alarms_of(log(**spread))[0].message
     with_critic = alarms_of(log(**spread, critic_total=1.0))[0].message
-    assert "optimizers.critic.learning_rate" in with_critic
-    assert "warm-up on pairs" in with_critic
+    assert "give critic more updates" in with_critic
+    assert "regression on pairs" in with_critic
     with_d = alarms_of(log(**spread, **discriminator(0.6, 0.2)))[0].message
     assert "adversarial_weight or optimizers.d.learning_rate" in with_d
     assert "critic" not in with_d

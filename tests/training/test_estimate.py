@@ -18,7 +18,7 @@ from nitrodistill.training.estimate import (
     estimate,
     what_helps,
 )
-from nitrodistill.training.passes import Backward, Line
+from nitrodistill.training.passes import Backward, Line, _Runs
 from nitrodistill.training.recipe import Stage, load_recipe
 from nitrodistill.types import Batch, Pairs
 
@@ -230,3 +230,49 @@ def test_a_lora_student_in_bf16_shares_the_backbones_copy(pipeline, switched):
     assert roles["teacher's copy"].weights * 2 == roles["teacher"].weights
     full = switched["LoRA student, rank 2"].roles
     assert roles["student"] == full["student"], "the role itself stays in float32"
+
+
+def test_a_teacher_loaded_in_the_precision_that_trains_is_counted_once(pipeline):
+    half = replace(STAGE, trainer=replace(STAGE.trainer, mixed_precision="bf16"))
+    whole = estimate(pipeline, half, text_length=5)
+    pipeline.denoiser.module.to(torch.bfloat16)
+    found = estimate(pipeline, half, text_length=5)
+    assert "teacher's copy" not in found.roles
+    assert 2 * found.roles["teacher"].weights == whole.roles["teacher"].weights
+    assert found.roles["student"] == whole.roles["student"], "it is float32"
+    assert whole.peak() - found.peak() == whole.roles["teacher"].weights
+
+
+def test_text_encoders_that_wait_on_the_cpu_come_while_nothing_is_trained(pipeline):
+    here = estimate(pipeline, STAGE, text_length=5)
+    pipeline.offload_text = True
+    away = estimate(pipeline, STAGE, text_length=5)
+    size = here.roles["text_encoder"].weights
+    assert here.peak() - away.peak() == size == away.encoders
+    assert away.roles["text_encoder"].weights == here.encoders == 0
+    assert replace(away, encoders=2**40).peak() == away.resident + 2**40
+    prompts = Stage(
+        "dmd2",
+        TrainerConfig(1, optimizers={"student": ROLES["student"], "critic": OptimizerConfig()}),
+    )
+    reads = estimate(pipeline, prompts, text_length=5)
+    assert reads.roles["text_encoder"].weights == size, "each micro-batch's prompts are encoded"
+
+
+def test_a_pass_without_gradients_stands_for_those_of_the_same_shapes():
+    """What gradients need, and what a tap looks into, is run each time."""
+    network, calls = torch.nn.Sequential(torch.nn.Linear(3, 2, device="meta")), []
+    forward = network.forward
+    network.forward = lambda x: calls.append(x.shape) or forward(x)
+    run = _Runs(network, lower=False)
+    small, large = (torch.empty(size, 3, device="meta") for size in (1, 4))
+    with torch.no_grad():
+        first, again, other = run(small), run(small), run(large)
+        assert [len(shape) for shape in calls] == [2, 2]
+        handle = network[0].register_forward_hook(lambda *_: None)
+        run(small)
+        handle.remove()
+    assert (first.shape, again.shape, other.shape) == ((1, 2), (1, 2), (4, 2))
+    assert again is not first, "a memory of its own, which is counted"
+    assert run(small).requires_grad
+    assert len(calls) == 4

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
@@ -25,7 +26,8 @@ from nitrodistill.methods import (
     find_method,
 )
 from nitrodistill.methods.dmd2 import CriticConfig, GANConfig, RegressionConfig
-from nitrodistill.models import PruneSpec, prune
+from nitrodistill.models import DiffusersDenoiser, PruneSpec, prune
+from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import (
     OptimizerConfig,
     Stage,
@@ -168,6 +170,39 @@ def _pruned(denoiser) -> Case:
     return Case(make, LatentStream, config)
 
 
+def _with_unused_weights() -> Case:
+    """A whole student of Qwen-Image, whose last block's text goes nowhere."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=1,
+            joint_attention_dim=8,
+            axes_dims_rope=(4, 2, 2),
+        )
+    denoiser = DiffusersDenoiser(network, RectifiedFlow(1.0), "flow_prediction")
+    text = denoiser.adapter.example_condition(torch.zeros(1), 3)
+
+    def stream(batch_size: int, rank: int, world: int) -> Callable[[int], Batch]:
+        latents = LatentStream(batch_size, rank, world)
+
+        def read(number: int) -> Batch:
+            batch = latents(number)
+            assert batch.pairs is not None
+            pairs = dataclasses.replace(batch.pairs, condition=text.index([0] * len(batch)))
+            return dataclasses.replace(batch, pairs=pairs)
+
+        return read
+
+    optimizers = {"student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5)}
+    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
+    method = LADDConfig(adversarial_weight=0.0)
+    return Case(lambda: LADD.build(method, Cast.of(denoiser, denoiser.copy())), stream, config)
+
+
 @pytest.fixture
 def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
     """Every method joins here."""
@@ -186,6 +221,7 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
         "consistency": _few_steps(tiny_denoiser, "consistency", guidance=2.0, distance="l2"),
         "flow_map": _few_steps(tiny_denoiser, "flow_map", diagonal=0.25, robustness=0.5),
         "pruned": _pruned(tiny_denoiser),
+        "unused_weights": _with_unused_weights(),
     }
 
 
@@ -230,6 +266,7 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
         "consistency",
         "flow_map",
         "pruned",
+        "unused_weights",
     ],
 )
 def test_two_processes_equal_one(cases, tiny, name, parallel):

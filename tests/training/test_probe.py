@@ -110,3 +110,7 @@ def test_a_method_that_reads_prompts_alone_has_them_in_a_recipe(
     assert 0 < last.metrics()["x0/variety"] < math.inf
     latents = teacher_latents(teacher, ["a small red circle on a black background"] * 9, 2, 2.0)
     assert latents.x0.shape == (ROWS, *teacher.latent_shape)
+    alone = teacher_latents(teacher, ["a small red circle on a black background"], 2, 2.0)
+    assert torch.equal(
+        alone.x0, latents.x0
+    )  # of an unconditional teacher there is the empty prompt alone

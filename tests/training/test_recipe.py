@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from nitrodistill.methods import LADDConfig
 from nitrodistill.settings import to_plain
+from nitrodistill.teachers import TeacherSettings
 from nitrodistill.training import (
     OptimizerConfig,
     Recipe,
@@ -180,6 +181,15 @@ def test_a_recipe_is_found_by_path_and_else_by_name(tmp_path, monkeypatch):
             find_recipe(name)
     with pytest.raises(FileNotFoundError, match="`nitrodistill recipes` lists"):
         find_recipe("none.yaml")
+
+
+def test_a_version_of_the_teacher_is_not_that_of_another_one():
+    stages = [Stage("ladd", TrainerConfig(), teacher="user/other")]
+    for version in (TeacherSettings(variant="fp16"), TeacherSettings(revision="main")):
+        with pytest.raises(ValueError, match=r"a stage's teacher 'user/other' .* its directory"):
+            Recipe("user/model", "runs/x", stages, teacher_settings=version)
+    half = TeacherSettings(weights_dtype="bfloat16")
+    assert Recipe("user/model", "runs/x", stages, teacher_settings=half).stages == stages
 
 
 def test_settings_of_another_method_are_refused():

@@ -50,6 +50,14 @@ def test_attention_saves_no_matrix_of_pairs():
     assert counted(Attention(), *parts) == 4 * (4 * 2 * 3 * 50 * 8 + 2 * 3 * 50)
 
 
+def test_a_loss_may_ask_for_gradients_of_shapes():
+    """As LADD's `balanced` does inside of its losses."""
+    parts = [torch.zeros(2, 3, n, 8, device="meta", requires_grad=True) for n in (50, 20, 20)]
+    with SavedTensors(nn.Identity()).counting():
+        found = torch.autograd.grad(F.scaled_dot_product_attention(*parts).sum(), parts)
+    assert [gradient.shape for gradient in found] == [part.shape for part in parts]
+
+
 def test_a_storage_is_counted_once_and_weights_never():
     """Two linear layers and a tanh: the first input, and the tanh's output, which both layers need."""
     network = nn.Sequential(nn.Linear(5, 7, bias=False), nn.Tanh(), nn.Linear(7, 3, bias=False))

@@ -16,6 +16,7 @@ from nitrodistill.files import temporary_of
 from nitrodistill.methods import LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
 from nitrodistill.sampling import sample
+from nitrodistill.teachers import TeacherSettings
 from nitrodistill.training import (
     OptimizerConfig,
     Stage,
@@ -25,7 +26,7 @@ from nitrodistill.training import (
     load_student,
     run_recipe,
 )
-from nitrodistill.training.networks import StageNetworks
+from nitrodistill.training.networks import StageNetworks, another_teacher
 from nitrodistill.training.recipe import save_recipe
 from tests.training.matching import Matching, MatchingConfig
 
@@ -199,6 +200,21 @@ def test_the_network_of_another_pipeline_teaches(tiny, recipe, pipeline, tmp_pat
     missing = dataclasses.replace(stage, teacher="./nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run_recipe(dataclasses.replace(recipe, stages=[missing]), pipeline)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_another_teacher_has_the_precision_of_the_recipes(pipeline, dtype):
+    own = pipeline.denoiser.copy()
+    own.network.to(dtype)
+    asked = []
+
+    def load(name, settings):
+        asked.append((name, settings))
+        return pipeline
+
+    other = another_teacher("user/other", load, own)
+    assert asked == [("user/other", TeacherSettings(weights_dtype=str(dtype)[6:]))]
+    assert other.network is pipeline.denoiser.network
 
 
 def test_what_does_not_fit_the_pruned_student_is_refused_before_the_run(
@@ -556,6 +572,26 @@ def test_a_bfloat16_teachers_student_is_float32(
     student = load_student(tmp_path / "run", half).denoiser.module.state_dict()
     assert all(torch.equal(student[name], value) for name, value in saved.items()), "loaded so"
     assert any(not torch.equal(v.bfloat16().float(), v) for v in saved.values())
+
+
+def test_a_teacher_loaded_in_bfloat16_is_the_network_of_its_lora_roles(
+    tiny, make_recipe, tiny_diffusers, tiny_scheduler, tmp_path
+):
+    """Without a copy: it draws the previews and teaches, and is what it was."""
+    half, data = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler)), tmp_path / "half"
+    own = half.denoiser.network.to(torch.bfloat16)
+    before = {name: weight.clone() for name, weight in own.state_dict().items()}
+    config = GenerateConfig(num_pairs=4, num_inference_steps=2)
+    generate(half, tiny.prompts, data, config, teacher_name="tiny", progress=False)
+    settings = {"steps": 2, "mixed_precision": "bf16", "preview_every": 2}
+    recipe = make_recipe(LADDConfig(updates="shared"), lora=LoRAConfig(rank=2), **settings)
+    list(run_recipe(dataclasses.replace(recipe, pairs=str(data)), half))
+    assert half.denoiser.network is own
+    weights = {name.replace(".base_layer", ""): value for name, value in own.state_dict().items()}
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    trained = [value for name, value in weights.items() if ".lora_B.student" in name]
+    assert trained
+    assert all(value.dtype == torch.float32 and value.any() for value in trained)
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tiny, recipe, pipeline, tmp_path):

@@ -50,7 +50,7 @@ from nitrodistill.methods.dmd2.config import (
     GANConfig,
     RegressionConfig,
 )
-from nitrodistill.methods.dmd2.critic import check_critic, critic_error
+from nitrodistill.methods.dmd2.critic import check_critic, critic_error, critic_signal
 from nitrodistill.methods.dmd2.inputs import Inputs, latents_of, make_inputs, plans_of
 from nitrodistill.models import Guided
 from nitrodistill.prediction import check_convertible, to_eps, to_x0
@@ -111,7 +111,10 @@ class DMD2(DistillationMethod):
         self.discriminator: LatentDiscriminator | None = self.game and self.game.discriminator
         self.regression: WeightedSum | None = None
         if config.regression is not None:
-            self.regression = named_loss(config.regression.losses, decode=cast.decode)
+            self.regression = named_loss(
+                config.regression.losses, decode=cast.decode, features=cast.features
+            )
+        self._tapped = cast.tapped
         self._check()
 
     @classmethod
@@ -137,7 +140,7 @@ class DMD2(DistillationMethod):
         gan, discriminator = self.config.gan, self.discriminator
         if gan is not None and discriminator is not None and gan.features == "teacher":
             taps = discriminator.taps.names
-        found = {"teacher": Frozen(self.teacher.module, taps)}
+        found = {"teacher": Frozen(self.teacher.module, (*taps, *self._tapped))}
         if self.regression is not None:
             found["regression"] = Frozen(self.regression, as_it_is=True)
         return found
@@ -188,9 +191,9 @@ class DMD2(DistillationMethod):
     # the student's terms
 
     def _student_terms(self, x0: Tensor, made: Inputs, batch: Batch, draws: Draws) -> Terms:
-        parts, weights = dict[str, Tensor](), dict[str, float]()
+        parts, weights, shown = dict[str, Tensor](), dict[str, float](), dict[str, Tensor]()
         if draws.step >= self.config.warmup_steps:
-            parts = self._matching(x0, made, draws)
+            parts, shown["signal"] = self._matching(x0, made, draws)
             if self.game is not None and self.config.gan is not None:
                 z, text = self._real(batch, x0)
                 parts["adversarial"], _ = self.game.generator(
@@ -205,12 +208,12 @@ class DMD2(DistillationMethod):
             terms["regression"], values = self._regression(x0, rows, batch, draws)
             parts = parts | values
         flat = x0.detach().flatten(1)
-        shown = {name: part.detach() for name, part in parts.items()}
+        shown |= {name: part.detach() for name, part in parts.items()}
         shown |= {"x0_mean": flat.mean(1), "x0_std": flat.std(1, correction=0)}
         return Terms(sum(terms.values(), x0.new_zeros(())), shown, terms)
 
-    def _matching(self, x0: Tensor, made: Inputs, draws: Draws) -> dict[str, Tensor]:
-        """The distribution-matching term; and that of guidance, where it is apart."""
+    def _matching(self, x0: Tensor, made: Inputs, draws: Draws) -> tuple[dict[str, Tensor], Tensor]:
+        """The distribution-matching term, and that of guidance, where it is apart; and `critic_signal`."""
         config, c = self.config, made.condition
         step, x_t, _ = self._noised(x0.detach(), self.law, draws, "matching")
         with torch.no_grad():
@@ -218,6 +221,7 @@ class DMD2(DistillationMethod):
             seen = self._taught(step, x_t, c, guided=config.decoupled is None)
             weight = self._weight(step, x_t, c)
         found = {"matching": self._matched(x0, seen.guided, fake, seen.conditional, weight)}
+        signal = critic_signal(x0, seen.conditional, fake)
         if config.decoupled is not None:
             assert self.guidance_law is not None
             step, x_t, _ = self._noised(
@@ -234,7 +238,7 @@ class DMD2(DistillationMethod):
                 floor=config.decoupled.floor,
                 normalise=config.normaliser != "none",
             )
-        return found
+        return found, signal
 
     def _matched(
         self, x0: Tensor, real: Tensor, fake: Tensor, conditional: Tensor, weight: Tensor | None

@@ -158,7 +158,7 @@ class DMD2Config:
         guidance: the teacher's scale, 1 for none. (Flux-dev, which embeds guidance, gets its own from the
             prompts' Condition: leave it at 1.)
         guidance_rescale: in [0, 1]; see `Guided`.
-        rescale_by: "deviation" or "norm"; see `Guided`.
+        rescale_by: "deviation", "norm", "row" or "token"; see `Guided`.
         timesteps: law of the timesteps of matching, in u.
         normaliser: what mean |x0 - .| is taken of: the "guided" teacher (DMD2), the "conditional" one (CDM), or
             "none".

@@ -48,6 +48,26 @@ def critic_error(
     return error
 
 
+def critic_signal(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """How much of what the critic says against the teacher is true; a scalar.
+
+        <F - T, x0 - T> / |F - T|^2, both summed over the batch
+
+    The student's own best denoiser S(x_t) is the mean of x0, so that this estimates <F - T, S - T> / |F - T|^2,
+    from what matching has at hand: 1 for an exact critic; near 0 where F - T is the critic's error, as that of one
+    which lags behind the student; below 0 where it leads away. It falls towards 0 as the student becomes the
+    teacher, too. 0 where critic and teacher agree.
+
+    Args:
+        x0: what was noised to x_t, `(B, *)`.
+        real: the teacher's x0 from x_t, without guidance.
+        fake: the critic's.
+    """
+    gap = fake.float() - real.float()
+    energy = gap.square().sum()
+    return (gap * (x0.detach().float() - real.float())).sum() / (energy + (energy == 0))
+
+
 def check_critic(
     critic: Denoiser, student: Denoiser, config: CriticConfig, law: TimestepLaw
 ) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from nitrodistill.types import Condition
 
 JOINT_TARGETS: tuple[str, ...] = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 """The text's projections in joint attention."""
+
+RescaleBy = Literal["deviation", "norm", "row", "token"]
+"""What of a guided prediction is drawn back to the conditional one's."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,14 @@ class Entry:
     integer: bool = False
 
 
+def masked_text(width: int) -> dict[str, Entry]:
+    """The entries of text that a mask goes with."""
+    return {
+        "encoder_hidden_states": Entry((None, width)),
+        "encoder_attention_mask": Entry((None,), integer=True),
+    }
+
+
 class Adapter(ABC):
     """What one family of networks takes, and how its outputs are read.
 
@@ -57,6 +68,7 @@ class Adapter(ABC):
         block_lists: attributes that hold the blocks, in the order in which they run.
         depths: lists of blocks that `prune` may shorten -> the config's setting that counts them.
         lora_targets: names, or ends of names, of the layers that LoRA adapts unless a LoRAConfig names others.
+        unused: how the names of weights begin that the prediction does not depend on, and that are not trained.
         embeds_guidance: whether the scale of guidance is an input, `guidance` (Flux-dev).
         pooled_text: the entry that holds the text as one vector a prompt, if there is one.
 
@@ -71,6 +83,7 @@ class Adapter(ABC):
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     depths: Mapping[str, str] = {}
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    unused: tuple[str, ...] = ()
     embeds_guidance: bool = False
     pooled_text: str | None = None
 
@@ -270,6 +283,8 @@ class PipelineAdapter(ABC):
         call_settings: further arguments of the pipeline's call, without which it would encode prompts differently.
         scheduler: the only scheduler class of diffusers that the pipeline runs with, if it is one.
         has_null: whether there is a condition that stands for none, for guidance without a negative prompt.
+        rescale_by: what of the guided prediction the pipeline draws back to the conditional one's, if it does so
+            by default; see `Guided`.
 
     Example:
         >>> teacher.adapter.network
@@ -282,6 +297,7 @@ class PipelineAdapter(ABC):
     call_settings: Mapping[str, Any] = {}
     scheduler: str | None = None
     has_null: bool = True
+    rescale_by: RescaleBy | None = None
 
     @abstractmethod
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:

@@ -13,6 +13,7 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     SigmaLinePipelineAdapter,
+    masked_text,
 )
 from nitrodistill.models.adapters.layout import packed, positions
 from nitrodistill.models.adapters.packed import PackedAdapter
@@ -45,10 +46,7 @@ class ChromaAdapter(PackedAdapter):
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask."""
-        return {
-            "encoder_hidden_states": Entry((None, self.config.joint_attention_dim)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        return masked_text(self.config.joint_attention_dim)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """Packed latents, the positions of all tokens, and a mask of text and image."""

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
+from nitrodistill.models.adapters.base import (
+    Adapter,
+    Entry,
+    RescaleBy,
+    SigmaLinePipelineAdapter,
+    masked_text,
+)
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
@@ -40,10 +46,7 @@ class Lumina2Adapter(Adapter):
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask."""
-        return {
-            "encoder_hidden_states": Entry((None, self.config.cap_feat_dim)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        return masked_text(self.config.cap_feat_dim)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """The tensors under their own names, time turned around."""
@@ -71,8 +74,10 @@ class Lumina2Adapter(Adapter):
         return on_grid(found, grid)
 
 
-class Lumina2PipelineAdapter(PipelineAdapter):
+class Lumina2PipelineAdapter(SigmaLinePipelineAdapter):
     """`Lumina2Pipeline`: the last layer but one of Gemma 2, of the pipeline's system prompt and the prompt."""
+
+    rescale_by: RescaleBy | None = "row"
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """Gemma's tokens and mask, padded to 256."""
@@ -87,10 +92,6 @@ class Lumina2PipelineAdapter(PipelineAdapter):
             "", negative_prompt=negative_prompt or "", device=pipe.device
         )
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
-
-    def call_sigmas(self, num_inference_steps: int) -> list[float]:
-        """A line from 1 to 1/N, which the scheduler then shifts."""
-        return [1 - i / num_inference_steps for i in range(num_inference_steps)]
 
 
 def _move_mask(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter
+from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter, masked_text
 from nitrodistill.types import Condition
 
 
@@ -28,10 +28,7 @@ class PixArtAdapter(PatchAdapter):
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask; alpha's sizes too."""
         width = self.config.caption_channels or self.config.cross_attention_dim
-        entries = {
-            "encoder_hidden_states": Entry((None, width)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        entries = masked_text(width)
         if self._takes_size:
             entries |= {"resolution": Entry((2,)), "aspect_ratio": Entry((1,))}
         return entries

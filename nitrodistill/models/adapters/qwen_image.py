@@ -12,6 +12,7 @@ from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
     Adapter,
     Entry,
+    RescaleBy,
     SigmaLinePipelineAdapter,
 )
 from nitrodistill.models.adapters.layout import packed
@@ -34,11 +35,11 @@ class QwenImageAdapter(PackedAdapter):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        # the last block's text is dropped, so that to_add_out there would never get a gradient
-        used = (
-            f"transformer_blocks.{i}.attn.to_add_out" for i in range(self.config.num_layers - 1)
-        )
-        self.lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS[:-1], *used)
+        blocks = [f"transformer_blocks.{i}." for i in range(self.config.num_layers)]
+        joined = (f"{block}attn.to_add_out" for block in blocks[:-1])
+        self.lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS[:-1], *joined)
+        # the last block's text is dropped
+        self.unused: tuple[str, ...] = (f"{blocks[-1]}attn.to_add_out", f"{blocks[-1]}txt_mlp")
         for setting in _EDITING:
             if self.config.get(setting):
                 raise ValueError(
@@ -66,6 +67,8 @@ class QwenImageAdapter(PackedAdapter):
 
 class QwenImagePipelineAdapter(SigmaLinePipelineAdapter):
     """`QwenImagePipeline`: Qwen2.5-VL with the pipeline's own instruction, which is cut off again."""
+
+    rescale_by: RescaleBy | None = "token"
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """Its tokens and mask; where diffusers leaves a mask of ones out, it is put back."""

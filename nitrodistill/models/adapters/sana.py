@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter
+from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter, masked_text
 from nitrodistill.types import Condition
 
 
@@ -32,10 +32,7 @@ class SanaAdapter(PatchAdapter):
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask."""
-        return {
-            "encoder_hidden_states": Entry((None, self.config.caption_channels)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        return masked_text(self.config.caption_channels)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """The tensors under their own names."""

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nitrodistill.models.adapters.base import Adapter, Entry, SigmaLinePipelineAdapter
+from nitrodistill.models.adapters.base import (
+    Adapter,
+    Entry,
+    SigmaLinePipelineAdapter,
+    masked_text,
+)
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
@@ -45,10 +50,7 @@ class ZImageAdapter(Adapter):
 
     def entries(self) -> Mapping[str, Entry]:
         """Text and its mask."""
-        return {
-            "encoder_hidden_states": Entry((None, self.config.cap_feat_dim)),
-            "encoder_attention_mask": Entry((None,), integer=True),
-        }
+        return masked_text(self.config.cap_feat_dim)
 
     def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
         """Lists with an entry a sample; latents as videos of one frame."""

@@ -1,0 +1,233 @@
+"""Which method: all at equal CPU time, students of 1 and of 4 steps, on every teacher, nothing tuned for one.
+
+    python -m benchmarks.methods [--teacher toy toy-dit digits scenes classes] [--methods DMD2 consistency]
+        [--seconds 120] [--seeds 0 1 2] [--output runs/methods]
+    python -m benchmarks.methods --teacher ./my-pipeline --pairs runs/pairs --features my.features:vectors
+
+A method is one dict (ROSTER), the same for all teachers: its defaults, or what its recipe for the embedded teacher
+says, with taps by depth. A teacher adds what its methods must be told: its guidance, and the timestep of a
+one-step student where its last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and feature
+distillation are trained for their number of steps; those of consistency and the flow map are one, and progressive
+distillation passes through 4 on its way to 1, so that its two rows share one training.
+
+Resumable: finished students are kept, a killed one goes on. Writes results.json into `--output`, and with
+`--write` benchmarks/results/methods.json and the table in docs/explanations/which_method.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks._measure import RESULTS, environment, markdown_table, replace_between_markers
+from benchmarks.teachers import TEACHERS
+from benchmarks.teachers.__main__ import default_cache, number, spread
+from benchmarks.teachers.compare import METRICS, RESULT, Place
+from benchmarks.teachers.given import add_options, places
+from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, STUDENT
+from nitrodistill.progress import progress_bar
+
+DOCS = Path(__file__).parents[1] / "docs" / "explanations" / "which_method.md"
+COLUMNS = ("fd_real", "fd_teacher", "fd_texture", "alignment", "edge_ratio", "diversity")
+GAME = {"student": {**STUDENT, "betas": [0.5, 0.999]}, "discriminator": HEADS}
+
+LADD_NITRO: dict[str, Any] = {"method": "ladd", "settings": {"taps": DEPTHS}, "optimizers": GAME}
+LADD_PAPER: dict[str, Any] = {
+    "method": "ladd",
+    "settings": {
+        "taps": "every_block",
+        "head_width": 96,
+        "conditioning": ["timestep"],
+        "reconstruction": {},
+        "fresh_fraction": 1.0,
+        "adversarial": "hinge",
+        "discriminator_timesteps": {"logit_normal": {"mean": 1.0, "std": 1.0}},
+    },
+    "optimizers": GAME,
+}
+DMD2: dict[str, Any] = {
+    "method": "dmd2",
+    "settings": {"critic": {"updates": 2}},
+    "optimizers": {
+        "student": {
+            "learning_rate": 5e-4,
+            "betas": [0.5, 0.999],
+            "lr_decay_from": 0.6,
+            "ema_decay": 0.97,
+        },
+        "critic": {"learning_rate": 1e-3, "betas": [0.9, 0.999], "lr_decay_from": 0.6},
+    },
+}
+DECOUPLED = {**DMD2, "settings": {**DMD2["settings"], "decoupled": {}}, "needs_guidance": True}
+PROGRESSIVE: dict[str, Any] = {
+    "stages": [
+        {
+            "method": "progressive",
+            "settings": {"num_inference_steps": 8},
+            "optimizers": {
+                "student": {"learning_rate": 3e-4, "betas": [0.9, 0.999], "lr_decay_from": 0.0}
+            },
+            "halvings": 4,
+            "share": 1 / 6,
+        }
+    ]
+}
+"""To 8, 4, 2 and 1 steps; the last two stages are twice as long as the first two."""
+AVERAGED = {
+    "learning_rate": 4e-4,
+    "betas": [0.9, 0.999],
+    "lr_decay_from": 0.5,
+    "ema_decay": 0.99,
+}
+CONSISTENCY: dict[str, Any] = {
+    "method": "consistency",
+    "settings": {},
+    "optimizers": {"student": AVERAGED},
+}
+FLOW_MAP: dict[str, Any] = {
+    "method": "flow_map",
+    "settings": {"diagonal": 0.25, "to_data": 0.5, "robustness": 0.5},
+    "optimizers": {"student": AVERAGED},
+}
+FEATURE_KD: dict[str, Any] = {
+    "method": "feature_kd",
+    "settings": {
+        "data": "pairs",
+        "task": {},
+        "features": [[depth, depth] for depth in (0.25, 0.5, 0.75, 1.0)],
+        "normalise": True,
+    },
+    "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
+    "share": 0.4,
+}
+"""On the guided teacher, of no fewer blocks: which ones to leave out is another choice for each network."""
+
+
+class Entry(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        name: of the method.
+        sampled_in: steps of the student.
+        method: as `Place.cell` takes it.
+    """
+
+    name: str
+    sampled_in: int
+    method: dict[str, Any]
+
+
+def in_steps(method: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The method for a student of so many steps."""
+    return {**method, "settings": {**method["settings"], "num_inference_steps": steps}}
+
+
+def roster() -> Iterator[Entry]:
+    """All methods, for 1 and for 4 steps."""
+    one_each = {
+        "LADD, Nitro's form": LADD_NITRO,
+        "LADD, the paper's form": LADD_PAPER,
+        "LADD, the demo's": BOTH,
+        "DMD2": DMD2,
+        "DMD2, decoupled": DECOUPLED,
+    }
+    both = {"progressive": PROGRESSIVE, "consistency": CONSISTENCY, "flow map": FLOW_MAP}
+    for steps in (1, 4):
+        for name, method in one_each.items():
+            yield Entry(name, steps, in_steps(method, steps))
+        for name, method in both.items():
+            yield Entry(name, steps, method)
+        then = {**in_steps(BOTH, steps), "student": "previous", "share": 0.6}
+        yield Entry("feature KD, then LADD", steps, {"stages": [FEATURE_KD, then]})
+
+
+ROSTER = tuple(roster())
+
+
+def folder_name(entry: Entry) -> str:
+    """Of a method's cells; the two rows of one training share it."""
+    words = "".join(c if c.isalnum() else "-" for c in entry.name.lower())
+    trained_for = entry.method.get("settings", {}).get("num_inference_steps")
+    return words if trained_for is None else f"{words}-in-{trained_for}"
+
+
+def fits(entry: Entry, place: Place) -> bool:
+    """Whether the method has anything to do on this teacher."""
+    return place.teacher.guidance > 1 or not entry.method.get("needs_guidance")
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a block a teacher, a row a method and number of steps."""
+    lines = []
+    for teacher in dict.fromkeys(row["teacher"] for row in rows):
+        mine = [row for row in rows if row["teacher"] == teacher]
+        for model in ("teacher", "naive"):
+            shown = [spread(mine[:1], model, key) for key in COLUMNS]
+            lines.append([teacher, model, "", "", "", *shown])
+        for steps, method in dict.fromkeys((row["sampled_in"], row["method"]) for row in mine):
+            some = [r for r in mine if (r["sampled_in"], r["method"]) == (steps, method)]
+            seconds = ", ".join(f"{row['cpu_seconds']:.0f}" for row in some)
+            shown = [spread(some, "student", key) for key in COLUMNS]
+            lines.append([teacher, method, str(steps), seconds, str(some[0]["steps"]), *shown])
+        floors = [mine[0]["metrics"]["student"].get(key, [None] * 4)[3] for key in COLUMNS]
+        shown = ["-" if floor is None else number(floor) for floor in floors]
+        lines.append([teacher, "floor", "", "", "", *shown])
+    head = ["teacher", "method", "steps", "CPU s", "updates", *(METRICS[key] for key in COLUMNS)]
+    return markdown_table(head, lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    names = list(dict.fromkeys(entry.name for entry in ROSTER))
+    found = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    add_options(found, list(TEACHERS))
+    found.add_argument("--methods", nargs="+", choices=names, default=names)
+    found.add_argument("--seconds", type=float, default=120.0, help="of CPU time a student")
+    found.add_argument("--finished", action="store_true", help="the table of finished cells alone")
+    found.add_argument("--output", type=Path, default=Path("runs/methods"))
+    found.add_argument("--cache", type=Path, default=default_cache())
+    found.add_argument("--write", action="store_true", help="results and docs")
+    return found
+
+
+def main() -> None:
+    options = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(1)
+    todo = [
+        (place, entry, seed)
+        for place in places(options, options.cache)
+        for entry in ROSTER
+        if entry.name in options.methods and fits(entry, place)
+        for seed in options.seeds
+    ]
+    rows = []
+    for place, entry, seed in progress_bar(todo, desc="students", unit="student"):
+        name = folder_name(entry)
+        folder = place.cell_folder(name, entry.method, seed, options.seconds)
+        if options.finished and not (folder / RESULT).is_file():
+            continue
+        found = place.cell(name, entry.method, seed, options.seconds, sampled_in=entry.sampled_in)
+        rows.append({**found, "method": entry.name, "sampled_in": entry.sampled_in})
+    known = environment()
+    found = {"environment": known, "seconds": options.seconds, "rows": rows}
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    text = table(rows) + (
+        f"\n\n{options.seconds:g} CPU seconds a student, seeds {', '.join(map(str, options.seeds))}; one thread "
+        f"of {known['cpu']} (torch {known['torch']}). Made by `python -m benchmarks.methods`."
+    )
+    print(text)
+    if options.write:
+        (RESULTS / "methods.json").write_text(json.dumps(found, indent=1) + "\n")
+        replace_between_markers(DOCS, "methods", text)
+
+
+if __name__ == "__main__":
+    main()

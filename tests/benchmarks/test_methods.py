@@ -1,0 +1,65 @@
+"""The comparison of methods: every entry is a recipe that its teacher's shapes take."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.methods import ROSTER, Entry, fits, folder_name, table
+from benchmarks.teachers import TEACHERS
+from benchmarks.teachers.base import Quality
+from benchmarks.teachers.compare import Place
+from nitrodistill.teachers import load_teacher
+from nitrodistill.training.stages import check_stages
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    """Of a transformer, whose one-step students are told a timestep."""
+    folder: Path = tmp_path_factory.mktemp("place")
+    quality: Any = Quality(lambda images: images, None)  # type: ignore[arg-type]
+    return Place(TEACHERS["toy-dit"], load_teacher("toy-dit"), quality, folder, folder / "pairs")
+
+
+EACH = {folder_name(entry): entry for entry in ROSTER}
+
+
+@pytest.mark.filterwarnings("ignore:the student predicts epsilon and weight is truncated_snr")
+@pytest.mark.parametrize("entry", EACH.values(), ids=EACH)
+def test_every_method_is_a_recipe_that_the_networks_take(entry: Entry, place: Place) -> None:
+    recipe = place.recipe(entry.method, 60, 3, place.folder / "run")
+    check_stages(recipe, place.pipeline)
+    steps = [stage.trainer.steps for stage in recipe.stages]
+    assert (sum(steps), recipe.stages[0].trainer.seed) == (60, 3)
+    settings = recipe.stages[-1].settings
+    assert getattr(settings, "guidance", 3.0) == (1.0 if entry.name == "progressive" else 3.0)
+    one_step = settings.num_inference_steps == 1 and hasattr(settings, "timestep")
+    assert getattr(settings, "timestep", None) == (place.teacher.timestep if one_step else None)
+
+
+def test_each_method_has_a_row_for_1_and_4_steps_and_a_folder_a_training() -> None:
+    names = Counter(entry.name for entry in ROSTER)
+    assert (len(names), set(names.values())) == (9, {2})
+    assert {entry.sampled_in for entry in ROSTER} == {1, 4}
+    trained = {(folder_name(entry), str(entry.method)) for entry in ROSTER}
+    assert (
+        len(trained) == 15
+    )  # 6 methods for each number of steps, and 3 whose two rows share a student
+
+
+def test_guidance_of_its_own_needs_a_guided_teacher(place: Place) -> None:
+    (decoupled, _) = (entry for entry in ROSTER if entry.name == "DMD2, decoupled")
+    assert fits(decoupled, place)
+    assert not fits(decoupled, replace(place, teacher=TEACHERS["digits"]))
+
+
+def test_the_table() -> None:
+    metrics = {key: {"fd_real": [4.0, 3.0, 5.0, 0.5]} for key in ("student", "teacher", "naive")}
+    row = {"teacher": "toy", "steps": 10, "cpu_seconds": 3.0, "seed": 0, "metrics": metrics}
+    lines = table([{**row, "method": "DMD2", "sampled_in": n} for n in (1, 4)]).splitlines()
+    assert len(lines) == 7
+    assert lines[5].startswith("| toy | DMD2 | 4 | 3 | 10 | 4.000 (3.000 to 5.000) | - |")
