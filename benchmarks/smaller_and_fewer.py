@@ -23,8 +23,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from demo_quality import environment, table_cell, train
 from nitrodistill.data import GenerateConfig, LatentStore, generate
 from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.evaluation import EvaluateConfig
+from nitrodistill.evaluation.cost import measure
 from nitrodistill.evaluation.importance import importance, propose
 from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.student import measure_student
@@ -42,7 +45,7 @@ from nitrodistill.files import blake2
 from nitrodistill.method import Draws
 from nitrodistill.methods import FeatureKDConfig
 from nitrodistill.models import Pipeline, PruneSpec
-from nitrodistill.sampling import StepPlan
+from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.checkpoint import newest_checkpoint
 from nitrodistill.training.recipe import Recipe, Stage, load_recipe
@@ -66,7 +69,6 @@ METRICS = {
     "alignment": "alignment",
     "fd_real": "FD to real",
     "gflops": "GFLOPs a picture",
-    "latency_ms": "latency, ms",
     "weights_mb": "weights, MB",
 }
 
@@ -117,20 +119,42 @@ def points(
     folder = root / f"{size}-{seed}"
     recipe = recipe_of(size, seed, options.scale, root / "pairs", folder)
     train(recipe, pipeline)
-    schedule = pipeline.denoiser.schedule
-    for steps in STEPS:
-        if steps == 1:
-            student = load_student(folder, pipeline)
-            denoiser, plan = student.denoiser, student.plan
-        else:
-            plan = StepPlan.from_schedule(schedule, steps)
-            denoiser = pipeline.guided(3.0)
-            if SIZES[size]:
-                checkpoint = newest_checkpoint(folder, 0)
-                assert checkpoint is not None
-                denoiser = load_denoiser(checkpoint, pipeline.denoiser)
+    for steps, (denoiser, plan) in models_of(pipeline, size, folder).items():
         found[str(steps)] = scores(pipeline, denoiser, plan, options.samples, root)
     return found
+
+
+def models_of(pipeline: Pipeline, size: str, folder: Path) -> dict[int, tuple[Denoiser, StepPlan]]:
+    """Steps -> what draws in so many, of the finished run in this folder."""
+    student, many = load_student(folder, pipeline), pipeline.guided(3.0)
+    if SIZES[size]:
+        checkpoint = newest_checkpoint(folder, 0)
+        assert checkpoint is not None
+        many = load_denoiser(checkpoint, pipeline.denoiser)
+    schedule = pipeline.denoiser.schedule
+    plans = {steps: StepPlan.from_schedule(schedule, steps) for steps in STEPS if steps > 1}
+    return {
+        **{steps: (many, plan) for steps, plan in plans.items()},
+        1: (student.denoiser, student.plan),
+    }
+
+
+def cpu_times(pipeline: Pipeline, root: Path, seed: int) -> dict[str, float]:
+    """Size and steps -> CPU milliseconds of one picture, decoded; all of them in turns."""
+    condition = pipeline.encode_prompt(shuffled_captions()[:1])
+    noise = torch.randn(1, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def drawn(denoiser: Denoiser, plan: StepPlan) -> torch.Tensor:
+        return pipeline.decode(sample(denoiser, plan, noise, condition))
+
+    tasks = {
+        f"{size} {steps}": partial(drawn, *model)
+        for size in SIZES
+        for steps, model in models_of(pipeline, size, root / f"{size}-{seed}").items()
+    }
+    times = measure(tasks, repeats=9, clock=time.process_time)
+    return {name: timing.median_ms for name, timing in times.items()}
 
 
 def rows_of(results: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,12 +181,13 @@ def _mean(values: list[float]) -> float:
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row a point; mean and spread over the seeds."""
     lines = [
-        f"| size | steps | {' | '.join(METRICS.values())} | |",
-        "|---|---:|" + "---:|" * len(METRICS) + "---|",
+        f"| size | steps | {' | '.join(METRICS.values())} | CPU ms a picture | |",
+        "|---|---:|" + "---:|" * (len(METRICS) + 1) + "---|",
     ]
     for row in rows:
         cells = [table_cell(row["values"][key]) for key in METRICS]
         mark = "dominated" if row["dominated"] else "**best at its cost**"
+        cells.append(f"{row['cpu_ms']:.1f}")
         lines.append(f"| {row['size']} | {row['steps']} | {' | '.join(cells)} | {mark} |")
     return "\n".join(lines)
 
@@ -203,11 +228,15 @@ def pareto(options: argparse.Namespace) -> None:
                 root / f"{name}.json", lambda s=size, n=seed: points(pipeline, s, n, options)
             )
     rows, known = rows_of(results), environment()
+    times = cpu_times(pipeline, root, options.seeds[0])
+    for row in rows:
+        row["cpu_ms"] = times[f"{row['size']} {row['steps']}"]
     draw(rows)
     text = (
         f"{table(rows)}\n\n{options.samples} pictures a point, {options.pairs} pairs, {options.scale:g} of the "
-        f"recipe's steps, seeds {', '.join(map(str, options.seeds))} (whole, small); one thread of "
-        f"{known['cpu'].strip()} (torch {known['torch']}), shared with other work.\n\n"
+        f"recipe's steps, seeds {', '.join(map(str, options.seeds))} (middle: {options.seeds[0]}). CPU time of "
+        f"one picture, decoded: medians of 9, all in turns. One thread of {known['cpu'].strip()} (torch "
+        f"{known['torch']}), shared with other work.\n\n"
         "![quality against cost](images/smaller_and_fewer.svg)"
     )
     record = {
