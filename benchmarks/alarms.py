@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from _matching import MatchingConfig
-from demo_quality import environment
+from _toy import environment
 
 from nitrodistill import toy
 from nitrodistill.data import BatchStream, GenerateConfig, PairStore, generate

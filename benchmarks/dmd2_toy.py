@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from demo_quality import METRICS, environment, table_cell, train
+from _toy import METRICS, environment, table_cell, train, write_docs
 from lcm_toy import SAMPLES, measured
 
 from nitrodistill.demo.demo import shuffled_captions
@@ -77,13 +77,6 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def write_docs(text: str) -> None:
-    """Replaces what stands between the markers in docs/dmd2.md."""
-    begin, end = "<!-- result -->", "<!-- end of result -->"
-    before, rest = DOCS.read_text().split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -101,7 +94,7 @@ def main() -> None:
         f"(torch {known['torch']}), {known['date']}."
     )
     RESULTS.write_text(json.dumps({"environment": known, "runs": rows}, indent=1) + "\n")
-    write_docs(text)
+    write_docs(DOCS, "result", text)
     print(text)
 
 

@@ -24,7 +24,6 @@ import argparse
 import json
 import random
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import Any
 
 import torch
 from _picture import save_svg
-from demo_quality import environment, table_cell, train
+from _toy import environment, kept, table_cell, train, write_docs
 
 from nitrodistill.data import GenerateConfig, LatentStore, generate
 from nitrodistill.demo.demo import shuffled_captions
@@ -100,15 +99,6 @@ def scores(
         "toy", pipeline, denoiser, plan, shuffled_captions(), settings, cache=root / "teacher"
     )
     return {name: found.value("student", name) for name in METRICS}
-
-
-def kept(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What is in a file, or is made and put there."""
-    if not file.is_file():
-        made = make()
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(made))
-    return json.loads(file.read_text())
 
 
 def points(
@@ -207,14 +197,6 @@ def draw(rows: list[dict[str, Any]]) -> None:
     save_svg(scatter(dots, "GFLOPs a picture", "distance to real pictures"), PICTURE)
 
 
-def write_docs(marker: str, text: str) -> None:
-    """Replaces what stands between a pair of markers in docs/pruning.md."""
-    begin, end = f"<!-- {marker} -->", f"<!-- end of {marker} -->"
-    page = DOCS.read_text()
-    before, rest = page.split(begin)
-    DOCS.write_text(f"{before}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
 def pareto(options: argparse.Namespace) -> None:
     """All points, the table and the plot."""
     pipeline, root = load_teacher("toy"), options.output
@@ -246,7 +228,7 @@ def pareto(options: argparse.Namespace) -> None:
         "points": rows,
     }
     (RESULTS / "smaller_and_fewer.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_docs("pareto", text)
+    write_docs(DOCS, "pareto", text)
     print(text)
 
 
@@ -264,7 +246,7 @@ def choices(options: argparse.Namespace) -> None:
     )
     record = {"environment": known, "rows": rows}
     (RESULTS / "smaller_and_fewer_choices.json").write_text(json.dumps(record, indent=1) + "\n")
-    write_docs("choices", text)
+    write_docs(DOCS, "choices", text)
     print(text)
 
 
