@@ -67,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"{name} is {value}; it must be above 0.")
 
     from nitrodistill.teachers import load_teacher, teacher_shapes
-    from nitrodistill.training.estimate import what_helps
+    from nitrodistill.training.estimate import Counts, what_helps
     from nitrodistill.training.recipe import load_recipe
-    from nitrodistill.training.speed import GPUS, stage_flops, stage_seconds
+    from nitrodistill.training.speed import GPUS, stage_seconds
 
     recipe = load_recipe(given.config)
     if not 0 <= given.stage < len(recipe.stages):
@@ -77,15 +77,11 @@ def main(argv: Sequence[str]) -> int:
             f"stage is {given.stage}; the recipe has {len(recipe.stages)}, counted from 0."
         )
     teacher, stage = given.teacher or recipe.teacher, recipe.stages[given.stage]
-    pipeline, earlier = (
-        teacher_shapes(teacher, recipe.teacher_settings),
-        recipe.stages[: given.stage],
-    )
+    pipeline = teacher_shapes(teacher, recipe.teacher_settings)
     length = given.text_length or _text_length(pipeline)
-    found = what_helps(
-        pipeline, stage, text_length=length, lora_rank=given.lora_rank, earlier=earlier
-    )
-    flops = stage_flops(pipeline, stage, text_length=length, earlier=earlier)
+    counts = Counts(pipeline, length, recipe.stages[: given.stage])
+    found = what_helps(counts, stage, lora_rank=given.lora_rank)
+    flops = counts.flops(stage)
     half, measured = stage.trainer.half is not None, None
     if given.measure or (_is_small(found["as it is"]) and _is_here(teacher, stage)):
         _log.info("measuring some steps")

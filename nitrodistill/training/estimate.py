@@ -130,32 +130,23 @@ def estimate(
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
-    return _Counts(pipeline, text_length, earlier).memory(stage)
+    return Counts(pipeline, text_length, earlier).memory(stage)
 
 
-def what_helps(
-    pipeline: Pipeline,
-    stage: Stage,
-    *,
-    text_length: int,
-    lora_rank: int,
-    earlier: Sequence[Stage] = (),
-) -> dict[str, Memory]:
+def what_helps(counts: Counts, stage: Stage, *, lora_rank: int) -> dict[str, Memory]:
     """The stage as it is, then with each switch that it does not use yet, then with all that go together.
 
     What the stage or its method refuses, such as a LoRA student of a method that needs whole weights, is left out.
 
     Args:
-        pipeline: see `estimate`.
+        counts: of the teacher.
         stage: method and trainer.
-        text_length: tokens of a prompt.
         lora_rank: of the student's adapters, where it has them.
-        earlier: see `estimate`.
 
     Raises:
         ValueError: if the stage's settings do not fit the teacher.
     """
-    trainer, count = stage.trainer, _Counts(pipeline, text_length, earlier).memory
+    trainer, count = stage.trainer, counts.memory
     _log.info("counting the recipe as it is, on shapes")
     found = {"as it is": count(stage)}
     _log.info("counting what helps")
@@ -192,28 +183,25 @@ def _allowed(count: Callable[[Stage], Memory], stage: Stage, lora: LoRAConfig) -
         return None
 
 
-class _Counts:
+class Counts:
     """What variants of a stage need. What they have in common is built and run once.
 
     Args:
-        pipeline: the teacher.
+        pipeline: the teacher; its shapes are enough.
         text_length: tokens of a prompt.
-        earlier: the stages before.
+        earlier: the recipe's stages before this one.
     """
 
-    def __init__(self, pipeline: Pipeline, text_length: int, earlier: Sequence[Stage]) -> None:
+    def __init__(self, pipeline: Pipeline, text_length: int, earlier: Sequence[Stage] = ()) -> None:
         self._pipeline, self._text_length = pipeline, text_length
         self._before = student_on_shapes(earlier, pipeline)
         self._counted: dict[tuple[LoRAConfig | None, str], _Counted] = {}
         self._heaviest: dict[tuple[str, ...], int] = {}
 
     def memory(self, stage: Stage) -> Memory:
-        """What the stage needs."""
+        """What the stage needs; see `estimate`."""
         trainer = stage.trainer
-        key = stage.lora, trainer.mixed_precision
-        if key not in self._counted:
-            self._counted[key] = self._count(stage)
-        method, untrained, plain, checkpointed = self._counted[key]
+        method, _, untrained, plain, checkpointed = self._of(stage)
         roles = dict(untrained)
         for name, role in method.trainable().items():
             optimizer = trainer.optimizers.get(name, OptimizerConfig())
@@ -230,6 +218,27 @@ class _Counts:
         roles |= {name: replace(roles[name], weights=0) for name in waiting}
         return Memory(roles, turns, trainer.batch_size, trainer.accumulation > 1, encoders)
 
+    def flops(self, stage: Stage) -> float:
+        """The operations of all steps of a stage, in all processes together.
+
+        Raises:
+            ValueError: if the stage's settings do not fit the teacher.
+        """
+        method, run, *_ = self._of(stage)
+        trainer, total = stage.trainer, 0.0
+        for steps in turns_of(method, trainer.steps).values():
+            # the first of them and the last, as for the memory; one of them where both run the same
+            ends = {run.what_runs(step): step for step in (steps[0], steps[-1])}.values()
+            each = [run.flops(step, trainer.gradient_checkpointing) for step in ends]
+            total += len(steps) * sum(each) / len(each)
+        return total * trainer.batch_size * trainer.accumulation
+
+    def _of(self, stage: Stage) -> _Counted:
+        key = stage.lora, stage.trainer.mixed_precision
+        if key not in self._counted:
+            self._counted[key] = self._count(stage)
+        return self._counted[key]
+
     def _count(self, stage: Stage) -> _Counted:
         shapes = shapes_of(self._pipeline)
         method, cast = build_on_shapes(stage, shapes, self._text_length, before=self._before)
@@ -244,7 +253,7 @@ class _Counts:
                 self._heaviest[active] = max(ends, key=run.kept)
             step = self._heaviest.get(active, ends[0])
             plain[active], checkpointed[active] = run.passes(step)
-        return _Counted(method, untrained, plain, checkpointed)
+        return _Counted(method, run, untrained, plain, checkpointed)
 
 
 class _Counted(NamedTuple):
@@ -252,12 +261,14 @@ class _Counted(NamedTuple):
 
     Attributes:
         method: on the meta device.
+        run: its losses.
         untrained: the shares of all networks that it does not train.
         plain: see `Memory.turns`; without gradient checkpointing.
         checkpointed: with it.
     """
 
     method: DistillationMethod
+    run: LossesOnShapes
     untrained: Mapping[str, RoleMemory]
     plain: Mapping[tuple[str, ...], Passes]
     checkpointed: Mapping[tuple[str, ...], Passes]

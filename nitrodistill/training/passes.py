@@ -73,7 +73,6 @@ class LossesOnShapes:
         text_length: int,
     ) -> None:
         self._method, self._bf16 = method, stage.trainer.half is not None
-        self._checkpoints = stage.trainer.gradient_checkpointing
         modules = [role.module for role in method.trainable().values()]
         modules += [entry.module for entry in method.frozen().values()]
         modules += [denoiser.module for denoiser in cast.taken.values()]
@@ -82,7 +81,8 @@ class LossesOnShapes:
             _checkpoint(module, self._saved)
         trained = {role.module for role in method.trainable().values()} if self._bf16 else set()
         self._runs = {module: _Runs(module, module in trained) for module in modules}
-        self._seen: dict[tuple[int, int], list[tuple[str, Saved]]] = {}
+        self._seen: dict[tuple[int, int], tuple[tuple[str, Saved], ...]] = {}
+        self._counts: dict[int, tuple[int, ...]] = {}
         x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
         self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
 
@@ -100,7 +100,11 @@ class LossesOnShapes:
         """Bytes that a step's backward passes keep of a small micro-batch, without gradient checkpointing."""
         return sum(saved.plain for _, saved in self._of(step, _SIZES[0]))
 
-    def flops(self, step: int) -> float:
+    def what_runs(self, step: int) -> tuple[object, ...]:
+        """Equal for two steps that keep as much and run each network as often."""
+        return self._of(step, _SIZES[0]), self._counts[step]
+
+    def flops(self, step: int, checkpoints: bool = False) -> float:
         """Operations of a step's losses and backward passes, of one sample of a micro-batch.
 
         With gradient checkpointing the blocks run forward once more: half of what backward costs.
@@ -114,21 +118,24 @@ class LossesOnShapes:
                 before = counter.get_total_flops()
                 terms.total.backward()
                 backward += counter.get_total_flops() - before
-        anew = backward / 2 if self._checkpoints else 0
+        anew = backward / 2 if checkpoints else 0
         return (counter.get_total_flops() + anew) / size
 
-    def _of(self, step: int, size: int) -> list[tuple[str, Saved]]:
+    def _of(self, step: int, size: int) -> tuple[tuple[str, Saved], ...]:
         """What each backward pass of a step keeps, for a micro-batch of `size`."""
         if (step, size) in self._seen:
             return self._seen[step, size]
         batch, found = self._batch(size), []
         draws = Draws(0, step, batch.index)
+        before = [run.count for run in self._runs.values()]
         with self._saved.counting(), _counted(self._runs):
             for role, terms in self._method.losses(batch, self._method.active(step), draws):
                 del terms
                 found.append((role, self._saved.take()))
-        self._seen[step, size] = found
-        return found
+        counts = zip(self._runs.values(), before, strict=True)
+        self._counts[step] = tuple(run.count - earlier for run, earlier in counts)
+        self._seen[step, size] = tuple(found)
+        return self._seen[step, size]
 
     def _batch(self, size: int) -> Batch:
         """A micro-batch of shapes, with all that a method may read."""
@@ -164,13 +171,18 @@ class _Runs:
     """A network's forward passes: with autocast, if it is trained in half precision, as Accelerate puts it there.
 
     Without gradients nothing is kept, so what came out once stands for what comes out of the same shapes.
+
+    Attributes:
+        count: how often it was asked for.
     """
 
     def __init__(self, module: nn.Module, lower: bool) -> None:
+        self.count = 0
         self._module, self._forward, self._lower = module, module.forward, lower
         self._known: dict[object, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.count += 1
         tapped = any(part._forward_hooks for part in unwrapped(self._module).modules())
         if torch.is_grad_enabled() or tapped:
             return self._computed(*args, **kwargs)

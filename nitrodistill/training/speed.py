@@ -2,14 +2,13 @@
 
     seconds = operations of the stage / (utilisation * published peak)
 
-Operations are those of matrix products, convolutions and attention, of the losses and their backward passes,
-counted on shapes; a multiplication and an addition are two. The utilisation is assumed, not measured.
+Operations (`estimate.Counts.flops`) are those of matrix products, convolutions and attention, of the losses and
+their backward passes; a multiplication and an addition are two. The utilisation is assumed, not measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -19,12 +18,10 @@ import torch
 
 from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
-from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.training.log import make_accelerator
 from nitrodistill.training.networks import StageNetworks
-from nitrodistill.training.passes import LossesOnShapes, turns_of
+from nitrodistill.training.passes import turns_of
 from nitrodistill.training.recipe import Stage
-from nitrodistill.training.stages import build_on_shapes, student_on_shapes
 from nitrodistill.training.trainer import Trainer
 from nitrodistill.types import Batch, Latents, Pairs
 
@@ -59,31 +56,6 @@ GPUS = {
     "RX 7900 XTX": Peak(122.8, 61.4),
 }
 """Data sheets of AMD and NVIDIA."""
-
-
-def stage_flops(
-    pipeline: Pipeline, stage: Stage, *, text_length: int, earlier: Sequence[Stage] = ()
-) -> float:
-    """The operations of all steps of a stage, in all processes together.
-
-    Args:
-        pipeline: the teacher; its shapes are enough.
-        stage: method, trainer and student.
-        text_length: tokens of a prompt.
-        earlier: the recipe's stages before this one.
-
-    Raises:
-        ValueError: if the stage's settings do not fit the teacher.
-    """
-    shapes, trainer = shapes_of(pipeline), stage.trainer
-    before = student_on_shapes(earlier, pipeline)
-    method, cast = build_on_shapes(stage, shapes, text_length, before=before)
-    run = LossesOnShapes(method, cast, stage, shapes, text_length)
-    total = 0.0
-    for steps in turns_of(method, trainer.steps).values():
-        ends = {steps[0], steps[-1]}  # a method may begin with less than it ends with
-        total += len(steps) * sum(run.flops(step) for step in ends) / len(ends)
-    return total * trainer.batch_size * trainer.accumulation
 
 
 def stage_seconds(

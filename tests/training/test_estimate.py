@@ -13,6 +13,7 @@ from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
 from nitrodistill.teachers import teacher_shapes
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.estimate import (
+    Counts,
     Memory,
     RoleMemory,
     estimate,
@@ -37,7 +38,7 @@ def pipeline(tiny_diffusers, tiny_scheduler) -> Pipeline:
 def switched(tiny_diffusers, tiny_scheduler) -> dict[str, Memory]:
     """What helps `STAGE`, counted once."""
     shapes = Pipeline.from_diffusers(tiny_diffusers(tiny_scheduler))
-    return what_helps(shapes, STAGE, text_length=5, lora_rank=2)
+    return what_helps(Counts(shapes, 5), STAGE, lora_rank=2)
 
 
 def nbytes(tensors) -> int:
@@ -177,19 +178,19 @@ def test_what_the_recipe_has_already_is_counted_and_not_offered(pipeline, switch
         assert estimate(pipeline, stage, text_length=5) == switched[switch]
         assert not any("_lora" in name for name, _ in pipeline.denoiser.module.named_parameters())
         with monkeypatch.context() as patch:  # what is offered; the counts are those from above
-            patch.setattr("nitrodistill.training.estimate._Counts.memory", lambda *_: switched)
-            assert switch not in what_helps(pipeline, stage, text_length=5, lora_rank=2)
+            patch.setattr("nitrodistill.training.estimate.Counts.memory", lambda *_: switched)
+            assert switch not in what_helps(Counts(pipeline, 5), stage, lora_rank=2)
 
 
 def test_what_goes_with_the_recipe_alone_is_offered(pipeline, monkeypatch):
     """FSDP2 goes with neither fp16 nor the gradients of single terms, which are left out of what is counted."""
-    monkeypatch.setattr("nitrodistill.training.estimate._Counts.memory", lambda _, stage: stage)
+    monkeypatch.setattr("nitrodistill.training.estimate.Counts.memory", lambda _, stage: stage)
     half = replace(STAGE, trainer=replace(STAGE.trainer, mixed_precision="fp16"))
-    found = what_helps(pipeline, half, text_length=5, lora_rank=2)
+    found = what_helps(Counts(pipeline, 5), half, lora_rank=2)
     assert "CPU offload" not in found
     assert found["checkpointing, fp16, 8 bits"].trainer.mixed_precision == "fp16"
     terms = replace(STAGE, trainer=replace(STAGE.trainer, term_gradients_every=2))
-    assert "CPU offload" in what_helps(pipeline, terms, text_length=5, lora_rank=2)
+    assert "CPU offload" in what_helps(Counts(pipeline, 5), terms, lora_rank=2)
 
 
 def with_all_but_lora(stage: Stage) -> Stage:
@@ -203,7 +204,7 @@ def with_all_but_lora(stage: Stage) -> Stage:
 def test_what_a_method_refuses_is_not_offered(recipe, adapts):
     """A flow map tells its student the interval by a weight that a LoRA role lacks."""
     stage = with_all_but_lora(load_recipe(RECIPES / f"{recipe}.yaml").stages[0])
-    found = what_helps(teacher_shapes("toy"), stage, text_length=5, lora_rank=2)
+    found = what_helps(Counts(teacher_shapes("toy"), 5), stage, lora_rank=2)
     assert {"as it is", "CPU offload", "checkpointing, bf16, 8 bits"} <= found.keys()
     assert any("LoRA" in name for name in found) == adapts
 
@@ -218,7 +219,7 @@ def test_the_student_of_a_pruned_stage_is_counted_without_its_blocks(pipeline):
     roles = estimate(pipeline, second, text_length=5, earlier=[first]).roles
     assert (roles["student"].parameters, roles["teacher"].parameters) == (small, whole)
     assert small < whole
-    offered = what_helps(pipeline, with_all_but_lora(first), text_length=5, lora_rank=2)
+    offered = what_helps(Counts(pipeline, 5), with_all_but_lora(first), lora_rank=2)
     assert not any("LoRA" in name for name in offered)
 
 

@@ -10,8 +10,9 @@ from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.training import OptimizerConfig, TrainerConfig
+from nitrodistill.training.estimate import Counts
 from nitrodistill.training.recipe import Stage
-from nitrodistill.training.speed import GPUS, UTILISATION, stage_flops, stage_seconds
+from nitrodistill.training.speed import GPUS, UTILISATION, stage_seconds
 from nitrodistill.types import Batch, Pairs
 
 SETTINGS = LADDConfig(taps=("down_blocks.0", "mid_block"), updates="alternating")
@@ -43,13 +44,14 @@ def test_operations_are_those_of_real_losses_and_backward_passes(pipeline):
         for step in range(TRAINER.steps):
             for _, terms in method.losses(batch, method.active(step), Draws(0, step, index)):
                 terms.total.backward()
-    counted = stage_flops(pipeline, STAGE, text_length=5)
+    counts = Counts(pipeline, text_length=5)
+    counted = counts.flops(STAGE)
     assert counted == pytest.approx(counter.get_total_flops(), rel=0.01)
     more = replace(TRAINER, steps=12, batch_size=8, accumulation=3)
-    longer = stage_flops(pipeline, replace(STAGE, trainer=more), text_length=5)
+    longer = Counts(pipeline, text_length=5).flops(replace(STAGE, trainer=more))
     assert longer == pytest.approx(12 * counted)
     again = replace(STAGE, trainer=replace(TRAINER, gradient_checkpointing=True))
-    assert 1.1 < stage_flops(pipeline, again, text_length=5) / counted < 1.34
+    assert 1.1 < counts.flops(again) / counted < 1.34
 
 
 def test_a_peak_is_shared_out_by_the_utilisation():
