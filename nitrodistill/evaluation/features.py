@@ -40,7 +40,8 @@ class Extractor:
     Attributes:
         name: what results call it; no "@".
         features: images `(B, 3, H, W)` in [-1, 1] -> `(B, F)`.
-        kernel: of the kernel distance on it: "cubic" for KID, "gaussian" for CMMD.
+        kernel: of the kernel distance on it: "cubic" for KID, "gaussian" for CMMD; None leaves it out. KID's cube
+            has no scale of its own: it says little of features that are not of order 1, as Inception's are.
         fingerprint: of its weights, for caches; None keeps nothing that depends on it.
 
     Example:
@@ -50,11 +51,12 @@ class Extractor:
 
     name: str
     features: Features
-    kernel: Kernel = "cubic"
+    kernel: Kernel | None = "cubic"
     fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        check_choice("kernel", self.kernel, get_args(Kernel))
+        if self.kernel is not None:
+            check_choice("kernel", self.kernel, get_args(Kernel))
         if not self.name or "@" in self.name or not self.name.isprintable():
             raise ValueError(
                 f"name is {self.name!r}; an extractor's name is not empty, printable and has no '@'."

@@ -110,7 +110,7 @@ class Scorer:
             suffix = f"@{extractor.name}" if number else ""
             found[f"fd_{word}{suffix}"] = meter.features[extractor.name].floor()
             first, second = meter.features[extractor.name].halves()
-            if len(first) > 1:
+            if extractor.kernel is not None and len(first) > 1:
                 name = f"{KERNEL_METRICS[extractor.kernel]}_{word}{suffix}"
                 found[name] = KernelDistance(first, second, extractor.kernel).value()
             if len(first) >= MIN_SAMPLES:
@@ -189,6 +189,8 @@ class Scorer:
     def _kernel(
         self, mine: FeatureSet, other: FeatureSet, extractor: Extractor, word: str, suffix: str
     ) -> dict[str, Metric]:
+        if extractor.kernel is None:
+            return {}
         a, b = mine.kept(), other.kept()
         size = min(len(a), len(b))
         distance = KernelDistance(a[:size], b[:size], extractor.kernel)

@@ -187,6 +187,6 @@ def _toy(seed: int) -> tuple[Extractor, dict[str, Any]]:
         return toy.scenes.draw(toy.scenes.attribute_indices(texts), uniforms)
 
     features = Extractor(
-        "oracle", lambda images: oracle.features(images.cpu()), fingerprint=fingerprint(oracle)
+        "oracle", lambda images: oracle.features(images.cpu()), None, fingerprint(oracle)
     )
     return features, {"alignment": aligned, "real_images": real}

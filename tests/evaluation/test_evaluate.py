@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from nitrodistill.evaluation import EvaluateConfig, evaluate
+from nitrodistill.evaluation import EvaluateConfig, Extractor, evaluate
+from nitrodistill.evaluation.discrepancy import Kernel
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
@@ -96,6 +97,20 @@ def test_a_deaf_student_has_no_diversity(teacher: Pipeline) -> None:
     plan = StepPlan.from_schedule(teacher.denoiser.schedule)
     found = quick(teacher, Deaf(teacher.denoiser.schedule), plan)
     assert found.student["diversity"].value < 1e-4
+
+
+def test_an_extractor_without_a_kernel_has_every_other_distance(teacher: Pipeline) -> None:
+    plan = StepPlan.from_schedule(teacher.denoiser.schedule)
+    images = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+    def kinds(kernel: Kernel | None) -> set[str]:
+        extractor = Extractor("mine", features, kernel)
+        settings = {"config": QUICK, "progress": False, "real_images": images}
+        found = evaluate(teacher, teacher.denoiser, plan, PROMPTS, extractor, **settings)
+        return {name for row in found.models.values() for name in row}
+
+    assert kinds("cubic") - kinds(None) == {"kid_real", "kid_teacher"}
+    assert kinds(None) < kinds("gaussian")
 
 
 def test_the_batch_size_changes_nothing(teacher: Pipeline) -> None:
