@@ -88,7 +88,8 @@ def export(
     ready = check_export(pipeline, plan, kind, scheduler)
     network = _called_plainly(pipeline, denoiser, value)
     with folder_for(target) as partial:
-        assembled(pipeline, network, ready).save_pretrained(partial, safe_serialization=True)
+        made = assembled(pipeline, network, ready, pipeline.adapter.exported_as)
+        made.save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
         comfyui = "" if flow is None else flow.write(partial)
@@ -157,14 +158,9 @@ def check_export(
                 f"the {part} of this {name} carries LoRA, which is not saved with it; merge it first: "
                 "pipe.fuse_lora() and pipe.unload_lora_weights()."
             )
-    only = adapter.scheduler
-    if only is not None and scheduler not in (None, only):
-        raise ValueError(
-            f"scheduler is {scheduler!r}, but {name} runs with {only} alone; leave it out."
-        )
     sigmas = adapter.call_sigmas(len(plan))
     return scheduler_for_plan(
-        plan, pipeline.scheduler, prediction_type, scheduler or only, call_sigmas=sigmas
+        plan, pipeline.scheduler, prediction_type, scheduler, call_sigmas=sigmas
     )
 
 
@@ -241,16 +237,21 @@ def embedded_guidance(pipeline: Pipeline) -> float:
     return float(pipeline.null_condition()["guidance"])
 
 
-def assembled(pipeline: Pipeline, network: nn.Module, scheduler: Any) -> Any:
-    """A pipeline of the teacher's class, with its settings and all of its parts but two."""
+def assembled(
+    pipeline: Pipeline, network: nn.Module, scheduler: Any, name: str | None = None
+) -> Any:
+    """A pipeline of the teacher's class or that of a name, with its settings and all of its parts but two."""
+    import diffusers
+
     pipe = pipeline.diffusers
-    known = inspect.signature(type(pipe).__init__).parameters
+    made_by = type(pipe) if name is None else getattr(diffusers, name)
+    known = inspect.signature(made_by.__init__).parameters
     settings = {key: pipe.config[key] for key in known if key in pipe.config}
     parts = {**settings, **pipe.components, pipeline.adapter.network: network}
     if "requires_safety_checker" in known:
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     parts = {name: unwrapped(p) if isinstance(p, nn.Module) else p for name, p in parts.items()}
-    made = type(pipe)(**{**parts, "scheduler": scheduler})
+    made = made_by(**{**parts, "scheduler": scheduler})
     made.register_to_config(**pipeline.adapter.saved_settings(pipe))
     return made
 

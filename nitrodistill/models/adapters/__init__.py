@@ -66,7 +66,7 @@ ADAPTERS: dict[str, type[Adapter]] = {
 PIPELINES: dict[str, PipelineAdapter] = {
     "AuraFlowPipeline": AuraFlowPipelineAdapter(),
     "ChromaPipeline": ChromaPipelineAdapter(),
-    "DDIMPipeline": UNet2DPipelineAdapter(scheduler="DDIMScheduler"),
+    "DDIMPipeline": UNet2DPipelineAdapter(exported_as="DDPMPipeline"),
     "DDPMPipeline": UNet2DPipelineAdapter(),
     "DiTPipeline": DiTPipelineAdapter(),
     "Flux2KleinPipeline": Flux2PipelineAdapter(),

@@ -41,14 +41,14 @@ class UNet2DPipelineAdapter(PipelineAdapter):
     """`DDPMPipeline` and `DDIMPipeline`: pixels. A prompt is the number of a class; "" where there are none.
 
     Args:
-        scheduler: the only scheduler class that the pipeline runs with, if it is one.
+        exported_as: see `PipelineAdapter`.
     """
 
     network: str = "unet"
     has_null: bool = False
 
-    def __init__(self, scheduler: str | None = None) -> None:
-        self.scheduler: str | None = scheduler
+    def __init__(self, exported_as: str | None = None) -> None:
+        self.exported_as: str | None = exported_as
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """The classes' numbers; empty for an unconditional network.
