@@ -7,7 +7,7 @@ Of logits r of real and f of generated samples, and of latents x of a student an
     variety   = rms |x_i - x_j| / rms |z_i - z_j|,  i != j
     diversity = rms |x_i - x_i'| / rms |z_i - z_j|, x_i' of the same prompt and another noise
     prompt_effect = rms |x_i - x_i'| / rms |z_i - z_j|, x_i' of the same noise and another prompt
-    saturated = share of x outside of the range of z in its channel
+    saturated = share of x outside of the range of z in its channel, by more than std(z_c) / 4
 
 b is what the objective's own optimum decides by. All are differences, ratios or shares that are comparable between
 teachers; none waits for the device. `training.alarms` reads them from a run's log.
@@ -23,6 +23,8 @@ from torch import Tensor
 from nitrodistill.checks import check_alike, check_finite, check_kind, check_tensor
 
 Logits = Tensor | Sequence[Tensor]
+MARGIN = 0.25
+"""Standard deviations around the reference's range: pixels lie at its ends, a faithful student's beside them."""
 
 
 @torch.no_grad()
@@ -102,7 +104,8 @@ def latent_statistics(
     x, z = (_channels(v) for v in (x0, reference))  # (C, B * positions)
     unit = z.std(1, correction=0)
     spread, shift = x.std(1, correction=0) / unit, (x.mean(1) - z.mean(1)) / unit
-    low, high = z.amin(1, keepdim=True), z.amax(1, keepdim=True)
+    beyond = (MARGIN * unit)[:, None]
+    low, high = z.amin(1, keepdim=True) - beyond, z.amax(1, keepdim=True) + beyond
     outside = 1 - ((x >= low) & (x <= high)).float().mean()
     found = {f"std.{c}": value for c, value in enumerate(spread)}
     found |= {f"mean.{c}": value for c, value in enumerate(shift)}

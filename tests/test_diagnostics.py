@@ -63,6 +63,15 @@ def test_latents_by_hand():
     assert found["prompt_effect"].item() == pytest.approx(2 / 2)
 
 
+@pytest.mark.parametrize(("beyond", "share"), [(0.24, 0.0), (0.26, 0.25)])
+def test_what_lies_close_to_the_end_of_the_range_is_not_saturated(beyond, share):
+    """As pixels of a background do; the standard deviation is 1, and one value of four goes beyond -1."""
+    z = torch.tensor([-1.0, 1.0, -1.0, 1.0]).view(2, 1, 1, 2)
+    x = z.clone()
+    x[0, 0, 0, 0] = -1 - beyond
+    assert latent_statistics(x, z)["saturated"].item() == share
+
+
 def test_a_collapse_to_a_tenth_in_one_channel(generator):
     z = torch.randn(64, 3, 8, 8, generator=generator)
     x = torch.randn(64, 3, 8, 8, generator=generator) * torch.tensor([1, 0.1, 1])[:, None, None]
