@@ -123,7 +123,7 @@ def test_taps_of_lumina_find_the_image_behind_texts_of_unequal_length():
 
 
 LONG = [name for name in flow_pipelines.FAMILIES if name != "aura-flow"]
-"""Three to five seconds each on one core."""
+"""About five seconds of a CPU each."""
 
 
 @pytest.mark.parametrize(
