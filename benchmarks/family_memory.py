@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,9 @@ def counted(recipe: str) -> dict[str, Any]:
             torch.nn.Module.to(part, getattr(torch, plan.teacher_settings.weights_dtype))
     pipeline = Pipeline.from_diffusers(pipe, resolution=(1024, 1024))
     (stage,) = plan.stages
+    if stage.trainer.parallel == "fsdp":  # its batch is that of all GPUs
+        share = replace(stage.trainer, batch_size=stage.trainer.batch_size // GPUS)
+        stage = replace(stage, trainer=share)
     memory = estimate(pipeline, stage, text_length=512)
     kinds = set(pipe.transformer._no_split_modules)
     blocks = [m for m in pipe.transformer.modules() if type(m).__name__ in kinds]

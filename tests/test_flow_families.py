@@ -71,13 +71,12 @@ def true_size(kind: str, config: dict[str, Any]) -> Any:
 @pytest.mark.parametrize(("kind", "config", "parameters"), TRUE_SIZES)
 @torch.no_grad()
 def test_at_its_true_size(kind, config, parameters):
-    """Parameters, a prediction's shape at a size that is not square, and a student's LoRA."""
+    """Parameters, a student's LoRA, and a prediction's shape by both at a size that is not square."""
     denoiser = DiffusersDenoiser(true_size(kind, config), RectifiedFlow(1.0), "flow_prediction")
     assert sum(p.numel() for p in denoiser.network.parameters()) == parameters
     x_t = torch.empty(2, denoiser.adapter.channels(), 96, 64, device="meta")
     condition = denoiser.adapter.example_condition(x_t, length=77).index([0, 0])
     t = torch.ones(2, device="meta")
-    assert denoiser(x_t, t, condition).shape == x_t.shape
     student = add_lora(denoiser, "student", LoRAConfig(rank=16))
     trained = sum(p.numel() for p in student.module.parameters())
     assert 0 < trained < 0.01 * parameters
@@ -124,7 +123,7 @@ def test_taps_of_lumina_find_the_image_behind_texts_of_unequal_length():
 
 
 LONG = [name for name in flow_pipelines.FAMILIES if name != "aura-flow"]
-"""One to three minutes each on two cores."""
+"""About five seconds of a CPU each."""
 
 
 @pytest.mark.parametrize(

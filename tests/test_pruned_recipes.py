@@ -82,6 +82,8 @@ def test_half_of_qwen_image():
     assert after * 2 == before
     made = FeatureKD.build(stage.settings, Cast.of(whole, student, empty=student.example()[2]))
     check_optimizers(stage.trainer.optimizers, list(made.trainable()))
+    assert stage.trainer.parallel == "fsdp"  # on eight GPUs, a sample each
+    assert (stage.trainer.batch_size, stage.trainer.accumulation) == (8, 4)
     kept = dict(stage.prune.keep)["transformer_blocks"]
     for before, after in stage.settings.features:
         theirs, place = (int(name.rpartition(".")[2]) for name in (before, after))

@@ -1,6 +1,7 @@
 """Every family walks the whole road: pairs, training that is watched, numbers, memory, export, the plain call.
 
-What cannot walk it is refused before the first step is trained.
+What cannot walk it is refused before the first step is trained. A flow of today takes at most eight seconds of a
+CPU, and DMD2 of LoRA roles in test_flow_families.py about five.
 """
 
 from __future__ import annotations

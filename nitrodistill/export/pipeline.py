@@ -146,7 +146,7 @@ def check_export(
     name = type(pipe).__name__
     adapter.call(pipe, [])
     if "height" not in inspect.signature(type(pipe).__call__).parameters:
-        own = pipeline.denoiser.latent_shape()
+        own = pipeline.denoiser.adapter.latent_shape()
         if pipeline.latent_shape != own:
             raise ValueError(
                 f"{name} draws latents of shape {own} alone, and this student's are {pipeline.latent_shape}; "

@@ -48,6 +48,10 @@ class DiffusersDenoiser:
         clamp: how the scheduler of its pipeline clamps x0 while sampling, which `sample` does too; None: it does
             not. Copies, and others made from this one, have none: a student is trained and exported without.
 
+    Attributes:
+        size: (height, width) of the latents that it draws; None, the default, is what the network was made for.
+            A Pipeline with a resolution sets it.
+
     Raises:
         TypeError: if the network's class is not one of the families and there is no adapter.
         ValueError: if it wants conditioning that the family's adapter does not pass, or it is preconditioned
@@ -81,6 +85,7 @@ class DiffusersDenoiser:
         check_kind("module", module, nn.Module, ": the network itself")
         self.preconditioning: EDMPreconditioning | None = preconditioning
         self.clamp: Clamp | None = clamp
+        self.size: tuple[int, int] | None = None
         self.adapter: Adapter = adapter_for(unwrapped(module)) if adapter is None else adapter
         self.module = module
         self._schedule: NoiseSchedule = check_schedule(schedule)
@@ -191,13 +196,15 @@ class DiffusersDenoiser:
         """Another network of the family on the same schedule; with fewer blocks, perhaps."""
         other: Any = unwrapped(module)
         same = other.config == self.adapter.config
-        return DiffusersDenoiser(
+        found = DiffusersDenoiser(
             module,
             self._schedule,
             self._prediction_type,
             adapter=self.adapter if same else type(self.adapter)(other),
             preconditioning=self.preconditioning,
         )
+        found.size = self.size
+        return found
 
     def enable_gradient_checkpointing(self) -> None:
         """Recomputes each block's activations in backward instead of keeping them: less memory, same gradients.
@@ -208,8 +215,10 @@ class DiffusersDenoiser:
         network.enable_gradient_checkpointing(checkpointed)
 
     def latent_shape(self) -> tuple[int, int, int]:
-        """`(C, H, W)` of the latents that the network was made for."""
-        return self.adapter.latent_shape()
+        """`(C, H, W)` of the latents that it draws."""
+        if self.size is None:
+            return self.adapter.latent_shape()
+        return self.adapter.channels(), *self.size
 
     def example(self) -> tuple[Tensor, Tensor, Condition]:
         """The smallest input `(x_t, t, condition)` of batch size one that runs every block."""

@@ -158,7 +158,7 @@ class Guided(_Around):
     def _size(self, value: Tensor) -> Tensor:
         """What is drawn back, with the dimensions that it is taken over as 1, or a patch as one place."""
         if self.rescale_by == "token":
-            return F.avg_pool2d(value.square().sum(1, keepdim=True), self._patch).sqrt()
+            return F.avg_pool2d(value.square().sum(1), self._patch).sqrt().unsqueeze(1)
         dims = -1 if self.rescale_by == "row" else tuple(range(1, value.ndim))
         size = torch.std if self.rescale_by == "deviation" else torch.linalg.vector_norm
         return size(value, dim=dims, keepdim=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -100,9 +101,11 @@ class Pipeline:
         self.check_prompt: Callable[[str], None] = check_prompt or partial(
             self.adapter.check, diffusers
         )
-        self.latent_shape: tuple[int, int, int] = _latent_shape(
-            diffusers, denoiser.adapter, resolution
-        )
+        self.latent_shape: tuple[int, int, int] = denoiser.latent_shape()
+        if resolution is not None:
+            self.latent_shape = _latent_shape(diffusers, denoiser.adapter, resolution)
+            self.denoiser = copy.copy(denoiser)  # whom training on prompts alone asks for it
+            self.denoiser.size = self.latent_shape[1:]
         self.negative_prompt: str | None = None
         self.other_vae: Any = None
         self.offload_text: bool = False

@@ -139,7 +139,7 @@ class LossesOnShapes:
 
     def _batch(self, size: int) -> Batch:
         """A micro-batch of shapes, with all that a method may read."""
-        x0 = self._x0.expand(size, -1, -1, -1)
+        x0 = self._x0.expand(size, *self._x0.shape[1:])
         text = self._text.index([0] * size)
         pairs = Pairs(torch.empty_like(x0), torch.empty_like(x0), text)
         return Batch(torch.arange(size), pairs, Latents(torch.empty_like(x0), text), text)

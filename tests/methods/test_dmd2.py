@@ -347,6 +347,13 @@ def test_without_backward_simulation_the_input_is_noised_data(tiny_denoiser):
     )
 
 
+def test_noise_without_data_has_the_size_that_the_student_draws(tiny_denoiser):
+    tiny_denoiser.size = (4, 12)
+    method = DMD2.build(CASES["alone"], cast_of(tiny_denoiser))
+    batch = batch_of(0, 2)
+    assert inputs(method, batch, Draws(0, 0, batch.index)).x_t.shape == (2, 4, 4, 12)
+
+
 def test_the_number_of_steps_is_drawn_and_each_grid_is_the_plans(tiny_denoiser):
     config = DMD2Config(num_inference_steps=2, step_range=(1, 3), transition="ode")
     method = DMD2.build(config, cast_of(tiny_denoiser))

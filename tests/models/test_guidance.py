@@ -24,6 +24,13 @@ def test_the_rescale_is_diffusers(tiny_denoiser, tiny_condition, null, generator
     torch.testing.assert_close(found, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_the_norm_of_tokens_of_a_video_is_that_of_its_frames(tiny_denoiser, null, generator):
+    guided = Guided(tiny_denoiser, 5.0, null, rescale=0.7, rescale_by="token")
+    one, other = torch.randn(2, 2, 4, 3, 8, 8, generator=generator)  # latents with three frames
+    frames = [guided.combine(one[:, :, i], other[:, :, i], torch.tensor(0)) for i in range(3)]
+    assert torch.equal(guided.combine(one, other, torch.tensor(0)), torch.stack(frames, 2))
+
+
 def test_outside_of_the_interval_the_conditional_prediction_stands(
     tiny_denoiser, tiny_condition, null, generator
 ):

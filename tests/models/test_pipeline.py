@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from nitrodistill.models import Guided, Pipeline
+from nitrodistill.models import Guided, LoRAConfig, Pipeline, add_lora
 from nitrodistill.models.folders import only_variant
 from nitrodistill.models.pipeline import fingerprint
+from nitrodistill.models.skeleton import shapes_of
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import Condition
 
@@ -31,6 +32,17 @@ def test_it_says_what_the_scheduler_says(pipe):
     assert pipeline.denoiser.schedule.num_timesteps == 1000
     assert pipeline.latent_shape == (4, 8, 8)
     assert not any(p.requires_grad for p in pipe.unet.parameters())
+
+
+def test_its_resolution_is_that_of_all_that_is_made_from_its_denoiser(pipe):
+    """What is trained on prompts alone has nothing else to ask."""
+    own = Pipeline.from_diffusers(pipe)
+    wide = Pipeline(pipe, own.denoiser, resolution=(8, 24))
+    student = add_lora(wide.denoiser.copy(), "student", LoRAConfig(rank=2))
+    for denoiser in (wide.denoiser, student, shapes_of(wide).denoiser):
+        assert denoiser.latent_shape() == wide.latent_shape == (4, 4, 12)
+    assert Pipeline(pipe, wide.denoiser).resolution == (8, 24)
+    assert own.denoiser.latent_shape() == own.latent_shape == (4, 8, 8)
 
 
 def test_prompts_and_guidance_are_diffusers(pipe):

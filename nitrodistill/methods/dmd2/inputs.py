@@ -130,7 +130,7 @@ def _paired_rows(config: DMD2Config, batch: Batch, draws: Draws) -> Tensor | Non
 
 
 def _shape(config: DMD2Config, student: Denoiser, batch: Batch) -> tuple[int, ...]:
-    """Of a latent: the data's, or what the network was made for."""
+    """Of a latent: the data's, or what the student draws."""
     if config.data is not None:
         return tuple(latents_of(batch, config.data).x0.shape[1:])
     if not isinstance(student, DiffusersDenoiser):
