@@ -233,11 +233,11 @@ class Ablation:
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """What became of a cell, which is made where it is not there."""
+        cost = self.costs[f"{cell.block}/{cell.loss}"]
         if cell.row in self.earlier:
-            return self.earlier[cell.row]
+            return {**self.earlier[cell.row], **cost}  # all costs are measured side by side
         found = self.place.cell(cell.name, cell.method, cell.seed, 0, cell.steps)
         about = {"block": cell.block, "loss": cell.loss, "multiple": cell.multiple}
-        cost = self.costs[f"{cell.block}/{cell.loss}"]
         weight = self.weights.get(cell.loss)
         return {**found, **about, "budget": cell.budget, "weight": weight, **cost}
 
