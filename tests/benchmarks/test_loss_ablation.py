@@ -211,6 +211,6 @@ def test_quick_changes_defaults_and_nothing_that_is_given():
 def test_the_commands_of_the_page_are_understood():
     page = (Path(__file__).parents[2] / "docs" / "loss_ablation.md").read_text()
     commands = re.findall(r"^python -m benchmarks.loss_ablation (.*)$", page, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         read_options(shlex.split(command))
