@@ -138,6 +138,13 @@ def write_json(name: str, rows: Iterable[Any], extra: Mapping[str, object] | Non
     return path
 
 
+def as_lines(found: Mapping[str, Any]) -> str:
+    """JSON with each of its `rows` on a line, so that a changed row is a changed line."""
+    about = json.dumps({key: found[key] for key in found if key != "rows"}, indent=1)
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in found["rows"])
+    return f'{about[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
 def markdown_table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A Markdown table."""
     lines = [list(header), ["---"] * len(list(header)), *map(list, rows)]

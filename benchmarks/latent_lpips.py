@@ -171,9 +171,14 @@ def speed(rounds: int) -> None:
         memory = peak_mib(lambda task=task: task().backward())
         spread = f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
         lines.append([name, f"{1e3 * own:.0f}", spread, "-" if memory is None else f"{memory:.0f}"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        replica().backward()
+    spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    share = sum(v for key, v in spent.items() if "convolution" in key) / sum(spent.values())
     known = environment()
     text = markdown_table(["", "ms", "times the replica's speed", "MiB"], lines) + (
-        f"\n\nForward and backward, 2x4x32x32, {rounds} rounds, median (20-80 %); one thread of {known['cpu']} "
+        f"\n\nConvolutions are {share:.0%} of the replica's time. "
+        f"Forward and backward, 2x4x32x32, {rounds} rounds, median (20-80 %); one thread of {known['cpu']} "
         f"(torch {known['torch']}), shared with other work. Made by `python -m benchmarks.latent_lpips --speed`."
     )
     print(text)

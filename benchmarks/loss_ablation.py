@@ -11,7 +11,8 @@ also at other multiples of that (`--weights`), alone not: Adam does not see the 
 `--steps` for all; *equal cost* is as many as take the time of smooth L1's, by times of a step that were measured
 side by side, and the same student where that differs by less than 10 %.
 
-Resumable: finished students are kept, a killed one goes on. Writes results.json, results.csv and pareto-*.svg into
+Resumable: finished students are kept, a killed one goes on; `--onto results.json` takes those of another run with
+the same settings, whose folder need not be there. Writes results.json, results.csv and pareto-*.svg into
 the folder of each teacher, and with `--write` benchmarks/results/loss_ablation.*, the table and the plots in
 docs/loss_ablation.md, of the first teacher.
 """
@@ -22,16 +23,16 @@ import argparse
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import _parts
 from benchmarks._ablation import (
     NONE,
     REFERENCE,
@@ -54,7 +55,7 @@ from benchmarks._ablation_report import (
     write_csv,
     yardstick,
 )
-from benchmarks._measure import RESULTS, environment, replace_between_markers
+from benchmarks._measure import RESULTS, as_lines, environment, replace_between_markers
 from benchmarks.teachers.__main__ import default_cache
 from benchmarks.teachers.compare import RESULT, Place
 from benchmarks.teachers.given import add_options, places
@@ -105,10 +106,10 @@ class Cell:
         words = "".join(c if c.isalnum() else "-" for c in self.loss)
         return f"{self.block}-{words}-x{self.multiple:g}"
 
-    def is_finished(self, place: Place) -> bool:
-        """Whether its result is there."""
-        folder = place.cell_folder(self.name, self.method, self.seed, 0, self.steps)
-        return (folder / RESULT).is_file()
+    @property
+    def row(self) -> tuple[str, str, float, int, str]:
+        """What is different in every row."""
+        return self.block, self.loss, self.multiple, self.seed, self.budget
 
     @property
     def seconds(self) -> float:
@@ -141,6 +142,7 @@ class Ablation:
         weights: with which their gradients are equal.
         costs: block/loss -> ms and MiB of a step.
         cells: the students.
+        earlier: rows of another run, by `Cell.row`.
     """
 
     def __init__(self, place: Place, options: argparse.Namespace) -> None:
@@ -177,6 +179,9 @@ class Ablation:
             lambda: bench.costs(methods, options.cost_seconds),
         )
         self.cells: list[Cell] = list(self._cells(options))
+        self.earlier: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if options.onto:
+            self.earlier = earlier_rows(options.onto, self.settings(options))
 
     def _cells(self, options: argparse.Namespace) -> Iterator[Cell]:
         for block, adversarial in BLOCKS.items():
@@ -201,10 +206,23 @@ class Ablation:
         assert ms is not None
         return ms
 
+    def settings(self, options: argparse.Namespace) -> dict[str, Any]:
+        """What rows of two runs must have alike."""
+        found = {
+            name: getattr(options, name) for name in ("steps", "seeds", "weights", "taps", "u")
+        }
+        found |= {"pairs": self.place.num_pairs, "batch": self.place.batch_size}
+        return found | {"samples": self.place.quality.num_samples, "losses": self.specs}
+
+    def is_finished(self, cell: Cell) -> bool:
+        """Whether its result is there."""
+        folder = self.place.cell_folder(cell.name, cell.method, cell.seed, 0, cell.steps)
+        return cell.row in self.earlier or (folder / RESULT).is_file()
+
     def run(self, cells: Sequence[Cell]) -> None:
         """Trains and measures what is not finished, smooth L1 first and then the shortest."""
         wanted = {(cell.name, cell.seed, cell.steps): cell for cell in cells}
-        todo = [cell for cell in wanted.values() if not cell.is_finished(self.place)]
+        todo = [cell for cell in wanted.values() if not self.is_finished(cell)]
         todo.sort(key=lambda cell: ((cell.loss, cell.seed) != (REFERENCE, 0), cell.seconds))
         total = sum(cell.seconds for cell in todo)
         with progress_bar(total=round(total), desc=f"{len(todo)} students", unit="s") as bar:
@@ -215,29 +233,38 @@ class Ablation:
 
     def result(self, cell: Cell) -> dict[str, Any]:
         """What became of a cell, which is made where it is not there."""
+        cost = self.costs[f"{cell.block}/{cell.loss}"]
+        if cell.row in self.earlier:
+            return {**self.earlier[cell.row], **cost}  # all costs are measured side by side
         found = self.place.cell(cell.name, cell.method, cell.seed, 0, cell.steps)
         about = {"block": cell.block, "loss": cell.loss, "multiple": cell.multiple}
-        cost = self.costs[f"{cell.block}/{cell.loss}"]
         weight = self.weights.get(cell.loss)
         return {**found, **about, "budget": cell.budget, "weight": weight, **cost}
+
+
+def earlier_rows(file: Path, settings: Mapping[str, Any]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """The rows of a results.json, by `Cell.row`; refused if it was made with other settings."""
+    found = json.loads(file.read_text())
+    differs = [key for key, value in settings.items() if found["settings"].get(key) != value]
+    if differs:
+        raise SystemExit(f"{file} was made with other {', '.join(differs)}; leave --onto out.")
+    keys = ("block", "loss", "multiple", "seed", "budget")
+    return {tuple(row[key] for key in keys): row for row in found["rows"]}
 
 
 def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None:
     """Table, CSV and plots of all that is finished."""
     place = ablation.place
-    cells = [cell for cell in ablation.cells if cell.is_finished(place)]
+    cells = [cell for cell in ablation.cells if ablation.is_finished(cell)]
     budgets = Counter((cell.name, cell.seed) for cell in cells)
     rows = [ablation.result(cell) for cell in cells if budgets[cell.name, cell.seed] == 2]
     wanted = {(cell.name, cell.seed, cell.steps) for cell in ablation.cells}
     done = wanted & {(cell.name, cell.seed, cell.steps) for cell in cells}
     if not {REFERENCE} <= {row["loss"] for row in rows if row["block"] == "alone"}:
         return
-    settings = {name: getattr(options, name) for name in ("steps", "seeds", "weights", "taps", "u")}
-    settings |= {"pairs": place.num_pairs, "batch": place.batch_size}
-    settings |= {"samples": place.quality.num_samples, "losses": ablation.specs}
     known = environment()
-    found = {"environment": known, "settings": settings, "rows": rows}
-    (place.folder / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    found = {"environment": known, "settings": ablation.settings(options), "rows": rows}
+    (place.folder / "results.json").write_text(as_lines(found))
     write_csv(rows, place.folder / "results.csv")
     blocks = [block for block in BLOCKS if kinds(rows, block)]
     for block in blocks:
@@ -283,11 +310,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--taps", nargs="+", default=TAPS, help="of the teacher's features")
     found.add_argument("--u", type=float, default=FRACTION, help="noise that it is told of")
     found.add_argument("--cost-seconds", type=float, default=30.0)
-    found.add_argument("--processes", type=int, default=1, help="students trained side by side")
-    found.add_argument(
-        "--part", type=int, nargs=2, metavar=("K", "N"), help="each N-th from K alone"
-    )
+    _parts.add_options(found)
     found.add_argument("--finished", action="store_true", help="report what is finished alone")
+    found.add_argument("--onto", type=Path, help="results.json of another run, to go on from")
     found.add_argument("--output", type=Path)
     found.add_argument("--cache", type=Path, default=default_cache())
     found.add_argument("--write", action="store_true", help="results and docs")
@@ -319,15 +344,10 @@ def main() -> None:
             ablation.run(ablation.cells[part::parts])
             continue
         if options.processes > 1 and not options.finished:
-            again = [sys.executable, "-m", "benchmarks.loss_ablation", *sys.argv[1:], "--part"]
-            count = str(options.processes)
-            others = [
-                subprocess.Popen([*again, str(k), count]) for k in range(1, options.processes)
-            ]
-            ablation.run(ablation.cells[:: options.processes])
-            codes = [other.wait() for other in others]
-            if any(codes):
-                raise SystemExit("a process failed; what is above says why.")
+            own = ablation.cells[:: options.processes]
+            _parts.side_by_side(
+                "benchmarks.loss_ablation", options.processes, partial(ablation.run, own)
+            )
         if not options.finished:
             ablation.run(ablation.cells)
         report(ablation, options, options.write and rank == 0)

@@ -1,7 +1,7 @@
 """Which method: all at equal CPU time, students of 1 and of 4 steps, on every teacher, nothing tuned for one.
 
     python -m benchmarks.methods [--teacher toy toy-dit digits scenes classes] [--methods DMD2 consistency]
-        [--seconds 120] [--seeds 0 1 2] [--output runs/methods]
+        [--seconds 120] [--seeds 0 1 2] [--processes 2] [--output runs/methods]
     python -m benchmarks.methods --teacher ./my-pipeline --pairs runs/pairs --features my.features:vectors
 
 A method is one dict (ROSTER), the same for all teachers: its defaults, or what its recipe for the embedded teacher
@@ -17,15 +17,22 @@ Resumable: finished students are kept, a killed one goes on. Writes results.json
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks._measure import RESULTS, environment, markdown_table, replace_between_markers
+from benchmarks import _parts
+from benchmarks._measure import (
+    RESULTS,
+    as_lines,
+    environment,
+    markdown_table,
+    replace_between_markers,
+)
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
 from benchmarks.teachers.compare import METRICS, RESULT, Place
@@ -190,10 +197,34 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--methods", nargs="+", choices=names, default=names)
     found.add_argument("--seconds", type=float, default=120.0, help="of CPU time a student")
     found.add_argument("--finished", action="store_true", help="the table of finished cells alone")
+    _parts.add_options(found)
     found.add_argument("--output", type=Path, default=Path("runs/methods"))
     found.add_argument("--cache", type=Path, default=default_cache())
     found.add_argument("--write", action="store_true", help="results and docs")
     return found
+
+
+Student = tuple[Place, Entry, int]
+
+
+def part(todo: Sequence[Student], number: int, count: int) -> list[Student]:
+    """Each `count`-th training from `number` on, with all seeds and rows, which share steps and students."""
+    each = [(place.teacher.name, folder_name(entry)) for place, entry, _ in todo]
+    mine = list(dict.fromkeys(each))[number::count]
+    return [student for student, training in zip(todo, each, strict=True) if training in mine]
+
+
+def made(todo: Sequence[Student], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of students, which are trained where they are not there and not only what is finished is wanted."""
+    rows = []
+    for place, entry, seed in progress_bar(todo, desc="students", unit="student"):
+        name = folder_name(entry)
+        folder = place.cell_folder(name, entry.method, seed, options.seconds)
+        if options.finished and not (folder / RESULT).is_file():
+            continue
+        found = place.cell(name, entry.method, seed, options.seconds, sampled_in=entry.sampled_in)
+        rows.append({**found, "method": entry.name, "sampled_in": entry.sampled_in})
+    return rows
 
 
 def main() -> None:
@@ -207,25 +238,24 @@ def main() -> None:
         if entry.name in options.methods and fits(entry, place)
         for seed in options.seeds
     ]
-    rows = []
-    for place, entry, seed in progress_bar(todo, desc="students", unit="student"):
-        name = folder_name(entry)
-        folder = place.cell_folder(name, entry.method, seed, options.seconds)
-        if options.finished and not (folder / RESULT).is_file():
-            continue
-        found = place.cell(name, entry.method, seed, options.seconds, sampled_in=entry.sampled_in)
-        rows.append({**found, "method": entry.name, "sampled_in": entry.sampled_in})
+    if options.part:
+        made(part(todo, *options.part), options)
+        return
+    if options.processes > 1 and not options.finished:
+        own = partial(made, part(todo, 0, options.processes), options)
+        _parts.side_by_side("benchmarks.methods", options.processes, own)
+    rows = made(todo, options)
     known = environment()
     found = {"environment": known, "seconds": options.seconds, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (options.output / "results.json").write_text(as_lines(found))
     text = table(rows) + (
         f"\n\n{options.seconds:g} CPU seconds a student, seeds {', '.join(map(str, options.seeds))}; one thread "
         f"of {known['cpu']} (torch {known['torch']}). Made by `python -m benchmarks.methods`."
     )
     print(text)
     if options.write:
-        (RESULTS / "methods.json").write_text(json.dumps(found, indent=1) + "\n")
+        (RESULTS / "methods.json").write_text(as_lines(found))
         replace_between_markers(DOCS, "methods", text)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from nitrodistill.checks import check_fields, check_kind
 from nitrodistill.files import blake2
+from nitrodistill.models.latent_features import DecoderFeatures
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import (
@@ -130,10 +131,12 @@ class Cast:
         empty: the unconditional Condition for guidance, of batch size one; None where there is none.
         decode: latents `(B, C, H, W)` -> images `(B, 3, h, w)` in [-1, 1], through which gradients flow; None
             where there is none.
+        vae: the frozen autoencoder; None where there is none.
 
     Attributes:
         empty: see above.
         decode: see above.
+        vae: see above.
         tapped: names of the teacher's submodules that `features` was asked for; name them in `frozen()`.
 
     Example:
@@ -147,9 +150,11 @@ class Cast:
         make: Callable[[str], Denoiser],
         empty: Condition | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        vae: Any = None,
     ) -> None:
         self.empty: Condition | None = empty
         self.decode: Callable[[Tensor], Tensor] | None = decode
+        self.vae: Any = vae
         self.tapped: tuple[str, ...] = ()
         self._make = make
         self._taken: dict[str, Denoiser] = {}
@@ -165,10 +170,11 @@ class Cast:
         others: Mapping[str, Denoiser] | None = None,
         empty: Condition | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        vae: Any = None,
     ) -> Cast:
         """A cast of networks that are there already, for a loop of your own."""
         made = {"teacher": teacher, "student": student, **(others or {})}
-        return cls(made.__getitem__, empty, decode)
+        return cls(made.__getitem__, empty, decode, vae)
 
     @property
     def teacher(self) -> Denoiser:
@@ -196,15 +202,18 @@ class Cast:
         return self._take(role)
 
     def features(
-        self, taps: Sequence[str | float], u: float = 0.0
+        self, taps: str | Sequence[str | float], u: float = 0.0
     ) -> Callable[[Tensor], tuple[Tensor, ...]]:
         """The teacher's feature maps of latents, a trunk for `LatentLPIPSLoss`; gradients flow to the latents.
 
         The latents get no noise, and the teacher no prompt: losses do not know of it.
 
         Args:
-            taps: see `FeatureTaps`.
+            taps: see `FeatureTaps`; "decoder" are `DecoderFeatures` of the VAE.
             u: in [0, 1], the fraction of noise whose timestep the teacher is told.
+
+        Raises:
+            ValueError: for "decoder" where there is no VAE, and what `FeatureTaps` raises.
 
         Example:
             >>> cast = nd.Cast.of(teacher.denoiser, teacher.denoiser.copy(), empty=teacher.null_condition())
@@ -212,6 +221,13 @@ class Cast:
             >>> loss(x0, x0).item()
             0.0
         """
+        if taps == "decoder":
+            if self.vae is None:
+                raise ValueError(
+                    "the network of a loss is decoder, and there is no VAE (the teacher draws pixels?); give taps "
+                    "of the teacher, {taps: [0.25, 0.5], u: 0.1}."
+                )
+            return DecoderFeatures(self.vae)
         found = FeatureTaps(self.teacher, taps)
         self.tapped = tuple(dict.fromkeys((*self.tapped, *found.names)))
 

@@ -109,9 +109,9 @@ def places(options: Namespace, cache: Path) -> list[Place]:
     output: Path = options.output
     found = []
     for name in options.teacher:
-        if name in TEACHERS:
-            count = int(options.pairs or PAIRS)
-            place = Place.of(TEACHERS[name], cache, output, count, batch_size=options.batch)
+        count = options.pairs or str(PAIRS)
+        if name in TEACHERS and count.isdigit():
+            place = Place.of(TEACHERS[name], cache, output, int(count), batch_size=options.batch)
             if options.samples:
                 quality = replace(place.quality, num_samples=options.samples)
                 place = replace(

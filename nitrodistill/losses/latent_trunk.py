@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.losses.winograd import Conv3x3
+
 _WIDTHS = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 # Where the convolutions stand in `features`: pools, and what stands in for them, take a number too.
 _BEHIND = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
@@ -64,9 +66,9 @@ class LatentTrunk(nn.Module):
         for index, of_block in enumerate(widths):
             layers: list[nn.Module] = [nn.MaxPool2d(2)] if index in before else []
             for width in of_block:
-                layers.append(nn.Conv2d(channels, width, 3, padding=1))
+                layers.append(Conv3x3(channels, width))
                 layers += [nn.GroupNorm(groups, width)] if groups else []
-                layers.append(nn.ReLU())
+                layers.append(nn.ReLU(inplace=True))
                 channels = width
             layers += [nn.MaxPool2d(2)] if index in behind else []
             self.blocks.append(nn.Sequential(*layers))

@@ -4,8 +4,10 @@
 
 A number is a weight; a mapping holds `weight` (1 where it is left out), `decode: true` for a loss on the
 pictures that the latents decode to, and the arguments of the loss. The `network` of a perceptual loss is a name, a
-callable at `package.module:name`, or the teacher itself, of whose features `u` says which timestep it is told:
+callable at `package.module:name`, the decoder of the VAE, or the teacher itself, of whose features `u` says which
+timestep it is told:
 
+    {latent_lpips: {weight: 1, network: decoder}}
     {latent_lpips: {weight: 1, network: {taps: [0.5, 0.75], u: 0.1}}}
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from torch import Tensor
 
@@ -64,7 +66,7 @@ from nitrodistill.settings import convert
 LossSpec = str | Mapping[str, Any]
 """A loss's name, or name -> weight or settings."""
 
-TeacherFeatures = Callable[[Sequence[str | float], float], FeatureTrunk]
+TeacherFeatures = Callable[[str | Sequence[str | float], float], FeatureTrunk]
 """Taps and the fraction u of noise that the teacher is told of -> its feature maps; `Cast.features`."""
 
 _LOSSES: tuple[type[Loss], ...] = (
@@ -200,9 +202,9 @@ def named_penalties(spec: LossSpec) -> dict[str, LazyPenalty]:
 
 @dataclass(frozen=True)
 class _Taps:
-    """The teacher's own features as the network of a loss."""
+    """The teacher's own features as the network of a loss, or those of the VAE's decoder."""
 
-    taps: tuple[str | float, ...]
+    taps: tuple[str | float, ...] | Literal["decoder"]
     u: float = 0.0
 
     def __post_init__(self) -> None:
@@ -211,7 +213,9 @@ class _Taps:
 
     def build(self, features: TeacherFeatures | None) -> FeatureTrunk:
         if features is None:
-            raise ValueError("a network is given by taps, but nothing here has a teacher.")
+            raise ValueError(
+                "a network is given by taps or decoder, and nothing here has a teacher."
+            )
         return features(self.taps, self.u)
 
 
@@ -297,11 +301,13 @@ def _network(value: str | Mapping[str, Any]) -> Any:
     """What stands for the network of a loss: taps of the teacher, or a callable of anybody's."""
     if isinstance(value, Mapping):
         return build_settings(_Taps, value, "network")
+    if value == "decoder":
+        return _Taps(value)
     found = import_object(value, "network") if ":" in value else None
     if not callable(found):
         raise ValueError(
-            f"network is {value!r}; give package.module:callable, from inputs to feature maps, or the teacher's "
-            "{taps: [0.5], u: 0.1}."
+            f"network is {value!r}; give package.module:callable, from inputs to feature maps, decoder (the "
+            "VAE's), or the teacher's {taps: [0.5], u: 0.1}."
         )
     return found
 

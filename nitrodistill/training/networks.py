@@ -113,7 +113,7 @@ class StageNetworks:
             teacher,
             whole,
             self._pipeline.null_condition() if self._pipeline.adapter.has_null else None,
-            self._pipeline.decode,
+            self._pipeline,
             start if stage.student == "previous" else None,
         )
 
@@ -151,7 +151,7 @@ def stage_cast(
     teacher: Callable[[], DiffusersDenoiser],
     whole: DiffusersDenoiser,
     empty: Condition | None,
-    decode: Callable[[torch.Tensor], torch.Tensor] | None,
+    pipeline: Pipeline | None,
     start: Callable[[str, DiffusersDenoiser], DiffusersDenoiser] | None = None,
 ) -> Cast:
     """The cast of a stage.
@@ -161,7 +161,7 @@ def stage_cast(
         teacher: makes the teacher.
         whole: the float32 network that copies are made of.
         empty: see `Cast`.
-        decode: see `Cast`.
+        pipeline: whose VAE losses decode with; None decodes nothing.
         start: what a network starts as, by its name, made of `whole` (a role: with weights put into it); None
             takes that.
     """
@@ -189,7 +189,7 @@ def stage_cast(
         network.module.float()
         return trainable(network)
 
-    return Cast(make, empty, decode)
+    return Cast(make, empty, pipeline and pipeline.decode, pipeline and pipeline.vae)
 
 
 def _networks(checkpoint: Checkpoint) -> Collection[str]:

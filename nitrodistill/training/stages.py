@@ -193,7 +193,7 @@ def build_on_shapes(
     if shapes.adapter.has_null:
         empty = shapes.denoiser.adapter.example_condition(x0, text_length)
     begin = start if stage.student == "previous" else None
-    cast = stage_cast(stage, lambda: teacher, whole, empty, shapes.decode, begin)
+    cast = stage_cast(stage, lambda: teacher, whole, empty, shapes, begin)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)
     return method, cast

@@ -35,6 +35,9 @@ def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Pa
     assert (found.num_pairs, found.quality.num_samples, found.quality.real) == (4, 8, None)
     recipe = found.recipe(METHODS["regression"], 5, 0, tmp_path / "run")
     assert recipe.stages[0].settings.timestep == 400
+    words = ["--teacher", "toy-dit", "--pairs", str(place.pairs), "--output", str(tmp_path)]
+    (listed,) = places(read_options(words), tmp_path)  # pairs of the user's own for it
+    assert (listed.teacher.name, listed.num_pairs, listed.pairs) == ("toy-dit", 4, place.pairs)
     with pytest.raises(SystemExit, match="needs --pairs"):
         places(read_options(["--teacher", str(place.teacher)]), tmp_path)
 

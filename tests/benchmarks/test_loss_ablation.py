@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 import shlex
 from pathlib import Path
@@ -25,7 +26,8 @@ from benchmarks._ablation import (
     weighted,
 )
 from benchmarks._ablation_report import COST, STEPS, against, draw, table, write_csv
-from benchmarks.loss_ablation import Ablation, Cell, read_options
+from benchmarks._measure import as_lines
+from benchmarks.loss_ablation import Ablation, Cell, earlier_rows, read_options
 from benchmarks.mmd import MMDLoss
 from benchmarks.teachers.compare import RESULT
 from nitrodistill.losses.named import named_loss
@@ -133,7 +135,7 @@ class Kept:
 def test_finished_cells_are_kept_and_shared_ones_made_once(tmp_path):
     place: Any = Kept(tmp_path)
     ablation = object.__new__(Ablation)
-    ablation.place, ablation.weights = place, {}
+    ablation.place, ablation.weights, ablation.earlier = place, {}, {}
     ablation.costs = {"alone/l1": {"ms": 1.0, "mib": None}, "alone/l2": {"ms": 1.0, "mib": None}}
     cells = [
         Cell("alone", loss, 1.0, 0, budget, 10 if loss == "l1" or budget == STEPS else 7, 1.0, {})
@@ -143,7 +145,25 @@ def test_finished_cells_are_kept_and_shared_ones_made_once(tmp_path):
     ablation.run(cells[:1])
     ablation.run(cells)
     assert place.made == [("alone-l1-x1", 0, 10), ("alone-l2-x1", 0, 7), ("alone-l2-x1", 0, 10)]
-    assert all(cell.is_finished(place) for cell in cells)
+    assert all(ablation.is_finished(cell) for cell in cells)
+
+
+def test_it_goes_on_from_the_rows_of_another_run(tmp_path):
+    place: Any = Kept(tmp_path / "runs")
+    ablation = object.__new__(Ablation)
+    ablation.place, ablation.weights = place, {}
+    ablation.costs = {"alone/l1": {"ms": 1.0, "mib": None}}
+    file, rows = tmp_path / "results.json", [row("alone", "l1", STEPS, 6.0)]
+    file.write_text(as_lines({"settings": {"steps": 10, "seeds": [0]}, "rows": rows}))
+    assert json.dumps(rows[0]) in file.read_text().splitlines()[-3]
+    assert json.loads(file.read_text())["rows"] == rows
+    ablation.earlier = earlier_rows(file, {"steps": 10, "seeds": [0]})
+    cells = [Cell("alone", "l1", 1.0, 0, *at, 1.0, {}) for at in ((STEPS, 10), (COST, 7))]
+    ablation.run(cells)
+    assert place.made == [("alone-l1-x1", 0, 7)]
+    assert ablation.result(cells[0]) == {**rows[0], "ms": 1.0, "mib": None}
+    with pytest.raises(SystemExit, match="other steps"):
+        earlier_rows(file, {"steps": 11, "seeds": [0]})
 
 
 def row(block: str, loss: str, budget: str, fd: float, **more: Any) -> dict[str, Any]:
@@ -191,6 +211,6 @@ def test_quick_changes_defaults_and_nothing_that_is_given():
 def test_the_commands_of_the_page_are_understood():
     page = (Path(__file__).parents[2] / "docs" / "loss_ablation.md").read_text()
     commands = re.findall(r"^python -m benchmarks.loss_ablation (.*)$", page, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         read_options(shlex.split(command))

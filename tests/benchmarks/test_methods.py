@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import ROSTER, Entry, fits, folder_name, table
+from benchmarks.methods import ROSTER, Entry, fits, folder_name, part, table
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.base import Quality
 from benchmarks.teachers.compare import Place
@@ -55,6 +55,15 @@ def test_guidance_of_its_own_needs_a_guided_teacher(place: Place) -> None:
     (decoupled, _) = (entry for entry in ROSTER if entry.name == "DMD2, decoupled")
     assert fits(decoupled, place)
     assert not fits(decoupled, replace(place, teacher=TEACHERS["digits"]))
+
+
+def test_the_parts_share_no_training(place: Place) -> None:
+    todo = [(place, entry, seed) for entry in ROSTER for seed in (0, 1)]
+    parts = [part(todo, number, 2) for number in (0, 1)]
+    assert sum(map(len, parts)) == len(todo)
+    trainings = [{folder_name(entry) for _, entry, _ in one} for one in parts]
+    assert [len(one) for one in trainings] == [7, 7]
+    assert not trainings[0] & trainings[1]
 
 
 def test_the_table() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from nitrodistill.losses import LatentLPIPSLoss
+from nitrodistill.losses import LatentLPIPSLoss, winograd
 from nitrodistill.losses.latent_trunk import fitted_trunk, read_latent_trunk
 
 WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
@@ -93,8 +93,10 @@ def layouts():
 
 
 @pytest.mark.parametrize("layout", layouts(), ids=lambda layout: layout[0])
-def test_equal_to_a_replica(layout, tmp_path):
+def test_equal_to_a_replica(layout, tmp_path, monkeypatch):
     _, places, norm, name, head = layout
+    if norm == "batch":  # with Winograd's convolutions, which so small a latent would not have
+        monkeypatch.setattr(winograd, "_LEAST_POSITIONS", 1)
     state = weights(places, norm, name, head)
     save_file(state, tmp_path / "w.safetensors")
     loss = LatentLPIPSLoss(weights=tmp_path / "w.safetensors", reduction="none").double()

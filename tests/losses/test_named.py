@@ -219,6 +219,23 @@ def test_the_teacher_as_the_network_of_a_loss(make_pair):
         nl.named_loss(spec)
 
 
+def test_the_decoder_as_the_network_of_a_loss(make_pair):
+    x, y = make_pair(2, 4, 8, 8)
+    asked = []
+
+    def features(taps, u):
+        asked.append(taps)
+        return doubled
+
+    spec = {"latent_lpips": {"network": "decoder"}}
+    nl.check_losses(spec)
+    found = nl.named_loss(spec, features=features)
+    assert asked == ["decoder"]
+    torch.testing.assert_close(found(x, y), nl.LatentLPIPSLoss(doubled)(x, y))
+    with pytest.raises(ValueError, match="nothing here has a teacher"):
+        nl.named_loss(spec)
+
+
 @pytest.mark.parametrize(
     ("network", "says"),
     [

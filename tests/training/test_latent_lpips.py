@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from nitrodistill import toy
 from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
-from nitrodistill.method import Draws
+from nitrodistill.method import Cast, Draws
 from nitrodistill.models import DecoderFeatures, FeatureTaps, Pipeline
 from nitrodistill.training.latent_lpips import (
     FitConfig,
@@ -125,5 +125,10 @@ def test_the_teachers_and_the_decoders_features(pipeline):
     behind.remove()
     assert len(seen) == 1
     assert torch.equal(maps[1], seen[0])
+    both = [pipeline.denoiser, pipeline.denoiser]
+    by_name = Cast.of(*both, vae=pipeline.vae).features("decoder")(x)
+    assert all(torch.equal(a, b) for a, b in zip(by_name, maps, strict=True))
+    with pytest.raises(ValueError, match="there is no VAE"):
+        Cast.of(*both).features("decoder")
     with pytest.raises(ValueError, match="no submodule"):
         DecoderFeatures(pipeline.diffusers.vae, ["up_blocks.9"])

@@ -213,7 +213,7 @@ def test_a_stages_cast(pipeline, lora):
     stage = Stage("ladd", TrainerConfig(), lora=lora)
     own = pipeline.denoiser
     empty = pipeline.null_condition()
-    cast = stage_cast(stage, lambda: own, own, empty, pipeline.decode)
+    cast = stage_cast(stage, lambda: own, own, empty, pipeline)
     assert cast.taken == {}
     assert cast.empty is empty
     student, critic = cast.student, cast.another("critic")
