@@ -258,8 +258,6 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     cells = [cell for cell in ablation.cells if ablation.is_finished(cell)]
     budgets = Counter((cell.name, cell.seed) for cell in cells)
     rows = [ablation.result(cell) for cell in cells if budgets[cell.name, cell.seed] == 2]
-    wanted = {(cell.name, cell.seed, cell.steps) for cell in ablation.cells}
-    done = wanted & {(cell.name, cell.seed, cell.steps) for cell in cells}
     if not {REFERENCE} <= {row["loss"] for row in rows if row["block"] == "alone"}:
         return
     known = environment()
@@ -270,7 +268,6 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     for block in blocks:
         draw(rows, block, place.folder / f"pareto-{block}.svg")
     about = (
-        f"{len(done)} of {len(wanted)} students are finished. "
         f"Teacher {place.teacher.name}; {place.num_pairs} pairs, batches of {place.batch_size}, "
         f"{place.quality.num_samples} pictures each, seeds {', '.join(map(str, options.seeds))} (smooth L1: "
         f"{', '.join(map(str, options.yardstick))}); one thread of {known['cpu']} (torch {known['torch']}), "
