@@ -11,13 +11,14 @@ distillation are trained for their number of steps; those of consistency and the
 distillation passes through 4 on its way to 1, so that its two rows share one training.
 
 Resumable: finished students are kept, a killed one goes on. Writes results.json into `--output`, and with
-`--write` benchmarks/results/methods.json and the table in docs/explanations/which_method.md.
+`--write` benchmarks/results/methods.json and the tables in docs/explanations/which_method.md and the README.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,8 @@ from benchmarks.teachers.given import add_options, places
 from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, STUDENT
 from nitrodistill.progress import progress_bar
 
-DOCS = Path(__file__).parents[1] / "docs" / "explanations" / "which_method.md"
+README = Path(__file__).parents[1] / "README.md"
+DOCS = README.parent / "docs" / "explanations" / "which_method.md"
 COLUMNS = ("fd_real", "fd_teacher", "fd_texture", "alignment", "edge_ratio", "diversity")
 GAME = {"student": {**STUDENT, "betas": [0.5, 0.999]}, "discriminator": HEADS}
 
@@ -189,6 +191,27 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(head, lines)
 
 
+def overview(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a row a method, a column a teacher; FD to held-out in 1 step and in 4 over the teacher's own."""
+    teachers = list(dict.fromkeys(row["teacher"] for row in rows))
+
+    def fd(some: Sequence[Mapping[str, Any]], model: str) -> float:
+        return statistics.mean(row["metrics"][model]["fd_real"][0] for row in some)
+
+    def cell(method: str, teacher: str) -> str:
+        mine = [r for r in rows if (r["method"], r["teacher"]) == (method, teacher)]
+        each = [[r for r in mine if r["sampled_in"] == steps] for steps in (1, 4)]
+        return " / ".join(
+            f"{fd(some, 'student') / fd(some, 'teacher'):.3g}" if some else "-" for some in each
+        )
+
+    methods = dict.fromkeys(row["method"] for row in rows)
+    lines = [[method, *(cell(method, teacher) for teacher in teachers)] for method in methods]
+    first = [[r for r in rows if r["teacher"] == teacher][:1] for teacher in teachers]
+    naive = [f"{fd(row, 'naive') / fd(row, 'teacher'):.3g} / -" for row in first]
+    return markdown_table(["", *teachers], [["the teacher itself, in one step", *naive], *lines])
+
+
 def parser() -> argparse.ArgumentParser:
     """The options."""
     names = list(dict.fromkeys(entry.name for entry in ROSTER))
@@ -257,6 +280,7 @@ def main() -> None:
     if options.write:
         (RESULTS / "methods.json").write_text(as_lines(found))
         replace_between_markers(DOCS, "methods", text)
+        replace_between_markers(README, "methods", overview(rows))
 
 
 if __name__ == "__main__":

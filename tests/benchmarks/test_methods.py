@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import ROSTER, Entry, fits, folder_name, part, table
+from benchmarks.methods import ROSTER, Entry, fits, folder_name, overview, part, table
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.base import Quality
 from benchmarks.teachers.compare import Place
@@ -72,3 +72,32 @@ def test_the_table() -> None:
     lines = table([{**row, "method": "DMD2", "sampled_in": n} for n in (1, 4)]).splitlines()
     assert len(lines) == 7
     assert lines[5].startswith("| toy | DMD2 | 4 | 3 | 10 | 4.000 (3.000 to 5.000) | - |")
+
+
+def test_the_overview_is_in_distances_of_the_teacher() -> None:
+    """Means over seeds; a method that has nothing to do on a teacher leaves its cell empty."""
+
+    def row(teacher: str, method: str, steps: int, seed: int, fd: float) -> dict[str, Any]:
+        values = {"student": fd, "teacher": 2.0, "naive": 80.0}
+        metrics = {model: {"fd_real": [value, None, None, None]} for model, value in values.items()}
+        return {
+            "teacher": teacher,
+            "method": method,
+            "sampled_in": steps,
+            "seed": seed,
+            "metrics": metrics,
+        }
+
+    rows = [
+        row("toy", "DMD2", 1, 0, 4.0),
+        row("toy", "DMD2", 1, 1, 8.0),
+        row("toy", "DMD2", 4, 0, 3.0),
+    ]
+    rows += [row("digits", "LADD", 4, 0, 2.5)]
+    lines = overview(rows).splitlines()
+    assert lines[0] == "|  | toy | digits |"
+    assert lines[2:] == [
+        "| the teacher itself, in one step | 40 / - | 40 / - |",
+        "| DMD2 | 3 / 1.5 | - / - |",
+        "| LADD | - / - | - / 1.25 |",
+    ]
