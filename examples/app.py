@@ -1,7 +1,7 @@
 """A web page that draws prompts with a student, and with its teacher next to it.
 
     pip install gradio
-    python examples/app.py runs/student --compare
+    python examples/app.py runs/student --beside teacher
 
 Open the address that it prints. The folder is that of a run, of an exported pipeline or of an exported LoRA.
 """
@@ -70,11 +70,11 @@ def main() -> None:
     parser.add_argument(
         "path", help="folder of a run, of an exported pipeline, or of an exported LoRA"
     )
-    parser.add_argument("--compare", action="store_true", help="draw with the teacher too")
+    parser.add_argument("--beside", choices=["teacher"], help="who draws too")
     parser.add_argument("--teacher", help="where the teacher is, if not where the run says")
     parser.add_argument("--port", type=int, default=7860)
     given = parser.parse_args()
-    page = build(given.path, compare=given.compare, teacher=given.teacher)
+    page = build(given.path, compare=given.beside is not None, teacher=given.teacher)
     page.launch(server_name="127.0.0.1", server_port=given.port)
 
 

@@ -1,9 +1,9 @@
 """`nitrodistill doctor`: what this machine can do, and what is missing.
 
 Say what this machine can do, and what is missing: versions, devices and whether torch was built for them,
-torchvision, Triton, which fused kernels run and why, extras, disk. Then a self-test of some seconds: a noise
-schedule, a loss and three steps of training, on the CPU and on a GPU, against known numbers. Each problem comes
-with what solves it, and with one the exit code is 1.
+torchvision, Triton, which fused kernels run and why, whether the extras that are there work, disk. Then a
+self-test of some seconds: a noise schedule, a loss and three steps of training, on the CPU and on a GPU, against
+known numbers. Each problem comes with what solves it, and with one the exit code is 1.
 
 example:
   nitrodistill doctor
@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,6 +124,11 @@ def _packages() -> Iterator[Finding]:
         extra = str(one.marker).partition("extra ==")[2].strip(" \"')")
         found = _version(one.name)
         if found != "not installed" and one.specifier.contains(found.split()[0], prereleases=True):
+            if extra and (reason := _broken(one.name)):
+                said = (
+                    f"extra        {extra}: {one.name} {found} is there and does not work: {reason}"
+                )
+                yield said, f"pip install --force-reinstall {one.name}"
             continue
         if extra:
             extras.setdefault(extra, []).append(one.name)
@@ -135,6 +141,22 @@ def _packages() -> Iterator[Finding]:
             purpose = _PURPOSES.get(extra, "see pyproject.toml")
             said = f"extra        {extra}: no {', '.join(missing)}; it is for {purpose}"
             yield f"{said} (pip install {' '.join(missing)})", None
+
+
+def _broken(name: str) -> str | None:
+    """Why an extra's package does not work, though it is installed."""
+    import torch
+
+    try:
+        module = import_module(name.replace("-", "_"))
+        if name == "bitsandbytes":  # without its native library it imports, and fails at a step
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            weight = torch.nn.Parameter(torch.zeros(4096, device=device))
+            weight.grad = torch.ones_like(weight)
+            module.optim.AdamW8bit([weight]).step()
+    except Exception as error:  # whatever a broken package raises
+        return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return None
 
 
 def _devices() -> Iterator[Finding]:

@@ -1,13 +1,13 @@
 """`nitrodistill draw`: pictures from prompts, by a student and its teacher.
 
-Draw prompts with the student of a run, with an exported pipeline or an exported LoRA, and with --compare teacher
+Draw prompts with the student of a run, with an exported pipeline or an exported LoRA, and with --beside teacher
 also with the teacher, from the same noise. Each picture becomes a PNG in the output folder, and sheet.png shows
 all of them; files of the same names are replaced. Prints how long a picture takes, from its prompt on. The noise
 is a function of the seed alone, and none of training, previews or evaluation.
 
 example:
   nitrodistill draw --model runs/student "a small red circle on a black background" --seed 7
-  nitrodistill draw --model runs/pipeline --prompts prompts.txt --num_images 4 --compare teacher
+  nitrodistill draw --model runs/pipeline --prompts prompts.txt --num_images 4 --beside teacher
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Options:
         model: folder of a run, of an exported pipeline, or of an exported LoRA.
         prompts: file of prompts, or what else generate takes, next to those that stand in the command.
         output: folder of the pictures.
-        compare: who draws too, from the same noise.
+        beside: who draws too, from the same noise.
         seed: of the first picture of a prompt.
         num_images: of each prompt, with one seed after the other.
         steps: of the student, a flow map alone; null takes those that it was trained for.
@@ -56,7 +56,7 @@ class _Options:
     model: str
     prompts: str | None = None
     output: str = "drawings"
-    compare: Literal["nobody", "teacher"] = "nobody"
+    beside: Literal["nobody", "teacher"] = "nobody"
     seed: int = 0
     num_images: int = 1
     steps: int | None = None
@@ -86,8 +86,8 @@ def main(argv: Sequence[str]) -> int:
     which, file = read_config(given, PromptConfig), given.prompts
     if file is None:
         refuse(given, given_of(given, PromptConfig), "it is of --prompts, which is not given")
-    if given.compare == "nobody":
-        refuse(given, ("teacher_steps", "guidance"), "without --compare teacher no teacher draws")
+    if given.beside == "nobody":
+        refuse(given, ("teacher_steps", "guidance"), "without --beside teacher no teacher draws")
     read = [] if file is None else read_prompts(file, which)
     prompts = list(dict.fromkeys([*given.prompt, *read]))
     if not prompts:
@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> int:
     models = load_models(
         given.model,
         given_of(given, TeacherSettings),
-        compare=given.compare == "teacher",
+        compare=given.beside == "teacher",
         teacher=given.teacher,
         steps=given.steps,
         teacher_steps=given.teacher_steps,

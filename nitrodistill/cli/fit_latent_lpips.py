@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
     from nitrodistill.teachers import load_teacher
 
+    if not Path(given.images).is_dir():
+        raise FileNotFoundError(f"no images at {given.images!r}; give a folder of images.")
     files = image_files(Path(given.images))
     if len(files) < config.held_out + 2:
         raise ValueError(

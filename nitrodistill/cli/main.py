@@ -1,13 +1,14 @@
 """`nitrodistill VERB [options]`: finds the verb, and turns errors into one sentence and an exit code.
 
 Exit codes: 0 done, 2 a mistake in what was asked (one sentence says which), 3 a run was stopped by an alarm,
-130 interrupted by Ctrl-C.
+130 interrupted by Ctrl-C, 141 nobody reads the output any more.
 A verb's module is imported when it is called, so that nothing is loaded in vain.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -77,6 +78,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as leaving:  # argparse: --help is 0, a mistake 2
         return leaving.code if isinstance(leaving.code, int) else 2
+    except BrokenPipeError:  # as of `| head`, which has read enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # is flushed at the end
+        return 141
     except _expected() as error:  # asked only when something went wrong
         if show_traceback:
             raise

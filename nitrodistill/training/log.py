@@ -96,7 +96,8 @@ def _known_trackers(names: Sequence[str]) -> list[Any]:
             raise ValueError(f"there is no tracker {name!r}; {nearest(name, known)}")
         if name not in available:
             raise ValueError(
-                f"the tracker {name!r} is not installed; install it, or leave it out of the recipe's trackers."
+                f"the tracker {name!r} is not installed; `pip install {name.replace('_', '-')}`, or leave it "
+                "out of the recipe's trackers."
             )
     return list(names)
 

@@ -24,6 +24,7 @@ that any number of processes, sharded or not, can go on from them.
 from __future__ import annotations
 
 import json
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,6 +70,8 @@ from nitrodistill.types import Batch, Terms
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -168,6 +171,8 @@ class Trainer:
             )
             if checkpoint is not None:
                 self._load(self._checkpoints, checkpoint)
+                if self.accelerator.is_main_process and self.step < config.steps:
+                    _log.info("stage %d goes on from %s", stage, checkpoint.path)
         self._updates = self._count_updates(self.step)
         self._all_updates = self._count_updates(config.steps)
 

@@ -14,9 +14,11 @@ from nitrodistill.teachers import load_teacher
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, request):
-    """The self-test has a test of its own."""
+    """The self-test, and the import of each extra, have tests of their own."""
     if "self_test" not in request.node.name:
         monkeypatch.setattr(doctor, "self_test", lambda device: doctor.KNOWN)
+    if "extra" not in request.node.name:
+        monkeypatch.setattr(doctor, "_broken", lambda name: None)
 
 
 def test_a_machine_without_gpu(capsys, monkeypatch):
@@ -95,6 +97,28 @@ def test_packages_that_are_too_old_or_missing(monkeypatch, capsys):
     assert 'to solve it: pip install "torch>=99"' in said
     assert "extra        lora: no a-missing-one; it is for LoRA students and their files" in said
     assert "nothing-of-that-name" not in said
+
+
+class _Eight(torch.optim.SGD):
+    def step(self, closure=None):
+        raise RuntimeError("no CUDA\n  binary")
+
+
+def test_extras_that_are_there_and_do_not_work(monkeypatch, capsys):
+    needed = [f'{name}; extra == "{name}"' for name in ("bitsandbytes", "kornia", "peft")]
+    monkeypatch.setattr(doctor, "requires", lambda name: needed)
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0")
+    optim = SimpleNamespace(AdamW8bit=lambda weights: _Eight(weights, lr=0.1))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", SimpleNamespace(optim=optim))
+    monkeypatch.setitem(sys.modules, "kornia", None)
+    monkeypatch.setitem(sys.modules, "peft", SimpleNamespace())
+    monkeypatch.setattr(doctor, "_LEAST_DISK", 0)
+    said = _problems(capsys)
+    assert "bitsandbytes 1.0 is there and does not work: RuntimeError: no CUDA binary" in said
+    assert "kornia 1.0 is there and does not work: ModuleNotFoundError" in said
+    assert "to solve it: pip install --force-reinstall kornia" in said
+    assert "peft: " not in said
+    assert "problems     2\n" in said
 
 
 def test_a_torchvision_of_another_torch(monkeypatch, capsys):

@@ -69,7 +69,7 @@ def test_pictures_and_the_sheet(place, capsys):
     run, output = _train(place), place.root / "drawings"
     place.prompts.write_text(PROMPT)
     command = ["draw", "--model", run, "a blue ring", "--prompts", str(place.prompts)]
-    more = ["--num_images", "2", "--seed", "6", "--compare", "teacher", "--output", str(output)]
+    more = ["--num_images", "2", "--seed", "6", "--beside", "teacher", "--output", str(output)]
     capsys.readouterr()
     assert main([*command, *more]) == 0
     said = capsys.readouterr().out
@@ -114,7 +114,7 @@ def test_what_cannot_be_drawn(place, capsys):
         (["draw", "--model", run, "a", "--num_images", "0"], "num_images is 0; it must be"),
         (["draw", "--model", run, "a", "--shuffle", "1"], "--shuffle means nothing here"),
         (["draw", "--model", run, "a", "--guidance", "2"], "--guidance means nothing here"),
-        (["draw", "--model", run, "a", "--teacher_steps", "0", "--compare", "teacher"], "0"),
+        (["draw", "--model", run, "a", "--teacher_steps", "0", "--beside", "teacher"], "0"),
     ]:
         assert main(words) == 2
         assert sentence in capsys.readouterr().err

@@ -30,4 +30,6 @@ def test_it_fits_from_a_folder_of_images(tmp_path, capsys):
     assert loss(torch.zeros(1, 4, 8, 8), torch.ones(1, 4, 8, 8)) >= 0
     assert main([*asked, *features, "--held-out", "11"]) == 2
     assert "holds 12 images and 11 are held out" in capsys.readouterr().err
+    assert main([*asked, "--images", str(tmp_path / "none")]) == 2
+    assert "/none'; give a folder of images" in capsys.readouterr().err
     assert main([*asked, "--features", "nitrodistill.toy:nothing"]) == 2

@@ -86,6 +86,18 @@ def test_an_error_is_one_sentence_and_exit_code_2(verb, capsys, error):
         main(["generate", "--traceback"])
 
 
+def test_a_reader_that_has_left_is_no_mistake(verb, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+
+    def head(argv):
+        raise BrokenPipeError
+
+    verb(head)
+    assert main(["generate"]) == 141
+    print("lost", flush=True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_interrupt_is_130(verb, capsys):
     def stop(argv):
         raise KeyboardInterrupt

@@ -72,5 +72,7 @@ def test_a_process_whose_neighbour_never_comes_says_so_in_time(tiny, monkeypatch
 def test_an_unknown_tracker_is_named_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match=r"no tracker 'tensorbord'; did you mean 'tensorboard'"):
         make_accelerator(output=tmp_path, trackers=["tensorbord"])
-    with pytest.raises(ValueError, match=r"the tracker 'comet_ml' is not installed; install it"):
+    with pytest.raises(
+        ValueError, match=r"the tracker 'comet_ml' is not installed; `pip install comet-ml`"
+    ):
         make_accelerator(output=tmp_path, trackers=["tensorboard", "comet_ml"])

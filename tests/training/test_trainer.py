@@ -5,6 +5,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import signal
 from types import SimpleNamespace
 
@@ -124,7 +125,8 @@ def test_gradients_are_clipped_per_role(tiny, monkeypatch):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("turns", [(("student", "critic"),), ALTERNATING])
-def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns):
+def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns, caplog):
+    caplog.set_level("INFO", "nitrodistill")
     config = tiny.config(steps=9, accumulation=accumulation, checkpoint_every=2)
     config = _optimizers(config, lr_decay_from=0.5)
     whole = tiny.train(config, tiny.Method(turns))
@@ -135,6 +137,7 @@ def test_stopped_and_resumed_ends_bit_equal(tiny, tmp_path, accumulation, turns)
     stream = tiny.Stream(4)
     resumed = Trainer(tiny.Method(turns, seed=1), stream, config, output=tmp_path)
     assert resumed.step == 4
+    assert re.findall(r"stage 0 goes on from .*-0*(\d+)", caplog.text) == ["4"]
     assert [state.step for state in resumed.fit()] == [5, 6, 7, 8, 9]
     assert stream.asked[0] == 4 * accumulation
     assert torch.equal(_weights(tiny, resumed), _weights(tiny, whole))
