@@ -106,7 +106,7 @@ HEALTHY: dict[str, Callable[[], Stage]] = {
     "matching": matching,
 }
 FAILURES: dict[str, tuple[str, Callable[[], Stage]]] = {
-    "batch of 1": ("ladd", lambda: ladd(batch_size=1)),
+    "batch of 1": ("ladd", lambda: ladd({"misaligned_negatives": False}, batch_size=1)),
     "discriminator too strong": (
         "ladd",
         lambda: ladd({"adversarial_weight": 5.0}, {"discriminator": 2e-2}),
