@@ -53,7 +53,8 @@ def build(kind: type[_T], data: object, where: str = "") -> _T:
     for key, value in data.items():
         path = _joined(where, key)
         if key not in known:
-            raise ValueError(f"unknown key {shown(path)}; {nearest(str(key), known)}")
+            inside = _inside(hints, str(key))
+            raise ValueError(f"unknown key {shown(path)}; {inside or nearest(str(key), known)}")
         values[key] = convert(hints[key], value, path)
     missing = [
         name
@@ -66,6 +67,16 @@ def build(kind: type[_T], data: object, where: str = "") -> _T:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from error
+
+
+def _inside(hints: Mapping[str, Any], key: str) -> str:
+    """Where a name is known one level further in, for the message; else empty."""
+    for name, hint in hints.items():
+        for kind in (hint, *get_args(hint)):
+            if is_dataclass(kind) and key in {field.name for field in fields(kind)}:
+                several = {dict: ".NAME", Mapping: ".NAME", list: ".0", tuple: ".0"}
+                return f"it is {name}{several.get(get_origin(hint), '')}.{key}."
+    return ""
 
 
 def convert(hint: Any, value: object, where: str) -> Any:

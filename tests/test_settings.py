@@ -74,6 +74,7 @@ def test_plain_values_become_dataclasses_and_go_round() -> None:
     [
         ({"nmae": 1}, r"^unknown key 'nmae'; did you mean 'name'\?$"),
         ({"inner": {"dpeth": 1}}, r"^unknown key 'inner.dpeth'; did you mean 'depth'\?$"),
+        ({"depth": 1}, r"^unknown key 'depth'; it is inner.depth\.$"),
         ({"parts": [{}, {"zzz": 1}]}, r"'parts.1.zzz'; known are depth, rate\.$"),
         ({"inner": {"depth": 1.5}}, r"^inner.depth is 1.5; it must be an integer\.$"),
         ({"inner": {"depth": True}}, r"^inner.depth is True; it must be an integer\.$"),

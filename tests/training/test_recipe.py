@@ -74,6 +74,10 @@ def test_the_resolved_recipe_goes_round_with_every_default_written_out(tmp_path)
 @pytest.mark.parametrize(
     ("path", "words"),
     [
+        (
+            ("stages", 0, "trainer", "learning_rate"),
+            "'stages.0.trainer.learning_rate'; it is optimizers.NAME.learning_rate.",
+        ),
         (("teecher",), "unknown key 'teecher'; did you mean 'teacher'"),
         (("stages", 0, "trainr"), "unknown key 'stages.0.trainr'; did you mean 'trainer'"),
         (("stages", 0, "trainer", "step"), "'stages.0.trainer.step'; did you mean 'steps'"),
