@@ -38,7 +38,7 @@ from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
 from benchmarks.teachers.compare import METRICS, RESULT, Place
 from benchmarks.teachers.given import add_options, places
-from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, STUDENT
+from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS, STUDENT
 from nitrodistill.progress import progress_bar
 
 README = Path(__file__).parents[1] / "README.md"
@@ -143,6 +143,7 @@ def roster() -> Iterator[Entry]:
         "LADD, Nitro's form": LADD_NITRO,
         "LADD, the paper's form": LADD_PAPER,
         "LADD, the demo's": BOTH,
+        "LADD, balanced": METHODS["balanced"],
         "DMD2": DMD2,
         "DMD2, decoupled": DECOUPLED,
     }

@@ -14,7 +14,6 @@ given.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._measure import environment, markdown_table, replace_between_markers
+from benchmarks._measure import as_lines, environment, markdown_table, replace_between_markers
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.compare import METRICS, RESULT, Place
 from benchmarks.teachers.methods import METHODS
@@ -137,7 +136,7 @@ def main() -> None:
     print(text)
     if options.write:
         found = {"environment": environment(), "methods": METHODS, "rows": rows}
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        RESULTS.write_text(as_lines(found))
         replace_between_markers(DOCS, "teachers", text)
 
 
