@@ -349,7 +349,8 @@ def _fetched(module: nn.Module) -> int:
 
 def _state(trained: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
     """Bytes of the optimizer's state; of one that cannot be asked on shapes, two moments are taken."""
-    asked = None if config.eight_bit else state_bytes(config, trained)
+    known = config.eight_bit or (config.optimizer.lower() == ADAMW and not config.settings)
+    asked = None if known else state_bytes(config, trained)
     return sum(_moments(p, config.eight_bit) for p in trained) if asked is None else asked
 
 
