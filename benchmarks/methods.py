@@ -101,7 +101,7 @@ CONSISTENCY: dict[str, Any] = {
 }
 FLOW_MAP: dict[str, Any] = {
     "method": "flow_map",
-    "settings": {"diagonal": 0.25, "to_data": 0.5, "robustness": 0.5},
+    "settings": {"robustness": 0.5},
     "optimizers": {"student": AVERAGED},
 }
 FEATURE_KD: dict[str, Any] = {
