@@ -19,14 +19,13 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
-from _measure import Spread, markdown_table, peak_mib, write_json
+from _measure import markdown_table, peak_mib, write_json
 from torch.profiler import profile
-from train_step import Setting, finish, times
+from train_step import Row, Setting, finish, times
 
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import DMD2, DMD2Config
@@ -39,20 +38,6 @@ from nitrodistill.types import Batch, Condition
 PUBLIC, WHOLE, LORA = "public order", "whole networks", "LoRA roles, rank 64"
 FLOORS = {"speedup": 1.2, "memory": 0.7}
 GUIDANCE = 3.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """What was found of one competitor."""
-
-    network: str
-    competitor: str
-    million_parameters: float
-    batch_size: int
-    updates: int
-    milliseconds: Spread
-    speedup: Spread
-    peak_mib: float | None
 
 
 def empty(condition: Condition) -> Condition:
@@ -183,9 +168,8 @@ def measure(options: argparse.Namespace) -> list[Row]:
     with profile() as seen:
         calls[WHOLE]()
     print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=8))
-    about = (million, size, updates)
     return [
-        Row(name, key, *about, one.spread, found[PUBLIC].speedup_of(one), peaks[key])
+        Row(name, key, million, size, one.spread, found[PUBLIC].speedup_of(one), peaks[key], None)
         for key, one in found.items()
     ]
 
@@ -218,7 +202,7 @@ def main() -> None:
     options.network = options.network or ("unet" if options.device == "cpu" else "sd21")
     rows = measure(options)
     print(table(rows))
-    extra = {"load_average": os.getloadavg()[0], "floors": FLOORS}
+    extra = {"load_average": os.getloadavg()[0], "floors": FLOORS, "updates": options.updates}
     print(f"written to {write_json(f'dmd2_step_{options.device}', rows, extra)}")
 
 

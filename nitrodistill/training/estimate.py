@@ -284,7 +284,7 @@ def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
     return {
         name: replace(
             config,
-            eight_bit=eight and config.optimizer.lower() == ADAMW and not config.settings,
+            eight_bit=eight and _is_plain_adamw(config),
         )
         for name, config in stage.trainer.optimizers.items()
     }
@@ -348,10 +348,14 @@ def _fetched(module: nn.Module) -> int:
 
 
 def _state(trained: Sequence[nn.Parameter], config: OptimizerConfig) -> int:
-    """Bytes of the optimizer's state; of one that cannot be asked on shapes, two moments are taken."""
-    known = config.eight_bit or (config.optimizer.lower() == ADAMW and not config.settings)
+    """Bytes of the optimizer's state: AdamW's, or what a step on shapes says; two moments where there is none."""
+    known = config.eight_bit or _is_plain_adamw(config)
     asked = None if known else state_bytes(config, trained)
     return sum(_moments(p, config.eight_bit) for p in trained) if asked is None else asked
+
+
+def _is_plain_adamw(config: OptimizerConfig) -> bool:
+    return config.optimizer.lower() == ADAMW and not config.settings
 
 
 def _moments(weight: Tensor, eight_bit: bool) -> int:

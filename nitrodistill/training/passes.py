@@ -81,14 +81,13 @@ class LossesOnShapes:
             _checkpoint(module, self._saved)
         trained = {role.module for role in method.trainable().values()} if self._bf16 else set()
         self._runs = {module: _Runs(module, module in trained) for module in modules}
-        self._seen: dict[tuple[int, int], tuple[tuple[str, Saved], ...]] = {}
-        self._counts: dict[int, tuple[int, ...]] = {}
+        self._seen: dict[tuple[int, int], _Ran] = {}
         x0 = torch.empty(1, *pipeline.latent_shape, device="meta")
         self._x0, self._text = x0, pipeline.denoiser.adapter.example_condition(x0, text_length)
 
     def passes(self, step: int) -> tuple[Passes, Passes]:
         """The backward passes of a step without gradient checkpointing, and with it."""
-        small, large = (self._of(step, size) for size in _SIZES)
+        small, large = (self._of(step, size).saved for size in _SIZES)
         plain, checkpointed = [], []
         for (role, few), (_, more) in zip(small, large, strict=True):
             all_of, kept, block = (_line(*sizes) for sizes in zip(few, more, strict=True))
@@ -98,11 +97,11 @@ class LossesOnShapes:
 
     def kept(self, step: int) -> int:
         """Bytes that a step's backward passes keep of a small micro-batch, without gradient checkpointing."""
-        return sum(saved.plain for _, saved in self._of(step, _SIZES[0]))
+        return sum(saved.plain for _, saved in self._of(step, _SIZES[0]).saved)
 
-    def what_runs(self, step: int) -> tuple[object, ...]:
+    def what_runs(self, step: int) -> object:
         """Equal for two steps that keep as much and run each network as often."""
-        return self._of(step, _SIZES[0]), self._counts[step]
+        return self._of(step, _SIZES[0])
 
     def flops(self, step: int, checkpoints: bool = False) -> float:
         """Operations of a step's losses and backward passes, of one sample of a micro-batch.
@@ -121,8 +120,8 @@ class LossesOnShapes:
         anew = backward / 2 if checkpoints else 0
         return (counter.get_total_flops() + anew) / size
 
-    def _of(self, step: int, size: int) -> tuple[tuple[str, Saved], ...]:
-        """What each backward pass of a step keeps, for a micro-batch of `size`."""
+    def _of(self, step: int, size: int) -> _Ran:
+        """What running the losses of a step showed, for a micro-batch of `size`."""
         if (step, size) in self._seen:
             return self._seen[step, size]
         batch, found = self._batch(size), []
@@ -133,9 +132,9 @@ class LossesOnShapes:
                 del terms
                 found.append((role, self._saved.take()))
         counts = zip(self._runs.values(), before, strict=True)
-        self._counts[step] = tuple(run.count - earlier for run, earlier in counts)
-        self._seen[step, size] = tuple(found)
-        return self._seen[step, size]
+        ran = _Ran(tuple(found), tuple(run.count - earlier for run, earlier in counts))
+        self._seen[step, size] = ran
+        return ran
 
     def _batch(self, size: int) -> Batch:
         """A micro-batch of shapes, with all that a method may read."""
@@ -165,6 +164,18 @@ def _checkpoint(module: nn.Module, saved: SavedTensors) -> None:
     for part in unwrapped(module).modules():
         if isinstance(part, ModelMixin) and part._supports_gradient_checkpointing:
             part.enable_gradient_checkpointing(saved.checkpointed)
+
+
+class _Ran(NamedTuple):
+    """The losses of a step, once.
+
+    Attributes:
+        saved: each role that learned, and what its backward pass keeps.
+        counts: how often each network ran.
+    """
+
+    saved: tuple[tuple[str, Saved], ...]
+    counts: tuple[int, ...]
 
 
 class _Runs:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nitrodistill.models.adapters import PIPELINES
+
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "docs" / "images" / "badges"
 _BADGE = """<svg xmlns="http://www.w3.org/2000/svg" width="{whole}" height="20" role="img"
@@ -30,12 +32,11 @@ def badges() -> dict[str, str]:
     pythons = re.findall(r'"Programming Language :: Python :: 3\.(\d+)"', project)
     version, licence = (_value(project, name) for name in ("version", "license"))
     recipes = len(list((ROOT / "nitrodistill" / "recipes").glob("*.yaml")))
-    families = len(_pipelines())
     said = {
         "version": version,
         "python": f"3.{min(map(int, pythons))} to 3.{max(map(int, pythons))}",
         "licence": licence,
-        "pipelines": f"{families} classes of diffusers",
+        "pipelines": f"{len(PIPELINES)} classes of diffusers",
         "recipes": str(recipes),
     }
     return {f"{name}.svg": badge(name, value) for name, value in said.items()}
@@ -51,12 +52,6 @@ def _value(project: str, name: str) -> str:
     found = re.search(rf'^{name} = "([^"]+)"', project, re.MULTILINE)
     assert found is not None
     return found[1]
-
-
-def _pipelines() -> set[str]:
-    from nitrodistill.models.adapters import PIPELINES
-
-    return set(PIPELINES)
 
 
 if __name__ == "__main__":
