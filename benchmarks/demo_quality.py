@@ -1,172 +1,224 @@
-"""The benchmark setting of the embedded teacher: which part of the method does what, and how far one step can go.
+"""LADD on the embedded teacher: what each of its parts does, and how far one step can go.
 
-    python benchmarks/demo_quality.py [--seeds 0 1 2] [--long 12000] [--output runs/quality]
+    python -m benchmarks.demo_quality [--seeds 0 1 2] [--seconds 190] [--processes 2] [--arms NAME ...] [--write]
+    python -m benchmarks.demo_quality --seeds --long 12000 [--write]
 
-Variants at equal CPU time, on 600 pairs of their seed's own, evaluated on the same 1024 held-out noises and
-prompts:
-
-    naive          the teacher itself in one step
-    smooth_l1      regression on the pairs alone
-    adversarial    the discriminator alone, on fresh noise
-    both           LADD as `nitrodistill demo` runs it
-
-and a long run of `both` on more pairs (`--long 0` leaves it out). Resumable: finished variants are kept, a killed
-one goes on. The steps of a variant (STEPS) were chosen so that each takes about 120 CPU seconds on the machine of
-the committed result; the CPU time that a variant really took is in its row. Writes
-benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
+A row is a form of LADD, or one with a single thing changed (ARMS), trained for equal CPU time on 600 pairs of its
+seed and evaluated on the same 1024 held-out noises and prompts. The steps that take so much time are measured in
+this run. The long run is the demo's recipe on more pairs. Resumable: finished students are kept, a killed one goes
+on. Writes results.json into `--output`, and with `--write` benchmarks/results/demo_quality.json and the tables in
+docs/demo_quality.md.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Iterator
+import logging
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _toy import METRICS, columns, environment, kept, make_parser, table_cell, train, write_docs
 
-from nitrodistill.data import GenerateConfig, generate
-from nitrodistill.demo.demo import shuffled_captions
-from nitrodistill.demo.recipes import toy_recipe
-from nitrodistill.evaluation import EvaluateConfig, Evaluation
-from nitrodistill.evaluation.student import measure_student
-from nitrodistill.models import Pipeline
-from nitrodistill.teachers import load_teacher
-from nitrodistill.training import OptimizerConfig
-from nitrodistill.training.recipe import Recipe
-from nitrodistill.training.run import load_student
+from benchmarks import _parts
+from benchmarks._measure import (
+    RESULTS,
+    as_lines,
+    environment,
+    markdown_table,
+    replace_between_markers,
+)
+from benchmarks.methods import LADD_NITRO, LADD_PAPER, in_steps
+from benchmarks.teachers import TEACHERS
+from benchmarks.teachers.__main__ import default_cache, number, spread
+from benchmarks.teachers.compare import METRICS, RESULT, Place
+from benchmarks.teachers.methods import BOTH, METHODS
+from nitrodistill.demo.recipes import TAPS
+from nitrodistill.progress import progress_bar
 
-RESULTS = Path(__file__).parent / "results" / "demo_quality.json"
+Method = dict[str, Any]
+
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
-STEPS = {"smooth_l1": 900, "adversarial": 530, "both": 640}
+ALONE = {"learning_rate": 3e-4, "betas": [0.0, 0.999], "lr_decay_from": 0.5, "ema_decay": 0.98}
+PAIRS, LONG_PAIRS, SAMPLES = 600, 8000, 1024
 
 
-def variant_recipe(variant: str, root: Path, seed: int) -> Recipe:
-    """The demo's recipe with what the variant leaves out."""
-    recipe = toy_recipe(str(root / "pairs"), str(root / variant), STEPS[variant], seed)
-    stage = recipe.stages[0]
-    settings, trainer = stage.settings, replace(stage.trainer, preview_every=0)
-    average: dict[str, Any] = {
-        "ema_decay": trainer.optimizers["student"].ema_decay,
-        "lr_decay_from": 0.5,
-    }
-    if variant == "smooth_l1":
-        settings = replace(settings, adversarial_weight=0.0, fresh_fraction=0.0)
-        student = OptimizerConfig(learning_rate=6e-4, betas=(0.9, 0.999), **average)
-        trainer = replace(trainer, optimizers={"student": student})
-    if variant == "adversarial":
-        settings = replace(settings, reconstruction={}, fresh_fraction=1.0, warmup_steps=0)
-        student = OptimizerConfig(learning_rate=3e-4, betas=(0.0, 0.999), **average)
-        trainer = replace(trainer, optimizers={**trainer.optimizers, "student": student})
-    return replace(recipe, stages=[replace(stage, settings=settings, trainer=trainer)])
+def but(**settings: Any) -> Method:
+    """The demo's form with other settings."""
+    return {**BOTH, "settings": {**BOTH["settings"], **settings}}
 
 
-def measured(
-    recipe: Recipe, pipeline: Pipeline, num_pairs: int, seed: int, root: Path, cost: bool
-) -> dict[str, Any]:
-    """Trains and evaluates one variant; kept in `result.json` of its folder."""
-    folder = Path(recipe.output)
+ADVERSARIAL = {
+    **but(reconstruction={}, fresh_fraction=1.0),
+    "optimizers": {**BOTH["optimizers"], "student": ALONE},
+    "shares": {},
+}
+NITRO = {**LADD_NITRO, "settings": {**LADD_NITRO["settings"], "misaligned_negatives": True}}
 
-    def measure() -> dict[str, Any]:
-        config = GenerateConfig(num_pairs=num_pairs, seed=seed, batch_size=64)
-        generate(pipeline, shuffled_captions(), recipe.pairs, config, teacher_name="toy")
-        seconds = train(recipe, pipeline)
-        settings = EvaluateConfig(seed=1000, cost_repeats=5 if cost else 0, num_pictures=0)
-        student, prompts = load_student(folder, pipeline), shuffled_captions()
-        found = measure_student(
-            "toy",
-            pipeline,
-            student.denoiser,
-            student.plan,
-            prompts,
-            settings,
-            cache=root / "teacher",
-        )
-        found.save(folder / "metrics.json")
-        steps = recipe.stages[0].trainer.steps
-        return {"seed": seed, "pairs": num_pairs, "steps": steps, "cpu_seconds": round(seconds, 1)}
-
-    return kept(folder / "result.json", measure)
-
-
-def variants(
-    pipeline: Pipeline, root: Path, seeds: list[int]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every variant of every seed, with its row."""
-    for seed in seeds:
-        for variant in STEPS:
-            folder = root / f"seed-{seed}"
-            recipe = variant_recipe(variant, folder, seed)
-            row = measured(recipe, pipeline, 600, seed, root, cost=False)
-            yield variant, row | scores(folder / variant)
-            print(f"{variant}, seed {seed}: {row}")
-
-
-def scores(folder: Path) -> dict[str, Any]:
-    """What the evaluation in `folder` found of teacher, naive, student and floor."""
-    found = Evaluation.load(folder / "metrics.json")
-    cost = {
-        name: [found.value(name, "denoise_ms"), found.value(name, "pipeline_ms")]
-        for name in found.models
-    }
-    return {**columns(found, METRICS), "cost": cost}
+ARMS: dict[str, dict[str, Method]] = {
+    "forms": {
+        "smooth L1 alone": METHODS["regression"],
+        "adversarial alone": ADVERSARIAL,
+        "Nitro's, as published": NITRO,
+        "the paper's, 1 step": LADD_PAPER,
+        "the paper's, 4 steps": in_steps(LADD_PAPER, 4),
+        "the demo's": BOTH,
+        "balanced": METHODS["balanced"],
+    },
+    "objective (hinge)": {
+        name.replace("_", "-"): but(adversarial=name)
+        for name in ("non_saturating", "least_squares", "relativistic")
+    },
+    "head (conv)": {name: but(head=name) for name in ("token", "mlp")},
+    "taps (depths)": {"the demo's names": but(taps=TAPS), "every block": but(taps="every_block")},
+    "conditioning (none)": {"timestep": but(conditioning=["timestep"])},
+    "penalty (none)": {
+        "R1, each 4th": but(penalty={"r1": {"weight": 0.1, "every": 4}}),
+        "approximate R1, each 4th": but(
+            penalty={"approximate_r1": {"weight": 100.0, "scale": 0.01, "every": 4}}
+        ),
+    },
+    "negatives (none)": {"misaligned": but(misaligned_negatives=True)},
+    "augmentation (none)": {
+        "translation .125": but(augmentation={"translation": 0.125}),
+    },
+    "fresh noise (2/3)": {"none": but(fresh_fraction=0.0)},
+    "updates (shared)": {
+        "alternating, as published": but(updates="alternating"),
+        "shared pass": but(updates="shared_pass"),
+    },
+}
+"""Group (in brackets: what the demo's form has) -> arm -> method."""
 
 
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown: a row a variant, mean and spread (standard deviation) over the seeds."""
-    first = next(iter(rows.values()))[0]
+def folder_name(group: str, arm: str) -> str:
+    """Of an arm's cells."""
+    return "".join(c if c.isalnum() else "-" for c in f"{group.split(' (')[0]}-{arm}".lower())
+
+
+def pairs_of(place: Place, seed: int) -> Place:
+    """The place with pairs of the seed's own."""
+    return replace(place, pairs=place.generated(place.num_pairs, seed))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: mean and standard deviation over the seeds."""
+    first = rows[:1]
     lines = [
-        "| variant | CPU s | " + " | ".join(METRICS.values()) + " |",
-        "|---|" + "---:|" * (len(METRICS) + 1),
+        [model, "", "", *(spread(first, model, key) for key in METRICS)]
+        for model in ("teacher", "naive")
     ]
-    for name in ("teacher", "naive", "floor"):
-        cells = [table_cell([first[name][key]]) for key in METRICS]
-        lines.append(f"| {name} | | {' | '.join(cells)} |")
-    for name, found in rows.items():
-        cells = [table_cell([row["student"][key] for row in found]) for key in METRICS]
-        seconds = table_cell([row["cpu_seconds"] for row in found])
-        lines.append(f"| {name} | {seconds} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    floors = [rows[0]["metrics"]["student"].get(key, [None] * 4)[3] for key in METRICS]
+    lines.append(["floor", "", "", *("-" if f is None else number(f) for f in floors)])
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
+        some = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
+        seconds = number(statistics.mean(row["cpu_seconds"] for row in some))
+        name = arm if group == "forms" else f"{group}: {arm}"
+        lines.append(
+            [name, seconds, str(some[0]["steps"]), *(spread(some, "student", k) for k in METRICS)]
+        )
+    return markdown_table(["", "CPU s", "updates", *METRICS.values()], lines)
 
 
-def keep(**found: Any) -> None:
-    """Adds to the results file, which two runs (of the variants, of the long one) may share."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    RESULTS.write_text(
-        json.dumps(results | {"environment": environment()} | found, indent=1) + "\n"
-    )
+def against(rows: Sequence[Mapping[str, Any]], baseline: str = "the demo's") -> str:
+    """Markdown: FD to held-out over that of the demo's form with the same seed and pairs."""
+    fd = {(r["group"], r["arm"], r["seed"]): r["metrics"]["student"]["fd_real"][0] for r in rows}
+    lines = []
+    for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
+        ratios = {
+            seed: value / fd["forms", baseline, seed]
+            for (g, a, seed), value in fd.items()
+            if (g, a) == (group, arm) and ("forms", baseline, seed) in fd
+        }
+        if ratios and arm != baseline:
+            name = arm if group == "forms" else f"{group}: {arm}"
+            mean = statistics.geometric_mean(ratios.values())
+            lines.append([name, f"{mean:.2f}", " ".join(f"{r:.2f}" for r in ratios.values())])
+    return markdown_table(["FD to held-out over the demo's form's", "mean", "by seed"], lines)
+
+
+Student = tuple[str, str, int]
+
+
+def trained(place: Place, todo: Sequence[Student], options: argparse.Namespace) -> None:
+    """Students that are not there yet."""
+    for group, arm, seed in progress_bar(todo, desc="students", unit="student"):
+        name, method = folder_name(group, arm), ARMS[group][arm]
+        pairs_of(place, seed).cell(name, method, seed, options.seconds)
+
+
+def rows_of(place: Place, todo: Sequence[Student], seconds: float) -> Iterator[dict[str, Any]]:
+    """The rows of finished students."""
+    for group, arm, seed in todo:
+        name, method = folder_name(group, arm), ARMS[group][arm]
+        if (place.cell_folder(name, method, seed, seconds) / RESULT).is_file():
+            yield {**place.cell(name, method, seed, seconds), "group": group, "arm": arm}
+
+
+def keep(options: argparse.Namespace, **found: Any) -> None:
+    """Into the results file, which the parts and the long run share."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "results.json").write_text(as_lines(found))
+    if options.write:
+        file = RESULTS / "demo_quality.json"
+        old = json.loads(file.read_text()) if file.is_file() else {}
+        file.write_text(as_lines({**old, "environment": environment(), **found}))
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    names = [arm for group in ARMS.values() for arm in group]
+    found = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    found.add_argument("--arms", nargs="+", choices=names, default=names, metavar="NAME")
+    found.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    found.add_argument("--seconds", type=float, default=190.0, help="of CPU time a student")
+    found.add_argument("--finished", action="store_true", help="the table of finished cells alone")
+    found.add_argument("--long", type=int, default=0, help="steps of the long run; 0: none")
+    _parts.add_options(found)
+    found.add_argument("--output", type=Path, default=Path("runs/quality"))
+    found.add_argument("--write", action="store_true", help="results and docs")
+    return found
 
 
 def main() -> None:
-    parser = make_parser(__doc__, "runs/quality")
-    parser.add_argument("--long", type=int, default=12000, help="steps of the long run; 0: none")
-    parser.add_argument("--long-pairs", type=int, default=8000)
-    options = parser.parse_args()
+    options = parser().parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    pipeline = load_teacher("toy")
-    if options.seeds:
-        rows: dict[str, list[dict[str, Any]]] = {name: [] for name in STEPS}
-        for variant, row in variants(pipeline, options.output, options.seeds):
-            rows[variant].append(row)
-        keep(variants=rows)
-        print(table(rows))
-        write_docs(DOCS, "variants", table(rows))
+    place = Place.of(TEACHERS["toy"], default_cache(), options.output, PAIRS)
+    place = replace(place, quality=replace(place.quality, num_samples=SAMPLES))
+    todo = [
+        (group, arm, seed)
+        for seed in options.seeds
+        for group, arms in ARMS.items()
+        for arm in arms
+        if arm in options.arms
+    ]
+    number_, count = options.part or (0, options.processes)
+    own = partial(trained, place, todo[number_::count], options)
+    if options.part:
+        own()
+        return
+    if todo and not options.finished:
+        _parts.side_by_side("benchmarks.demo_quality", options.processes, own)
+    rows = list(rows_of(place, todo, options.seconds))
+    if rows:
+        print(table(rows), against(rows), sep="\n\n")
+        keep(options, seconds=options.seconds, rows=rows)
+    if options.write and rows:
+        replace_between_markers(DOCS, "parts", table(rows) + "\n\n" + against(rows))
     if options.long:
-        folder = options.output / f"long-{options.long}"
-        recipe = toy_recipe(str(folder / "pairs"), str(folder / "both"), options.long)
-        trainer = recipe.stages[0].trainer
-        student = replace(trainer.optimizers["student"], ema_decay=0.998)
-        optimizers = {**trainer.optimizers, "student": student}
-        trainer = replace(trainer, preview_every=0, optimizers=optimizers)
-        recipe = replace(recipe, stages=[replace(recipe.stages[0], trainer=trainer)])
-        row = measured(recipe, pipeline, options.long_pairs, 77, options.output, cost=True)
-        row |= scores(folder / "both")
-        keep(long=row)
-        print(table({"long run": [row]}))
-        write_docs(DOCS, "long", table({"long run": [row]}))
+        more = replace(place, num_pairs=LONG_PAIRS, pairs=place.generated(LONG_PAIRS, 77))
+        average = {**BOTH["optimizers"]["student"], "ema_decay": 0.998}
+        method = {**but(taps=TAPS), "optimizers": {**BOTH["optimizers"], "student": average}}
+        row = {**more.cell("long", method, 77, 0, options.long), "group": "forms", "arm": "long"}
+        print(table([row]))
+        keep(options, long=row)
+        if options.write:
+            replace_between_markers(DOCS, "long", table([row]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +79,23 @@ class Place:
         reader = home / READER
         quality = teacher.quality(reader if reader.is_file() else None, EVALUATION_SEED)
         folder = output / teacher.name
+        place = cls(teacher, pipeline, quality, folder, folder, pairs, batch_size)
+        return replace(place, pairs=place.generated(pairs))
+
+    def generated(self, count: int, seed: int = 0) -> Path:
+        """The folder of so many pairs of the teacher; made where they are not there."""
         config = GenerateConfig(
-            num_pairs=pairs,
-            num_inference_steps=teacher.num_inference_steps,
-            guidance=teacher.guidance,
+            num_pairs=count,
+            seed=seed,
+            num_inference_steps=self.teacher.num_inference_steps,
+            guidance=self.teacher.guidance,
             batch_size=64,
         )
-        store = folder / f"pairs-{pairs}"
-        generate(pipeline, teacher.prompts(), store, config, teacher_name=teacher.name)
-        return cls(teacher, pipeline, quality, folder, store, pairs, batch_size)
+        store = self.folder / (f"pairs-{count}" + (f"-seed-{seed}" if seed else ""))
+        generate(
+            self.pipeline, self.teacher.prompts(), store, config, teacher_name=self.teacher.name
+        )
+        return store
 
     def recipe(self, method: Mapping[str, Any], steps: int, seed: int, output: Path) -> Recipe:
         """A method as a recipe, of one stage or of several."""
