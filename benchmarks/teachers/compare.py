@@ -29,7 +29,7 @@ from nitrodistill.training.stages import run_recipe
 PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
 CHECKPOINT_EVERY = 200
 EVALUATION_SEED = 1000
-METRICS_FILE, RESULT = "metrics.json", "result.json"
+METRICS_FILE, RESULT, PACE = "metrics.json", "result.json", "steps.json"
 METRICS = {
     "fd_real": "FD to held-out",
     "fd_teacher": "FD to teacher",
@@ -137,11 +137,11 @@ class Place:
         return {"method": method["method"], "settings": settings, "trainer": trainer, **more}
 
     def steps(self, method: Mapping[str, Any], seconds: float, folder: Path) -> int:
-        """How many steps take so many CPU seconds here: from a short run, kept in `steps.json`.
+        """How many steps take so many CPU seconds here: from a short run, kept in `PACE`.
 
         All seeds of a method have the same, so that they differ in their draws alone.
         """
-        kept = folder / "steps.json"
+        kept = folder / PACE
         if not kept.is_file():
             with tempfile.TemporaryDirectory() as place:
                 recipe = self.recipe(method, TRIAL_STEPS, 0, Path(place) / "run")
