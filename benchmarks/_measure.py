@@ -17,10 +17,12 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
 
@@ -111,6 +113,19 @@ def peak_mib(call: Call) -> float | None:
         answer = stream.read()
     os.waitpid(child, 0)
     return json.loads(answer) if answer else None
+
+
+def allocated_mib(call: Call) -> float:
+    """The most that torch holds on the CPU during a call above what it holds before, in MiB.
+
+    Of tensors alone, as `torch.cuda.max_memory_allocated`, and so without what the C library keeps.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        call()
+    assert found.profiler is not None
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events), default=0) / 2**20
 
 
 def environment() -> dict[str, str]:

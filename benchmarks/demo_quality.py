@@ -3,11 +3,11 @@
     python -m benchmarks.demo_quality [--seeds 0 1 2] [--seconds 190] [--processes 2] [--arms NAME ...] [--write]
     python -m benchmarks.demo_quality --seeds --long 12000 [--write]
 
-A row is a form of LADD, or one with a single thing changed (ARMS), trained for equal CPU time on 600 pairs of its
-seed and evaluated on the same 1024 held-out noises and prompts. The steps that take so much time come from a trial
-of all rows side by side. The long run is the demo's recipe on more pairs. Resumable: finished students are kept, a killed one goes
-on. Writes results.json into `--output`, and with `--write` benchmarks/results/demo_quality.json and the tables in
-docs/demo_quality.md.
+A row is a form of LADD, or the demo's with one thing changed (ARMS), trained for equal CPU time on 600 pairs of
+its seed and evaluated on the same 1024 held-out noises and prompts. The steps that take so much time come from a
+trial of all rows side by side. The long run is the demo's recipe on more pairs. Resumable: finished students are
+kept, a killed one goes on. Writes results.json into `--output`, and with `--write`
+benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
 """
 
 from __future__ import annotations

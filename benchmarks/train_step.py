@@ -1,18 +1,21 @@
 """Time and memory of a generator update and a discriminator update at equal batch, against the published order.
 
-    python benchmarks/train_step.py [--rounds 7] [--batch_size 4] [--networks unet dit]
+    python benchmarks/train_step.py [--rounds 7] [--batch_size 4] [--memory_batch_size 32] [--networks unet dit]
     python benchmarks/train_step.py --device cuda [--compile]      # SD2.1's UNet at its true size, in bfloat16
 
 The published order, written here from its description: the student runs once for each update; real and generated
 latents go through the backbone in passes of their own; the generator's backward pass also computes gradients of
-the heads, which are thrown away; AdamW is torch's default (one row has the fused one). Ours is `LADD` with
-`updates: shared` and `shared_pass` and the fused AdamW of the trainer. Networks, heads, taps, batch, losses and
-clipping are the same; weights are random.
+the heads, which are thrown away; AdamW is torch's default. Gradient checkpointing is the student's alone: the
+published code puts the discriminator in eval mode for that backward pass, which switches its own off. One row is
+that order mended: with the fused AdamW, and with checkpointing of the backbone. Ours is `LADD` with `updates:
+shared` and `shared_pass` and the fused AdamW of the trainer. Networks, heads, taps, batch, losses and clipping are
+the same; weights are random.
 
 A round times each of them once, in an order that rotates: CPU time of the process on a CPU, the clock between two
 waits for the device on a GPU. Ratios are taken per round; the table has their median and 20 and 80 percent
-quantiles. Peak memory is what a pair of updates needs above weights and moments, with and without gradient
-checkpointing of student and backbone. Writes benchmarks/results/train_step_<device>.json.
+quantiles. Peak memory is what torch allocates for a pair of updates above weights and moments, with and without
+gradient checkpointing, at two batch sizes: in the smaller one most of it is the student's gradients, which every
+order of passes needs. Writes benchmarks/results/train_step_<device>.json.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from _measure import Samples, Spread, markdown_table, peak_mib, write_json
+from _measure import Samples, Spread, allocated_mib, markdown_table, write_json
 from torch import Tensor, nn
 
 from nitrodistill.diagnostics import logit_statistics
@@ -35,11 +38,12 @@ from nitrodistill.methods import LADD
 from nitrodistill.methods.ladd import LADDConfig, Updates
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.denoiser import frozen
+from nitrodistill.models.wrappers import unwrapped
 from nitrodistill.sampling import predict_x0
 from nitrodistill.schedules import DiscreteSchedule
 from nitrodistill.types import Batch, Pairs
 
-PUBLISHED = "published order"
+PUBLISHED, MENDED = "published order", "published order, mended"
 FLOORS = {"speedup": 1.2, "memory": 0.8}
 TAPS = (0.25, 0.5)
 
@@ -56,6 +60,8 @@ class Row:
     speedup: Spread
     peak_mib: float | None
     checkpointed_peak_mib: float | None
+    larger_batch_peak_mib: float | None = None
+    larger_batch_checkpointed_peak_mib: float | None = None
 
 
 def make_network(name: str) -> nn.Module:
@@ -138,13 +144,15 @@ def ours(setting: Setting, updates: Updates) -> Callable[[], None]:
     return call
 
 
-def published(setting: Setting, fused: bool = False) -> Callable[[], None]:
+def published(setting: Setting, mended: bool = False) -> Callable[[], None]:
     """Both updates in turns, each with a pass of the student and its own passes of the backbone."""
+    if not mended:
+        unwrapped(setting.teacher.module).disable_gradient_checkpointing()
     method = LADD.build(setting.config, Cast.of(setting.teacher, setting.student))
     game = method.game
     assert game is not None
     assert setting.batch.pairs is not None
-    steps, pairs = optimizers(method, **({"fused": True} if fused else {})), setting.batch.pairs
+    steps, pairs = optimizers(method, **({"fused": True} if mended else {})), setting.batch.pairs
     z, condition, plan = pairs.x0, pairs.condition, method.plan.steps[0]
     x_t = plan.input.mix(z, pairs.noise)
 
@@ -179,7 +187,7 @@ def finish(step: torch.optim.Optimizer) -> None:
 
 COMPETITORS: dict[str, Callable[[Setting], Callable[[], None]]] = {
     PUBLISHED: published,
-    f"{PUBLISHED}, fused AdamW": partial(published, fused=True),
+    MENDED: partial(published, mended=True),
     "shared": partial(ours, updates="shared"),
     "shared_pass": partial(ours, updates="shared_pass"),
 }
@@ -209,11 +217,11 @@ def times(calls: dict[str, Callable[[], None]], rounds: int, device: str) -> dic
     return {name: Samples(tuple(values)) for name, values in found.items()}
 
 
-def peak(call: Callable[[], None], device: str) -> float | None:
-    """MiB that a call needs above what is there before it."""
+def peak(call: Callable[[], None], device: str) -> float:
+    """MiB that torch allocates for a call above what is there before it."""
     call()
     if device == "cpu":
-        return peak_mib(call)
+        return allocated_mib(call)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -235,7 +243,11 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     del calls
     rows = []
     for key, build in COMPETITORS.items():
-        peaks = [peak(build(make(checkpoint=c)), device) for c in (False, True)]
+        peaks = [
+            peak(build(Setting(name, batch, device, device == "cuda", checkpoint)), device)
+            for batch in (size, options.memory_batch_size)
+            for checkpoint in (False, True)
+        ]
         speedup = found[PUBLISHED].speedup_of(found[key])
         rows.append(Row(name, key, million, size, found[key].spread, speedup, *peaks))
     return rows
@@ -245,18 +257,20 @@ def table(rows: list[Row]) -> str:
     """Markdown; memory beside that of the published order, each with and without checkpointing."""
     first = {row.network: row for row in rows if row.competitor == PUBLISHED}
 
+    def peaks(row: Row) -> tuple[float | None, ...]:
+        small = row.peak_mib, row.checkpointed_peak_mib
+        return *small, row.larger_batch_peak_mib, row.larger_batch_checkpointed_peak_mib
+
     def cells(row: Row) -> list[str]:
         t, s, base = row.milliseconds, row.speedup, first[row.network]
-        pairs = [
-            (row.peak_mib, base.peak_mib),
-            (row.checkpointed_peak_mib, base.checkpointed_peak_mib),
-        ]
+        pairs = zip(peaks(row), peaks(base), strict=True)
         memory = ["-" if a is None or not b else f"{a:.0f} ({a / b:.2f})" for a, b in pairs]
         speed = f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})"
         network = f"{row.network}, {row.million_parameters:.0f}M"
         return [network, row.competitor, f"{t.median:.0f}", speed, *memory]
 
-    header = ["network", "order", "ms", "speed-up", "peak MiB", "peak MiB, checkpointed"]
+    sizes = ["", ", checkpointed", ", larger batch", ", larger batch, checkpointed"]
+    header = ["network", "order", "ms", "speed-up", *(f"peak MiB{size}" for size in sizes)]
     return markdown_table(header, map(cells, rows))
 
 
@@ -266,6 +280,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--networks", nargs="*", choices=["unet", "dit", "sd21"], default=None)
     parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--memory_batch_size", type=int, default=32, help="of the larger batch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="the student by torch.compile")
     options = parser.parse_args()
