@@ -73,13 +73,13 @@ class LatentStream:
         return Batch(index, Pairs(x0, noise, condition))
 
 
-def _ladd(denoiser, **settings) -> Case:
+def _ladd(denoiser, batch_size: int = 4, heads_rate: float = 1e-2, **settings) -> Case:
     # a large eps: where a gradient is 0 but for rounding, AdamW's quotient would be noise
     optimizers = {
         "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
-        "discriminator": OptimizerConfig(1e-2, eps=1e-2),
+        "discriminator": OptimizerConfig(heads_rate, eps=1e-2),
     }
-    config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
+    config = TrainerConfig(steps=3, batch_size=batch_size, optimizers=optimizers)
     method = LADDConfig(taps=TAPS, head_width=8, **settings)
     return Case(
         lambda: LADD.build(method, Cast.of(denoiser, denoiser.copy())), LatentStream, config
@@ -211,6 +211,17 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
         "ladd_shared": _ladd(tiny_denoiser, updates="shared", misaligned_negatives=True),
         # 1/4 is fresh: in each micro-batch of 4, one process has no such sample, and there is no pair to misalign
         "ladd_alternating": _ladd(tiny_denoiser, fresh_fraction=0.25),
+        # at this rate and these timesteps the gap is surely above 0 from the second step on, and below 1
+        "ladd_balanced": _ladd(
+            tiny_denoiser,
+            batch_size=16,
+            heads_rate=0.1,
+            balanced=True,
+            fresh_fraction=0.5,
+            noising="shared",
+            updates="shared_pass",
+            discriminator_timesteps={"uniform": {"ranges": [[0.0, 0.1]]}},
+        ),
         "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
         "matching": _matching(tiny_denoiser),
         "dmd2": _dmd2(tiny_denoiser),
@@ -259,6 +270,7 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
     [
         "ladd_shared",
         "ladd_alternating",
+        "ladd_balanced",
         "three_roles",
         "matching",
         "dmd2",
