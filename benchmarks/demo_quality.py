@@ -7,7 +7,7 @@ A row is a form of LADD, or the demo's with one thing changed (ARMS), trained fo
 its seed and evaluated on the same 1024 held-out noises and prompts. The steps that take so much time come from a
 trial of all rows side by side. The long run is the demo's recipe on more pairs. Resumable: finished students are
 kept, a killed one goes on. Writes results.json into `--output`, and with `--write`
-benchmarks/results/demo_quality.json and the tables in docs/demo_quality.md.
+benchmarks/results/demo_quality.json, where rows that were not asked for stay, and the tables of the docs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from nitrodistill.training.stages import run_recipe
 
 Method = dict[str, Any]
 
+RESULT_FILE = RESULTS / "demo_quality.json"
 DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
 ALONE = {"learning_rate": 3e-4, "betas": [0.0, 0.999], "lr_decay_from": 0.5, "ema_decay": 0.98}
 PAIRS, LONG_PAIRS, SAMPLES, TRIAL_STEPS = 600, 8000, 1024, 27
@@ -195,14 +196,23 @@ def rows_of(place: Place, todo: Sequence[Student], seconds: float) -> Iterator[d
             yield {**place.cell(name, method, seed, seconds), "group": group, "arm": arm}
 
 
+def with_others(rows: list[dict[str, Any]], seconds: float) -> list[dict[str, Any]]:
+    """The rows, and those committed of arms and seeds that were not asked for, of the same time a student."""
+    committed = json.loads(RESULT_FILE.read_text()) if RESULT_FILE.is_file() else {}
+    others = committed["rows"] if committed.get("seconds") == seconds else []
+    found = {(row["group"], row["arm"], row["seed"]): row for row in (*others, *rows)}
+    order = [(group, arm) for group, arms in ARMS.items() for arm in arms]
+    known = (row for row in found.values() if (row["group"], row["arm"]) in order)
+    return sorted(known, key=lambda row: (order.index((row["group"], row["arm"])), row["seed"]))
+
+
 def keep(options: argparse.Namespace, **found: Any) -> None:
     """Into the results file, which the parts and the long run share."""
     options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "results.json").write_text(as_lines(found))
+    (options.output / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     if options.write:
-        file = RESULTS / "demo_quality.json"
-        old = json.loads(file.read_text()) if file.is_file() else {}
-        file.write_text(as_lines({**old, "environment": environment(), **found}))
+        old = json.loads(RESULT_FILE.read_text()) if RESULT_FILE.is_file() else {"rows": []}
+        RESULT_FILE.write_text(as_lines({**old, "environment": environment(), **found}))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -243,6 +253,8 @@ def main() -> None:
     if todo and not options.finished:
         _parts.side_by_side("benchmarks.demo_quality", options.processes, own)
     rows = list(rows_of(place, todo, options.seconds))
+    if options.write:
+        rows = with_others(rows, options.seconds)
     if rows:
         print(table(rows), against(rows), sep="\n\n")
         keep(options, seconds=options.seconds, rows=rows)
