@@ -103,7 +103,7 @@ def meeting(patience: timedelta, what: str = "") -> Iterator[None]:
             raise
         here = place()
         raise RuntimeError(
-            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} ({text[:120]}); "
+            f"this is process {here.rank} of {here.world_size} (counted from 0), and {what} ({text[:300]}); "
             "read what the others said: one failed before, was never started, or cannot reach this machine."
         ) from error
 
