@@ -94,8 +94,14 @@ ARMS: dict[str, dict[str, Method]] = {
         "alternating, as published": but(updates="alternating"),
         "shared pass": but(updates="shared_pass"),
     },
+    "two changes": {
+        "relativistic, translation .125": but(
+            adversarial="relativistic", augmentation={"translation": 0.125}
+        ),
+    },
 }
 """Group (in brackets: what the demo's form has) -> arm -> method."""
+DEMOS = ("forms", "the demo's")
 
 
 def folder_name(group: str, arm: str) -> str:
@@ -111,24 +117,36 @@ def pairs_of(place: Place, seed: int) -> Place:
 def measure_paces(place: Place) -> None:
     """CPU seconds a step of every arm, which go forward side by side, a step each; kept where `Place.steps` looks.
 
-    Arms that do the same work then have as many steps, however busy the machine is when their turn comes.
+    Arms that do the same work then have as many steps, however busy the machine is when their turn comes. An arm
+    that is added later is measured beside the demo's form, in whose seconds of before it is given.
     """
     groups = {
         (group, arm): place.group(folder_name(group, arm), method)
         for group, arms in ARMS.items()
         for arm, method in arms.items()
     }
-    if all((folder / PACE).is_file() for folder in groups.values()):
+    missing = [key for key, folder in groups.items() if not (folder / PACE).is_file()]
+    if not missing:
         return
+    spent = side_by_side(place, list(dict.fromkeys([*missing, DEMOS])))
+    known, unit = groups[DEMOS] / PACE, 1.0
+    if known.is_file():
+        unit = json.loads(known.read_text())["cpu_seconds_per_step"] / spent[DEMOS]
+    for key in missing:
+        groups[key].mkdir(parents=True, exist_ok=True)
+        write_json(groups[key] / PACE, {"cpu_seconds_per_step": unit * spent[key]})
+
+
+def side_by_side(place: Place, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+    """CPU seconds a step of arms, over a short run of each."""
+    spent = dict.fromkeys(keys, 0.0)
     with tempfile.TemporaryDirectory() as home:
         runs = {
-            key: run_recipe(
-                place.recipe(ARMS[key[0]][key[1]], TRIAL_STEPS, 0, Path(home) / str(i)),
-                place.pipeline,
+            (group, arm): run_recipe(
+                place.recipe(ARMS[group][arm], TRIAL_STEPS, 0, Path(home) / str(i)), place.pipeline
             )
-            for i, key in enumerate(groups)
+            for i, (group, arm) in enumerate(keys)
         }
-        spent = dict.fromkeys(groups, 0.0)
         for step in progress_bar(range(TRIAL_STEPS - 1), desc="paces", unit="step"):
             for key, run in runs.items():
                 start = time.process_time()
@@ -137,9 +155,12 @@ def measure_paces(place: Place) -> None:
                 spent[key] += (time.process_time() - start) * (step > 0)
         for run in runs.values():
             run.close()
-    for key, folder in groups.items():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / PACE, {"cpu_seconds_per_step": spent[key] / (TRIAL_STEPS - 2)})
+    return {key: seconds / (TRIAL_STEPS - 2) for key, seconds in spent.items()}
+
+
+def shown(group: str, arm: str) -> str:
+    """What the tables call an arm."""
+    return arm if group in ("forms", "two changes") else f"{group}: {arm}"
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -154,25 +175,25 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         some = [row for row in rows if (row["group"], row["arm"]) == (group, arm)]
         seconds = number(statistics.mean(row["cpu_seconds"] for row in some))
-        name = arm if group == "forms" else f"{group}: {arm}"
+        name = shown(group, arm)
         lines.append(
             [name, seconds, str(some[0]["steps"]), *(spread(some, "student", k) for k in METRICS)]
         )
     return markdown_table(["", "CPU s", "updates", *METRICS.values()], lines)
 
 
-def against(rows: Sequence[Mapping[str, Any]], baseline: str = "the demo's") -> str:
+def against(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: FD to held-out over that of the demo's form with the same seed and pairs."""
     fd = {(r["group"], r["arm"], r["seed"]): r["metrics"]["student"]["fd_real"][0] for r in rows}
     lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         ratios = {
-            seed: value / fd["forms", baseline, seed]
+            seed: value / fd[(*DEMOS, seed)]
             for (g, a, seed), value in fd.items()
-            if (g, a) == (group, arm) and ("forms", baseline, seed) in fd
+            if (g, a) == (group, arm) and (*DEMOS, seed) in fd
         }
-        if ratios and arm != baseline:
-            name = arm if group == "forms" else f"{group}: {arm}"
+        if ratios and (group, arm) != DEMOS:
+            name = shown(group, arm)
             mean = statistics.geometric_mean(ratios.values())
             lines.append([name, f"{mean:.2f}", " ".join(f"{r:.2f}" for r in ratios.values())])
     return markdown_table(["FD to held-out over the demo's form's", "mean", "by seed"], lines)
