@@ -43,8 +43,8 @@ soak: .venv/ready  ## long faults and fuzz, not in CI
 aot: .venv/ready  ## compile every kernel for every architecture, with the resource gates
 	$(BIN)/python -m tools.kernels.aot --compare tests/tools/kernels/aot_figures.json
 
-benchmarks: .venv/ready  ## the benchmark setting of the demo (an hour)
-	$(BIN)/python benchmarks/demo_quality.py
+benchmarks: .venv/ready  ## the parts of LADD on the embedded teacher (two hours)
+	$(BIN)/python -m benchmarks.demo_quality --processes 2
 
 clean:          ## remove the environment and the runs
 	rm -rf .venv runs

@@ -1,6 +1,6 @@
 """Time and memory of a generator update and a discriminator update at equal batch, against the published order.
 
-    python benchmarks/train_step.py [--rounds 7] [--batch_size 4] [--memory_batch_size 32] [--networks unet dit]
+    python benchmarks/train_step.py [--rounds 7] [--batch_size 4] [--memory_batch_size 16] [--networks unet dit]
     python benchmarks/train_step.py --device cuda [--compile]      # SD2.1's UNet at its true size, in bfloat16
 
 The published order, written here from its description: the student runs once for each update; real and generated
@@ -280,7 +280,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--networks", nargs="*", choices=["unet", "dit", "sd21"], default=None)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--memory_batch_size", type=int, default=32, help="of the larger batch")
+    parser.add_argument("--memory_batch_size", type=int, default=16, help="of the larger batch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="the student by torch.compile")
     options = parser.parse_args()
