@@ -130,7 +130,7 @@ class NoiseSchedule(Protocol):
 
     @property
     def prior_scale(self) -> float:
-        """Standard deviation of the noise that sampling starts from (1, or sigma_max for EDM)."""
+        """Standard deviation of the noise that sampling starts from (1, or sqrt(sigma_max^2 + 1) for EDM)."""
         ...
 
     def __call__(self, t: Tensor) -> Scales:

@@ -284,6 +284,13 @@ def ddim() -> Any:
     return diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler(clip_sample=False))
 
 
+def edm() -> Any:
+    """EDM's network of four classes, in colours, drawn by Euler's steps from sigma 80."""
+    unet = ddpm(channels=3, num_class_embeds=4).unet
+    scheduler: Any = diffusers.EDMEulerScheduler()
+    return diffusers.ConsistencyModelPipeline(unet, scheduler)
+
+
 def dit() -> Any:
     """DiT: classes, learned sigma."""
     transformer = diffusers.DiTTransformer2DModel(
@@ -306,6 +313,7 @@ WITHOUT_TEXT: dict[str, Callable[[], Any]] = {
     "ddpm-rgb": partial(ddpm, 3),
     "ddpm-classes": partial(ddpm, num_class_embeds=4),
     "ddim": ddim,
+    "edm": edm,
     "dit": dit,
 }
 """Unconditional and class-conditional pipelines."""

@@ -63,8 +63,6 @@ def of_text(side: int | None = None, **call: Any) -> Family:
     return Family(TEXTS, call, 2.0, None if side is None else (side, side))
 
 
-CANNOT = "ddpm-classes"
-"""What no pipeline of diffusers draws: DDPMPipeline passes no class on."""
 BINS = {"use_resolution_binning": False}
 ROADS = {name: of_text() for name in FAMILIES} | {
     "pixart-sigma": of_text(64, clean_caption=False, **BINS),
@@ -75,7 +73,10 @@ ROADS = {name: of_text() for name in FAMILIES} | {
     **{name: of_text(16) for name in flow_pipelines.FAMILIES},
     "lumina2": of_text(),  # its pipeline takes every VAE for one of 8 pixels a side
     **{name: Family(("",), {"batch_size": 2}, 1.0) for name in WITHOUT_TEXT},
-    CANNOT: Family(("3", "0"), {}, 1.0),
+    **{
+        name: Family(("3", "0"), {"batch_size": 2, "class_labels": [3, 0]}, 1.0)
+        for name in ("ddpm-classes", "edm")
+    },
     "dit": Family(("goldfish", "2"), {"class_labels": [1, 2], "guidance_scale": 0}, 2.0),
 }
 
@@ -133,7 +134,7 @@ def recipe_of(folder: Path, **settings: Any) -> Recipe:
     return Recipe(str(folder / "teacher"), output, [stage], pairs=pairs, evaluate_samples=4)
 
 
-@pytest.fixture(scope="module", params=[name for name in ROADS if name != CANNOT])
+@pytest.fixture(scope="module", params=ROADS)
 def walk(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Walk:
     """From a teacher on the disk to a student; the training is left after two steps, and goes on."""
     family, folder = ROADS[request.param], tmp_path_factory.mktemp(request.param)
@@ -235,7 +236,12 @@ def test_a_plain_call_of_its_export_draws_what_it_draws(walk: Walk) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "changes", "message"),
     [
-        (CANNOT, {}, {}, "DDPMPipeline passes no class to its network"),
+        (
+            "edm",
+            {"timestep": 10},
+            {},
+            "EDMDPMSolverMultistepScheduler cannot express this plan of 1",
+        ),
         ("ddpm", {}, {"guidance": 3.0}, "unconditional, so there is nothing to guide it by"),
         ("sd3", {"timestep": 500}, {}, "DiscreteScheduler cannot express this plan of 1"),
     ],
@@ -261,7 +267,7 @@ def test_pictures_too_small_to_be_measured_are_refused_before_training(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("name", "has_null"), [("ddpm", False), (CANNOT, False), ("dit", True)])
+@pytest.mark.parametrize(("name", "has_null"), [("ddpm", False), ("edm", False), ("dit", True)])
 def test_methods_are_told_where_no_condition_stands_for_none(name: str, has_null: bool) -> None:
     shapes = shapes_of(Pipeline.from_diffusers(make_pipeline(name)))
     _, cast = build_on_shapes(recipe_of(Path()).stages[0], shapes)

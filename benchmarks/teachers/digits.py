@@ -42,9 +42,13 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 class DigitReader(nn.Module):
-    """Classifier of 8x8 pictures with 32 features."""
+    """Classifier with 32 features.
 
-    def __init__(self) -> None:
+    Args:
+        side: of the pictures, in pixels.
+    """
+
+    def __init__(self, side: int = 8) -> None:
         super().__init__()
         self.body: nn.Module = nn.Sequential(
             nn.Conv2d(1, 32, 3, padding=1),
@@ -53,13 +57,13 @@ class DigitReader(nn.Module):
             nn.GroupNorm(8, 64),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear(64 * 16, 32),
+            nn.Linear(64 * (side // 2) ** 2, 32),
             nn.SiLU(),
         )
         self.head: nn.Module = nn.Linear(32, 10)
 
     def features(self, images: Tensor) -> Tensor:
-        """`(B, C, 8, 8)`, of which the first channel is looked at, to `(B, 32)`."""
+        """`(B, C, H, W)`, of which the first channel is looked at, to `(B, 32)`."""
         return self.body(images[:, :1])
 
     def forward(self, images: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ def export(
     ready = check_export(pipeline, plan, kind, scheduler)
     network = _called_plainly(pipeline, denoiser, value)
     with folder_for(target) as partial:
-        made = assembled(pipeline, network, ready, pipeline.adapter.exported_as)
+        name = pipeline.adapter.exported_as(pipeline.diffusers)
+        made = assembled(pipeline, network, ready, name)
         made.save_pretrained(partial, safe_serialization=True)
         test = self_test(partial, pipeline, denoiser, plan, prompts)
         flow = workflow_for(pipeline, plan, kind, target.name, prompts[0])
@@ -192,8 +193,7 @@ def _as_denoiser(pipeline: Pipeline, student: object) -> DiffusersDenoiser:
         )
     if isinstance(student, DiffusersDenoiser):
         return student
-    teacher = pipeline.denoiser
-    return DiffusersDenoiser(given, teacher.schedule, teacher.prediction_type)
+    return pipeline.denoiser.with_module(given)
 
 
 def constant_input(denoiser: DiffusersDenoiser, plan: StepPlan) -> float | None:

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.export.tables import beta_tables, flow_tables
+from nitrodistill.export.tables import beta_tables, edm_table, flow_tables
 from nitrodistill.method import Draws
+from nitrodistill.models.noise import noise_of
+from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
@@ -38,7 +40,8 @@ def scheduler_for_plan(
         teacher_scheduler: a diffusers scheduler; its table is the starting point.
         prediction_type: what the student predicts; `flow_prediction` gets a flow-matching scheduler.
         kind: diffusers class name. By default one that is exact: DDIM (for several steps that do not divide T,
-            DPM++ of order 1), LCM for plans that renoise, and for flows FlowMatchEulerDiscrete and FlowMatchLCM.
+            DPM++ of order 1), LCM for plans that renoise, for flows FlowMatchEulerDiscrete and FlowMatchLCM, and
+            for EDM EDMDPMSolverMultistep of order 1.
         call_sigmas: the sigmas that the pipeline's call passes to `set_timesteps` where its user gives
             none, one for each step (Flux's does so); None if it passes none.
 
@@ -52,7 +55,8 @@ def scheduler_for_plan(
         'trailing'
     """
     plan.check(prediction_type)
-    kinds = _exact_kinds(plan, prediction_type) if kind is None else (kind,)
+    edm = _is_edm(teacher_scheduler)
+    kinds = _exact_kinds(plan, prediction_type, edm) if kind is None else (kind,)
     found, reasons = _search(plan, teacher_scheduler, prediction_type, kinds, call_sigmas)
     if found is not None:
         return found
@@ -73,7 +77,11 @@ def _search(
     """The first scheduler that follows the plan, or None, and why those before it do not."""
     import diffusers
 
-    if prediction_type == "flow_prediction":
+    preconditioning = None
+    if _is_edm(teacher_scheduler):
+        preconditioning = noise_of(teacher_scheduler)[2]
+        tables = [edm_table(teacher_scheduler)]
+    elif prediction_type == "flow_prediction":
         tables = list(flow_tables(plan, teacher_scheduler, call_sigmas))
     else:
         tables = list(beta_tables(plan, teacher_scheduler))
@@ -88,7 +96,8 @@ def _search(
         for table in tables:
             try:
                 candidate = _build(scheduler_class, table, prediction_type, len(plan))
-                reason = _disagreement(candidate, plan, prediction_type, call_sigmas)
+                probe = _Probe(prediction_type, preconditioning)
+                reason = _disagreement(candidate, plan, probe, call_sigmas)
                 if reason is None:
                     return candidate, reasons
             except Exception as error:  # diffusers' classes fail in many ways where they do not fit
@@ -101,11 +110,16 @@ def _way_out(
     plan: StepPlan, teacher_scheduler: Any, prediction_type: PredictionType, kind: str | None
 ) -> str:
     """What to do instead; for a trailing grid that diffusers lays otherwise a step count near it that works."""
+    if _is_edm(teacher_scheduler):
+        return (
+            "EDMDPMSolverMultistepScheduler, the default, draws EDM's own grid from sigma_max on, without fresh "
+            "noise between the steps: train with one step, or several and `transition: ode`, and no `timestep`."
+        )
     schedule = _trailing_schedule(plan, teacher_scheduler)
     if schedule is not None:
         for steps in _neighbours(len(plan), schedule.num_timesteps):
             other = StepPlan.from_schedule(schedule, steps, plan.transition)
-            kinds = _exact_kinds(other, prediction_type) if kind is None else (kind,)
+            kinds = _exact_kinds(other, prediction_type, False) if kind is None else (kind,)
             if _search(other, teacher_scheduler, prediction_type, kinds, None)[0] is not None:
                 return (
                     f"train with {steps} steps, which can be exported: a saved scheduler holds no "
@@ -145,7 +159,13 @@ def _neighbours(num_inference_steps: int, total: int) -> list[int]:
     )
 
 
-def _exact_kinds(plan: StepPlan, prediction_type: PredictionType) -> tuple[str, ...]:
+def _is_edm(scheduler: Any) -> bool:
+    return type(scheduler).__name__.startswith("EDM")
+
+
+def _exact_kinds(plan: StepPlan, prediction_type: PredictionType, edm: bool) -> tuple[str, ...]:
+    if edm:  # EDMEulerScheduler loses sigma_max times float32's rounding in x - (x - x0)
+        return ("EDMDPMSolverMultistepScheduler",)
     renoises = plan.transition == "renoise" and len(plan) > 1
     if prediction_type == "flow_prediction":
         return ("FlowMatchLCMScheduler" if renoises else "FlowMatchEulerDiscreteScheduler",)
@@ -159,7 +179,6 @@ def _build(
     scheduler_class: Any, table: Mapping[str, Any], prediction_type: str, num_inference_steps: int
 ) -> Any:
     wanted = {
-        **table,
         "prediction_type": prediction_type,
         "timestep_spacing": "trailing",
         "set_alpha_to_one": True,
@@ -169,6 +188,7 @@ def _build(
         "final_sigmas_type": "zero",
         "original_inference_steps": num_inference_steps,  # LCM: the grid of T / N, 2 T / N, ... less 1
         "timestep_scaling": 1000.0,  # LCM: its x0 differs from ours by 1 / (2 t timestep_scaling)^2
+        **table,
     }
     known = inspect.signature(scheduler_class.__init__).parameters
     return scheduler_class(**{key: value for key, value in wanted.items() if key in known})
@@ -177,7 +197,7 @@ def _build(
 def _disagreement(
     scheduler: Any,
     plan: StepPlan,
-    prediction_type: PredictionType,
+    probe: _Probe,
     call_sigmas: Sequence[float] | None,
 ) -> str | None:
     """Runs scheduler and plan side by side as a pipeline would; None if they agree to 1e-5."""
@@ -185,34 +205,35 @@ def _disagreement(
         scheduler.set_timesteps(len(plan))
     else:
         scheduler.set_timesteps(sigmas=list(call_sigmas))
-    if not _same_timesteps(scheduler, plan, prediction_type):
+    if not _same_timesteps(scheduler, plan, probe):
         found, wanted = scheduler.timesteps.tolist(), plan.timesteps().tolist()
         if len(found) != len(wanted):
             return f"it would take {len(found)} steps"
         other = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
         return f"its timesteps would be {_brief(scheduler.timesteps)}, step {other + 1} at {found[other]:g}"
     noise = Draws(0, 0, torch.arange(2), purpose="export").normal("noise", (4, 8, 8))
-    probe = _Probe(prediction_type)
     expected = sample(probe, plan, noise, Condition(), _renoise(noise))
     x_t, draws = noise * getattr(scheduler, "init_noise_sigma", 1.0), _own_draws(scheduler)
     scale_input = getattr(scheduler, "scale_model_input", lambda x, t: x)  # flows have none
     for t in scheduler.timesteps:
-        prediction = probe(scale_input(x_t, t), t, Condition())
+        prediction = probe.raw(scale_input(x_t, t))
         x_t = scheduler.step(prediction, t, x_t, return_dict=False, **draws)[0]
     error = relative_error(x_t, expected)
     return None if error <= TOLERANCE else f"its result would be off by {error:.2g}"
 
 
-def _same_timesteps(scheduler: Any, plan: StepPlan, prediction_type: PredictionType) -> bool:
+def _same_timesteps(scheduler: Any, plan: StepPlan, probe: _Probe) -> bool:
     """Whether the network gets the timesteps of the plan.
 
     A flow's timestep is sigma in a unit that only the network knows (1000 or 1), so that the plan's unit is
-    divided out.
+    divided out. EDM's network is told log(sigma) / 4.
     """
     found, wanted = scheduler.timesteps.double().cpu(), plan.timesteps().double()
     if found.shape != wanted.shape:
         return False
-    if prediction_type != "flow_prediction":
+    if probe.preconditioning is not None:
+        return bool(((found - wanted.log() / 4).abs() <= TOLERANCE).all())
+    if probe.prediction_type != "flow_prediction":
         return torch.equal(found, wanted)
     unit = wanted[0] / plan.steps[0].output.sigma.double()
     total = scheduler.config.num_train_timesteps
@@ -239,13 +260,23 @@ def _brief(timesteps: Tensor) -> str:
 class _Probe:
     """A denoiser that answers something different for every input; its network is never used."""
 
-    def __init__(self, prediction_type: PredictionType) -> None:
+    def __init__(
+        self, prediction_type: PredictionType, preconditioning: EDMPreconditioning | None
+    ) -> None:
         self.module: nn.Module = nn.Identity()
         self.prediction_type: PredictionType = prediction_type
+        self.preconditioning: EDMPreconditioning | None = preconditioning
         self.schedule: NoiseSchedule = RectifiedFlow()  # sampling a plan reads none
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        return torch.sin(2 * x_t + 1)
+        if self.preconditioning is None:
+            return self.raw(x_t)
+        scaled, _ = self.preconditioning.input(x_t, t)
+        return self.preconditioning.denoised(self.raw(scaled), x_t, t)
+
+    def raw(self, shown: Tensor) -> Tensor:
+        """What the network answers to what it is shown."""
+        return torch.sin(2 * shown + 1)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -16,6 +16,8 @@ or a line from 1 to the smallest training sigma, which would waste the last step
 and both numbers are in its config: `shift_terminal` is the plan's last sigma, and the shift is solved for the
 plan's second one. That is exact for every plan of up to three steps, and for every shifted trailing grid
 (`RectifiedFlow.timesteps`), because f after a line and a line after f are the same family of functions.
+
+**EDM.** The grid has no setting but its two ends and rho, which are the teacher's.
 """
 
 from __future__ import annotations
@@ -60,6 +62,12 @@ def beta_tables(plan: StepPlan, scheduler: Any) -> Iterator[dict[str, Any]]:
         yield {**whole, "num_train_timesteps": length, "beta_end": end}
     betas = [float(beta) for beta in scheduler.betas[:length]]
     yield {**whole, "num_train_timesteps": length, "trained_betas": betas}
+
+
+def edm_table(scheduler: Any) -> dict[str, Any]:
+    """The noise levels and the preconditioning of EDM's scheduler, for one that samples on its own grid."""
+    keys = ("sigma_min", "sigma_max", "sigma_data", "rho", "prediction_type")
+    return {key: scheduler.config[key] for key in keys}
 
 
 def flow_tables(

@@ -104,8 +104,8 @@ class KarrasSchedule:
 
     @property
     def prior_scale(self) -> float:
-        """sigma_max."""
-        return self.sigma_max
+        """`sqrt(sigma_max^2 + 1)`, as diffusers' EDM schedulers start; EDM's own code starts from sigma_max."""
+        return math.sqrt(self.sigma_max**2 + 1)
 
     def __call__(self, t: Tensor | float) -> Scales:
         """Scales at noise levels `t` = sigma (any shape), in float64."""

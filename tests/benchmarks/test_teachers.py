@@ -15,21 +15,24 @@ from benchmarks.teachers.__main__ import against, table
 from benchmarks.teachers.base import PIPELINE, Teacher, Trained, built
 from benchmarks.teachers.classes import NAMES, class_of
 from benchmarks.teachers.compare import Place, trained
+from benchmarks.teachers.digits_edm import EDMDigits
 from benchmarks.teachers.methods import METHODS
 from benchmarks.teachers.scenes import NUM_UNIFORMS, draw
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.models import Pipeline
 from nitrodistill.toy import scenes
 
+EVERY: dict[str, Teacher] = {**TEACHERS, EDMDigits.name: EDMDigits()}
+
 
 def untrained(name: str) -> Teacher:
-    if name == "digits":
+    if name.startswith("digits"):
         pytest.importorskip("sklearn")
-    return TEACHERS[name]
+    return EVERY[name]
 
 
 OWN = [
-    name for name, teacher in TEACHERS.items() if not teacher.embedded
+    name for name, teacher in EVERY.items() if not teacher.embedded
 ]  # tests/test_road.py has the others
 
 
@@ -61,7 +64,7 @@ def test_untrained_from_a_folder_through_pairs_and_a_step(name: str, tmp_path: P
         assert trained(replace(recipe, stages=[replace(stage, trainer=trainer)]), pipeline) > 0
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_held_out_pictures_are_no_training_pictures(name: str) -> None:
     teacher = untrained(name)
     prompts = (teacher.prompts() * 64)[:64]

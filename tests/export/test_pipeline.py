@@ -156,6 +156,9 @@ WITHOUT_TEXT = [
     ("ddpm", 2, "renoise", "LCMScheduler", "pipe(num_inference_steps=2)", True),
     ("ddim", 2, "ode", "DDIMScheduler", "pipe(num_inference_steps=2)", True),
     ("ddim", 2, "renoise", "LCMScheduler", "pipe(num_inference_steps=2)", True),
+    ("ddpm-classes", 2, "renoise", "LCMScheduler", "pipe(class_labels=[1], num_", False),
+    ("edm", 1, "ode", "EDMDPMSolverMultistepScheduler", "pipe(class_labels=[1], num_", False),
+    ("edm", 5, "ode", "EDMDPMSolverMultistepScheduler", "pipe(class_labels=[1], num_", False),
     ("dit", 1, "ode", "DDIMScheduler", "pipe(class_labels=[1], num_inference_steps=1,", False),
     ("dit", 4, "renoise", "LCMScheduler", "pipe(class_labels=[1], num_inference_steps=4,", False),
 ]
@@ -179,7 +182,7 @@ def test_students_without_text_are_drawn_by_their_pipelines(
     pipeline = Pipeline.from_diffusers(make_pipeline(family))
     student = trained(pipeline)
     plan = StepPlan.from_schedule(student.schedule, num_inference_steps, transition)
-    prompts = ["goldfish", "2"] if family == "dit" else [""]
+    prompts = {"dit": ["goldfish", "2"], "ddpm": [""], "ddim": [""]}.get(family, ["1", "2"])
     output = export(pipeline, student, plan, tmp_path / "s", base_model="x", prompts=prompts)
     record = record_of(output)
     assert max(record["self_test"]["latents"], record["self_test"]["images"]) <= 1e-5
@@ -199,7 +202,8 @@ def test_students_without_text_are_drawn_by_their_pipelines(
 @pytest.mark.parametrize(
     ("family", "size", "message"),
     [
-        ("ddpm-classes", None, "DDPMPipeline passes no class to its network"),
+        ("ddpm-classes", (16, 16), r"DDPMPipeline draws latents of shape \(1, 8, 8\) alone"),
+        ("edm", (16, 16), r"ConsistencyModelPipeline draws latents of shape \(3, 8, 8\) alone"),
         ("dit", (32, 32), r"DiTPipeline draws latents of shape \(4, 8, 8\) alone"),
         ("ddpm", (16, 16), r"DDPMPipeline draws latents of shape \(1, 8, 8\) alone"),
     ],
@@ -211,6 +215,54 @@ def test_what_cannot_be_exported_is_told_before_training(
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
     with pytest.raises(ValueError, match=message):
         check_export(pipeline, plan, pipeline.denoiser.prediction_type)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_size": (8, 16)}, r"draws squares of sample_size pixels alone.* is \(8, 16\)"),
+        ({"num_class_embeds": None, "class_embed_type": "timestep"}, "here it is None"),
+    ],
+)
+def test_networks_that_no_pipeline_draws_by_class_are_told(settings: Any, message: str) -> None:
+    pipe = make_pipeline("edm")
+    pipe.unet.register_to_config(**settings)
+    pipeline = Pipeline.from_diffusers(pipe)
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    with pytest.raises(ValueError, match=message):
+        check_export(pipeline, plan, "sample")
+
+
+@pytest.mark.usefixtures("here")
+@torch.no_grad()
+def test_edms_one_step_is_its_denoiser_at_sigma_max(trained: Trained, tmp_path: Path) -> None:
+    """D(x; 80) by EDM's table 1, of an exported bare network, to float32's rounding."""
+    pipeline = Pipeline.from_diffusers(make_pipeline("edm"))
+    network: Any = trained(pipeline).module.eval()
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule)
+    output = export(pipeline, network, plan, tmp_path / "s", base_model="x", prompts=["3", "0"])
+    loaded: Any = DiffusionPipeline.from_pretrained(output)
+    loaded.set_progress_bar_config(disable=True)
+    call = {"batch_size": 2, "class_labels": [3, 0], "output_type": "pt"}
+    noise = Draws(5, 0, torch.arange(2)).normal("held out", pipeline.latent_shape)
+    found = loaded(latents=noise, **call).images  # one step is the call's default
+    x, total, label = noise * (80**2 + 1) ** 0.5, 80**2 + 0.25, torch.tensor([3, 0])
+    raw = network(x / total**0.5, torch.tensor(80.0).log() / 4, label).sample
+    x0 = 0.25 / total * x + 80 * 0.5 / total**0.5 * raw
+    torch.testing.assert_close(found, (x0 / 2 + 0.5).clamp(0, 1), rtol=0, atol=1e-6)
+    assert (x0.abs() < 1).float().mean() > 0.9, "few are clamped"
+
+
+@torch.no_grad()
+def test_edms_many_steps_are_our_sampler() -> None:
+    pipe = make_pipeline("edm")
+    pipeline = Pipeline.from_diffusers(pipe)
+    noise = Draws(5, 0, torch.arange(2)).normal("held out", pipeline.latent_shape)
+    call = {"batch_size": 2, "class_labels": [3, 0], "output_type": "pt"}
+    found = pipe(latents=noise, num_inference_steps=6, **call).images * 2 - 1
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 6)
+    x0 = sample(pipeline.denoiser, plan, noise, pipeline.encode_prompt(["3", "0"]))
+    torch.testing.assert_close(found, pipeline.decode(x0), rtol=0, atol=1e-5)
 
 
 def test_lora_of_a_text_encoder_is_to_be_merged_first() -> None:

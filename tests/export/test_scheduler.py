@@ -10,6 +10,7 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
@@ -20,7 +21,7 @@ from diffusers import (
 from nitrodistill.export import scheduler_for_plan
 from nitrodistill.prediction import to_x0
 from nitrodistill.sampling import Step, StepPlan, Transition
-from nitrodistill.schedules import DiscreteSchedule, RectifiedFlow, ZeroTerminalSNR
+from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.types import Scales
 
 SCALED_LINEAR = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -57,6 +58,36 @@ def test_one_step_is_the_plans_x0(
     assert error <= 1e-5 * max(1, expected.abs().max())
     assert scheduler.timesteps.tolist() == [t]
     assert scheduler.config.get("rescale_betas_zero_snr") is False
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("steps", [1, 2, 18])
+def test_edm_is_drawn_on_its_own_grid(steps: int, kind: Any) -> None:
+    about = {"sigma_min": 0.01, "sigma_max": 40.0, "rho": 5.0}
+    teacher = EDMEulerScheduler(**about, sigma_data=0.7, prediction_type=kind)
+    plan = StepPlan.from_schedule(KarrasSchedule(**about), steps)
+    scheduler = scheduler_for_plan(plan, teacher, "sample")
+    assert type(scheduler).__name__ == "EDMDPMSolverMultistepScheduler"
+    for table in (scheduler, teacher):
+        table.set_timesteps(steps)
+    torch.testing.assert_close(scheduler.sigmas, teacher.sigmas)
+    assert scheduler.init_noise_sigma == pytest.approx(float(plan.steps[0].input.sigma), rel=1e-12)
+    assert scheduler.config.prediction_type == kind
+
+
+@pytest.mark.parametrize(
+    ("plan", "kind", "message"),
+    [
+        (StepPlan.from_schedule(KarrasSchedule(), 2, "renoise"), None, "without fresh noise"),
+        (StepPlan.from_noise(KarrasSchedule(), 10), None, "step 1 at 1.09"),
+        (StepPlan.from_schedule(KarrasSchedule()), "EDMEulerScheduler", "the default, draws"),
+        (StepPlan.from_schedule(KarrasSchedule(sigma_max=70.0)), None, "step 1 at 1.09"),
+    ],
+)
+def test_what_edms_schedulers_cannot_draw(plan: StepPlan, kind: str | None, message: str) -> None:
+    """Euler's x - (x - x0) at sigma 80 is off by 80 times float32's rounding."""
+    with pytest.raises(ValueError, match=f"cannot express this plan of .*{message}"):
+        scheduler_for_plan(plan, EDMEulerScheduler(), "sample", kind)
 
 
 @pytest.mark.parametrize("teacher_class", [DDIMScheduler, DDPMScheduler])

@@ -46,6 +46,7 @@ def test_the_karras_grid_is_diffusers():
     ours = KarrasSchedule().timesteps(10)
     torch.testing.assert_close(ours.float(), scheduler.sigmas[:-1], rtol=1e-5, atol=1e-6)
     assert KarrasSchedule().timesteps(1).tolist() == pytest.approx([80.0])
+    assert KarrasSchedule().prior_scale == scheduler.init_noise_sigma
 
 
 @pytest.mark.parametrize(

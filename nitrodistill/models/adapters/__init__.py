@@ -66,7 +66,8 @@ ADAPTERS: dict[str, type[Adapter]] = {
 PIPELINES: dict[str, PipelineAdapter] = {
     "AuraFlowPipeline": AuraFlowPipelineAdapter(),
     "ChromaPipeline": ChromaPipelineAdapter(),
-    "DDIMPipeline": UNet2DPipelineAdapter(exported_as="DDPMPipeline"),
+    "ConsistencyModelPipeline": UNet2DPipelineAdapter(),
+    "DDIMPipeline": UNet2DPipelineAdapter(),
     "DDPMPipeline": UNet2DPipelineAdapter(),
     "DiTPipeline": DiTPipelineAdapter(),
     "Flux2KleinPipeline": Flux2PipelineAdapter(),

@@ -281,7 +281,6 @@ class PipelineAdapter(ABC):
         load_arguments: further arguments of `from_pretrained`.
         optional: parts that a saved pipeline may lack (`null` in its model_index.json).
         call_settings: further arguments of the pipeline's call, without which it would encode prompts differently.
-        exported_as: the class of pipeline that draws its students, where its own runs with one scheduler alone.
         has_null: whether there is a condition that stands for none, for guidance without a negative prompt.
         rescale_by: what of the guided prediction the pipeline draws back to the conditional one's, if it does so
             by default; see `Guided`.
@@ -295,7 +294,6 @@ class PipelineAdapter(ABC):
     load_arguments: Mapping[str, Any] = {}
     optional: tuple[str, ...] = ("safety_checker", "feature_extractor", "image_encoder")
     call_settings: Mapping[str, Any] = {}
-    exported_as: str | None = None
     has_null: bool = True
     rescale_by: RescaleBy | None = None
 
@@ -325,6 +323,10 @@ class PipelineAdapter(ABC):
             ValueError: if the pipeline cannot be asked.
         """
         return {"prompt": prompts}
+
+    def exported_as(self, pipe: Any) -> str | None:
+        """diffusers' class of pipeline that draws its students; None, the default, is its own."""
+        return None
 
     def saved_settings(self, pipe: Any) -> dict[str, Any]:
         """What a pipeline was made with, is not in its config, and has to be saved with it."""

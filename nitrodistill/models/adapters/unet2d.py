@@ -12,6 +12,8 @@ from nitrodistill.models.adapters.base import Entry, PipelineAdapter
 from nitrodistill.models.adapters.unet_blocks import UNetBlocksAdapter
 from nitrodistill.types import Condition
 
+_CONDITIONAL = "ConsistencyModelPipeline"
+
 
 class UNet2DAdapter(UNetBlocksAdapter):
     """`class_labels` where the network embeds them; else the Condition may be empty."""
@@ -38,17 +40,14 @@ class UNet2DAdapter(UNetBlocksAdapter):
 
 
 class UNet2DPipelineAdapter(PipelineAdapter):
-    """`DDPMPipeline` and `DDIMPipeline`: pixels. A prompt is the number of a class; "" where there are none.
+    """`DDPMPipeline`, `DDIMPipeline`, `ConsistencyModelPipeline`: pixels. A prompt is a class's number, or "".
 
-    Args:
-        exported_as: see `PipelineAdapter`.
+    `DDPMPipeline` runs with any scheduler, but passes no class on and scales neither noise nor input, as EDM's
+    networks need; `ConsistencyModelPipeline` does all of that, and draws squares alone.
     """
 
     network: str = "unet"
     has_null: bool = False
-
-    def __init__(self, exported_as: str | None = None) -> None:
-        self.exported_as: str | None = exported_as
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """The classes' numbers; empty for an unconditional network.
@@ -66,17 +65,31 @@ class UNet2DPipelineAdapter(PipelineAdapter):
         _label(pipe, prompt)
 
     def call(self, pipe: Any, prompts: list[str]) -> dict[str, Any]:
-        """How many pictures.
+        """How many pictures, and of which classes.
 
         Raises:
-            ValueError: if the network is class-conditional, which diffusers' pipelines are not.
+            ValueError: if `ConsistencyModelPipeline` has to draw a picture that is not square, or a network that
+                does not say how many classes it has.
         """
-        if _entries(pipe):
+        config, count = pipe.unet.config, {"batch_size": len(prompts)}
+        if self.exported_as(pipe) == _CONDITIONAL and not isinstance(config.sample_size, int):
             raise ValueError(
-                f"{type(pipe).__name__} passes no class to its network, so a class-conditional student cannot be "
-                "drawn by it, nor exported: use the student in Python."
+                f"{_CONDITIONAL}, which draws this student, draws squares of sample_size pixels alone, and the "
+                f"network's is {config.sample_size}: use the student in Python."
             )
-        return {"batch_size": len(prompts)}
+        if not _entries(pipe):
+            return count
+        if config.num_class_embeds is None:
+            raise ValueError(
+                f"{_CONDITIONAL}, which would draw this student, passes classes on where the network's config has "
+                "num_class_embeds, and here it is None: use the student in Python."
+            )
+        return {"class_labels": [_label(pipe, prompt) for prompt in prompts], **count}
+
+    def exported_as(self, pipe: Any) -> str:
+        """`DDPMPipeline` where it can draw."""
+        edm = type(pipe.scheduler).__name__.startswith("EDM")
+        return _CONDITIONAL if edm or _entries(pipe) else "DDPMPipeline"
 
     def null(self, pipe: Any, negative_prompt: str | None, size: tuple[int, int]) -> Condition:
         """A class not to draw; diffusers' network has none that stands for none.
