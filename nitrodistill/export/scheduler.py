@@ -261,7 +261,9 @@ class _Probe:
     """A denoiser that answers something different for every input; its network is never used."""
 
     def __init__(
-        self, prediction_type: PredictionType, preconditioning: EDMPreconditioning | None
+        self,
+        prediction_type: PredictionType,
+        preconditioning: EDMPreconditioning | None = None,
     ) -> None:
         self.module: nn.Module = nn.Identity()
         self.prediction_type: PredictionType = prediction_type
