@@ -128,7 +128,7 @@ def measure_paces(place: Place) -> None:
     missing = [key for key, folder in groups.items() if not (folder / PACE).is_file()]
     if not missing:
         return
-    spent = side_by_side(place, list(dict.fromkeys([*missing, DEMOS])))
+    spent = paces_of(place, list(dict.fromkeys([*missing, DEMOS])))
     known, unit = groups[DEMOS] / PACE, 1.0
     if known.is_file():
         unit = json.loads(known.read_text())["cpu_seconds_per_step"] / spent[DEMOS]
@@ -137,7 +137,7 @@ def measure_paces(place: Place) -> None:
         write_json(groups[key] / PACE, {"cpu_seconds_per_step": unit * spent[key]})
 
 
-def side_by_side(place: Place, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
+def paces_of(place: Place, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], float]:
     """CPU seconds a step of arms, over a short run of each."""
     spent = dict.fromkeys(keys, 0.0)
     with tempfile.TemporaryDirectory() as home:
