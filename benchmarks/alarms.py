@@ -56,9 +56,9 @@ def ladd(
     rates: Mapping[str, float] | None = None,
     batch_size: int = BATCH,
 ) -> Stage:
-    """The demo's stage, shorter, with other settings or learning rates."""
+    """The demo's stage, shorter, with the hinge loss, and other settings or learning rates."""
     stage = toy_recipe("", "", STEPS, 0, batch_size).stages[0]
-    settings = {"misaligned_negatives": True, **(settings or {})}
+    settings = {"adversarial": "hinge", "misaligned_negatives": True, **(settings or {})}
     return changed(replace(stage, settings=replace(stage.settings, **settings)), rates)
 
 

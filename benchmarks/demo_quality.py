@@ -1,13 +1,15 @@
-"""LADD on the embedded teacher: what each of its parts does, and how far one step can go.
+"""LADD and DMD2 on the embedded teacher: what each of their parts does, and how far one step of LADD can go.
 
-    python -m benchmarks.demo_quality [--seeds 0 1 2] [--seconds 190] [--processes 2] [--arms NAME ...] [--write]
+    python -m benchmarks.demo_quality [--seeds 0 1 2] [--seconds 190] [--processes 2] [--groups NAME ...]
+        [--arms NAME ...] [--write]
     python -m benchmarks.demo_quality --seeds --long 12000 [--write]
 
-A row is a form of LADD, or the demo's with one thing changed (ARMS), trained for equal CPU time on 600 pairs of
-its seed and evaluated on the same 1024 held-out noises and prompts. The steps that take so much time come from a
-trial of all rows side by side. The long run is the demo's recipe on more pairs. Resumable: finished students are
-kept, a killed one goes on. Writes results.json into `--output`, and with `--write`
-benchmarks/results/demo_quality.json, where rows that were not asked for stay, and the tables of the docs.
+A row is a form of LADD, ours with one thing changed, or a form of DMD2 (ARMS), trained for equal CPU time on 600
+pairs of its seed, or on prompts and rendered scenes, and evaluated on the same 1024 held-out noises and prompts.
+The steps that take so much time come from a trial of all rows side by side. The long run is our form of LADD on
+more pairs. Resumable: finished students are kept, a killed one goes on. Writes results.json into `--output`, and
+with `--write` benchmarks/results/demo_quality.json, where rows that were not asked for stay, and the tables of
+docs/demo_quality.md and docs/dmd2.md.
 """
 
 from __future__ import annotations
@@ -34,27 +36,47 @@ from benchmarks._measure import (
     markdown_table,
     replace_between_markers,
 )
-from benchmarks.methods import LADD_NITRO, LADD_PAPER, in_steps
+from benchmarks.methods import DMD2, LADD_NITRO, LADD_PAPER, in_steps
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
 from benchmarks.teachers.compare import METRICS, PACE, RESULT, Place
-from benchmarks.teachers.methods import BOTH, METHODS
+from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS
+from nitrodistill.data import EncodeConfig, encode, open_images
+from nitrodistill.demo.demo import SCENES
 from nitrodistill.demo.recipes import TAPS
 from nitrodistill.files import write_json
 from nitrodistill.progress import progress_bar
+from nitrodistill.toy import scenes
 from nitrodistill.training.stages import run_recipe
 
 Method = dict[str, Any]
 
 RESULT_FILE = RESULTS / "demo_quality.json"
-DOCS = Path(__file__).parent.parent / "docs" / "demo_quality.md"
+DOCS = Path(__file__).parent.parent / "docs"
 ALONE = {"learning_rate": 3e-4, "betas": [0.0, 0.999], "lr_decay_from": 0.5, "ema_decay": 0.98}
 PAIRS, LONG_PAIRS, SAMPLES, TRIAL_STEPS = 600, 8000, 1024, 27
 
 
 def but(**settings: Any) -> Method:
-    """The demo's form with other settings."""
+    """Our form of LADD with other settings."""
     return {**BOTH, "settings": {**BOTH["settings"], **settings}}
+
+
+def matching(rate: float = 5e-4, **settings: Any) -> Method:
+    """DMD2 with other settings; its critic learns twice as fast as the student."""
+    optimizers = {
+        role: {**optimizer, "learning_rate": rate * (2 if role == "critic" else 1)}
+        for role, optimizer in DMD2["optimizers"].items()
+    }
+    if "gan" in settings:
+        optimizers["discriminator"] = {**HEADS, "learning_rate": 1e-3, "lr_decay_from": 0.6}
+    return {**DMD2, "settings": {**DMD2["settings"], **settings}, "optimizers": optimizers}
+
+
+def after_regression(method: Method) -> Method:
+    """The method in the last 70% of the steps; in those before the student learns the pairs."""
+    first = {**METHODS["regression"], "share": 0.3}
+    return {"stages": [first, {**method, "student": "previous", "share": 0.7}]}
 
 
 ADVERSARIAL = {
@@ -62,6 +84,16 @@ ADVERSARIAL = {
     "optimizers": {**BOTH["optimizers"], "student": ALONE},
     "shares": {},
 }
+GAN: dict[str, Any] = {
+    "weight": 0.15,
+    "features": "teacher",
+    "taps": DEPTHS,
+    "head_width": 96,
+    "adversarial": "hinge",
+    "timesteps": {"uniform": {"ranges": [[0.0, 0.5]]}},
+}
+"""The demo's, on taps by depth; its real side are rendered scenes."""
+RELATIVISTIC = {**GAN, "adversarial": "relativistic"}
 NITRO = {**LADD_NITRO, "settings": {**LADD_NITRO["settings"], "misaligned_negatives": True}}
 
 ARMS: dict[str, dict[str, Method]] = {
@@ -71,7 +103,7 @@ ARMS: dict[str, dict[str, Method]] = {
         "Nitro's, as published": NITRO,
         "the paper's, 1 step": LADD_PAPER,
         "the paper's, 4 steps": in_steps(LADD_PAPER, 4),
-        "the demo's": BOTH,
+        "ours": BOTH,
         "balanced": METHODS["balanced"],
     },
     "objective (hinge)": {
@@ -99,9 +131,26 @@ ARMS: dict[str, dict[str, Method]] = {
             adversarial="relativistic", augmentation={"translation": 0.125}
         ),
     },
+    "DMD2 in 1 step": {
+        "alone": matching(),
+        "GAN": matching(gan=GAN),
+        "GAN, relativistic": matching(gan=RELATIVISTIC),
+        "regression on a third": matching(regression={"share": 1 / 3}),
+        "after regression": after_regression(matching()),
+        "GAN, after regression": after_regression(matching(gan=GAN)),
+        "decoupled": matching(decoupled={}),
+    },
+    "DMD2 in 4 steps": {
+        "alone": in_steps(matching(3e-4), 4),
+        "GAN": in_steps(matching(3e-4, gan=GAN), 4),
+        "GAN, relativistic": in_steps(matching(3e-4, gan=RELATIVISTIC), 4),
+        "decoupled": in_steps(matching(3e-4, decoupled={}), 4),
+    },
 }
-"""Group (in brackets: what the demo's form has) -> arm -> method."""
-DEMOS = ("forms", "the demo's")
+"""Group (in brackets: what our form has) -> arm -> method."""
+OURS = ("forms", "ours")
+BESIDE = (("forms", "smooth L1 alone"), OURS, ("objective (hinge)", "relativistic"))
+"""What the table of DMD2 shows beside it."""
 
 
 def folder_name(group: str, arm: str) -> str:
@@ -114,11 +163,22 @@ def pairs_of(place: Place, seed: int) -> Place:
     return replace(place, pairs=place.generated(place.num_pairs, seed))
 
 
+def with_scenes(place: Place) -> Place:
+    """The place with latents of the rendered scenes that the demo takes."""
+    store, archive = place.folder / "scenes", place.folder / "scenes.tar"
+    if not archive.is_file():
+        prompts = place.teacher.prompts()
+        scenes.save([prompts[i % len(prompts)] for i in range(SCENES)], archive, seed=0)
+    config = EncodeConfig(batch_size=64)
+    encode(place.pipeline, open_images(archive), store, config, teacher_name=place.teacher.name)
+    return replace(place, real=store)
+
+
 def measure_paces(place: Place) -> None:
     """CPU seconds a step of every arm, which go forward side by side, a step each; kept where `Place.steps` looks.
 
     Arms that do the same work then have as many steps, however busy the machine is when their turn comes. An arm
-    that is added later is measured beside the demo's form, in whose seconds of before it is given.
+    that is added later is measured beside our form, in whose seconds of before it is given.
     """
     groups = {
         (group, arm): place.group(folder_name(group, arm), method)
@@ -128,10 +188,10 @@ def measure_paces(place: Place) -> None:
     missing = [key for key, folder in groups.items() if not (folder / PACE).is_file()]
     if not missing:
         return
-    spent = paces_of(place, list(dict.fromkeys([*missing, DEMOS])))
-    known, unit = groups[DEMOS] / PACE, 1.0
+    spent = paces_of(place, list(dict.fromkeys([*missing, OURS])))
+    known, unit = groups[OURS] / PACE, 1.0
     if known.is_file():
-        unit = json.loads(known.read_text())["cpu_seconds_per_step"] / spent[DEMOS]
+        unit = json.loads(known.read_text())["cpu_seconds_per_step"] / spent[OURS]
     for key in missing:
         groups[key].mkdir(parents=True, exist_ok=True)
         write_json(groups[key] / PACE, {"cpu_seconds_per_step": unit * spent[key]})
@@ -163,6 +223,11 @@ def shown(group: str, arm: str) -> str:
     return arm if group in ("forms", "two changes") else f"{group}: {arm}"
 
 
+def of_dmd2(row: Mapping[str, Any]) -> bool:
+    """Whether a row is of its table."""
+    return row["group"].startswith("DMD2")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: mean and standard deviation over the seeds."""
     first = rows[:1]
@@ -183,20 +248,20 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def against(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: FD to held-out over that of the demo's form with the same seed and pairs."""
+    """Markdown: FD to held-out over that of our form of LADD with the same seed and pairs."""
     fd = {(r["group"], r["arm"], r["seed"]): r["metrics"]["student"]["fd_real"][0] for r in rows}
     lines = []
     for group, arm in dict.fromkeys((row["group"], row["arm"]) for row in rows):
         ratios = {
-            seed: value / fd[(*DEMOS, seed)]
+            seed: value / fd[(*OURS, seed)]
             for (g, a, seed), value in fd.items()
-            if (g, a) == (group, arm) and (*DEMOS, seed) in fd
+            if (g, a) == (group, arm) and (*OURS, seed) in fd
         }
-        if ratios and (group, arm) != DEMOS:
+        if ratios and (group, arm) != OURS:
             name = shown(group, arm)
             mean = statistics.geometric_mean(ratios.values())
             lines.append([name, f"{mean:.2f}", " ".join(f"{r:.2f}" for r in ratios.values())])
-    return markdown_table(["FD to held-out over the demo's form's", "mean", "by seed"], lines)
+    return markdown_table(["FD to held-out over that of ours", "mean", "by seed"], lines)
 
 
 Student = tuple[str, str, int]
@@ -227,6 +292,15 @@ def with_others(rows: list[dict[str, Any]], seconds: float) -> list[dict[str, An
     return sorted(known, key=lambda row: (order.index((row["group"], row["arm"])), row["seed"]))
 
 
+def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Into the docs: LADD's, and DMD2's with some of LADD's beside it."""
+    for page, mine in (
+        ("demo_quality.md", [row for row in rows if not of_dmd2(row)]),
+        ("dmd2.md", [r for r in rows if of_dmd2(r) or (r["group"], r["arm"]) in BESIDE]),
+    ):
+        replace_between_markers(DOCS / page, "parts", table(mine) + "\n\n" + against(mine))
+
+
 def keep(options: argparse.Namespace, **found: Any) -> None:
     """Into the results file, which the parts and the long run share."""
     options.output.mkdir(parents=True, exist_ok=True)
@@ -240,6 +314,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     names = [arm for group in ARMS.values() for arm in group]
     found = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    found.add_argument("--groups", nargs="+", choices=ARMS, default=list(ARMS), metavar="NAME")
     found.add_argument("--arms", nargs="+", choices=names, default=names, metavar="NAME")
     found.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     found.add_argument("--seconds", type=float, default=190.0, help="of CPU time a student")
@@ -256,14 +331,14 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     place = Place.of(TEACHERS["toy"], default_cache(), options.output, PAIRS)
-    place = replace(place, quality=replace(place.quality, num_samples=SAMPLES))
+    place = with_scenes(replace(place, quality=replace(place.quality, num_samples=SAMPLES)))
     if not options.part and not options.finished and options.seeds:
         measure_paces(place)
     todo = [
         (group, arm, seed)
         for seed in options.seeds
-        for group, arms in ARMS.items()
-        for arm in arms
+        for group in options.groups
+        for arm in ARMS[group]
         if arm in options.arms
     ]
     number_, count = options.part or (0, options.processes)
@@ -280,7 +355,7 @@ def main() -> None:
         print(table(rows), against(rows), sep="\n\n")
         keep(options, seconds=options.seconds, rows=rows)
     if options.write and rows:
-        replace_between_markers(DOCS, "parts", table(rows) + "\n\n" + against(rows))
+        write_tables(rows)
     if options.long:
         more = replace(place, num_pairs=LONG_PAIRS, pairs=place.generated(LONG_PAIRS, 77))
         average = {**BOTH["optimizers"]["student"], "ema_decay": 0.998}
@@ -289,7 +364,7 @@ def main() -> None:
         print(table([row]))
         keep(options, long=row)
         if options.write:
-            replace_between_markers(DOCS, "long", table([row]))
+            replace_between_markers(DOCS / "demo_quality.md", "long", table([row]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Evaluated on the same held-out noises and prompts:
                    learned on a grid of 40 steps, of which 25 are no part)
     flow map       one student, which is given how far it goes (nitrodistill/recipes/flow-map-toy.yaml)
     dmd2           a student for one step and one for four, without pairs (dmd2-toy.yaml, dmd2-toy-4step.yaml)
-    ladd           one step (demo.toy_recipe)
+    ladd           one step (demo.toy_recipe with the hinge loss)
 
 Those that read pairs share 600. The updates (UPDATES) were chosen for about 115 CPU seconds; what each really
 took is in its row. `--fraction` trains by that share of them, for a short look. Resumable: what is finished is
@@ -89,6 +89,8 @@ def recipe_of(method: str, teacher: str, root: Path, seed: int, fraction: float)
         if method == "consistency":
             settings = ConsistencyConfig(grid_steps=40, guidance=GUIDANCE)
             stage = replace(stage, method="consistency", settings=settings)
+        if method == "ladd":
+            stage = replace(stage, settings=replace(stage.settings, adversarial="hinge"))
         stages.append(replace(stage, trainer=trainer))
     if recipe.prompts:
         recipe = replace(recipe, prompts=str(root / "prompts.txt"))

@@ -142,7 +142,7 @@ def roster() -> Iterator[Entry]:
     one_each = {
         "LADD, Nitro's form": LADD_NITRO,
         "LADD, the paper's form": LADD_PAPER,
-        "LADD, the demo's": BOTH,
+        "LADD, ours": BOTH,
         "LADD, balanced": METHODS["balanced"],
         "DMD2": DMD2,
         "DMD2, decoupled": DECOUPLED,

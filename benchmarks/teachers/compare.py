@@ -53,6 +53,7 @@ class Place:
         pairs: folder of its pairs, which all cells share.
         num_pairs: how many they are.
         batch_size: of a step.
+        real: folder of latents of real pictures, for methods whose discriminator sees them.
     """
 
     teacher: Teacher
@@ -62,6 +63,7 @@ class Place:
     pairs: Path
     num_pairs: int = PAIRS
     batch_size: int = BATCH_SIZE
+    real: Path | None = None
 
     @classmethod
     def of(
@@ -104,6 +106,8 @@ class Place:
         data = {"pairs": pairs}
         if any(stage["method"] == "dmd2" for stage in stages):
             data["prompts"] = pairs
+        if any("gan" in stage["settings"] for stage in stages):
+            data["real"] = str(self.real)
         return parse_recipe(
             {
                 "teacher": name,

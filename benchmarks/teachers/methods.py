@@ -33,7 +33,7 @@ BOTH: dict[str, Any] = {
     "optimizers": {"student": {**STUDENT, "betas": [0.5, 0.999]}, "discriminator": HEADS},
     "shares": {"warmup_steps": 0.15},
 }
-"""The embedded teacher's recipe, on taps by depth."""
+"""The embedded teacher's recipe, with the hinge loss and on taps by depth."""
 
 MATCHING: dict[str, Any] = {
     "method": "dmd2",

@@ -1,4 +1,4 @@
-"""Each arm is a recipe that differs from the demo's in what its name says; rows of other runs stay."""
+"""Each arm is a recipe that differs from ours in what its name says; rows of other runs stay."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ def quality() -> Any:
     return importlib.import_module("benchmarks.demo_quality")
 
 
-def test_an_arm_differs_from_the_demos_form_in_one_setting(quality):
-    place = quality.Place(
-        quality.TEACHERS["toy"], None, None, Path("cells"), Path("pairs"), quality.PAIRS
-    )
+@pytest.fixture(scope="module")
+def place(quality) -> Any:
+    """The embedded teacher's, without its pipeline."""
+    toy, cells = quality.TEACHERS["toy"], Path("cells")
+    return quality.Place(toy, None, None, cells, Path("pairs"), quality.PAIRS, real=Path("scenes"))
 
+
+def test_an_arm_differs_from_ours_in_one_setting(quality, place):
     def settings(group: str, arm: str) -> dict[str, Any]:
         recipe = place.recipe(quality.ARMS[group][arm], 100, 0, Path("run"))
         return {**vars(recipe.stages[0].settings)}
 
-    demo = settings("forms", "the demo's")
+    ours = settings(*quality.OURS)
     names = [
         quality.folder_name(group, arm) for group, arms in quality.ARMS.items() for arm in arms
     ]
@@ -35,11 +38,25 @@ def test_an_arm_differs_from_the_demos_form_in_one_setting(quality):
         "negatives": "misaligned_negatives",
     }
     for group, arms in quality.ARMS.items():
-        for arm in arms:
-            other = {key for key, value in settings(group, arm).items() if value != demo[key]}
+        for arm in () if group.startswith("DMD2") else arms:
+            other = {key for key, value in settings(group, arm).items() if value != ours[key]}
             kind = group.split(" (")[0]
             several = {"forms": other, "two changes": {"adversarial", "augmentation"}}
             assert other == several.get(kind, {changed.get(kind, kind)})
+
+
+def test_the_forms_of_dmd2_read_what_they_say(quality, place):
+    for steps in (1, 4):
+        for arm, method in quality.ARMS[f"DMD2 in {steps} step{'s' * (steps > 1)}"].items():
+            recipe = place.recipe(method, 100, 0, Path("run"))
+            last = recipe.stages[-1]
+            assert last.settings.num_inference_steps == steps
+            assert (last.settings.gan is not None) == (recipe.real == "scenes") == ("GAN" in arm)
+            assert (last.settings.regression is not None) == ("on a third" in arm)
+            assert (last.settings.decoupled is not None) == (arm == "decoupled")
+            assert [s.method for s in recipe.stages[:-1]] == ["ladd"] * ("after" in arm)
+            rates = {role: o.learning_rate for role, o in last.trainer.optimizers.items()}
+            assert rates["critic"] == 2 * rates["student"] == {1: 1e-3, 4: 6e-4}[steps]
 
 
 def _row(arm: str, seed: int, fd: float) -> dict[str, Any]:
@@ -54,16 +71,16 @@ def _row(arm: str, seed: int, fd: float) -> dict[str, Any]:
 def test_distances_are_compared_seed_by_seed_and_committed_rows_stay(
     quality, tmp_path, monkeypatch
 ):
-    demo = [_row("the demo's", seed, fd) for seed, fd in ((0, 10.0), (1, 20.0))]
+    our = [_row("ours", seed, fd) for seed, fd in ((0, 10.0), (1, 20.0))]
     other = [_row("balanced", 0, 20.0), _row("balanced", 1, 10.0), _row("balanced", 2, 1.0)]
-    assert "| balanced | 1.00 | 2.00 0.50 |" in quality.against([*demo, *other])
+    assert "| balanced | 1.00 | 2.00 0.50 |" in quality.against([*our, *other])
 
     file = tmp_path / "results.json"
     monkeypatch.setattr(quality, "RESULT_FILE", file)
     gone = _row("an arm of before", 0, 1.0)
     file.write_text(
-        json.dumps({"seconds": 190.0, "rows": [_row("balanced", 0, 5.0), demo[1], gone]})
+        json.dumps({"seconds": 190.0, "rows": [_row("balanced", 0, 5.0), our[1], gone]})
     )
-    found = quality.with_others([demo[0], other[0]], 190.0)
-    assert found == [demo[0], demo[1], other[0]]
-    assert quality.with_others([demo[0]], 60.0) == [demo[0]]
+    found = quality.with_others([our[0], other[0]], 190.0)
+    assert found == [our[0], our[1], other[0]]
+    assert quality.with_others([our[0]], 60.0) == [our[0]]
