@@ -6,14 +6,16 @@
 The teachers that do not ship with the package are trained first, in minutes of one CPU core each, and kept in
 `--cache` (by default nitrodistill/teachers in the user's cache directory). Resumable: finished cells are kept, a
 killed one goes on. All methods and seeds of a teacher share its pairs and its held-out noises and prompts; the
-steps of a method were chosen so that it takes about `--seconds` on this machine, and the CPU time that it really
-took is in its row. Writes benchmarks/results/teachers.json and the table in docs/teachers.md where `--write` is
-given.
+steps of a method were chosen so that it takes about `--seconds` on this machine (or `times` as long, where a
+method says so), and the CPU time that it really took is in its row. Where `--write` is given it writes
+benchmarks/results/teachers.json, where the rows of teachers, methods and seeds that were not asked for stay, and
+the table in docs/teachers.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -96,6 +98,16 @@ def against(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
     return lines
 
 
+def with_others(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows, and those committed that were not made anew, in the order of teachers and methods."""
+    committed = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
+    found = {(row["teacher"], row["method"], row["seed"]): row for row in (*committed, *rows)}
+    teachers, methods = list(TEACHERS), list(METHODS)
+    known = [key for key in found if key[0] in teachers and key[1] in methods]
+    known.sort(key=lambda key: (teachers.index(key[0]), methods.index(key[1]), key[2]))
+    return [found[key] for key in known]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--teachers", nargs="+", choices=TEACHERS, default=list(TEACHERS))
@@ -125,12 +137,15 @@ def main() -> None:
         place = Place.of(TEACHERS[name], options.cache, options.output, share=options.share)
         for seed in options.seeds:
             for method in options.methods:
-                about = method, METHODS[method], seed, seconds
+                times = METHODS[method].get("times", 1)
+                about = method.replace(" ", "-"), METHODS[method], seed, times * seconds
                 if options.finished and not (place.cell_folder(*about) / RESULT).is_file():
                     continue
-                row = place.cell(*about)
+                row = {**place.cell(*about), "method": method}
                 rows.append(row)
                 print(name, method, seed, row["cpu_seconds"], row["metrics"]["student"], flush=True)
+    if options.write:
+        rows = with_others(rows)
     lines = against(rows, options.methods[0])
     text = "\n\n".join([table(rows), *lines])
     print(text)

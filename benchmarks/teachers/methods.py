@@ -7,6 +7,8 @@ Add a dict to compare another method, or another setting:
                   the method has that) is added
     optimizers    role -> settings of its optimizer
     shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
+    times         as much time as the others; 1 where it is not given
+    stages        dicts like this one instead, one after another, each with its `share` of the steps
 """
 
 from __future__ import annotations
@@ -50,13 +52,27 @@ MATCHING: dict[str, Any] = {
 }
 """DMD2's defaults, on prompts alone; the embedded teacher's rates."""
 
+REGRESSION: dict[str, Any] = {
+    "method": "ladd",
+    "settings": {"adversarial_weight": 0.0},
+    "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
+}
+
 METHODS: dict[str, dict[str, Any]] = {
-    "regression": {
-        "method": "ladd",
-        "settings": {"adversarial_weight": 0.0},
-        "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
-    },
+    "regression": REGRESSION,
     "dmd2": MATCHING,
+    "dmd2 after regression": {
+        "stages": [
+            {**REGRESSION, "share": 0.5},
+            {
+                **MATCHING,
+                "settings": {"regression": {"share": 1 / 3}},
+                "student": "previous",
+                "share": 0.5,
+            },
+        ],
+        "times": 2,
+    },
     "both": BOTH,
     "balanced": {
         **BOTH,

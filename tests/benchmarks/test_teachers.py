@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks.teachers import TEACHERS
+from benchmarks.teachers import __main__ as command
 from benchmarks.teachers.__main__ import against, table
 from benchmarks.teachers.base import PIPELINE, Teacher, Trained, built
 from benchmarks.teachers.classes import NAMES, class_of
@@ -152,3 +154,24 @@ def test_the_table_shows_intervals_and_ratios() -> None:
     ]
     one = table(rows([("regression", 0, 4.0)])).splitlines()
     assert "| digits | regression | 3 | 10 | 4.000 (3.000 to 5.000) | - | - | - | - |" in one
+
+
+def test_committed_rows_stay_where_they_are_not_made_anew(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "teachers.json")
+    command.RESULTS.write_text(
+        json.dumps({"rows": rows([("both", 0, 9.0), ("both", 1, 8.0), ("gone", 0, 1.0)])})
+    )
+    new = rows([("both", 0, 2.0), ("regression", 0, 4.0)])
+    kept = rows([("both", 1, 8.0)])
+    assert command.with_others(new) == [new[1], new[0], *kept]
+
+
+def test_dmd2_after_regression_goes_on_with_its_student(tmp_path: Path) -> None:
+    place = Place(TEACHERS["toy-dit"], None, None, tmp_path, tmp_path / "pairs")  # type: ignore[arg-type]
+    first, last = place.recipe(METHODS["dmd2 after regression"], 100, 0, tmp_path / "run").stages
+    assert (first.trainer.steps, last.trainer.steps) == (50, 50)
+    assert first.settings.adversarial_weight == 0
+    assert last.student == "previous"
+    assert last.settings.guidance == TEACHERS["toy-dit"].guidance
+    assert last.settings.timestep == first.settings.timestep == 400
+    assert last.settings.regression is not None
