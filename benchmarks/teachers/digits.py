@@ -7,7 +7,7 @@ trained on the first, blurred and noisy ones among them; its 32 penultimate acti
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 from benchmarks.teachers.base import Quality, Teacher, Trained
 from nitrodistill.evaluation import Extractor
+from nitrodistill.evaluation.alignment import Alignment
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.prediction import prediction_target
 from nitrodistill.schedules import DiscreteSchedule
@@ -71,6 +72,38 @@ class DigitReader(nn.Module):
         return self.head(self.features(images))
 
 
+def trained_reader(images: Tensor, labels: Tensor, folder: Path, share: float) -> nn.Module:
+    """A classifier of these pictures; goes on with what `folder` holds."""
+
+    def loss(reader: DigitReader, size: int, generator: torch.Generator) -> Tensor:
+        pick = torch.randint(len(images), (size,), generator=generator)
+        return cross_entropy(reader(degrade(images[pick], generator)), labels[pick])
+
+    config = LoopConfig("reader", max(1, round(share * READER_STEPS)), 64, 2e-3)
+    return fit(build(partial(DigitReader, images.shape[-1]), 0, "reader"), loss, config, folder)
+
+
+def loaded_reader(reader: Path | None, side: int = 8) -> DigitReader:
+    """The classifier, frozen; without a file an untrained one."""
+    network = DigitReader(side)
+    if reader is not None:
+        network.load_state_dict(load_file(reader))
+    return network.eval().requires_grad_(False)
+
+
+def measured_by(
+    network: DigitReader, images: Tensor, alignment: Alignment | None = None
+) -> Quality:
+    """The classifier's features; the held-out ones of all pictures, 300 to measure by and 300 for the floor."""
+    rest = images[:HELD_OUT].repeat(1, 3, 1, 1)
+
+    def real(texts: Sequence[str], index: Tensor) -> Tensor:
+        return rest[index]
+
+    features = Extractor("reader", network.features, fingerprint=fingerprint(network))
+    return Quality(features, real, alignment, HELD_OUT // 2)
+
+
 class Digits(Teacher):
     """The digits' teacher."""
 
@@ -96,10 +129,6 @@ class Digits(Teacher):
         images, labels = (part[HELD_OUT:] for part in digits())
         schedule = DiscreteSchedule.from_scheduler(pipe.scheduler)
 
-        def reading(reader: DigitReader, size: int, generator: torch.Generator) -> Tensor:
-            pick = torch.randint(len(images), (size,), generator=generator)
-            return cross_entropy(reader(degrade(images[pick], generator)), labels[pick])
-
         def loss(unet: UNet2DModel, size: int, generator: torch.Generator) -> Tensor:
             x0 = images[torch.randint(len(images), (size,), generator=generator)]
             eps = torch.randn(x0.shape, generator=generator)
@@ -108,26 +137,15 @@ class Digits(Teacher):
             found = unet(scales.mix(x0, eps), t, return_dict=False)[0]
             return mse_loss(found, prediction_target(x0, eps, scales, "v_prediction"))
 
-        config = LoopConfig("reader", max(1, round(share * READER_STEPS)), 64, 2e-3)
-        reader = fit(build(DigitReader, 0, "reader"), reading, config, folder)
+        reader = trained_reader(images, labels, folder, share)
         steps = max(1, round(share * STEPS))
         config = LoopConfig("unet", steps, 32, 1e-3, flat=0.4, ema_decay=0.995)
         pipe.register_modules(unet=fit(pipe.unet, loss, config, folder))
         return Trained(pipe, reader)
 
     def quality(self, reader: Path | None, seed: int) -> Quality:
-        """The classifier's features; the held-out digits, twice 300."""
-        network = DigitReader()
-        if reader is not None:
-            network.load_state_dict(load_file(reader))
-        network.eval().requires_grad_(False)
-        rest = digits()[0][:HELD_OUT].repeat(1, 3, 1, 1)
-
-        def real(texts: Sequence[str], index: Tensor) -> Tensor:
-            return rest[index]
-
-        features = Extractor("reader", network.features, fingerprint=fingerprint(network))
-        return Quality(features, real, num_samples=HELD_OUT // 2)
+        """The classifier's features."""
+        return measured_by(loaded_reader(reader), digits()[0])
 
 
 def make_unet() -> UNet2DModel:

@@ -18,18 +18,20 @@ from typing import Any
 
 import torch
 from diffusers import ConsistencyModelPipeline, EDMEulerScheduler, UNet2DModel
-from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 from benchmarks.teachers.base import Quality, Teacher, Trained, shuffled
-from benchmarks.teachers.digits import HELD_OUT, READER_STEPS, DigitReader, digits
-from nitrodistill.evaluation import Extractor
-from nitrodistill.models.pipeline import fingerprint
+from benchmarks.teachers.digits import (
+    HELD_OUT,
+    digits,
+    loaded_reader,
+    measured_by,
+    trained_reader,
+)
 from nitrodistill.models.preconditioning import EDMPreconditioning
 from nitrodistill.types import expand
 from tools.toy.loop import LoopConfig, build, fit
-from tools.toy.train_oracle import degrade
 
 SIDE, CLASSES = 16, 10
 STEPS = 1600
@@ -69,10 +71,6 @@ class EDMDigits(Teacher):
         images, labels = (part[HELD_OUT:] for part in large_digits())
         preconditioning = EDMPreconditioning(pipe.scheduler.config.sigma_data)
 
-        def reading(reader: DigitReader, size: int, generator: torch.Generator) -> Tensor:
-            pick = torch.randint(len(images), (size,), generator=generator)
-            return cross_entropy(reader(degrade(images[pick], generator)), labels[pick])
-
         def loss(unet: UNet2DModel, size: int, generator: torch.Generator) -> Tensor:
             pick = torch.randint(len(images), (size,), generator=generator)
             x0, eps = images[pick], torch.randn(images[pick].shape, generator=generator)
@@ -83,30 +81,21 @@ class EDMDigits(Teacher):
             error = (preconditioning.denoised(raw, x_t, sigma) - x0).square().flatten(1).mean(1)
             return ((sigma**-2 + preconditioning.sigma_data**-2) * error).mean()
 
-        config = LoopConfig("reader", max(1, round(share * READER_STEPS)), 64, 2e-3)
-        reader = fit(build(_reader, 0, "reader"), reading, config, folder)
+        reader = trained_reader(images, labels, folder, share)
         steps = max(1, round(share * STEPS))
         config = LoopConfig("unet", steps, 32, 2e-3, flat=0.4, ema_decay=0.995)
         pipe.register_modules(unet=fit(pipe.unet, loss, config, folder))
         return Trained(pipe, reader)
 
     def quality(self, reader: Path | None, seed: int) -> Quality:
-        """The classifier's features and verdicts; held-out digits, 300 to measure by and 300 for the floor."""
-        network = _reader()
-        if reader is not None:
-            network.load_state_dict(load_file(reader))
-        network.eval().requires_grad_(False)
-        rest = large_digits()[0][:HELD_OUT].repeat(1, 3, 1, 1)
+        """The classifier's features and verdicts."""
+        network = loaded_reader(reader, SIDE)
 
         def aligned(images: Tensor, texts: Sequence[str]) -> dict[str, Tensor]:
             asked = torch.tensor([int(text) for text in texts])
             return {"class": network(images).argmax(1) == asked}
 
-        def real(texts: Sequence[str], index: Tensor) -> Tensor:
-            return rest[index]
-
-        features = Extractor("reader", network.features, fingerprint=fingerprint(network))
-        return Quality(features, real, aligned, HELD_OUT // 2)
+        return measured_by(network, large_digits()[0], aligned)
 
 
 def make_unet() -> UNet2DModel:
@@ -123,7 +112,3 @@ def make_unet() -> UNet2DModel:
         norm_num_groups=8,
         num_class_embeds=CLASSES,
     )
-
-
-def _reader() -> DigitReader:
-    return DigitReader(SIDE)
