@@ -174,11 +174,12 @@ def with_scenes(place: Place) -> Place:
     return replace(place, real=store)
 
 
-def measure_paces(place: Place) -> None:
+def measure_paces(place: Place, known: float | None = None) -> None:
     """CPU seconds a step of every arm, which go forward side by side, a step each; kept where `Place.steps` looks.
 
     Arms that do the same work then have as many steps, however busy the machine is when their turn comes. An arm
-    that is added later is measured beside our form, in whose seconds of before it is given.
+    that is added later is measured beside our form, in whose seconds of before it is given: those of the trial
+    that is kept, or `known`.
     """
     groups = {
         (group, arm): place.group(folder_name(group, arm), method)
@@ -189,9 +190,10 @@ def measure_paces(place: Place) -> None:
     if not missing:
         return
     spent = paces_of(place, list(dict.fromkeys([*missing, OURS])))
-    known, unit = groups[OURS] / PACE, 1.0
-    if known.is_file():
-        unit = json.loads(known.read_text())["cpu_seconds_per_step"] / spent[OURS]
+    kept = groups[OURS] / PACE
+    if kept.is_file():
+        known = json.loads(kept.read_text())["cpu_seconds_per_step"]
+    unit = 1.0 if known is None else known / spent[OURS]
     for key in missing:
         groups[key].mkdir(parents=True, exist_ok=True)
         write_json(groups[key] / PACE, {"cpu_seconds_per_step": unit * spent[key]})
@@ -301,6 +303,15 @@ def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:
         replace_between_markers(DOCS / page, "parts", table(mine) + "\n\n" + against(mine))
 
 
+def committed_pace(seconds: float) -> float | None:
+    """Of our form in the committed rows, which others are to stand beside; None if there are none of so long."""
+    old = json.loads(RESULT_FILE.read_text()) if RESULT_FILE.is_file() else {}
+    if old.get("seconds") != seconds:
+        return None
+    steps = (row["steps"] for row in old["rows"] if (row["group"], row["arm"]) == OURS)
+    return next((seconds / count for count in steps), None)
+
+
 def keep(options: argparse.Namespace, **found: Any) -> None:
     """Into the results file, which the parts and the long run share."""
     options.output.mkdir(parents=True, exist_ok=True)
@@ -333,7 +344,7 @@ def main() -> None:
     place = Place.of(TEACHERS["toy"], default_cache(), options.output, PAIRS)
     place = with_scenes(replace(place, quality=replace(place.quality, num_samples=SAMPLES)))
     if not options.part and not options.finished and options.seeds:
-        measure_paces(place)
+        measure_paces(place, committed_pace(options.seconds) if options.write else None)
     todo = [
         (group, arm, seed)
         for seed in options.seeds

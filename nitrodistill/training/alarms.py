@@ -11,7 +11,8 @@ docs/when_training_fails.md has the symptoms, and how often they were right.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,10 @@ DRIFTED = 0.3
 
 CHANCE_ADVANTAGE, CHANCE_ACCURACY = 0.02, 0.54
 """A discriminator at chance has less of both: 1 - loss / its value at chance, and the mean accuracy."""
+
+SLIGHT, SURE = 0.005, 4.0
+"""An advantage over one window or two that is above the first, and above 0 by so many standard errors of its
+lines, is no chance, however small: the student learns from it."""
 
 SWING = 0.08
 """Range of the advantage within two windows, above which a discriminator at chance is unstable and not weak."""
@@ -201,12 +206,13 @@ class Alarms:
             half = [abs(share - 0.5) <= CHANCE_ACCURACY - 0.5 for share in (now, before)]
             found = {"chance", "unstable"} & self._fired.keys()
             if not found and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
-                values = [
-                    line[f"{role}/advantage"] for line in self._lines if f"{role}/advantage" in line
-                ]
-                low, high = min(values, default=0.0), max(values, default=0.0)
-                kind = "unstable" if high - low > SWING else "chance"
-                yield kind, {"role": role, "right": now, "low": low, "high": high}
+                name, start = f"{role}/advantage", self._lines[-1]["step"] - self.window
+                both = [line[name] for line in self._lines if name in line]
+                last = [line[name] for line in self._lines if name in line and line["step"] > start]
+                low, high = min(both, default=0.0), max(both, default=0.0)
+                if not (_surely_slight(last) or _surely_slight(both)):
+                    kind = "unstable" if high - low > SWING else "chance"
+                    yield kind, {"role": role, "right": now, "low": low, "high": high}
             if all(value > CERTAIN for value in (*gain, now, before)):
                 yield "certain", {"role": role, "right": now}
 
@@ -243,3 +249,11 @@ class Alarms:
             for role in discriminators
         ]
         return "; ".join(advice) or "lower optimizers.student.learning_rate"
+
+
+def _surely_slight(advantages: Sequence[float]) -> bool:
+    """Whether a discriminator knows a little, so that it is not chance."""
+    if len(advantages) < 4:
+        return False
+    mean, error = statistics.mean(advantages), statistics.stdev(advantages) / len(advantages) ** 0.5
+    return mean > max(SLIGHT, SURE * error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from pathlib import Path
@@ -84,3 +85,27 @@ def test_distances_are_compared_seed_by_seed_and_committed_rows_stay(
     found = quality.with_others([our[0], other[0]], 190.0)
     assert found == [our[0], our[1], other[0]]
     assert quality.with_others([our[0]], 60.0) == [our[0]]
+
+
+def test_an_arm_that_comes_later_is_timed_in_the_seconds_of_the_committed_rows(
+    quality, place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(quality, "RESULT_FILE", tmp_path / "results.json")
+    assert quality.committed_pace(100.0) is None
+    rows = [{**_row("ours", 0, 1.0), "steps": 50}]
+    quality.RESULT_FILE.write_text(json.dumps({"seconds": 100.0, "rows": rows}))
+    assert quality.committed_pace(190.0) is None
+    # a machine that takes 3 seconds for what took 2 there
+    monkeypatch.setattr(
+        quality,
+        "paces_of",
+        lambda _, keys: {key: 3.0 + 3.0 * (key != quality.OURS) for key in keys},
+    )
+    there = dataclasses.replace(place, folder=tmp_path)
+    quality.measure_paces(there, quality.committed_pace(100.0))
+    kept = [
+        json.loads((tmp_path / folder / quality.PACE).read_text())["cpu_seconds_per_step"]
+        for folder in (path.name for path in tmp_path.iterdir() if path.is_dir())
+    ]
+    assert sorted(set(kept)) == [2.0, 4.0]
+    assert kept.count(2.0) == 1

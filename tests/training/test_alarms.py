@@ -135,6 +135,19 @@ def test_a_discriminator_with_an_advantage_over_misaligned_negatives_is_not_at_c
     assert alarms_of(log(**discriminator(0.51, 0.12))) == []
 
 
+def test_a_small_advantage_that_is_sure_is_no_chance():
+    """As the relativistic loss has in the demo: right in 54% of the pairs, line after line."""
+    swings = lambda size: lambda step: 0.009 + size * (-1) ** (step // EVERY)  # noqa: E731
+    sure = {**discriminator(0.538, 0.0), "d_advantage": swings(0.003)}
+    assert alarms_of(log(**sure)) == []
+    # 8 lines in two windows, whose mean is known to .03 sqrt(8 / 7) / sqrt(8) = .011: it may be 0
+    unsure = {**discriminator(0.538, 0.0), "d_advantage": swings(0.03)}
+    assert [alarm.kind for alarm in alarms_of(log(**unsure))] == ["chance"]
+    # random heads are wrong, or right, by so little at every step
+    slight = {**discriminator(0.51, 0.0), "d_advantage": 0.004}
+    assert [alarm.kind for alarm in alarms_of(log(**slight))] == ["chance"]
+
+
 def test_a_discriminator_that_has_just_begun_has_two_windows_to_learn():
     lines = log(**discriminator(0.5, 0.0))
     for line in lines[:15]:
