@@ -1,6 +1,6 @@
 """Runs a script of this folder where a peer is installed: a folder of packages that is removed afterwards.
 
-The peer shares torch, numpy and safetensors with this environment; its other needs go into the folder.
+A peer shares torch, numpy and what else this environment has; its other needs go into the folder.
 """
 
 from __future__ import annotations
@@ -11,14 +11,38 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-MODELOPT = "nvidia-modelopt==0.47.0"
-_NEEDS = ("omegaconf", "antlr4-python3-runtime==4.9.3", "pulp<4", "pydantic", "nvidia-ml-py")
+
+@dataclass(frozen=True)
+class Peer:
+    """A package on PyPI, what comes `bare` with it (without needs of its own: it has them here), and its needs."""
+
+    requirement: str
+    bare: tuple[str, ...]
+    needs: tuple[str, ...]
 
 
-def beside_modelopt(script: str, arguments: Sequence[str]) -> Any:
-    """The JSON on the last line that a script prints, in a process of its own that can import modelopt.
+MODELOPT = Peer(
+    "nvidia-modelopt==0.47.0",
+    (),
+    ("omegaconf", "antlr4-python3-runtime==4.9.3", "pulp<4", "pydantic", "nvidia-ml-py"),
+)
+DIFFSYNTH = Peer(
+    "diffsynth==2.1.12",
+    ("einops", "imageio", "modelscope==1.40.2", "modelscope-hub==0.5.1"),
+    ("cryptography",),
+)
+FASTVIDEO = Peer(
+    "fastvideo==0.2.1",
+    ("av", "cloudpickle", "einops", "imageio", "remote-pdb", "torchdata"),
+    ("ftfy",),
+)
+
+
+def beside(peer: Peer, script: str, arguments: Sequence[str]) -> Any:
+    """The JSON on the last line that a script prints, in a process of its own that can import the peer.
 
     Raises:
         CalledProcessError: if uv cannot install it, or the script fails.
@@ -26,8 +50,8 @@ def beside_modelopt(script: str, arguments: Sequence[str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         install = ["uv", "pip", "install", "--quiet", "--python", sys.executable]
         install += ["--target", folder]
-        subprocess.run([*install, "--no-deps", MODELOPT], check=True)
-        subprocess.run([*install, *_NEEDS], check=True)
+        subprocess.run([*install, "--no-deps", peer.requirement, *peer.bare], check=True)
+        subprocess.run([*install, *peer.needs], check=True)
         paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), folder]).strip(os.pathsep)
         run = subprocess.run(
             [sys.executable, script, *arguments],

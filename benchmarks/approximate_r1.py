@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import _measure as measure
 import torch
-from _peers import MODELOPT, beside_modelopt
+from _peers import MODELOPT, beside
 from torch import Tensor, nn
 
 SCALES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.001)
@@ -93,7 +93,7 @@ def ours(samples: int, scales: Sequence[float] = SCALES) -> list[float]:
 
     class Denoiser:
         schedule = nd.RectifiedFlow(t_max=1)
-        prediction_type = "sample"
+        prediction_type: nd.PredictionType = "sample"
         module = Backbone()
 
         def __call__(self, x_t: Tensor, t: Tensor, condition: nd.Condition) -> Tensor:
@@ -152,14 +152,18 @@ def main() -> None:
         print(json.dumps(peer(arguments.peer)))
         return
     samples = 2_000 if arguments.quick else 50_000
-    theirs = beside_modelopt(__file__, ["--peer", str(samples)])
+    theirs = beside(MODELOPT, __file__, ["--peer", str(samples)])
     pairs = zip(SCALES, ours(samples), theirs, strict=True)
     rows = [Row(scale, closed_form(scale), mine, theirs) for scale, mine, theirs in pairs]
     numbers = [[f"{v:.3g}" for v in (r.scale, r.closed_form, r.ours, r.peer)] for r in rows]
-    table = measure.markdown_table(["scale", "closed form", "nitrodistill", MODELOPT], numbers)
+    table = measure.markdown_table(
+        ["scale", "closed form", "nitrodistill", MODELOPT.requirement], numbers
+    )
     print(table)
     if not arguments.quick:
-        measure.write_json("approximate_r1", rows, {"samples": samples, "peer": MODELOPT})
+        measure.write_json(
+            "approximate_r1", rows, {"samples": samples, "peer": MODELOPT.requirement}
+        )
         note = f"Mean of {samples} samples. Made by `benchmarks/approximate_r1.py`."
         measure.replace_between_markers(DOCS, "approximate_r1", f"{table}\n\n{note}")
 
