@@ -347,6 +347,64 @@ def test_without_backward_simulation_the_input_is_noised_data(tiny_denoiser):
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"gan": TEACHERS}, "real"),
+        ({"gan": PAIRS}, "pairs"),
+        ({"regression": dataclasses.replace(REGRESSION, share=1e-9)}, "pairs"),
+    ],
+)
+def test_noised_data_has_its_own_prompts(tiny_denoiser, settings, part):
+    """And what the sampler makes has the prompts to draw: the first step, and all under simulation."""
+    method = DMD2.build(
+        DMD2Config(num_inference_steps=2, backward=0.5, **settings), cast_of(tiny_denoiser)
+    )
+    batch, seen = batch_of(0, 3), set()
+    assert batch.prompts is not None
+    for seed in range(16):
+        draws = Draws(seed, 0, batch.index)
+        made = inputs(method, batch, draws)
+        simulated = draws.shared.uniform("backward").item() < 0.5
+        is_data = int(made.step.t) == 499 and not simulated
+        condition = getattr(batch, part).condition if is_data else batch.prompts
+        key = "encoder_hidden_states"
+        assert torch.equal(made.condition[key], condition[key])
+        seen.add((int(made.step.t), simulated))
+    assert len(seen) == 4
+
+
+def test_where_all_rows_are_pairs_nothing_is_simulated(tiny_denoiser):
+    """In a warm-up, and with a share of 1: the student is called once, at the drawn step."""
+    for regression in (RegressionConfig(warmup_steps=1, share=0.5), RegressionConfig()):
+        config = DMD2Config(num_inference_steps=3, regression=regression)
+        method = DMD2.build(config, cast_of(tiny_denoiser))
+        method.student = spy = Spy(method.student)  # pyright: ignore
+        for seed in range(6):
+            list(method.losses(batch_of(0, 2), ("student",), Draws(seed, 0, torch.arange(2))))
+        assert len(spy.seen) == 6
+        assert len({int(t) for _, t in spy.seen}) > 1
+
+
+def test_a_batch_without_a_paired_row_calls_the_same_networks(tiny_denoiser):
+    """A regression on the teacher's features: processes that share the teacher out wait for each other in it."""
+    regression = RegressionConfig(
+        {"latent_lpips": {"network": {"taps": ["mid_block"]}}}, share=0.25
+    )
+    method = DMD2.build(DMD2Config(regression=regression), cast_of(tiny_denoiser))
+    calls, found = [], []
+    method.teacher.module.register_forward_pre_hook(lambda *_: calls.append(1))
+    for start in (0, 2):  # of every four samples the last one is a pair
+        calls.clear()
+        batch = batch_of(start, 2)
+        ((_, terms),) = method.losses(batch, ("student",), Draws(0, 1, batch.index))
+        found.append((len(calls), float(terms.weighted["regression"].detach()), terms.parts))
+    assert found[0][0] == found[1][0] > 1
+    assert found[0][1] == 0 < found[1][1]
+    assert "regression" not in found[0][2]
+    assert found[1][2]["regression"].shape == (1,)
+
+
 def test_noise_without_data_has_the_size_that_the_student_draws(tiny_denoiser):
     tiny_denoiser.size = (4, 12)
     method = DMD2.build(CASES["alone"], cast_of(tiny_denoiser))

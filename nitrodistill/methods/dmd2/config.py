@@ -117,7 +117,8 @@ class RegressionConfig:
     Attributes:
         losses: by name and weight, as in {lpips: {decode: true}}; see `LADDConfig.reconstruction`.
         weight: of their sum (DMD: 0.25).
-        share: of a batch whose rows are pairs; the others have fresh noise.
+        share: of a batch whose rows are pairs; the others have fresh noise. In several steps a pair's input is its
+            own latent and noise mixed, so that with 1 no input is simulated.
         warmup_steps: first steps, in which the student learns by regression alone, on all rows.
     """
 
@@ -182,7 +183,7 @@ class DMD2Config:
         step_range: least and largest number of steps of a trajectory in training, drawn for each update; null is
             `num_inference_steps` always.
         backward: probability that the input of a later step is the student's own (backward simulation); else it is
-            noised data, of `gan.real`, or the pairs.
+            noised data with their own prompts, of `gan.real`, or the pairs.
 
     Example:
         >>> nd.DMD2Config(guidance=3.0).guidance
