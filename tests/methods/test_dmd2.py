@@ -726,6 +726,10 @@ def test_what_it_reads():
         ({"guidance_rescale": 0.7, "guidance": 2, "decoupled": {}}, "decoupled is set"),
         ({"normaliser": "none", "normaliser_floor": 0.1}, "but normaliser is 'none'"),
         ({"divergence": "kl"}, "divergence is 'kl', which takes the density ratio"),
+        ({"divergence": "kl", "gan": {"adversarial": "hinge"}}, "is 'hinge'; take non_saturating"),
+        ({"gan": {}, "backward": 0.5}, "a trajectory of one step has no later one"),
+        ({"gan": {}, "backward": 0.5, "step_range": [1, 1]}, "has no later one"),
+        ({"guidance": 2, "rescale_by": "norm"}, "rescale_by is 'norm', but guidance_rescale is 0"),
         ({"backward": 0.5}, "some inputs are noised data, but there is none"),
         ({"backward": 1.5}, r"backward is 1.5; it must be in \[0, 1\]"),
         ({"timestep": 399, "num_inference_steps": 4}, "timestep=399.0 is for a one-step student"),
@@ -766,9 +770,20 @@ def test_what_does_not_fit_the_networks_is_told(tiny_denoiser):
     refused("'epsilon' cannot be converted", Cast.of(tiny_denoiser, student, {"critic": critic}))
     ends: Any = {"uniform": {"ranges": [[0.0, 1.0]]}}
     refused("'epsilon' cannot be converted", epsilon, timesteps=ends)
+    between = Cast.of(tiny_denoiser, student, {"critic": tiny_denoiser})
+    settings: dict[str, Any] = {"timestep": 399, "timesteps": ends}
+    DMD2.build(DMD2Config(**settings), between)
+    refused("'epsilon' cannot be converted", between, off_grid_weight=1.0, **settings)
     refused("diverges at zero SNR", epsilon, critic=CriticConfig(weight="snr_plus_one"))
     refused(
         "averages the weights of a student that predicts", epsilon, critic=CriticConfig(follow=0.5)
+    )
+    larger = Shift(0.0)
+    larger.more = nn.Parameter(torch.zeros(1))  # as a pruned student leaves a critic
+    unlike = Cast.of(Gaussian(larger), Moved(Shift(0.0)), {"critic": Gaussian(larger)})
+    refused("but the student is another network", unlike, critic=CriticConfig(follow=0.5))
+    refused(
+        "infinite for a network .* 'sample'", unlike, critic=CriticConfig(weight="snr_plus_one")
     )
 
 

@@ -368,6 +368,10 @@ class DMD2(DistillationMethod):
             scales = schedule(schedule.timestep(law(ends)))
             for network in (self.teacher, self.critic):
                 check_convertible(scales, network.prediction_type)
+        if self.config.off_grid_weight > 0:
+            schedule = self.student.schedule
+            scales = schedule(schedule.timestep(self.law(ends)))
+            check_convertible(scales, self.student.prediction_type)
         check_critic(self.critic, self.student, self.config.critic, self.critic_law)
 
 
