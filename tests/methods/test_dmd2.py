@@ -734,6 +734,7 @@ def test_what_it_reads():
         ({"backward": 1.5}, r"backward is 1.5; it must be in \[0, 1\]"),
         ({"timestep": 399, "num_inference_steps": 4}, "timestep=399.0 is for a one-step student"),
         ({"step_range": [4, 2]}, r"step_range is \(4, 2\)"),
+        ({"step_range": [2, 4]}, r"to draw in 1 steps .* trained in 2 to 4"),
         ({"regression": {"share": 0}}, r"share is 0.0; it must be in \(0, 1\]"),
         ({"regression": {"losses": {"l3": 1}}}, "l3"),
         ({"critic": {"follow": 1.0}}, r"follow is 1.0; it must be in \[0, 1\)"),

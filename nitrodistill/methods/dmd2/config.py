@@ -172,8 +172,8 @@ class DMD2Config:
         normaliser_floor: its least value, in the data's unit.
         alpha_weight: weighs the gradient by alpha_t, as the DMD paper does and the published code does not.
         divergence: whose gradient is followed (f-distill); all but "reverse_kl" take the density ratio from the
-            discriminator, whose loss must be non_saturating. Like `alpha_weight` it weighs the matching term, and
-            neither `decoupled`'s nor `off_grid_weight`'s.
+            discriminator, whose loss must be non_saturating, and whose `gan.timesteps` should cover `timesteps`.
+            Like `alpha_weight` it weighs the matching term, and neither `decoupled`'s nor `off_grid_weight`'s.
         decoupled: guidance as a term of its own; null matches the guided teacher.
         off_grid_weight: of matching at a point of the student's trajectory between its steps (CDM), for any number
             of steps; 0 leaves it out.
@@ -296,7 +296,13 @@ class DMD2Config:
             raise ValueError(
                 f"step_range is {self.step_range}; give (least, largest) numbers of steps, from 1 on."
             )
-        most = self.num_inference_steps if self.step_range is None else self.step_range[1]
+        low, most = self.step_range or (self.num_inference_steps,) * 2
+        if not low <= self.num_inference_steps <= most and self.off_grid_weight == 0:
+            raise ValueError(
+                f"the student is to draw in {self.num_inference_steps} steps (num_inference_steps), but is "
+                f"trained in {low} to {most} (step_range); choose one of these, or set off_grid_weight, which "
+                "trains it for any."
+            )
         if self.backward < 1 and most == 1:
             raise ValueError(
                 f"backward is {self.backward}, but a trajectory of one step has no later one whose input could be "
