@@ -51,7 +51,9 @@ def min_snr_weight(scales: Scales, prediction_type: PredictionType, gamma: float
 
 
 def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Tensor:
-    """max(SNR, 1) weights for a squared error on the network's own target; `(B,)`, sigma > 0.
+    """max(SNR, 1) weights for a squared error on the network's own target, `(B,)`.
+
+    Where sigma is 0 it is infinite for "sample", and finite for the others.
 
     Raises:
         ValueError: for epsilon, whose weight 1/SNR diverges at zero SNR (and whose training
@@ -63,13 +65,15 @@ def truncated_snr_weight(scales: Scales, prediction_type: PredictionType) -> Ten
     """
     check_scales(scales)
     _refuse_epsilon(prediction_type, "truncated SNR")
-    return scales.snr().clamp(min=1) * _jacobian(scales, prediction_type)
+    alpha, sigma = (scale.square() for scale in scales)
+    return _by_noise(torch.maximum(alpha, sigma), scales, prediction_type)
 
 
 def snr_plus_one_weight(scales: Scales, prediction_type: PredictionType) -> Tensor:
-    """SNR + 1 weights for a squared error on the network's own target; `(B,)`, sigma > 0.
+    """SNR + 1 weights for a squared error on the network's own target, `(B,)`.
 
-    It is 1 for v_prediction where alpha^2 + sigma^2 = 1.
+    It is 1 for v_prediction where alpha^2 + sigma^2 = 1. Where sigma is 0 it is infinite for "sample", and finite
+    for the others.
 
     Raises:
         ValueError: for epsilon, whose weight diverges at zero SNR.
@@ -80,9 +84,7 @@ def snr_plus_one_weight(scales: Scales, prediction_type: PredictionType) -> Tens
     """
     check_scales(scales)
     _refuse_epsilon(prediction_type, "SNR + 1")
-    if prediction_type == "v_prediction":
-        return 1 / (scales.alpha.square() + scales.sigma.square())
-    return (scales.snr() + 1) * _jacobian(scales, prediction_type)
+    return _by_noise(scales.alpha.square() + scales.sigma.square(), scales, prediction_type)
 
 
 def _jacobian(scales: Scales, prediction_type: PredictionType) -> Tensor:
@@ -92,6 +94,16 @@ def _jacobian(scales: Scales, prediction_type: PredictionType) -> Tensor:
     if prediction_type == "v_prediction":
         return scales.sigma.square() / (scales.alpha.square() + scales.sigma.square()).square()
     return scales.sigma.square() / (scales.alpha + scales.sigma).square()
+
+
+def _by_noise(weight: Tensor, scales: Scales, prediction_type: PredictionType) -> Tensor:
+    """The weight `weight / sigma^2` of the x0 error, without that quotient where the type's own cancels it."""
+    alpha, sigma = scales
+    if prediction_type == "sample":
+        return weight / sigma.square()
+    if prediction_type == "v_prediction":
+        return weight / (alpha.square() + sigma.square()).square()
+    return weight / (alpha + sigma).square()
 
 
 def _refuse_epsilon(prediction_type: PredictionType, name: str) -> None:

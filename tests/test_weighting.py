@@ -53,6 +53,14 @@ def test_finite_at_zero_snr():
     assert snr_plus_one_weight(scales, "v_prediction").item() == 1
 
 
+def test_finite_without_noise():
+    """At the first timestep of a flow, which a law on [0, 1] can draw."""
+    scales = RectifiedFlow()(torch.zeros(1))
+    for kind in ("v_prediction", "flow_prediction"):
+        assert snr_plus_one_weight(scales, kind).item() == 1
+        assert truncated_snr_weight(scales, kind).item() == 1
+
+
 def test_what_diverges_is_refused():
     scales = Scales(torch.zeros(1).double(), torch.ones(1).double())
     for weight in (truncated_snr_weight, snr_plus_one_weight):

@@ -347,6 +347,65 @@ def test_without_backward_simulation_the_input_is_noised_data(tiny_denoiser):
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        ({"gan": TEACHERS}, "real"),
+        ({"gan": PAIRS}, "pairs"),
+        ({"regression": dataclasses.replace(REGRESSION, share=1e-9)}, "pairs"),
+    ],
+)
+def test_noised_data_has_its_own_prompts(tiny_denoiser, settings, part):
+    """And what the sampler makes has the prompts to draw: the first step, and all under simulation."""
+    method = DMD2.build(
+        DMD2Config(num_inference_steps=2, backward=0.5, **settings), cast_of(tiny_denoiser)
+    )
+    batch, seen = batch_of(0, 3), set()
+    assert batch.prompts is not None
+    for seed in range(16):
+        draws = Draws(seed, 0, batch.index)
+        made = inputs(method, batch, draws)
+        simulated = draws.shared.uniform("backward").item() < 0.5
+        is_data = int(made.step.t) == 499 and not simulated
+        condition = getattr(batch, part).condition if is_data else batch.prompts
+        key = "encoder_hidden_states"
+        assert torch.equal(made.condition[key], condition[key])
+        seen.add((int(made.step.t), simulated))
+    assert len(seen) == 4
+
+
+def test_where_all_rows_are_pairs_nothing_is_simulated(tiny_denoiser):
+    """In a warm-up, and with a share of 1: no step calls the student before its own."""
+    for regression in (RegressionConfig(warmup_steps=1, share=0.5), RegressionConfig()):
+        config = DMD2Config(num_inference_steps=3, regression=regression)
+        method = DMD2.build(config, cast_of(tiny_denoiser))
+        method.student = spy = Spy(method.student)  # pyright: ignore
+        batch, reached = batch_of(0, 2), set()
+        for seed in range(6):
+            reached.add(int(inputs(method, batch, Draws(seed, 0, batch.index)).step.t))
+        assert len(reached) > 1
+        assert spy.seen == []
+
+
+def test_a_batch_without_a_paired_row_calls_the_same_networks(tiny_denoiser):
+    """A regression on the teacher's features: processes that share the teacher out wait for each other in it."""
+    regression = RegressionConfig(
+        {"latent_lpips": {"network": {"taps": ["mid_block"]}}}, share=0.25
+    )
+    method = DMD2.build(DMD2Config(regression=regression), cast_of(tiny_denoiser))
+    calls, found = [], []
+    method.teacher.module.register_forward_pre_hook(lambda *_: calls.append(1))
+    for start in (0, 2):  # of every four samples the last one is a pair
+        calls.clear()
+        batch = batch_of(start, 2)
+        ((_, terms),) = method.losses(batch, ("student",), Draws(0, 1, batch.index))
+        found.append((len(calls), float(terms.weighted["regression"].detach()), terms.parts))
+    assert found[0][0] == found[1][0] > 1
+    assert found[0][1] == 0 < found[1][1]
+    assert "regression" not in found[0][2]
+    assert found[1][2]["regression"].shape == (1,)
+
+
 def test_noise_without_data_has_the_size_that_the_student_draws(tiny_denoiser):
     tiny_denoiser.size = (4, 12)
     method = DMD2.build(CASES["alone"], cast_of(tiny_denoiser))
@@ -668,10 +727,15 @@ def test_what_it_reads():
         ({"guidance_rescale": 0.7, "guidance": 2, "decoupled": {}}, "decoupled is set"),
         ({"normaliser": "none", "normaliser_floor": 0.1}, "but normaliser is 'none'"),
         ({"divergence": "kl"}, "divergence is 'kl', which takes the density ratio"),
+        ({"divergence": "kl", "gan": {"adversarial": "hinge"}}, "is 'hinge'; take non_saturating"),
+        ({"gan": {}, "backward": 0.5}, "a trajectory of one step has no later one"),
+        ({"gan": {}, "backward": 0.5, "step_range": [1, 1]}, "has no later one"),
+        ({"guidance": 2, "rescale_by": "norm"}, "rescale_by is 'norm', but guidance_rescale is 0"),
         ({"backward": 0.5}, "some inputs are noised data, but there is none"),
         ({"backward": 1.5}, r"backward is 1.5; it must be in \[0, 1\]"),
         ({"timestep": 399, "num_inference_steps": 4}, "timestep=399.0 is for a one-step student"),
         ({"step_range": [4, 2]}, r"step_range is \(4, 2\)"),
+        ({"step_range": [2, 4]}, r"to draw in 1 steps .* trained in 2 to 4"),
         ({"regression": {"share": 0}}, r"share is 0.0; it must be in \(0, 1\]"),
         ({"regression": {"losses": {"l3": 1}}}, "l3"),
         ({"critic": {"follow": 1.0}}, r"follow is 1.0; it must be in \[0, 1\)"),
@@ -708,9 +772,20 @@ def test_what_does_not_fit_the_networks_is_told(tiny_denoiser):
     refused("'epsilon' cannot be converted", Cast.of(tiny_denoiser, student, {"critic": critic}))
     ends: Any = {"uniform": {"ranges": [[0.0, 1.0]]}}
     refused("'epsilon' cannot be converted", epsilon, timesteps=ends)
+    between = Cast.of(tiny_denoiser, student, {"critic": tiny_denoiser})
+    settings: dict[str, Any] = {"timestep": 399, "timesteps": ends}
+    DMD2.build(DMD2Config(**settings), between)
+    refused("'epsilon' cannot be converted", between, off_grid_weight=1.0, **settings)
     refused("diverges at zero SNR", epsilon, critic=CriticConfig(weight="snr_plus_one"))
     refused(
         "averages the weights of a student that predicts", epsilon, critic=CriticConfig(follow=0.5)
+    )
+    larger = Shift(0.0)
+    larger.more = nn.Parameter(torch.zeros(1))  # as a pruned student leaves a critic
+    unlike = Cast.of(Gaussian(larger), Moved(Shift(0.0)), {"critic": Gaussian(larger)})
+    refused("but the student is another network", unlike, critic=CriticConfig(follow=0.5))
+    refused(
+        "infinite for a network .* 'sample'", unlike, critic=CriticConfig(weight="snr_plus_one")
     )
 
 

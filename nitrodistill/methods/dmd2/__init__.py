@@ -204,8 +204,8 @@ class DMD2(DistillationMethod):
                 parts["off_grid"] = self._off_grid(x0, made, draws)
                 weights["off_grid"] = self.config.off_grid_weight
         terms = {name: weights.get(name, 1.0) * part.mean() for name, part in parts.items()}
-        if made.rows is not None and (rows := made.rows.nonzero().flatten()).numel() > 0:
-            terms["regression"], values = self._regression(x0, rows, batch, draws)
+        if made.rows is not None:
+            terms["regression"], values = self._regression(x0, made.rows, batch, draws)
             parts = parts | values
         flat = x0.detach().flatten(1)
         shown |= {name: part.detach() for name, part in parts.items()}
@@ -288,17 +288,24 @@ class DMD2(DistillationMethod):
         return self._matched(there, real, fake, real, None)
 
     def _regression(
-        self, x0: Tensor, rows: Tensor, batch: Batch, draws: Draws
+        self, x0: Tensor, chosen: Tensor, batch: Batch, draws: Draws
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted mean over the rows that are pairs, a share of all on average; and what is logged."""
+        """The weighted mean over the rows that are pairs, a share of all on average; and what is logged.
+
+        Where there are none the first row stands in and counts nothing: a loss may call the teacher, and every
+        process must do so.
+        """
         assert self.regression is not None
         assert self.config.regression is not None
+        there = bool(chosen.any())
+        rows = chosen.nonzero().flatten() if there else torch.tensor([0])
         found = self.regression.parts(x0[rows], latents_of(batch, "pairs").x0[rows].to(x0.dtype))
         per_sample = self.regression.weigh(found)
         warm = draws.step < self.config.warmup_steps
         expected = len(x0) * (1.0 if warm else self.config.regression.share)
         shown = {"regression": per_sample, **(found if len(found) > 1 else {})}
-        return self.config.regression.weight * per_sample.sum() / expected, shown
+        total = float(there) * per_sample.sum() / expected
+        return self.config.regression.weight * total, shown if there else {}
 
     # critic and discriminator
 
@@ -361,6 +368,10 @@ class DMD2(DistillationMethod):
             scales = schedule(schedule.timestep(law(ends)))
             for network in (self.teacher, self.critic):
                 check_convertible(scales, network.prediction_type)
+        if self.config.off_grid_weight > 0:
+            schedule = self.student.schedule
+            scales = schedule(schedule.timestep(self.law(ends)))
+            check_convertible(scales, self.student.prediction_type)
         check_critic(self.critic, self.student, self.config.critic, self.critic_law)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from nitrodistill.checks import check_fields
 from nitrodistill.discriminator import Augmentation, Conditioned, named_head
+from nitrodistill.losses import NonSaturatingGANLoss
 from nitrodistill.losses.distribution_matching import Divergence
 from nitrodistill.losses.named import check_losses, named_adversarial, named_penalties
 from nitrodistill.models.guidance import RescaleBy
@@ -109,6 +110,11 @@ class GANConfig:
         named_head(self.head)
         named_law(self.timesteps)
 
+    @property
+    def tells_ratio(self) -> bool:
+        """Whether the logits of the best discriminator are those of the density ratio."""
+        return isinstance(named_adversarial(self.adversarial), NonSaturatingGANLoss)
+
 
 @dataclass(frozen=True)
 class RegressionConfig:
@@ -117,7 +123,8 @@ class RegressionConfig:
     Attributes:
         losses: by name and weight, as in {lpips: {decode: true}}; see `LADDConfig.reconstruction`.
         weight: of their sum (DMD: 0.25).
-        share: of a batch whose rows are pairs; the others have fresh noise.
+        share: of a batch whose rows are pairs; the others have fresh noise. In several steps a pair's input is its
+            own latent and noise mixed, so that with 1 no input is simulated.
         warmup_steps: first steps, in which the student learns by regression alone, on all rows.
     """
 
@@ -160,12 +167,13 @@ class DMD2Config:
         guidance_rescale: in [0, 1]; see `Guided`.
         rescale_by: "deviation", "norm", "row" or "token"; see `Guided`.
         timesteps: law of the timesteps of matching, in u.
-        normaliser: what mean |x0 - .| is taken of: the "guided" teacher (DMD2), the "conditional" one (CDM), or
-            "none".
+        normaliser: what mean |x0 - .| is taken of: the "guided" teacher (DMD2), the "conditional" one (CDM, and
+            always with `decoupled`), or "none".
         normaliser_floor: its least value, in the data's unit.
         alpha_weight: weighs the gradient by alpha_t, as the DMD paper does and the published code does not.
         divergence: whose gradient is followed (f-distill); all but "reverse_kl" take the density ratio from the
-            discriminator.
+            discriminator, whose loss must be non_saturating, and whose `gan.timesteps` should cover `timesteps`.
+            Like `alpha_weight` it weighs the matching term, and neither `decoupled`'s nor `off_grid_weight`'s.
         decoupled: guidance as a term of its own; null matches the guided teacher.
         off_grid_weight: of matching at a point of the student's trajectory between its steps (CDM), for any number
             of steps; 0 leaves it out.
@@ -182,7 +190,7 @@ class DMD2Config:
         step_range: least and largest number of steps of a trajectory in training, drawn for each update; null is
             `num_inference_steps` always.
         backward: probability that the input of a later step is the student's own (backward simulation); else it is
-            noised data, of `gan.real`, or the pairs.
+            noised data with their own prompts, of `gan.real`, or the pairs.
 
     Example:
         >>> nd.DMD2Config(guidance=3.0).guidance
@@ -225,6 +233,11 @@ class DMD2Config:
             raise ValueError(
                 "decoupled is set, but guidance is 1 and its term would be zero; raise guidance, or leave it out."
             )
+        if self.rescale_by != "deviation" and self.guidance_rescale == 0:
+            raise ValueError(
+                f"rescale_by is {self.rescale_by!r}, but guidance_rescale is 0 and nothing is rescaled; set it, "
+                "or leave out both."
+            )
         if self.guidance_rescale > 0 and (self.guidance == 1 or self.decoupled is not None):
             raise ValueError(
                 f"guidance_rescale is {self.guidance_rescale}, but nothing is matched with guidance "
@@ -238,6 +251,11 @@ class DMD2Config:
             raise ValueError(
                 f"divergence is {self.divergence!r}, which takes the density ratio from a discriminator; set gan, "
                 "or take reverse_kl."
+            )
+        if self.divergence != "reverse_kl" and self.gan is not None and not self.gan.tells_ratio:
+            raise ValueError(
+                f"divergence is {self.divergence!r}, but gan.adversarial is {self.gan.adversarial!r}; take "
+                "non_saturating, whose logits are those of the density ratio, or reverse_kl."
             )
         if self.backward < 1 and self.data is None:
             raise ValueError(
@@ -277,4 +295,16 @@ class DMD2Config:
         if self.step_range is not None and not 1 <= self.step_range[0] <= self.step_range[1]:
             raise ValueError(
                 f"step_range is {self.step_range}; give (least, largest) numbers of steps, from 1 on."
+            )
+        low, most = self.step_range or (self.num_inference_steps,) * 2
+        if not low <= self.num_inference_steps <= most and self.off_grid_weight == 0:
+            raise ValueError(
+                f"the student is to draw in {self.num_inference_steps} steps (num_inference_steps), but is "
+                f"trained in {low} to {most} (step_range); choose one of these, or set off_grid_weight, which "
+                "trains it for any."
+            )
+        if self.backward < 1 and most == 1:
+            raise ValueError(
+                f"backward is {self.backward}, but a trajectory of one step has no later one whose input could be "
+                "noised data; leave it out."
             )

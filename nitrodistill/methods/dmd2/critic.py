@@ -2,8 +2,8 @@
 
     w_t mean (F(x_t) - target)^2,   x_t = alpha_t x0 + sigma_t eps
 
-with the weights of `CriticConfig.weight`, all finite at zero SNR but for "sample" and "snr_plus_one" of an epsilon
-network, which `check_critic` refuses where they are composed.
+with the weights of `CriticConfig.weight`. What is not finite `check_critic` refuses where it is composed: "sample"
+and "snr_plus_one" of an epsilon network at zero SNR, and "snr_plus_one" of an x0 network without noise.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor
 from nitrodistill.losses import denoising_loss
 from nitrodistill.methods.dmd2.config import CriticConfig
 from nitrodistill.models import DiffusersDenoiser
+from nitrodistill.models.wrappers import plain_name
 from nitrodistill.prediction import check_convertible, prediction_target
 from nitrodistill.sampling import Step
 from nitrodistill.timesteps import TimestepLaw
@@ -80,8 +81,11 @@ def check_critic(
     scales = schedule(schedule.timestep(law(torch.tensor([0.0, 1.0], dtype=torch.float64))))
     if config.weight == "sample":
         check_convertible(scales, kind)
-    if config.weight == "snr_plus_one":
-        snr_plus_one_weight(scales, kind)
+    if config.weight == "snr_plus_one" and not snr_plus_one_weight(scales, kind).isfinite().all():
+        raise ValueError(
+            "critic.weight is 'snr_plus_one', which is infinite for a network that predicts 'sample' where there "
+            "is no noise; begin critic.timesteps above 0, or take 'min_snr'."
+        )
     if config.weight == "edm" and _sigma_data(critic) is None:
         raise ValueError(
             "critic.weight is 'edm', but the network has no EDM preconditioning, which holds sigma_data; take "
@@ -92,6 +96,16 @@ def check_critic(
             f"critic.follow averages the weights of a student that predicts {student.prediction_type!r} with "
             f"those of a critic that predicts {kind!r}; leave it out."
         )
+    if config.follow is not None and _shapes(student) != _shapes(critic):
+        raise ValueError(
+            "critic.follow averages the weights of student and critic, but the student is another network "
+            "(pruned, or with an input of its own); leave it out."
+        )
+
+
+def _shapes(denoiser: Denoiser) -> dict[str, torch.Size]:
+    """Of all weights, by name."""
+    return {plain_name(n): weight.shape for n, weight in denoiser.module.named_parameters()}
 
 
 def _sigma_data(critic: Denoiser) -> float | None:

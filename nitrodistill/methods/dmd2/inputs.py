@@ -63,7 +63,8 @@ def make_inputs(
 ) -> Inputs:
     """The input of a step that is drawn for all samples, micro-batches and processes alike.
 
-    So that all call the student equally often. Where it is a later step, the sampler itself goes there.
+    So that all call the student equally often. Where it is a later step, the sampler itself goes there; or it is
+    noised data, with their own prompts. Where all rows are pairs, nothing is simulated.
 
     Raises:
         ValueError: if the batch lacks a part that the settings ask for.
@@ -74,20 +75,25 @@ def make_inputs(
     noise = draws.normal("noise", shape, device)
     plan = plans[int(draws.shared.uniform("plan").item() * len(plans))]
     number = int(draws.shared.uniform("step").item() * len(plan))
-    step, simulated = plan.steps[number], draws.shared.uniform("backward").item() < config.backward
-    rows = _paired_rows(config, batch, draws)
+    step, share = plan.steps[number], _paired_share(config, draws)
+    simulated = draws.shared.uniform("backward").item() < config.backward and share < 1
+    x0 = None
+    if number > 0 and not simulated:
+        assert config.data is not None
+        data = latents_of(batch, config.data)
+        x0, condition = data.x0.to(noise.dtype), data.condition
+    rows = is_chosen(batch.index, share) if share else None
     if rows is not None:
         both = Condition.cat([condition, prompts_of(batch, "pairs")])
         condition = both.index(torch.arange(len(rows)) + len(rows) * rows)
     if number == 0:
         x_t = step.input.sigma.to(noise.dtype) * noise
-    elif simulated:
+    elif x0 is not None:
+        x_t = step.input.mix(x0, noise)
+    else:
         steps = range(1, number + 1)
         fresh = {i: draws.normal(f"renoise.{i}", shape, device) for i in steps}
         x_t = sample(student, plan, noise, condition, fresh.__getitem__, stop=number)
-    else:
-        assert config.data is not None
-        x_t = step.input.mix(latents_of(batch, config.data).x0.to(noise.dtype), noise)
     if rows is not None:
         pairs = latents_of(batch, "pairs")
         assert isinstance(pairs, Pairs)
@@ -122,11 +128,11 @@ def prompts_of(batch: Batch, part: Part) -> Condition:
     return batch.prompts
 
 
-def _paired_rows(config: DMD2Config, batch: Batch, draws: Draws) -> Tensor | None:
+def _paired_share(config: DMD2Config, draws: Draws) -> float:
+    """The share of the rows that are pairs."""
     if config.regression is None:
-        return None
-    is_warm = draws.step < config.warmup_steps
-    return is_chosen(batch.index, 1.0 if is_warm else config.regression.share)
+        return 0.0
+    return 1.0 if draws.step < config.warmup_steps else config.regression.share
 
 
 def _shape(config: DMD2Config, student: Denoiser, batch: Batch) -> tuple[int, ...]:
