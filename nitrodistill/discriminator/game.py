@@ -27,6 +27,7 @@ from nitrodistill.checks import check_fields, check_kind, check_whole
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator.augmentation import Augmentation
 from nitrodistill.discriminator.discriminator import LatentDiscriminator
+from nitrodistill.discriminator.heads import same_norms
 from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side
 from nitrodistill.method import Draws
 from nitrodistill.timesteps import TimestepLaw
@@ -224,18 +225,20 @@ class AdversarialGame:
             how = {"heads_alone": True, "differentiable": differentiable}
             return self.side(*latents[use], draws, use, features=features[use], **how)
 
-        real, fake = side(f"{prefix}real", "real" in wanted), side(use, "fake" in wanted)
-        per_sample = self.adversarial.discriminator(real.logits, fake.logits)
-        if wrong is not None:
-            said = side(f"{prefix}misaligned").logits
-            both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
-            per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
-        due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
-        penalties = {
-            name: (factor, self.penalties[name].penalty(real, fake))
-            for name, factor in due.items()
-            if factor
-        }
+        real = side(f"{prefix}real", "real" in wanted)
+        with same_norms(self.discriminator.heads):  # those of the pass above
+            fake = side(use, "fake" in wanted)
+            per_sample = self.adversarial.discriminator(real.logits, fake.logits)
+            if wrong is not None:
+                said = side(f"{prefix}misaligned").logits
+                both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
+                per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
+            due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
+            penalties = {
+                name: (factor, self.penalties[name].penalty(real, fake))
+                for name, factor in due.items()
+                if factor
+            }
         return Round(per_sample, penalties, real, fake)
 
     def shown(self, found: Round) -> dict[str, Tensor]:

@@ -16,12 +16,14 @@ linear psi. A **projection** conditions any of them on an embedding e of the tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from nitrodistill.checks import check_floating, check_whole
 from nitrodistill.named import pick_class
@@ -292,6 +294,23 @@ class DiscriminatorHeads(nn.Module):
         # process on the CPU (seen with torch 2.13).
         pairs = zip(self.heads, features, strict=True)
         return tuple(head(feature.contiguous(), *more).flatten(1) for head, feature in pairs)
+
+
+@contextmanager
+def same_norms(heads: nn.Module) -> Iterator[None]:
+    """Within it, heads are one function of their weights: a spectral norm stays what it was in the last pass.
+
+    In train mode each pass else takes one more power iteration, and two passes differ by more than their inputs:
+    a penalty on a small perturbation would measure that.
+    """
+    waiting = [m for m in heads.modules() if isinstance(m, ParametrizationList) and m.training]
+    for module in waiting:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in waiting:
+            module.train()
 
 
 HEADS: tuple[type[nn.Module], ...] = (ConvHead, TokenHead, MLPHead)
