@@ -233,7 +233,8 @@ class ConditionEmbedding(nn.Module):
             from diffusers.models.embeddings import get_timestep_embedding
 
             assert u is not None
-            parts.append(self.time(get_timestep_embedding(1000 * u.float(), _FREQUENCIES)))
+            angles = get_timestep_embedding(1000 * u.float(), _FREQUENCIES)
+            parts.append(self.time(angles.to(next(self.time.parameters()).dtype)))
         if self.text is not None:
             assert text is not None
             parts.append(self.text(text.to(self.text.weight.dtype)))
@@ -293,7 +294,12 @@ class DiscriminatorHeads(nn.Module):
         # contiguous: GroupNorm's backward on a channels-last input that needs no gradient crashes the
         # process on the CPU (seen with torch 2.13).
         pairs = zip(self.heads, features, strict=True)
-        return tuple(head(feature.contiguous(), *more).flatten(1) for head, feature in pairs)
+        return tuple(_flat(head(feature.contiguous(), *more)) for head, feature in pairs)
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """`(B, *)` -> `(B, N)`."""
+    return logits.flatten(1) if logits.ndim > 1 else logits[:, None]
 
 
 @contextmanager

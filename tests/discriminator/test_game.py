@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -270,6 +271,23 @@ def test_augmentation_comes_before_the_noise():
         plain.discriminator.denoiser.passes, flipped.discriminator.denoiser.passes, strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_weights_of_other_heads_are_refused_before_the_first_step():
+    with pytest.raises(ValueError, match=r"has 2 weights, and the discriminator 1 heads \(at 0\)"):
+        make_game(HingeGANLoss(weights=(1.0, 2.0)))
+
+
+def test_augmentation_without_kornia_is_refused_before_the_first_step(monkeypatch):
+    for name in ("kornia.geometry", "kornia.geometry.transform"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match="pip install kornia"):
+        make_game(augmentation=Augmentation(flip=0.5))
+
+
+def test_a_use_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="use is 'reel'; it must be one of 'generator', 'real'"):
+        make_game().side(X0, CONDITION, DRAWS, "reel")
 
 
 def test_a_penalty_needs_heads_that_are_trained():
