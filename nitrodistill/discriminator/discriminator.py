@@ -35,6 +35,7 @@ from nitrodistill.models.denoiser import (
     evaluating,
     frozen,
     millions,
+    seeded,
 )
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
@@ -141,8 +142,7 @@ class LatentDiscriminator(nn.Module, Pushable):
             0 if self.pooled is None else self._text_channels(example),
         )
         device = device_of(denoiser.module)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.heads = _make_heads(head, self._settings).to(device)
         _check_heads(self.heads, shapes, device)
 

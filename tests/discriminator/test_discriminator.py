@@ -58,6 +58,16 @@ def test_a_seed_gives_the_heads_and_leaves_the_global_generator(tiny_denoiser):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_heads_and_lora_leave_the_generators_of_gpus(tiny_denoiser, monkeypatch):
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(int(torch.initial_seed()))
+    assert len(seeds) == 1, "what it does to them is seen"
+    LatentDiscriminator(tiny_denoiser, TAPS)
+    add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    assert len(seeds) == 1
+
+
 def test_any_backbone_with_an_example(generator):
     class Backbone:
         module = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.SiLU())
