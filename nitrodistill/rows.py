@@ -78,7 +78,7 @@ class Misaligned:
 
     It is the one before it among those chosen in the whole micro-batch, whichever process has it; the first one's
     is the last. All processes must call it alike. The first call warns where all prompts are one: it alone looks
-    at a tensor's values.
+    at a tensor's values. Prompts without ids are told apart by what the network gets of them.
     """
 
     def __init__(self) -> None:
@@ -86,8 +86,8 @@ class Misaligned:
 
     def __call__(
         self, batch: Batch, chosen: Rows, fraction: float, draws: Draws
-    ) -> tuple[Tensor, Tensor | None]:
-        """Latents `(b, C, H, W)`, and `(b,)` bool, or None where prompts have no ids.
+    ) -> tuple[Tensor, Tensor]:
+        """Latents `(b, C, H, W)`, and `(b,)` bool.
 
         Args:
             batch: the pairs.
@@ -117,13 +117,10 @@ class Misaligned:
         place = torch.tensor(
             [before.get(n, 0) for n in chosen.draws.index.tolist()], device=x0.device
         )
-        ids = batch.pairs.condition.prompt_ids
-        if ids is None:
-            alone = torch.zeros(len(place), dtype=torch.bool, device=x0.device)
-            return x0[place], alone if len(rows) < 2 else None
-        everyones = draws.gather(ids)
+        marks = _marks(batch.pairs.condition)
+        everyones = draws.gather(marks)
         self._look(everyones)
-        return x0[place], ids[chosen.rows] != everyones[place]
+        return x0[place], (marks[chosen.rows] != everyones[place]).reshape(len(place), -1).any(1)
 
     def _look(self, ids: Tensor) -> None:
         if self._looked or ids.is_meta:
@@ -136,3 +133,11 @@ class Misaligned:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+
+def _marks(condition: Condition) -> Tensor:
+    """`(B, *)`, equal for equal prompts: their ids, or else the sums of their tensors, whatever the padding."""
+    if condition.prompt_ids is not None:
+        return condition.prompt_ids
+    sums = [tensor.float().reshape(len(tensor), -1).sum(1) for tensor in condition.tensors.values()]
+    return torch.stack(sums, 1)

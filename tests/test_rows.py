@@ -56,8 +56,20 @@ def test_a_sample_gets_the_latent_before_it_and_equal_prompts_are_known():
     draws = Draws(0, 0, batch.index)
     latents, differ = Misaligned()(batch, everyone(batch, draws), 0.0, draws)
     assert latents[:, 0, 0, 0].tolist() == [3, 0, 1, 2]
-    assert differ is not None
     assert differ.tolist() == [False, False, True, True]
+
+
+def test_prompts_without_ids_are_told_apart_by_their_text(recwarn):
+    """As those of `Pipeline.encode_prompt` in a loop of one's own; a shorter one is padded."""
+    text = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1] * 5, [1, 1, 1, 0, 0]])
+    tensors = {"text": text * mask[..., None], "mask": mask, "guidance": torch.full((2,), 3.5)}
+    condition = Condition(tensors).index([0, 0, 1, 0])
+    latents = torch.arange(4.0).reshape(4, 1, 1, 1)
+    batch = Batch(torch.arange(4), Pairs(latents, latents, condition))
+    draws = Draws(0, 0, batch.index)
+    assert Misaligned()(batch, everyone(batch, draws), 0.0, draws)[1].tolist() == [0, 0, 1, 1]
+    assert not recwarn.list
 
 
 def test_two_processes_see_what_one_does(recwarn):
@@ -75,7 +87,6 @@ def test_two_processes_see_what_one_does(recwarn):
 
         draws = Draws(0, 0, half.index, gather=gather)
         latents, differ = Misaligned()(half, everyone(half, draws), 0.0, draws)
-        assert differ is not None
         found += [*zip(latents[:, 0, 0, 0].tolist(), differ.tolist(), strict=True)]
     assert found == [(3, False), (0, False), (1, True), (2, True)]
     assert not recwarn.list, "one half alone has one prompt"

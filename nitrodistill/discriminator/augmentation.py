@@ -64,7 +64,7 @@ class Augmentation:
             raise ValueError(
                 f"latents have shape {tuple(latents.shape)} and r {tuple(r.shape)}; give (B, C, H, W) and (B, 6)."
             )
-        warp = _kornia().warp_affine
+        warp = import_kornia().warp_affine
         mode = "nearest" if self.crop == 1 else "bilinear"
         height, width = latents.shape[-2:]
         matrix = self._matrix(r.to(latents.device, torch.float32), height, width)
@@ -88,7 +88,12 @@ class Augmentation:
         return torch.where(mirrored[:, None, None], flipped, matrix)
 
 
-def _kornia() -> Any:
+def import_kornia() -> Any:
+    """What warps.
+
+    Raises:
+        ModuleNotFoundError: without kornia.
+    """
     try:
         import kornia.geometry.transform as transform
     except ModuleNotFoundError as error:

@@ -35,6 +35,7 @@ from nitrodistill.models.denoiser import (
     evaluating,
     frozen,
     millions,
+    seeded,
 )
 from nitrodistill.models.taps import FeatureShape, FeatureTaps
 from nitrodistill.models.wrappers import unwrapped
@@ -116,6 +117,13 @@ class LatentDiscriminator(nn.Module, Pushable):
             conditioning = (conditioning,)
         for name in conditioning:
             check_choice("conditioning", name, ("timestep", "text"))
+        if len(set(conditioning)) < len(conditioning):
+            raise ValueError(f"conditioning is {tuple(conditioning)}; name each only once.")
+        if pooled is not None and "text" not in conditioning:
+            raise ValueError(
+                f"pooled is {pooled!r}, but conditioning is {tuple(conditioning)}; put 'text' in it, or leave "
+                "pooled out."
+            )
         self.taps: FeatureTaps = FeatureTaps(denoiser, taps)
         self.conditioning: tuple[Conditioned, ...] = tuple(conditioning)
         self.pooled: str | None = None
@@ -134,8 +142,7 @@ class LatentDiscriminator(nn.Module, Pushable):
             0 if self.pooled is None else self._text_channels(example),
         )
         device = device_of(denoiser.module)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.heads = _make_heads(head, self._settings).to(device)
         _check_heads(self.heads, shapes, device)
 
@@ -227,7 +234,7 @@ class LatentDiscriminator(nn.Module, Pushable):
         denoiser: Denoiser,
         *,
         taps: Sequence[str | float] | None = None,
-        head: MakeHead | None = None,
+        head: str | MakeHead | None = None,
         example: tuple[Tensor, Tensor, Condition] | None = None,
         freeze: bool = True,
     ) -> LatentDiscriminator:
@@ -243,7 +250,8 @@ class LatentDiscriminator(nn.Module, Pushable):
 
         Raises:
             FileNotFoundError: if there are none.
-            ValueError: if the files are damaged, or the heads belong to other taps or another network.
+            ValueError: if the files are damaged, or the heads belong to other taps, another network or another
+                head.
         """
         plain, tensors = pretrained.load(folder, "heads")
         settings = build(saved.HeadSettings, plain, pretrained.CONFIG)
@@ -267,6 +275,14 @@ class LatentDiscriminator(nn.Module, Pushable):
                 f"the heads in {str(folder)!r} are for maps of {settings.channels} channels, and this network's "
                 f"have {made._settings.channels}; they belong to another network."
             )
+        here, there = (_shapes(one) for one in (made.heads.state_dict(), tensors))
+        if here != there:
+            name = min(n for n in here.keys() | there.keys() if here.get(n) != there.get(n))
+            raise ValueError(
+                f"the heads in {str(folder)!r} have {name} of shape {there.get(name, 'none')}, and those that "
+                f"{settings.head} makes here {here.get(name, 'none')}; pass the head= that made them, and their "
+                "network."
+            )
         made.heads.load_state_dict(tensors)
         return made
 
@@ -278,8 +294,14 @@ class LatentDiscriminator(nn.Module, Pushable):
         return _pooled(example[2], self.pooled).shape[1]
 
 
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
 def _make_heads(make: MakeHead, settings: saved.HeadSettings) -> DiscriminatorHeads:
     heads = [make(channels, settings.width) for channels in settings.channels]
+    for head in heads:
+        check_kind(f"what {settings.head} makes", head, nn.Module)
     if not settings.conditioning:
         return DiscriminatorHeads(heads)
     timestep = "timestep" in settings.conditioning
@@ -288,18 +310,24 @@ def _make_heads(make: MakeHead, settings: saved.HeadSettings) -> DiscriminatorHe
 
 
 def _check_heads(heads: nn.Module, shapes: Sequence[FeatureShape], device: torch.device) -> None:
-    """Shows each head a map as its tap gives it."""
+    """Shows each head two maps as its tap gives them."""
     for head, shape in zip(heads.get_submodule("heads").children(), shapes, strict=True):
-        features = torch.zeros(1, shape.channels, *shape.grid, device=device)
+        features = torch.zeros(2, shape.channels, *shape.grid, device=device)
         try:
             with torch.no_grad(), evaluating(head):
-                (head.head if isinstance(head, ProjectionHead) else head)(features)
+                logits = (head.head if isinstance(head, ProjectionHead) else head)(features)
         except RuntimeError as error:
             raise ValueError(
                 f"the head of {shape.name!r} does not take its map of {shape.channels} channels and "
                 f"{shape.grid[0]}x{shape.grid[1]} positions ({error}); make it for that many, or pass a larger "
                 "example."
             ) from error
+        if not isinstance(logits, Tensor) or logits.ndim == 0 or len(logits) != 2:
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"the head of {shape.name!r} makes {found} of 2 maps; let it return a tensor of logits with the "
+                "batch first."
+            )
 
 
 def _pooled_name(denoiser: Denoiser, pooled: str | None) -> str:

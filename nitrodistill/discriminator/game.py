@@ -23,10 +23,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_fields, check_kind, check_whole
+from nitrodistill.checks import check_choice, check_fields, check_kind, check_whole
 from nitrodistill.diagnostics import logit_statistics
-from nitrodistill.discriminator.augmentation import Augmentation
+from nitrodistill.discriminator.augmentation import Augmentation, import_kornia
 from nitrodistill.discriminator.discriminator import LatentDiscriminator
+from nitrodistill.discriminator.heads import same_norms
 from nitrodistill.losses import AdversarialLoss, LazyPenalty, Side
 from nitrodistill.method import Draws
 from nitrodistill.timesteps import TimestepLaw
@@ -63,8 +64,12 @@ class Noising:
         check_fields(self)
 
     def law(self, use: str) -> TimestepLaw:
-        """The law of a use."""
-        return getattr(self, _LAWS[use.split(".")[0]])
+        """The law of a use.
+
+        Raises:
+            ValueError: if there is no such use.
+        """
+        return getattr(self, _LAWS[check_choice("use", use.split(".")[0], tuple(_LAWS))])
 
     def name(self, use: str) -> str:
         """Under which name a use draws."""
@@ -110,7 +115,8 @@ class AdversarialGame:
         penalties: see above.
 
     Raises:
-        ValueError: if there are penalties and no head is trained.
+        ValueError: if there are penalties and no head is trained, or another number of weights than heads.
+        ModuleNotFoundError: if there is an augmentation, and no kornia.
 
     Example:
         >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, "mid_block", width=32)
@@ -136,6 +142,14 @@ class AdversarialGame:
         self.noising: Noising = noising
         self.adversarial: AdversarialLoss = adversarial
         self.penalties: Mapping[str, LazyPenalty] = penalties or {}
+        weights, taps = adversarial.weights, discriminator.taps.names
+        if weights is not None and len(weights) != len(taps):
+            raise ValueError(
+                f"the adversarial loss has {len(weights)} weights, and the discriminator {len(taps)} heads (at "
+                f"{', '.join(taps)}); give one number a head, or none."
+            )
+        if noising.augmentation is not None:
+            import_kornia()
         trained = any(p.requires_grad for p in discriminator.parameters())
         if self.penalties and not trained:
             raise ValueError(
@@ -224,18 +238,20 @@ class AdversarialGame:
             how = {"heads_alone": True, "differentiable": differentiable}
             return self.side(*latents[use], draws, use, features=features[use], **how)
 
-        real, fake = side(f"{prefix}real", "real" in wanted), side(use, "fake" in wanted)
-        per_sample = self.adversarial.discriminator(real.logits, fake.logits)
-        if wrong is not None:
-            said = side(f"{prefix}misaligned").logits
-            both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
-            per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
-        due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
-        penalties = {
-            name: (factor, self.penalties[name].penalty(real, fake))
-            for name, factor in due.items()
-            if factor
-        }
+        real = side(f"{prefix}real", "real" in wanted)
+        with same_norms(self.discriminator.heads):  # those of the pass above
+            fake = side(use, "fake" in wanted)
+            per_sample = self.adversarial.discriminator(real.logits, fake.logits)
+            if wrong is not None:
+                said = side(f"{prefix}misaligned").logits
+                both = (per_sample + self.adversarial.discriminator(real.logits, said)) / 2
+                per_sample = both if wrong[1] is None else torch.where(wrong[1], both, per_sample)
+            due = {name: lazy.factor(number) for name, lazy in self.penalties.items()}
+            penalties = {
+                name: (factor, self.penalties[name].penalty(real, fake))
+                for name, factor in due.items()
+                if factor
+            }
         return Round(per_sample, penalties, real, fake)
 
     def shown(self, found: Round) -> dict[str, Tensor]:

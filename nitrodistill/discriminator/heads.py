@@ -16,12 +16,14 @@ linear psi. A **projection** conditions any of them on an embedding e of the tim
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.nn.utils.parametrize import ParametrizationList
 
 from nitrodistill.checks import check_floating, check_whole
 from nitrodistill.named import pick_class
@@ -231,7 +233,8 @@ class ConditionEmbedding(nn.Module):
             from diffusers.models.embeddings import get_timestep_embedding
 
             assert u is not None
-            parts.append(self.time(get_timestep_embedding(1000 * u.float(), _FREQUENCIES)))
+            angles = get_timestep_embedding(1000 * u.float(), _FREQUENCIES)
+            parts.append(self.time(angles.to(next(self.time.parameters()).dtype)))
         if self.text is not None:
             assert text is not None
             parts.append(self.text(text.to(self.text.weight.dtype)))
@@ -291,7 +294,29 @@ class DiscriminatorHeads(nn.Module):
         # contiguous: GroupNorm's backward on a channels-last input that needs no gradient crashes the
         # process on the CPU (seen with torch 2.13).
         pairs = zip(self.heads, features, strict=True)
-        return tuple(head(feature.contiguous(), *more).flatten(1) for head, feature in pairs)
+        return tuple(_flat(head(feature.contiguous(), *more)) for head, feature in pairs)
+
+
+def _flat(logits: Tensor) -> Tensor:
+    """`(B, *)` -> `(B, N)`."""
+    return logits.flatten(1) if logits.ndim > 1 else logits[:, None]
+
+
+@contextmanager
+def same_norms(heads: nn.Module) -> Iterator[None]:
+    """Within it, heads are one function of their weights: a spectral norm stays what it was in the last pass.
+
+    In train mode each pass else takes one more power iteration, and two passes differ by more than their inputs:
+    a penalty on a small perturbation would measure that.
+    """
+    waiting = [m for m in heads.modules() if isinstance(m, ParametrizationList) and m.training]
+    for module in waiting:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module in waiting:
+            module.train()
 
 
 HEADS: tuple[type[nn.Module], ...] = (ConvHead, TokenHead, MLPHead)

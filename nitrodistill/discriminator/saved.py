@@ -42,7 +42,7 @@ def name_of(head: MakeHead) -> str:
     return f"{head.__module__}:{getattr(head, '__qualname__', type(head).__qualname__)}"
 
 
-def maker(name: str, head: MakeHead | None) -> MakeHead:
+def maker(name: str, head: str | MakeHead | None) -> MakeHead:
     """The maker of heads of this name.
 
     Raises:
@@ -50,6 +50,8 @@ def maker(name: str, head: MakeHead | None) -> MakeHead:
     """
     if ":" not in name and head is None:
         return named_head(name)
+    if isinstance(head, str):
+        head = named_head(head)
     if head is None or name_of(head) != name:
         given = "nothing" if head is None else name_of(head)
         raise ValueError(

@@ -4,7 +4,8 @@
 
 the adaptive weight of VQGAN (Esser et al. 2021, "Taming Transformers", equation 7), on x0 instead of the decoder's
 last layer, times what the discriminator can answer for: by how much its mean logit of real samples is higher, less
-the standard error of that mean. At chance it says nothing, and a reconstruction that has converged is not swamped.
+the standard error of that mean; for a single sample it answers for nothing. At chance it says nothing, and a
+reconstruction that has converged is not swamped.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ def balance(
     mean = total / count.clamp_min(1)
     error = ((square / count.clamp_min(1) - mean**2).clamp_min(0) / (count - 1).clamp_min(1)).sqrt()
     ratio = steady.sqrt() / adversarial.sqrt().clamp_min(1e-18)
-    found, factors = {}, (1.0, most * (mean - error).clamp(0, 1) * ratio)
+    sure = torch.where(count > 1, (mean - error).clamp(0, 1), 0.0)
+    found, factors = {}, (1.0, most * sure * ratio)
     for (name, term), gradient, factor in zip(terms.items(), gradients, factors, strict=True):
         slope = (x0 * gradient).sum()
         found[name] = factor * (term.detach() + slope - slope.detach())

@@ -86,7 +86,8 @@ def approximate_gradient_penalty(
 
     Args:
         discriminate: samples -> logits. It must give the same logits for the same samples: fix its
-            noise, its timestep and its condition outside.
+            noise, its timestep and its condition outside, and call it in eval mode if a pass in train mode
+            draws or changes something (dropout; the spectral norm of `TokenHead`).
         samples: `(B, *)`, real for R1, fake for R2.
         scale: standard deviation of the perturbation, >= 0, in the samples' unit (0.01 for images in
             [-1, 1], 0.1 for latents in APT).

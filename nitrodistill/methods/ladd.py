@@ -162,17 +162,29 @@ class LADDConfig:
             f"warmup_steps is {self.warmup_steps}, but warm-up is reconstruction alone and there is none; leave "
             "one of them out.",
         )
+        plays = self.adversarial_weight > 0
+        _refuse(
+            plays and not self.reconstruction and 0 < self.fresh_fraction < 1,
+            f"reconstruction is {{}} and fresh_fraction {self.fresh_fraction}, so that the samples without fresh "
+            "noise would have no loss; set fresh_fraction: 1, or 0 for the pairs' own noise.",
+        )
         _refuse(
             bool(self.penalty) and self.adversarial_weight == 0,
             f"penalty is {self.penalty}, but adversarial_weight 0 trains no discriminator; leave one of them out.",
         )
-        sides = (
-            self.adversarial_weight > 0 and self.fresh_fraction < 1 and bool(self.reconstruction)
-        )
+        sides = plays and self.fresh_fraction < 1 and bool(self.reconstruction)
         _refuse(
             self.balanced and not sides,
             "balanced weighs the adversarial term against the reconstruction, and one of them is left out; leave "
             "balanced out too.",
+        )
+        _refuse(
+            plays
+            and bool(self.reconstruction)
+            and self.fresh_fraction == 1
+            and not self.warmup_steps,
+            "fresh_fraction is 1, so that no sample is left for the reconstruction; set reconstruction: {}, or "
+            "lower fresh_fraction.",
         )
         _refuse(
             self.timestep is not None and self.num_inference_steps > 1,
@@ -193,6 +205,13 @@ class LADDConfig:
             self.updates == "shared_pass" and of_fakes,
             "updates is 'shared_pass', so fakes have the timesteps of the student's loss; leave fake_timesteps "
             "out, or set updates: shared.",
+        )
+        _refuse(
+            self.updates == "shared_pass"
+            and self.noising == "shared"
+            and self.generator_timesteps is not None,
+            "updates is 'shared_pass' and noising 'shared', so all latents have the timesteps of the student's "
+            "loss; leave generator_timesteps out, and set discriminator_timesteps.",
         )
         if self.reconstruction:
             check_losses(self.reconstruction)
@@ -286,6 +305,7 @@ class LADD(DistillationMethod):
             taps = self.discriminator.taps
             self._teacher = Frozen(taps.denoiser.module, taps.names)
         self._misaligned: Misaligned = Misaligned()
+        self._counted: bool = False
 
     @classmethod
     def build(cls, config: LADDConfig, cast: Cast) -> LADD:
@@ -342,6 +362,8 @@ class LADD(DistillationMethod):
         pairs = batch.pairs
         assert pairs is not None, "LADD reads pairs"
         compared, paired = self._split(batch, draws)
+        if self.config.balanced and compared is not None and not self._counted:
+            self._count(batch, draws)
         noise, step = pairs.noise, self.plan.steps[0]
         if compared is not None and compared.there and self.config.fresh_fraction > 0:
             fresh = compared.draws.normal("fresh", noise.shape[1:], noise.device)
@@ -414,6 +436,17 @@ class LADD(DistillationMethod):
         return predict_x0(
             self.student, step.take(compared.places), x_t[compared.rows], compared.condition
         )
+
+    def _count(self, batch: Batch, draws: Draws) -> None:
+        """Refuses a gap of one sample, which has no standard error; once, since it waits for the device."""
+        self._counted, fraction = True, self.config.fresh_fraction
+        size = len(draws.gather(batch.index))
+        if size * (fraction or 1) < 2 - 1e-6:
+            raise ValueError(
+                "balanced wants the standard error of the discriminator's gap, and a micro-batch over all "
+                f"processes has {size} (fresh_fraction {fraction}); make it large enough for two, or set "
+                "balanced: false."
+            )
 
     def _is_adversarial(self, step: int) -> bool:
         return self.discriminator is not None and step >= self.config.warmup_steps

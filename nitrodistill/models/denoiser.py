@@ -299,6 +299,18 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Weights that are made inside of the block are the seed's, and no global generator is moved.
+
+    They are made on the CPU: `torch.manual_seed` would seed the generators of all GPUs, and leave them so.
+    """
+    place = "meta" if torch.get_default_device().type == "meta" else "cpu"
+    with torch.device(place), torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
 def millions(module: nn.Module) -> str:
     """How many parameters a module has, in words."""
     return f"{sum(p.numel() for p in module.parameters()) / 1e6:.3g}M parameters"

@@ -23,11 +23,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from nitrodistill.checks import check_fields, check_kind, check_positive
-from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide, trainable
+from nitrodistill.models.denoiser import DiffusersDenoiser, check_wide, seeded, trainable
 from nitrodistill.models.weights import acting_adapters, adapter_layers
 from nitrodistill.models.wrappers import ROLES, LoRARole, plain_name, role_in
 
@@ -101,9 +100,8 @@ def add_lora(
         target_modules=targets,
     )
     flags = {name: p.requires_grad for name, p in network.named_parameters()}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with seeded(config.seed), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # other roles'
-        torch.manual_seed(config.seed)
         try:
             lora.inject_adapter_in_model(settings, network, role)
         except Exception as error:  # whatever peft refuses, it has put layers in by then

@@ -58,6 +58,16 @@ def test_a_seed_gives_the_heads_and_leaves_the_global_generator(tiny_denoiser):
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_heads_and_lora_leave_the_generators_of_gpus(tiny_denoiser, monkeypatch):
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    torch.manual_seed(int(torch.initial_seed()))
+    assert len(seeds) == 1, "what it does to them is seen"
+    LatentDiscriminator(tiny_denoiser, TAPS)
+    add_lora(tiny_denoiser, "student", LoRAConfig(rank=2))
+    assert len(seeds) == 1
+
+
 def test_any_backbone_with_an_example(generator):
     class Backbone:
         module = torch.nn.Sequential(torch.nn.Conv2d(2, 8, 3, padding=1), torch.nn.SiLU())
@@ -203,10 +213,44 @@ class Narrow(torch.nn.Conv2d):
         super().__init__(7, 1, 1)
 
 
+class Plain(torch.nn.Module):
+    """A head of one's own: one logit a sample, without a dimension for it, or something else."""
+
+    def __init__(self, channels: int, width: int | None, result: str = "logits") -> None:
+        super().__init__()
+        self.linear, self.result = torch.nn.Linear(channels, 1), result
+
+    def forward(self, features):
+        logits = self.linear(features.mean((2, 3)))[:, 0]
+        return {"logits": logits, "mean": logits.mean(), "pair": (logits, logits)}[self.result]
+
+
+def test_a_head_may_give_one_logit_a_sample(tiny_denoiser, tiny_condition):
+    discriminator = LatentDiscriminator(tiny_denoiser, TAPS, head=Plain)
+    logits = discriminator(torch.zeros(3, 4, 8, 8), 5, tiny_condition)
+    assert [tuple(one.shape) for one in logits] == [(3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_conditioned_heads_are_moved_to_another_dtype_like_others(
+    tiny_denoiser, tiny_condition, dtype
+):
+    made = LatentDiscriminator(tiny_denoiser, TAPS, width=8, conditioning="timestep")
+    call = (torch.ones(3, 4, 8, 8), 5, tiny_condition)
+    before, after = made(*call), made.to(dtype)(*call)
+    assert all(one.dtype == dtype for one in after)
+    for one, other in zip(before, after, strict=True):
+        torch.testing.assert_close(other.float(), one, rtol=0.05, atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
         ({"width": 0}, "width is 0"),
+        ({"conditioning": ["timestep"] * 2}, r"'timestep'\); name each only once"),
+        ({"pooled": "words"}, "pooled is 'words', but conditioning is .*; put 'text' in it"),
+        ({"head": lambda c, w: Plain(c, w, "mean")}, r"'conv_in' makes \(\) of 2 maps"),
+        ({"head": lambda c, w: Plain(c, w, "pair")}, "'conv_in' makes tuple of 2 maps"),
         ({"conditioning": ["class"]}, "conditioning is 'class'; it must be one of"),
         ({"conditioning": ["text"]}, "conditioning on text needs pooled text"),
         ({"head": Narrow}, "the head of 'conv_in' does not take its map of 32 channels"),
@@ -217,6 +261,11 @@ class Narrow(torch.nn.Conv2d):
 def test_bad_input(tiny_denoiser, settings, sentence):
     with pytest.raises(ValueError, match=sentence):
         LatentDiscriminator(tiny_denoiser, **{"taps": TAPS, **settings})
+
+
+def test_what_makes_heads_must_make_modules(tiny_denoiser):
+    with pytest.raises(TypeError, match=r"what .* makes is 3; it must be an nn.Module"):
+        LatentDiscriminator(tiny_denoiser, TAPS, head=lambda channels, width: 3)
 
 
 def test_a_tap_without_positions_on_a_network_of_ones_own():

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from nitrodistill.discriminator import AdversarialGame, Augmentation, LatentDiscriminator, Noising
+from nitrodistill.discriminator import (
+    AdversarialGame,
+    Augmentation,
+    ConvHead,
+    LatentDiscriminator,
+    Noising,
+    TokenHead,
+)
 from nitrodistill.losses import (
     ApproximateR1Penalty,
     HingeGANLoss,
@@ -55,9 +63,11 @@ def linear(channels: int, width: int | None) -> nn.Module:
     return head
 
 
-def make_game(adversarial: Any = None, penalties: Any = None, **how: Any) -> AdversarialGame:
+def make_game(
+    adversarial: Any = None, penalties: Any = None, head: Any = linear, **how: Any
+) -> AdversarialGame:
     example = (torch.zeros(1, *SHAPE), torch.zeros(()), Condition())
-    discriminator = LatentDiscriminator(Identity(), ["0"], head=linear, example=example)
+    discriminator = LatentDiscriminator(Identity(), ["0"], head=head, example=example)
     laws = {"generator": LogitNormal(1, 1), "real": Uniform(((0, 0.5),)), "fake": Uniform()}
     noising = Noising(**{**laws, **how})
     discriminator.denoiser.passes.clear()
@@ -209,6 +219,23 @@ def test_the_approximate_penalty_of_a_linear_discriminator_on_noised_latents(sca
     assert torch.equal(clean[0], perturbed[0]), "the same timestep"
 
 
+@pytest.mark.parametrize("head", [ConvHead, TokenHead])
+def test_the_approximate_penalty_vanishes_with_the_perturbation_while_heads_are_trained(head):
+    """As its square: a spectral norm that moves on between two passes would leave a rest."""
+    slopes = []
+    for scale in (1e-2, 1e-4):
+        penalties = {"a": LazyPenalty(ApproximateR1Penalty(scale))}
+        game = make_game(penalties=penalties, head=lambda channels, _: head(channels, 64))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():  # as after a step: the norms are behind the weights
+            for parameter in game.discriminator.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+        assert game.discriminator.training
+        slopes.append(update(game).penalties["a"][1].mean() / scale**2)
+        assert all(module.training for module in game.discriminator.modules())
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0.1, atol=0)
+
+
 def test_the_exact_penalty_acts_on_the_heads_inputs():
     """Of the mean of a 1x1 convolution's 16 logits: |w|^2 / 16, whatever the noise."""
     game = make_game(penalties={"r1": LazyPenalty(R1Penalty())})
@@ -244,6 +271,23 @@ def test_augmentation_comes_before_the_noise():
         plain.discriminator.denoiser.passes, flipped.discriminator.denoiser.passes, strict=True
     ):
         torch.testing.assert_close(a, b)
+
+
+def test_weights_of_other_heads_are_refused_before_the_first_step():
+    with pytest.raises(ValueError, match=r"has 2 weights, and the discriminator 1 heads \(at 0\)"):
+        make_game(HingeGANLoss(weights=(1.0, 2.0)))
+
+
+def test_augmentation_without_kornia_is_refused_before_the_first_step(monkeypatch):
+    for name in ("kornia.geometry", "kornia.geometry.transform"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ModuleNotFoundError, match="pip install kornia"):
+        make_game(augmentation=Augmentation(flip=0.5))
+
+
+def test_a_use_that_is_not_known_is_named():
+    with pytest.raises(ValueError, match="use is 'reel'; it must be one of 'generator', 'real'"):
+        make_game().side(X0, CONDITION, DRAWS, "reel")
 
 
 def test_a_penalty_needs_heads_that_are_trained():

@@ -50,6 +50,30 @@ def test_a_head_of_ones_own_is_passed_again(tiny_denoiser, tmp_path):
             LatentDiscriminator.from_pretrained(tmp_path, tiny_denoiser, head=head)
 
 
+def test_the_head_may_be_named_again(tiny_denoiser, tmp_path):
+    LatentDiscriminator(tiny_denoiser, TAPS, head="mlp").save_pretrained(tmp_path)
+    LatentDiscriminator.from_pretrained(tmp_path, tiny_denoiser, head="mlp")
+    with pytest.raises(ValueError, match="were made by mlp, and conv was given"):
+        LatentDiscriminator.from_pretrained(tmp_path, tiny_denoiser, head="conv")
+
+
+def test_a_head_that_has_changed_since_is_refused(tiny_denoiser, tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "KERNEL", 1)
+    LatentDiscriminator(tiny_denoiser, ["conv_in"], head=changing).save_pretrained(tmp_path)
+    monkeypatch.setitem(globals(), "KERNEL", 3)
+    with pytest.raises(
+        ValueError, match=r"have heads.0.weight of shape \(1, 32, 1, 1\), .* here \(1, 32, 3, 3\)"
+    ):
+        LatentDiscriminator.from_pretrained(tmp_path, tiny_denoiser, head=changing)
+
+
+KERNEL = 1
+
+
+def changing(channels: int, width: int | None) -> torch.nn.Module:
+    return torch.nn.Conv2d(channels, 1, KERNEL)
+
+
 def test_heads_for_other_taps_are_refused(tiny_denoiser, tmp_path):
     LatentDiscriminator(tiny_denoiser, TAPS, width=8).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="belong to the taps conv_in, mid_block, not to mid_block"):

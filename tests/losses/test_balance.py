@@ -60,7 +60,8 @@ def test_norms_and_gaps_are_those_of_all_processes():
 
 
 @pytest.mark.parametrize(
-    ("gaps", "share"), [((0.1, 0.5, 0.3), 0.3 - 0.2 / 3**0.5), ((-1.0, 1.1), 0)]
+    ("gaps", "share"),
+    [((0.1, 0.5, 0.3), 0.3 - 0.2 / 3**0.5), ((-1.0, 1.1), 0), ((0.9,), 0)],
 )
 def test_a_gap_counts_as_far_as_it_is_above_its_standard_error(gaps, share):
     x0, latents = (X0.clone().requires_grad_() for _ in range(2))

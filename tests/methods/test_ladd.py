@@ -347,6 +347,13 @@ def test_a_misaligned_pair_is_one_only_where_the_prompts_differ(tiny_denoiser):
 
 
 @pytest.mark.parametrize(("size", "fraction"), [(1, 0.0), (2, 0.5)])
+def test_a_gap_of_one_sample_has_no_standard_error(tiny_denoiser, size, fraction):
+    method = make_method(tiny_denoiser, balanced=True, fresh_fraction=fraction)
+    with pytest.raises(ValueError, match=f"has {size} .*large enough for two, or set balanced"):
+        run(method, make_batch(0, size))
+
+
+@pytest.mark.parametrize(("size", "fraction"), [(1, 0.0), (2, 0.5)])
 def test_a_micro_batch_of_one_has_no_misaligned_pair(tiny_denoiser, size, fraction):
     method = make_method(tiny_denoiser, misaligned_negatives=True, fresh_fraction=fraction)
     with pytest.raises(ValueError, match=f"has {size} .*large enough for two, or set misaligned"):
@@ -479,7 +486,7 @@ def test_a_penalty_needs_trained_heads(tiny_denoiser):
 
 def test_fresh_noise_is_fresh(tiny_denoiser):
     """With everything fresh, the student's loss must not depend on the pairs' noise."""
-    method = make_method(tiny_denoiser, fresh_fraction=1.0)
+    method = make_method(tiny_denoiser, fresh_fraction=1.0, reconstruction={})
     batch = make_batch(0, 4)
     pairs = pairs_of(batch)
     other = Batch(batch.index, Pairs(pairs.x0, pairs.noise + 1, pairs.condition))
@@ -531,6 +538,19 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
         ({"step_probabilities": (0.0,)}, "at least one must be above 0"),
         ({"noising": "shared", "real_timesteps": {"uniform": {}}}, "have one timestep"),
         ({"updates": "shared_pass", "fake_timesteps": {"uniform": {}}}, "or set updates: shared"),
+        (
+            {"reconstruction": {}, "fresh_fraction": 0.5},
+            "would have no loss; set fresh_fraction: 1",
+        ),
+        ({"fresh_fraction": 1.0}, "no sample is left for the reconstruction"),
+        (
+            {
+                "updates": "shared_pass",
+                "noising": "shared",
+                "generator_timesteps": {"karras": {}},
+            },
+            "leave generator_timesteps out, and set discriminator_timesteps",
+        ),
         ({"fake_timesteps": {"uniform": {"ranges": [[0.5, 1.2]]}}}, "0 <= low <= high <= 1"),
         ({"adversarial": {"hinge": {"weights": [1, 0]}}}, "a number of weights is 0"),
     ],
