@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import LADD
-from nitrodistill.methods.ladd import LADDConfig, Updates
+from nitrodistill.methods.ladd.config import LADDConfig, Updates
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.wrappers import unwrapped
