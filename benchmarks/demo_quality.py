@@ -20,7 +20,7 @@ import logging
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -174,17 +174,18 @@ def with_scenes(place: Place) -> Place:
     return replace(place, real=store)
 
 
-def measure_paces(place: Place, known: float | None = None) -> None:
-    """CPU seconds a step of every arm, which go forward side by side, a step each; kept where `Place.steps` looks.
+def measure_paces(
+    place: Place, wanted: Iterable[tuple[str, str]], known: float | None = None
+) -> None:
+    """CPU seconds a step of arms, which go forward side by side, a step each; kept where `Place.steps` looks.
 
     Arms that do the same work then have as many steps, however busy the machine is when their turn comes. An arm
     that is added later is measured beside our form, in whose seconds of before it is given: those of the trial
     that is kept, or `known`.
     """
     groups = {
-        (group, arm): place.group(folder_name(group, arm), method)
-        for group, arms in ARMS.items()
-        for arm, method in arms.items()
+        (group, arm): place.group(folder_name(group, arm), ARMS[group][arm])
+        for group, arm in dict.fromkeys([*wanted, OURS])
     }
     missing = [key for key, folder in groups.items() if not (folder / PACE).is_file()]
     if not missing:
@@ -343,8 +344,6 @@ def main() -> None:
     torch.set_num_threads(1)
     place = Place.of(TEACHERS["toy"], default_cache(), options.output, PAIRS)
     place = with_scenes(replace(place, quality=replace(place.quality, num_samples=SAMPLES)))
-    if not options.part and not options.finished and options.seeds:
-        measure_paces(place, committed_pace(options.seconds) if options.write else None)
     todo = [
         (group, arm, seed)
         for seed in options.seeds
@@ -352,6 +351,9 @@ def main() -> None:
         for arm in ARMS[group]
         if arm in options.arms
     ]
+    if todo and not options.part and not options.finished:
+        known = committed_pace(options.seconds) if options.write else None
+        measure_paces(place, [(group, arm) for group, arm, _ in todo], known)
     number_, count = options.part or (0, options.processes)
     own = partial(trained, place, todo[number_::count], options)
     if options.part:
