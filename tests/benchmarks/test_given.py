@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ def test_the_ablation_on_pixels(tmp_path: Path) -> None:
     words += ["--losses", "l1", "LatentLPIPS, teacher", "--weights", 1]
     options = read_options([str(word) for word in words])
     (found,) = places(options, tmp_path)
+    with pytest.raises(SystemExit, match="--losses L1: of this teacher there are none, l1, l2"):
+        Ablation(found, Namespace(**{**vars(options), "losses": ["l1", "L1"]}))
     ablation = Ablation(found, options)
     assert set(ablation.weights) == {REFERENCE, "l1", "LatentLPIPS, teacher"}
     assert set(ablation.costs) >= {"alone/l1", "adversarial/none"}
