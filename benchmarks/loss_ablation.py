@@ -159,6 +159,10 @@ class Ablation:
             options.latent_lpips or ("toy" if embedded else None),
             random_trunk(folder / "random_trunk.safetensors", latents.shape[1]),
         )
+        if unknown := set(options.losses or ()) - set(specs):
+            raise SystemExit(
+                f"--losses {', '.join(sorted(unknown))}: of this teacher there are {', '.join(specs)}."
+            )
         wanted = {NONE, REFERENCE, *(options.losses or specs)}
         self.specs: dict[str, Spec] = {name: specs[name] for name in specs if name in wanted}
         bench = Bench(place)

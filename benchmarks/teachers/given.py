@@ -122,6 +122,10 @@ def places(options: Namespace, cache: Path) -> list[Place]:
         else:
             networks = MetricNetworks(real=options.real, features=options.features)
             store = PairStore.open(options.pairs)
+            if len(store) < options.batch:
+                raise SystemExit(
+                    f"{options.pairs} holds {len(store)} pairs; give a --batch of no more, not {options.batch}."
+                )
             teacher = Given(name, store, networks, options.samples or 512, options.timestep)
             quality = teacher.quality(None, 0)
             pipeline = teacher.load(Path())

@@ -68,9 +68,13 @@ def main(argv: Sequence[str]) -> int:
             "or a smaller --held_out."
         )
     network = import_object(given.features, "feature extractor") if given.features else "vgg"
-    if network is None:
-        raise ValueError(f"there is nothing at {given.features!r}; give module:callable.")
-    distance = LPIPSLoss(network)  # type: ignore[arg-type]
+    if network != "vgg" and not callable(network):
+        raise ValueError(f"there is no function at {given.features!r}; give module:callable.")
+    try:
+        distance = LPIPSLoss(network)  # type: ignore[arg-type]
+    except FileNotFoundError as error:
+        fetching = str(error).removesuffix(", or pass weights=path.")
+        raise FileNotFoundError(f"{fetching}, or give features of yours by --features.") from error
     pipeline = load_teacher(given.teacher)
     pipeline.diffusers.to(place().device(given.device))
     chunks = [files[k : k + 64] for k in range(0, len(files), 64)]

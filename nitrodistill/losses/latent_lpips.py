@@ -28,7 +28,7 @@ from nitrodistill.losses.latent_trunk import read_heads, read_latent_trunk
 from nitrodistill.losses.lpips import FeatureTrunk, LPIPSLoss, TargetFeatures
 from nitrodistill.losses.trunks import read_weights
 
-_NUM_ROWS = 4096
+_NUM_ROWS, _LEVELS = 4096, 2**24
 _TOY = Path(__file__).parent / "weights" / "toy_latent_lpips.safetensors"
 _TOY_HASH = "0002e19d33da784dfe9d22520b8a8839"
 
@@ -98,7 +98,8 @@ class LatentLPIPSLoss(Loss):
         heads = None if heads is None else [head.clamp_min(0) for head in heads]
         self.distance: LPIPSLoss = LPIPSLoss(network, heads=heads, eps=1e-8)
         rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if augment else torch.empty(0)
-        self.register_buffer("draws", rows, persistent=False)
+        # as whole numbers, which stay what they are where the module is cast to bfloat16
+        self.register_buffer("draws", (rows * _LEVELS).int(), persistent=False)
         self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def target_features(self, target: Tensor) -> TargetFeatures:
@@ -132,7 +133,7 @@ class LatentLPIPSLoss(Loss):
         draws, next_row = self.get_buffer("draws"), self.get_buffer("next_row")
         rows = torch.arange(len(pred), device=draws.device) + next_row
         next_row += len(pred)
-        r = draws[rows % _NUM_ROWS]
+        r = draws[rows % _NUM_ROWS].float() / _LEVELS
         pred, target = (augment_latents(z, r, self.augment) for z in (pred, target))
         return self.distance.per_sample(pred, target)
 

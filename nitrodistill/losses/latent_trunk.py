@@ -6,7 +6,7 @@ eight times smaller than its picture (Kang et al. 2024, arXiv 2405.05967, sectio
     elatentlpips        features.N or net.sliceK.N, heads linK: batch norm, the last two pools behind blocks 4
                         and 5, so that taps 4 and 5 have half and a quarter of the side
     SNU's e-latentlpips features.N or sliceK.N, heads linearK: pools before blocks 4 and 5, group norm of 32
-                        groups, batch norm or none
+                        groups, or batch norm
     fit-latent-lpips    blocks.K.N, heads K: pools before all blocks but the first
 
 Batch norm is folded into the convolution before it: with s = g / sqrt(v + 1e-5), W' = W s, b' = (b - m) s + beta.
@@ -146,7 +146,7 @@ def _fold(layer: Mapping[str, Tensor], norm: Mapping[str, Tensor]) -> dict[str, 
     scale = wide["weight"] / (wide["running_var"] + 1e-5).sqrt()
     weight = layer["weight"].double() * scale.view(-1, 1, 1, 1)
     bias = (layer["bias"].double() - wide["running_mean"]) * scale + wide["bias"]
-    return {"weight": weight.to(layer["weight"].dtype), "bias": bias.to(layer["weight"].dtype)}
+    return {"weight": weight, "bias": bias}
 
 
 def _fitted(state: Mapping[str, Tensor]) -> LatentTrunk:

@@ -204,7 +204,7 @@ def named_penalties(spec: LossSpec) -> dict[str, LazyPenalty]:
 class _Taps:
     """The teacher's own features as the network of a loss, or those of the VAE's decoder."""
 
-    taps: tuple[str | float, ...] | Literal["decoder"]
+    taps: tuple[str | float, ...] | Literal["decoder", "every_block"]
     u: float = 0.0
 
     def __post_init__(self) -> None:

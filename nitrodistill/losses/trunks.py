@@ -135,12 +135,25 @@ def load_heads(name: TrunkName) -> tuple[Tensor, ...]:
 
 
 def read_weights(file: Path) -> Mapping[str, Any]:
-    """What a .safetensors file holds, or one of torch.save that needs no code to be run."""
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+    """What a .safetensors file holds, or one of torch.save that needs no code to be run.
 
-        return load_file(file)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    Raises:
+        ValueError: if it holds no names and weights, is damaged, or needs code.
+    """
+    try:
+        if file.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling raises whatever it meets in another file
+        raise ValueError(
+            f"the weights in {str(file)!r} cannot be read ({' '.join(str(error).split())[:120]}); give a "
+            ".safetensors file, or a state dict by torch.save."
+        ) from error
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{str(file)!r} holds a {type(found).__name__}; a state dict is wanted.")
+    return found
 
 
 def _read(name: TrunkName, path: str | Path | None) -> Mapping[str, Tensor]:

@@ -33,7 +33,7 @@ class Conv3x3(nn.Conv2d):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 3, padding=1)
-        self._kept: tuple[Any, Tensor] | None = None
+        self._kept: tuple[Tensor, int, Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """`(B, in_channels, H, W)` to `(B, out_channels, H, W)`."""
@@ -47,18 +47,30 @@ class Conv3x3(nn.Conv2d):
             or input.numel() < _LEAST_POSITIONS * weight.shape[1]
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
+            or weight.is_inference()
+            or torch._C._are_functorch_transforms_active()
         ):
             return super().forward(input)
         return _Winograd.apply(input, self._transformed(), False) + bias.view(-1, 1, 1)
 
     def _transformed(self) -> Tensor:
-        """`(16, in, out)`, kept as long as the weights are the same."""
-        weight = self.weight.detach()
-        state = (weight.data_ptr(), weight.dtype, weight._version)
-        if self._kept is None or self._kept[0] != state:
-            kernel = _squared(_KERNEL, weight) @ weight.permute(2, 3, 1, 0).reshape(9, -1)
-            self._kept = state, kernel.view(16, *weight.shape[1::-1])
-        return self._kept[1]
+        """`(16, in, out)`, kept as long as the weights are the same.
+
+        With it a view of the weights is kept: their memory, by which they are known, is nobody else's meanwhile.
+        """
+        weight, kept = self.weight, self._kept
+        if (
+            kept is None
+            or kept[0].data_ptr() != weight.data_ptr()
+            or kept[0].dtype != weight.dtype
+            or kept[1] != weight._version
+        ):
+            with torch.inference_mode(False):  # what is kept may be needed for gradients later
+                flat = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
+                kernel = _squared(_KERNEL, flat) @ flat
+                kept = weight.detach(), weight._version, kernel.view(16, *weight.shape[1::-1])
+            self._kept = kept
+        return kept[2]
 
 
 class _Winograd(torch.autograd.Function):

@@ -122,13 +122,22 @@ def _statistics(vae: Any, like: Tensor) -> tuple[float | Tensor, float | Tensor]
 
 @contextmanager
 def _wide_enough(vae: Any) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """The VAE's device and dtype; float16 VAEs that overflow (`force_upcast`) are float32 meanwhile."""
+    """The VAE's device and dtype; float16 VAEs that overflow (`force_upcast`) are float32 meanwhile.
+
+    By other parameters, not by other values of its own: a backward pass that comes later needs those of this one.
+    """
     device, dtype = device_of(vae), dtype_of(vae)
     upcast = dtype == torch.float16 and bool(vae.config.get("force_upcast"))
-    if upcast:
-        vae.to(torch.float32)
+    own = [
+        (module, name, parameter)
+        for module in vae.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if upcast
+    ]
+    for module, name, parameter in own:
+        setattr(module, name, nn.Parameter(parameter.float(), parameter.requires_grad))
     try:
         yield device, torch.float32 if upcast else dtype
     finally:
-        if upcast:
-            vae.to(dtype)
+        for module, name, parameter in own:
+            setattr(module, name, parameter)

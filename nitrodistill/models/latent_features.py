@@ -6,7 +6,8 @@ of outliers. The teacher's own features need nothing of this: `FeatureTaps.bind`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -25,7 +26,7 @@ class DecoderFeatures:
         taps: names of modules in its decoder.
 
     Raises:
-        ValueError: for names that there are not, see `FeatureTaps`.
+        ValueError: for names that there are not, see `FeatureTaps`, or a decoder that would be trained.
 
     Example:
         >>> features = nd.models.DecoderFeatures(teacher.diffusers.vae, ("mid_block",))
@@ -34,11 +35,31 @@ class DecoderFeatures:
     """
 
     def __init__(self, vae: Any, taps: Sequence[str] = ("mid_block", "up_blocks.0")) -> None:
+        if any(p.requires_grad for p in vae.decoder.parameters()):
+            raise ValueError(
+                "the VAE's decoder has parameters that require gradients; call vae.requires_grad_(False) first."
+            )
+        self._vae = vae
         self._taps = FeatureTaps(cast(Denoiser, _Decoder(vae)), taps)
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, ...]:
         """The maps `(B, C_i, H_i, W_i)` of latents `(B, C, H, W)`; gradients flow."""
-        return self._taps.features(latents, latents, Condition())
+        with _in_one_pass(self._vae):
+            maps = self._taps.features(latents, latents, Condition())
+        return tuple(m.squeeze(2) if m.ndim == 5 else m for m in maps)  # videos of one frame
+
+
+@contextmanager
+def _in_one_pass(vae: Any) -> Iterator[None]:
+    """Without slicing and tiling: taps would see the first sample, or the first tile, alone."""
+    names = [name for name in ("use_slicing", "use_tiling") if getattr(vae, name, False)]
+    for name in names:
+        setattr(vae, name, False)
+    try:
+        yield
+    finally:
+        for name in names:
+            setattr(vae, name, True)
 
 
 class _Decoder:

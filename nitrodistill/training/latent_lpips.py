@@ -101,7 +101,8 @@ def fit_latent_lpips(
         progress: show bars.
 
     Raises:
-        ValueError: if there are too few latents, the folder holds another fit, or a distance is not finite.
+        ValueError: if there are too few latents or too small ones, the folder holds another fit, or a distance is
+            not finite.
     """
     from safetensors.torch import save_file
 
@@ -111,6 +112,12 @@ def fit_latent_lpips(
         raise ValueError(
             f"latents have shape {tuple(latents.shape)}; (N, C, H, W) is wanted, and {config.held_out} of them "
             "are held out: give more images, or hold out fewer."
+        )
+    smallest = 2 ** (len(config.widths) - 1)
+    if min(latents.shape[-2:]) < smallest:
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)}, and {len(config.widths)} blocks need sides of {smallest} "
+            "or more; give fewer widths."
         )
     folder.mkdir(parents=True, exist_ok=True)
     latents = latents.detach().float()
@@ -194,13 +201,13 @@ def _pairs(
     for rows in progress_bar(torch.arange(count).split(256), desc=file.stem, show=progress):
         pair = make_pairs(latents, Draws(config.seed, 0, rows, purpose=file.stem))
         chunks.append(pair)
+        batches = zip(*(z.split(config.batch_size) for z in pair), strict=True)
         if len(known) > int(rows[-1]):
+            if int(rows[0]) == 0:
+                _check_same(distance, next(batches), known, file)
             continue
         with torch.no_grad():
-            parts = [
-                distance(*part)
-                for part in zip(*(z.split(config.batch_size) for z in pair), strict=True)
-            ]
+            parts = [distance(*part) for part in batches]
         known = torch.cat([known, torch.cat(parts).float().cpu()])
         if not bool(known.isfinite().all()):
             raise ValueError(
@@ -210,6 +217,17 @@ def _pairs(
             save_file({"distances": known}, temporary, {"of": digest})
     first, second = (torch.cat(side) for side in zip(*chunks, strict=True))
     return first, second, known.to(latents.device)
+
+
+def _check_same(distance: Distance, pair: tuple[Tensor, Tensor], known: Tensor, file: Path) -> None:
+    """Refuses distances of other features or another decoder; rounding on another machine is none."""
+    with torch.no_grad():
+        now = distance(*pair).float().cpu()
+    if not (now - known[: len(now)]).abs().mean() <= 0.05 * known[: len(now)].mean():
+        raise ValueError(
+            f"{str(file)!r} is of another fit: of the same latents with another distance of pictures; choose "
+            "another output."
+        )
 
 
 def _train(pairs: _Pairs, config: FitConfig, progress: bool) -> tuple[LatentTrunk, list[Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ def of_pixels(root: Path) -> tuple[Path, Path]:
 
 def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Path) -> None:
     words = ["--teacher", place.teacher, "--pairs", place.pairs, "--output", tmp_path / "out"]
-    options = read_options([str(word) for word in [*words, "--samples", 8, "--timestep", 400]])
+    with pytest.raises(SystemExit, match="holds 4 pairs; give a --batch of no more, not 48"):
+        places(read_options([str(word) for word in words]), tmp_path)
+    words += ["--batch", 4, "--samples", 8, "--timestep", 400]
+    options = read_options([str(word) for word in words])
     (found,) = places(options, tmp_path)
     assert (found.teacher.guidance, found.teacher.num_inference_steps) == (2.0, 2)
     assert set(found.teacher.prompts()) == set(PLACE_PROMPTS)
@@ -36,6 +40,7 @@ def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Pa
     recipe = found.recipe(METHODS["regression"], 5, 0, tmp_path / "run")
     assert recipe.stages[0].settings.timestep == 400
     words = ["--teacher", "toy-dit", "--pairs", str(place.pairs), "--output", str(tmp_path)]
+    words += ["--batch", "4"]
     (listed,) = places(read_options(words), tmp_path)  # pairs of the user's own for it
     assert (listed.teacher.name, listed.num_pairs, listed.pairs) == ("toy-dit", 4, place.pairs)
     with pytest.raises(SystemExit, match="needs --pairs"):
@@ -49,6 +54,8 @@ def test_the_ablation_on_pixels(tmp_path: Path) -> None:
     words += ["--losses", "l1", "LatentLPIPS, teacher", "--weights", 1]
     options = read_options([str(word) for word in words])
     (found,) = places(options, tmp_path)
+    with pytest.raises(SystemExit, match="--losses L1: of this teacher there are none, l1, l2"):
+        Ablation(found, Namespace(**{**vars(options), "losses": ["l1", "L1"]}))
     ablation = Ablation(found, options)
     assert set(ablation.weights) == {REFERENCE, "l1", "LatentLPIPS, teacher"}
     assert set(ablation.costs) >= {"alone/l1", "adversarial/none"}

@@ -8,7 +8,7 @@ from nitrodistill.losses import LatentLPIPSLoss
 from nitrodistill.toy import scenes
 
 
-def test_it_fits_from_a_folder_of_images(tmp_path, capsys):
+def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
     (tmp_path / "images").mkdir()
     for i, image in enumerate(scenes.render(scenes.captions()[:12], 0)):
         levels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
@@ -33,3 +33,8 @@ def test_it_fits_from_a_folder_of_images(tmp_path, capsys):
     assert main([*asked, "--images", str(tmp_path / "none")]) == 2
     assert "/none'; give a folder of images" in capsys.readouterr().err
     assert main([*asked, "--features", "nitrodistill.toy:nothing"]) == 2
+    assert main([*asked, "--features", "nitrodistill.toy:scenes"]) == 2
+    assert "no function at 'nitrodistill.toy:scenes'" in capsys.readouterr().err
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    assert main(asked) == 2
+    assert capsys.readouterr().err.rstrip().endswith(", or give features of yours by --features.")

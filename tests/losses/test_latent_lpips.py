@@ -37,7 +37,7 @@ def test_both_sides_are_augmented_alike_in_training_alone():
     x, y = pair(3, 4, 8, 8)
     plain = LatentLPIPSLoss(make_trunk(), reduction="none")
     loss = LatentLPIPSLoss(make_trunk(), augment="bgco", generator=seeded(), reduction="none")
-    rows = loss.get_buffer("draws")
+    rows = torch.rand(4096, 14, generator=seeded())
     for start in (0, 3):
         r = rows[start : start + 3]
         expected = plain(augment_latents(x, r, "bgco"), augment_latents(y, r, "bgco"))
@@ -45,7 +45,7 @@ def test_both_sides_are_augmented_alike_in_training_alone():
     assert torch.equal(loss(x, x), torch.zeros(3))
     assert torch.equal(loss.eval()(x, y), plain(x, y))
     again = LatentLPIPSLoss(make_trunk(), augment="bgco", generator=seeded())
-    assert torch.equal(again.get_buffer("draws"), rows)
+    assert torch.equal(again.get_buffer("draws"), loss.get_buffer("draws"))
     before = torch.get_rng_state()
     again(x, y)
     assert torch.equal(torch.get_rng_state(), before)
@@ -87,3 +87,13 @@ def test_by_name_as_recipes_say_it():
         named_loss({"latent_lpips": {"weights": "toy", "augment": "bg"}})
     with pytest.raises(ValueError, match="weights"):
         check_losses({"latent_lpips": {"wieghts": "toy"}})
+
+
+def test_augmentations_of_a_loss_in_bfloat16_are_those_of_float32():
+    x, y = pair(4, 4, 8, 8)
+    loss = LatentLPIPSLoss(
+        lambda z: [z.float()], augment="bgco", generator=seeded(), reduction="none"
+    )
+    expected = loss(x, y)
+    loss.get_buffer("next_row").zero_()
+    torch.testing.assert_close(loss.bfloat16()(x, y), expected)

@@ -146,3 +146,25 @@ def test_a_fitted_trunk_is_read_as_it_was(tmp_path):
     z = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(trunk(z), read(z), strict=True))
     assert [len(head) for head in heads] == [4, 6]
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_a_file_that_is_none_is_named(name, tmp_path):
+    (tmp_path / name).write_bytes(b"none")
+    with pytest.raises(ValueError, match=rf"{name}' cannot be read .*; give a"):
+        LatentLPIPSLoss(weights=tmp_path / name)
+    torch.save([1.0], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match=r"list.pth' holds a list; a state dict is wanted"):
+        LatentLPIPSLoss(weights=tmp_path / "list.pth")
+
+
+def test_weights_in_half_precision_are_folded_without_rounding():
+    named = [lambda i: f"features.{i}", lambda k: f"lin{k}.model.1.weight"]
+    state = weights(BEHIND, "batch", *named, dtype=torch.float16)
+    trunk, _ = read_latent_trunk(state)
+    scale = (
+        state["features.1.weight"].double()
+        / (state["features.1.running_var"].double() + 1e-5).sqrt()
+    )
+    exact = state["features.0.weight"].double() * scale[:, None, None, None]
+    torch.testing.assert_close(trunk.blocks[0][0].weight, exact.float(), rtol=1e-6, atol=0)

@@ -249,3 +249,15 @@ def test_the_decoder_as_the_network_of_a_loss(make_pair):
 def test_a_wrong_network_is_refused_before_anything_is_built(network, says):
     with pytest.raises(ValueError, match=says):
         nl.check_losses({"latent_lpips": {"network": network}})
+
+
+def test_every_block_of_the_teacher(make_pair):
+    asked = []
+
+    def features(taps, u):
+        asked.append((taps, u))
+        return lambda z: [z]
+
+    spec = {"latent_lpips": {"network": {"taps": "every_block", "u": 0.1}}}
+    nl.named_loss(spec, features=features)
+    assert asked == [("every_block", 0.1)]

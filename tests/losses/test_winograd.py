@@ -64,3 +64,33 @@ def test_weights_that_learn_and_few_positions_have_the_direct_sum():
     assert torch.equal(conv(x), direct(conv, x))
     conv(x).sum().backward()
     assert conv.weight.grad is not None
+
+
+def test_what_was_seen_without_gradients_has_them_later():
+    conv, x = make(torch.float32), draw(16, 16, torch.float32)
+    with torch.inference_mode():
+        before = conv(x)
+        made_here = make(torch.float32)
+        assert torch.equal(made_here(x), direct(conv, x))
+    given = x.clone().requires_grad_()
+    after = conv(given)
+    assert torch.equal(after, before)
+    (found,) = torch.autograd.grad(after.sum(), given)
+    (expected,) = torch.autograd.grad(direct(conv, given).sum(), given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_weights_in_the_memory_of_former_ones_are_seen():
+    conv, x = make(torch.float32), draw(16, 16, torch.float32)
+    for _ in range(8):
+        conv(x)
+        for _ in range(2):  # the second ones get the memory that the first ones had set free
+            conv.weight.data = torch.randn(conv.weight.shape)
+        torch.testing.assert_close(conv(x), direct(conv, x), rtol=0, atol=1e-3)
+
+
+def test_transforms_of_functions_see_the_direct_sum():
+    conv, x = make(torch.float64), draw(8, 16)
+    found = torch.func.grad(lambda z: conv(z).sin().sum())(x)
+    expected = torch.func.grad(lambda z: direct(conv, z).sin().sum())(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)

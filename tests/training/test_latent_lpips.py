@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,7 +72,7 @@ def test_a_fit_that_was_stopped_gives_what_one_that_was_not_gives(tmp_path):
         fit_latent_lpips(latents(), stopping, tmp_path / "b", SHORT, progress=False)
     calls[:] = range(100)
     again = fit_latent_lpips(latents(), stopping, tmp_path / "b", SHORT, progress=False)
-    assert len(calls) == 104  # 32 held-out pairs, 8 at a time, and no other
+    assert len(calls) == 105  # 32 held-out pairs, 8 at a time, and as many known ones
     assert whole.weights.read_bytes() == again.weights.read_bytes()
     report = json.loads((tmp_path / "b" / "report.json").read_text())
     assert report["correlation"] == whole.correlation
@@ -79,6 +80,14 @@ def test_a_fit_that_was_stopped_gives_what_one_that_was_not_gives(tmp_path):
     assert LatentLPIPSLoss(weights=again.weights)(latents(2), latents(2).flip(0)) > 0
     with pytest.raises(ValueError, match="of another fit"):
         fit_latent_lpips(latents(41), differences, tmp_path / "b", SHORT, progress=False)
+    with pytest.raises(ValueError, match="with another distance of pictures"):
+        fit_latent_lpips(
+            latents(),
+            lambda x, y: differences(x, y).square(),
+            tmp_path / "b",
+            SHORT,
+            progress=False,
+        )
 
 
 def test_what_cannot_be_fitted(tmp_path):
@@ -90,6 +99,9 @@ def test_what_cannot_be_fitted(tmp_path):
         )
     with pytest.raises(ValueError, match="widths"):
         FitConfig(widths=())
+    with pytest.raises(ValueError, match="5 blocks need sides of 16 or more"):
+        fit_latent_lpips(latents(), differences, tmp_path / "c", replace(SHORT, widths=(4,) * 5))
+    assert not (tmp_path / "c").exists()
 
 
 def test_pairs_go_from_barely_to_wholly_and_are_drawn_from_their_index():
