@@ -252,7 +252,10 @@ def made(todo: Sequence[Student], options: argparse.Namespace) -> list[dict[str,
 
 
 def main() -> None:
-    options = parser().parse_args()
+    known = parser()
+    options = known.parse_args()
+    if options.write and not set(options.teacher) <= TEACHERS.keys():
+        known.error(f"--write is for {', '.join(TEACHERS)}; yours are in results.json of --output.")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
     todo = [
@@ -269,13 +272,13 @@ def main() -> None:
         own = partial(made, part(todo, 0, options.processes), options)
         _parts.side_by_side("benchmarks.methods", options.processes, own)
     rows = made(todo, options)
-    known = environment()
-    found = {"environment": known, "seconds": options.seconds, "rows": rows}
+    machine = environment()
+    found = {"environment": machine, "seconds": options.seconds, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(as_lines(found))
     text = table(rows) + (
         f"\n\n{options.seconds:g} CPU seconds a student, seeds {', '.join(map(str, options.seeds))}; one thread "
-        f"of {known['cpu']} (torch {known['torch']}). Made by `python -m benchmarks.methods`."
+        f"of {machine['cpu']} (torch {machine['torch']}). Made by `python -m benchmarks.methods`."
     )
     print(text)
     if options.write:

@@ -59,6 +59,8 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
     from nitrodistill.teachers import load_teacher
 
+    if Path(given.output).is_file():
+        raise FileExistsError(f"{given.output!r} is a file; choose a folder for the weights.")
     if not Path(given.images).is_dir():
         raise FileNotFoundError(f"no images at {given.images!r}; give a folder of images.")
     files = image_files(Path(given.images))

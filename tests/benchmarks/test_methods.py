@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import ROSTER, Entry, fits, folder_name, overview, part, table
+from benchmarks.methods import ROSTER, Entry, fits, folder_name, main, overview, part, table
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.base import Quality
 from benchmarks.teachers.compare import Place
@@ -100,3 +100,12 @@ def test_the_overview_is_in_distances_of_the_teacher() -> None:
         "| DMD2 | 3 / 1.5 | - / - |",
         "| LADD | - / - | - / 1.25 |",
     ]
+
+
+def test_results_of_a_teacher_of_yours_do_not_replace_the_committed_ones(
+    monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["methods", "--teacher", "./mine", "--pairs", "p", "--write"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "--write is for toy, toy-dit, digits, scenes, classes" in capsys.readouterr().err

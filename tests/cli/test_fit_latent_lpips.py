@@ -32,6 +32,9 @@ def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
     assert "holds 12 images and 11 are held out" in capsys.readouterr().err
     assert main([*asked, "--images", str(tmp_path / "none")]) == 2
     assert "/none'; give a folder of images" in capsys.readouterr().err
+    file = tmp_path / "out" / "latent_lpips.safetensors"
+    assert main([*asked, *features, "--output", str(file)]) == 2
+    assert "is a file; choose a folder for the weights" in capsys.readouterr().err
     assert main([*asked, "--features", "nitrodistill.toy:nothing"]) == 2
     assert main([*asked, "--features", "nitrodistill.toy:scenes"]) == 2
     assert "no function at 'nitrodistill.toy:scenes'" in capsys.readouterr().err
