@@ -145,6 +145,7 @@ ARMS: dict[str, dict[str, Method]] = {
         "GAN": in_steps(matching(3e-4, gan=GAN), 4),
         "GAN, relativistic": in_steps(matching(3e-4, gan=RELATIVISTIC), 4),
         "decoupled": in_steps(matching(3e-4, decoupled={}), 4),
+        "GAN, decoupled": in_steps(matching(3e-4, gan=GAN, decoupled={}), 4),
     },
 }
 """Group (in brackets: what our form has) -> arm -> method."""
