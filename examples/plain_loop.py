@@ -1,4 +1,4 @@
-"""What `nitrodistill demo` trains, in plain PyTorch: regression on pairs, a discriminator on fresh noise."""
+"""What `nitrodistill demo --method ladd` trains, in plain PyTorch: pairs, and a discriminator on fresh noise."""
 
 import torch
 from torch.optim import AdamW
@@ -28,7 +28,7 @@ def main(steps: int = 300, num_pairs: int = 400, folder: str = "runs/plain_loop"
     taps = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
     discriminator = nd.LatentDiscriminator(teacher.denoiser, taps, width=96)
     settings = nd.LADDConfig(
-        adversarial="hinge",
+        adversarial="relativistic",
         adversarial_weight=0.5,
         fresh_fraction=2 / 3,
         warmup_steps=round(0.15 * steps),
