@@ -1,6 +1,7 @@
 """Time and memory of a generator update and a discriminator update at equal batch, against the published order.
 
     python benchmarks/train_step.py [--rounds 7] [--batch_size 4] [--memory_batch_size 16] [--networks unet dit]
+    python benchmarks/train_step.py --memory_only --memory_batch_size 48
     python benchmarks/train_step.py --device cuda [--compile]      # SD2.1's UNet at its true size, in bfloat16
 
 The published order, written here from its description: the student runs once for each update; real and generated
@@ -15,7 +16,8 @@ A round times each of them once, in an order that rotates: CPU time of the proce
 waits for the device on a GPU. Ratios are taken per round; the table has their median and 20 and 80 percent
 quantiles. Peak memory is what torch allocates for a pair of updates above weights and moments, with and without
 gradient checkpointing, at two batch sizes: in the smaller one most of it is the student's gradients, which every
-order of passes needs. Writes benchmarks/results/train_step_<device>.json.
+order of passes needs. `--memory_only` measures one larger batch, checkpointed, and no times. Writes
+benchmarks/results/train_step_<device>.json, or train_step_memory_<device>.json.
 """
 
 from __future__ import annotations
@@ -253,6 +255,26 @@ def measure(name: str, options: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def measure_memory(options: argparse.Namespace) -> None:
+    """Prints and saves the peaks alone, checkpointed, at the larger batch, where activations decide."""
+    device, batch = options.device, options.memory_batch_size
+    found: dict[str, dict[str, float]] = {}
+    for name in options.networks:
+        found[name] = {
+            key: peak(build(Setting(name, batch, device, device == "cuda", True)), device)
+            for key, build in COMPETITORS.items()
+        }
+    lines = [
+        [name, key, f"{value:.0f} ({value / peaks[PUBLISHED]:.2f})"]
+        for name, peaks in found.items()
+        for key, value in peaks.items()
+    ]
+    print(markdown_table(["network", "order", f"peak MiB, checkpointed, batch {batch}"], lines))
+    print(
+        f"written to {write_json(f'train_step_memory_{device}', [], {'batch': batch, 'mib': found})}"
+    )
+
+
 def table(rows: list[Row]) -> str:
     """Markdown; memory beside that of the published order, each with and without checkpointing."""
     first = {row.network: row for row in rows if row.competitor == PUBLISHED}
@@ -283,11 +305,19 @@ def main() -> None:
     parser.add_argument("--memory_batch_size", type=int, default=16, help="of the larger batch")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--compile", action="store_true", help="the student by torch.compile")
+    parser.add_argument(
+        "--memory_only", action="store_true", help="peaks of the larger batch alone"
+    )
     options = parser.parse_args()
+    options.networks = options.networks or (
+        ["unet", "dit"] if options.device == "cpu" else ["sd21"]
+    )
+    if options.memory_only:
+        measure_memory(options)
+        return
     if options.device == "cpu":
         torch.set_num_threads(1)
-    names = options.networks or (["unet", "dit"] if options.device == "cpu" else ["sd21"])
-    rows = [row for name in names for row in measure(name, options)]
+    rows = [row for name in options.networks for row in measure(name, options)]
     print(table(rows))
     load, gpu = os.getloadavg()[0], options.device == "cuda"
     extra = {
