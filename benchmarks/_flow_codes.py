@@ -23,6 +23,17 @@ def towards(x0: Tensor) -> Network:
     return lambda x_t, t, prompt: (x_t.double() - x0.double()) / t
 
 
+def noted() -> tuple[Network, list[Tensor]]:
+    """A network that says what it is shown, and the list of that."""
+    shown: list[Tensor] = []
+
+    def network(x_t: Tensor, t: Tensor, prompt: str) -> Tensor:
+        shown.append(x_t)
+        return x_t
+
+    return network, shown
+
+
 def padded(said: Tensor) -> Tensor:
     """With a 0 in front, from which `unnormalised` learns the scale of a gradient."""
     return nn.functional.pad(said, (1, 0))
@@ -86,12 +97,7 @@ class DiffSynth(Code):
         return discriminator, generator
 
     def first_input(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        shown: list[Tensor] = []
-
-        def student(x_t: Tensor, t: Tensor, prompt: str) -> Tensor:
-            shown.append(x_t)
-            return x_t
-
+        student, shown = noted()
         torch.manual_seed(0)
         drawn = torch.randn_like(noise)
         self.loss(0, noise, student, student, student)
@@ -229,12 +235,7 @@ class FastVideo(Code):
         return self.losses(x0, towards(video(x0)), critic, critic)["fake_score_loss"]
 
     def first_input(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        shown: list[Tensor] = []
-
-        def student(x_t: Tensor, t: Tensor, prompt: str) -> Tensor:
-            shown.append(x_t)
-            return x_t
-
+        student, shown = noted()
         torch.manual_seed(0)
         torch.randint(0, 1, [1])  # the method's choice among the steps, of which there is one
         drawn = torch.randn_like(noise)

@@ -40,7 +40,7 @@ from benchmarks.methods import DMD2, LADD_NITRO, LADD_PAPER, in_steps
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
 from benchmarks.teachers.compare import METRICS, PACE, RESULT, Place
-from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS
+from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS, after_regression
 from nitrodistill.data import EncodeConfig, encode, open_images
 from nitrodistill.demo.demo import SCENES
 from nitrodistill.demo.recipes import TAPS
@@ -71,12 +71,6 @@ def matching(rate: float = 5e-4, **settings: Any) -> Method:
     if "gan" in settings:
         optimizers["discriminator"] = {**HEADS, "learning_rate": 1e-3, "lr_decay_from": 0.6}
     return {**DMD2, "settings": {**DMD2["settings"], **settings}, "optimizers": optimizers}
-
-
-def after_regression(method: Method) -> Method:
-    """The method in the last 70% of the steps; in those before the student learns the pairs."""
-    first = {**METHODS["regression"], "share": 0.3}
-    return {"stages": [first, {**method, "student": "previous", "share": 0.7}]}
 
 
 ADVERSARIAL = {
@@ -136,8 +130,8 @@ ARMS: dict[str, dict[str, Method]] = {
         "GAN": matching(gan=GAN),
         "GAN, relativistic": matching(gan=RELATIVISTIC),
         "regression on a third": matching(regression={"share": 1 / 3}),
-        "after regression": after_regression(matching()),
-        "GAN, after regression": after_regression(matching(gan=GAN)),
+        "after regression": after_regression(matching(), 0.3),
+        "GAN, after regression": after_regression(matching(gan=GAN), 0.3),
         "decoupled": matching(decoupled={}),
     },
     "DMD2 in 4 steps": {

@@ -26,6 +26,11 @@ def is_chosen(index: Tensor, share: float) -> Tensor:
     return torch.floor((n + 1) * share + 1e-9) > torch.floor(n * share + 1e-9)
 
 
+def too_few(count: int, share: float) -> bool:
+    """Whether a share of so many samples is less than two on average; 0 are all of them."""
+    return count * (share or 1) < 2 - 1e-6
+
+
 @dataclass(frozen=True)
 class Rows:
     """Some samples of a batch of pairs, cut out once.
@@ -105,7 +110,7 @@ class Misaligned:
                 "prompts; set misaligned_negatives: false."
             )
         index, x0 = draws.gather(batch.index), draws.gather(batch.pairs.x0)
-        if len(index) * (fraction or 1) < 2 - 1e-6:
+        if too_few(len(index), fraction):
             raise ValueError(
                 f"misaligned_negatives shows a real latent with another sample's prompt, and a micro-batch over "
                 f"all processes has {len(index)} (fresh_fraction {fraction}); make it large enough for two, or "

@@ -58,19 +58,18 @@ REGRESSION: dict[str, Any] = {
     "optimizers": {"student": {**STUDENT, "betas": [0.9, 0.999]}},
 }
 
+
+def after_regression(method: dict[str, Any], share: float) -> dict[str, Any]:
+    """The method with the student of a first stage, a share of the steps, that learns the pairs."""
+    first = {**REGRESSION, "share": share}
+    return {"stages": [first, {**method, "student": "previous", "share": 1 - share}]}
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "regression": REGRESSION,
     "dmd2": MATCHING,
     "dmd2 after regression": {
-        "stages": [
-            {**REGRESSION, "share": 0.5},
-            {
-                **MATCHING,
-                "settings": {"regression": {"share": 1 / 3}},
-                "student": "previous",
-                "share": 0.5,
-            },
-        ],
+        **after_regression({**MATCHING, "settings": {"regression": {"share": 1 / 3}}}, 0.5),
         "times": 2,
     },
     "both": BOTH,

@@ -206,9 +206,8 @@ class Alarms:
             half = [abs(share - 0.5) <= CHANCE_ACCURACY - 0.5 for share in (now, before)]
             found = {"chance", "unstable"} & self._fired.keys()
             if not found and all(half) and all(value <= CHANCE_ADVANTAGE for value in gain):
-                name, start = f"{role}/advantage", self._lines[-1]["step"] - self.window
-                both = [line[name] for line in self._lines if name in line]
-                last = [line[name] for line in self._lines if name in line and line["step"] > start]
+                last = self._values(f"{role}/advantage")
+                both = [*self._values(f"{role}/advantage", 1), *last]
                 low, high = min(both, default=0.0), max(both, default=0.0)
                 if not (_surely_slight(last) or _surely_slight(both)):
                     kind = "unstable" if high - low > SWING else "chance"
@@ -218,11 +217,15 @@ class Alarms:
 
     def _mean(self, name: str, ago: int = 0) -> float:
         """Of the last window, or of the one before (`ago=1`); NaN, of which nothing follows, if not covered."""
-        end = int(self._lines[-1]["step"]) - ago * self.window
-        rows = (line for line in self._lines if end - self.window < line["step"] <= end)
-        values = [line[name] for line in rows if name in line]
+        values, end = self._values(name, ago), self._lines[-1]["step"] - ago * self.window
         covered = values and self._since[name] <= end - self.window
         return sum(values) / len(values) if covered else math.nan
+
+    def _values(self, name: str, ago: int = 0) -> list[float]:
+        """Those of the last window's lines, or of the one before (`ago=1`)."""
+        end = self._lines[-1]["step"] - ago * self.window
+        rows = (line for line in self._lines if end - self.window < line["step"] <= end)
+        return [line[name] for line in rows if name in line]
 
     def _means(self, start: str, ago: int = 0) -> list[float]:
         """Of all names that begin so; nothing if one is not covered, or not finite."""

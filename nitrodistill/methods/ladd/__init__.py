@@ -47,7 +47,7 @@ from nitrodistill.method import (
     frozen_within,
 )
 from nitrodistill.methods.ladd.config import LADDConfig, make_noising
-from nitrodistill.rows import Misaligned, Rows, is_chosen
+from nitrodistill.rows import Misaligned, Rows, is_chosen, too_few
 from nitrodistill.sampling import Step, StepPlan, predict_x0
 from nitrodistill.timesteps import Histogram
 from nitrodistill.types import Batch, Denoiser, Terms
@@ -257,7 +257,7 @@ class LADD(DistillationMethod):
         """Refuses a gap of one sample, which has no standard error; once, since it waits for the device."""
         self._counted, fraction = True, self.config.fresh_fraction
         size = len(draws.gather(batch.index))
-        if size * (fraction or 1) < 2 - 1e-6:
+        if too_few(size, fraction):
             raise ValueError(
                 "balanced wants the standard error of the discriminator's gap, and a micro-batch over all "
                 f"processes has {size} (fresh_fraction {fraction}); make it large enough for two, or set "
