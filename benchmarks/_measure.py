@@ -15,16 +15,17 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
+R = TypeVar("R", bound=Mapping[str, Any])
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -151,6 +152,25 @@ def write_json(name: str, rows: Iterable[Any], extra: Mapping[str, object] | Non
     content = {"environment": environment(), **(extra or {}), "rows": [asdict(row) for row in rows]}
     path.write_text(json.dumps(content, indent=1) + "\n")
     return path
+
+
+def merged(
+    committed: Iterable[R],
+    rows: Iterable[R],
+    names: tuple[str, str],
+    order: Sequence[tuple[Any, Any]],
+) -> list[R]:
+    """Rows, and those committed that were not made anew, in this order and by seed; what is not in it is dropped.
+
+    Args:
+        committed: of before.
+        rows: the new ones.
+        names: of the two entries of a row that say, with its `seed`, what it is of.
+        order: their values.
+    """
+    found = {(*(row[name] for name in names), row["seed"]): row for row in (*committed, *rows)}
+    known = [key for key in found if key[:2] in order]
+    return [found[key] for key in sorted(known, key=lambda key: (order.index(key[:2]), key[2]))]
 
 
 def as_lines(found: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ from benchmarks._measure import (
     as_lines,
     environment,
     markdown_table,
+    merged,
     replace_between_markers,
 )
 from benchmarks.methods import DMD2, LADD_NITRO, LADD_PAPER, in_steps
@@ -284,10 +285,8 @@ def with_others(rows: list[dict[str, Any]], seconds: float) -> list[dict[str, An
     """The rows, and those committed of arms and seeds that were not asked for, of the same time a student."""
     committed = json.loads(RESULT_FILE.read_text()) if RESULT_FILE.is_file() else {}
     others = committed["rows"] if committed.get("seconds") == seconds else []
-    found = {(row["group"], row["arm"], row["seed"]): row for row in (*others, *rows)}
     order = [(group, arm) for group, arms in ARMS.items() for arm in arms]
-    known = (row for row in found.values() if (row["group"], row["arm"]) in order)
-    return sorted(known, key=lambda row: (order.index((row["group"], row["arm"])), row["seed"]))
+    return merged(others, rows, ("group", "arm"), order)
 
 
 def write_tables(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -19,12 +19,19 @@ import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks._measure import as_lines, environment, markdown_table, replace_between_markers
+from benchmarks._measure import (
+    as_lines,
+    environment,
+    markdown_table,
+    merged,
+    replace_between_markers,
+)
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.compare import METRICS, RESULT, Place
 from benchmarks.teachers.methods import METHODS
@@ -101,11 +108,8 @@ def against(rows: Sequence[Mapping[str, Any]], baseline: str) -> list[str]:
 def with_others(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows, and those committed that were not made anew, in the order of teachers and methods."""
     committed = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-    found = {(row["teacher"], row["method"], row["seed"]): row for row in (*committed, *rows)}
-    teachers, methods = list(TEACHERS), list(METHODS)
-    known = [key for key in found if key[0] in teachers and key[1] in methods]
-    known.sort(key=lambda key: (teachers.index(key[0]), methods.index(key[1]), key[2]))
-    return [found[key] for key in known]
+    order = list(product(TEACHERS, METHODS))
+    return merged(committed, rows, ("teacher", "method"), order)
 
 
 def main() -> None:
