@@ -106,7 +106,8 @@ class Place:
         data = {"pairs": pairs}
         if any(stage["method"] == "dmd2" for stage in stages):
             data["prompts"] = pairs
-        if any("gan" in stage["settings"] for stage in stages):
+        gans = [stage["settings"]["gan"] for stage in stages if "gan" in stage["settings"]]
+        if any(gan.get("real", "real") == "real" for gan in gans):
             data["real"] = str(self.real)
         return parse_recipe(
             {

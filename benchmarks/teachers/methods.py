@@ -65,6 +65,29 @@ def after_regression(method: dict[str, Any], share: float) -> dict[str, Any]:
     return {"stages": [first, {**method, "student": "previous", "share": 1 - share}]}
 
 
+PAIRED: dict[str, Any] = {
+    "method": "dmd2",
+    "settings": {
+        "critic": {"updates": 2},
+        "regression": {"share": 1 / 3},
+        "gan": {
+            "weight": 0.5,
+            "real": "pairs",
+            "features": "teacher",
+            "taps": DEPTHS[:2],
+            "head_width": 96,
+            "adversarial": "relativistic",
+            "timesteps": {"uniform": {"ranges": [[0.0, 0.4]]}},
+        },
+    },
+    "optimizers": {
+        "student": {**MATCHING["optimizers"]["student"], "learning_rate": 2e-4, "ema_decay": 0.95},
+        "critic": MATCHING["optimizers"]["critic"],
+        "discriminator": HEADS,
+    },
+}
+"""DMD2 with pairs: regression on a third of the rows, and their latents as the discriminator's data."""
+
 METHODS: dict[str, dict[str, Any]] = {
     "regression": REGRESSION,
     "dmd2": MATCHING,
@@ -72,6 +95,7 @@ METHODS: dict[str, dict[str, Any]] = {
         **after_regression({**MATCHING, "settings": {"regression": {"share": 1 / 3}}}, 0.5),
         "times": 2,
     },
+    "dmd2 with GAN after regression": {**after_regression(PAIRED, 0.5), "times": 2},
     "both": BOTH,
     "balanced": {
         **BOTH,

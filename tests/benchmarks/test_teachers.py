@@ -175,3 +175,10 @@ def test_dmd2_after_regression_goes_on_with_its_student(tmp_path: Path) -> None:
     assert last.settings.guidance == TEACHERS["toy-dit"].guidance
     assert last.settings.timestep == first.settings.timestep == 400
     assert last.settings.regression is not None
+
+
+def test_a_discriminator_on_pairs_asks_for_no_other_data(tmp_path: Path) -> None:
+    place = Place(TEACHERS["toy-dit"], None, None, tmp_path, tmp_path / "pairs")  # type: ignore[arg-type]
+    recipe = place.recipe(METHODS["dmd2 with GAN after regression"], 100, 0, tmp_path / "run")
+    assert (recipe.real, recipe.pairs) == (None, str(place.pairs))
+    assert recipe.stages[1].settings.gan.real == "pairs"
