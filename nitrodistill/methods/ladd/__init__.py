@@ -210,6 +210,7 @@ class LADD(DistillationMethod):
         latents = x0.detach().requires_grad_() if balanced else x0
         terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), dict[str, Side]()
         if paired is not None and self.reconstruction is not None:
+            self.reconstruction.draw(paired.draws.uniform, "reconstruction")
             found = self.reconstruction.parts(latents[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
             terms["reconstruction"] = paired.mean(per_sample)
