@@ -343,9 +343,19 @@ def test_processes_balance_as_one(tiny_denoiser):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_one_pass_of_real_latents_serves_the_balance_and_the_update(tiny_denoiser):
-    for noising, batches in (("shared", [3, 3]), ("independent", [3, 3, 3])):
-        method = make_method(tiny_denoiser, balanced=True, updates="shared_pass", noising=noising)
+def test_one_pass_of_real_latents_serves_the_students_loss_the_balance_and_the_update(
+    tiny_denoiser,
+):
+    plain, games = {"balanced": True}, {"adversarial": "relativistic"}
+    for settings, noising, batches in (
+        (plain, "shared", [3, 3]),
+        (plain, "independent", [3, 3, 3]),
+        (games, "shared", [3, 3]),
+        (games, "independent", [3, 3, 3]),
+        ({**plain, **games}, "shared", [3, 3]),
+        ({**plain, **games}, "independent", [3, 3, 3, 3]),
+    ):
+        method = make_method(tiny_denoiser, updates="shared_pass", noising=noising, **settings)
         calls: list[int] = []
         handle = tiny_denoiser.module.conv_in.register_forward_hook(
             lambda _, args, __, calls=calls: calls.append(len(args[0]))

@@ -219,12 +219,11 @@ class LADD(DistillationMethod):
             )
         if compared is not None and self.game is not None:
             fake, z = latents[compared.rows], compared.x0.to(x0.dtype)
-            per_sample, side = self.game.generator(fake, z, compared.condition, compared.draws)
+            per_sample, seen = self.game.generator(fake, z, compared.condition, compared.draws)
             terms["adversarial"] = self.config.adversarial_weight * compared.mean(per_sample)
             parts |= compared.shown({"adversarial": per_sample})
-            seen = {"generator": side}
             if balanced:
-                gap, real = self.game.gap(z, side, compared.condition, compared.draws)
+                gap, real = self.game.gap(z, seen, compared.condition, compared.draws)
                 most, gather = self.config.adversarial_weight, compared.draws.gather
                 known = gap if compared.there else gap[:0]
                 terms = balance(x0, latents, terms, known, most, gather)
