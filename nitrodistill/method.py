@@ -103,7 +103,8 @@ class Frozen:
             sets it to the role's weights at the start and moves it after each of the role's updates; a loop of
             your own does it by `training.EMA(role.module, decay, into=module)`.
         decay: of that average, in [0, 1), an update of the role.
-        as_it_is: it is moved to the device and nothing else: a small network, such as LPIPS.
+        as_it_is: it is moved to the device and not cast: a small network, such as LPIPS. A `Loss` in it keeps its
+            train mode.
 
     Example:
         >>> nd.Frozen(teacher.denoiser.module).module is teacher.denoiser.module

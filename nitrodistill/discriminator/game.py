@@ -122,7 +122,7 @@ class AdversarialGame:
         >>> discriminator = nd.LatentDiscriminator(teacher.denoiser, "mid_block", width=32)
         >>> noising = nd.Noising(nd.Uniform(), nd.Uniform(), nd.Uniform())
         >>> game = nd.AdversarialGame(discriminator, noising, nd.HingeGANLoss())
-        >>> loss, side = game.generator(x0, x0, condition, nd.Draws(0, 0, torch.arange(2)))
+        >>> loss, seen = game.generator(x0, x0, condition, nd.Draws(0, 0, torch.arange(2)))
         >>> loss.shape
         torch.Size([2])
     """
@@ -168,8 +168,8 @@ class AdversarialGame:
         draws: Draws,
         *,
         z_condition: Condition | None = None,
-    ) -> tuple[Tensor, Side]:
-        """The student's adversarial loss `(B,)`, and what the discriminator said.
+    ) -> tuple[Tensor, dict[str, Side]]:
+        """The student's adversarial loss `(B,)`, and use -> what the discriminator said: `seen` of the others.
 
         Args:
             x0: `(B, C, H, W)` the student's latents.
@@ -178,23 +178,28 @@ class AdversarialGame:
             draws: of the samples.
             z_condition: the prompts of z; None: the same.
         """
-        fake, real = self.side(x0, condition, draws, "generator"), None
+        seen, real = {"generator": self.side(x0, condition, draws, "generator")}, None
         if self.adversarial.needs_real:
-            real = self.side(z, z_condition or condition, draws, "generator.real").logits
-        return self.adversarial.generator(fake.logits, real), fake
+            seen["generator.real"] = self.side(z, z_condition or condition, draws, "generator.real")
+            real = seen["generator.real"].logits
+        return self.adversarial.generator(seen["generator"].logits, real), seen
 
     @torch.no_grad()
-    def gap(self, z: Tensor, fake: Side, condition: Condition, draws: Draws) -> tuple[Tensor, Side]:
+    def gap(
+        self, z: Tensor, seen: Mapping[str, Side], condition: Condition, draws: Draws
+    ) -> tuple[Tensor, Side]:
         """How much higher the logits of real latents are than what `generator` saw, `(B,)`; and the real side.
 
         Args:
             z: `(B, C, H, W)` the real ones, which get the timesteps and the noise of the student's.
-            fake: what `generator` returned.
+            seen: what `generator` returned; with shared noise a pass of the real ones is in it, and serves here.
             condition: the prompts.
             draws: of the samples.
         """
-        real = self.side(z, condition, draws, "generator")
-        found = logit_statistics(real.logits, fake.logits)
+        real = seen.get("generator.real") if self.noising.shared else None
+        if real is None:
+            real = self.side(z, condition, draws, "generator")
+        found = logit_statistics(real.logits, seen["generator"].logits)
         return found["logit_real"] - found["logit_fake"], real
 
     def update(
@@ -220,8 +225,8 @@ class AdversarialGame:
             z_condition: the prompts of z; None: the same.
             wrong: real latents with other prompts than these, and where they are other ones (None: everywhere);
                 there, they and x0 are half of the fakes each.
-            seen: use -> what `side` or `generator` said of the same latents, whose pass through the network then
-                serves here too: "generator" of x0, or "real" and "fake".
+            seen: use -> what was said of the same latents, whose pass through the network then serves here too:
+                what `generator` returned, or what `side` did for "real" and "fake".
         """
         check_whole("number", number, 0)
         found, wanted = seen or {}, self._differentiated(number)

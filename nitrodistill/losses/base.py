@@ -13,6 +13,7 @@ shape): looking at values would stall a device.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from torch import Tensor, nn
@@ -32,6 +33,11 @@ class Loss(nn.Module, ABC):
     Args:
         reduction: "mean" or "sum" over the samples, or "none" for one value per sample `(B,)`.
 
+    Attributes:
+        reduction: see above.
+        num_draws: how many random numbers a sample this loss takes in train mode; a class that takes some sets it.
+        drawn: those numbers, `(B, num_draws)`, which `draw` sets; None where nobody has drawn.
+
     Raises:
         ValueError: for an unknown reduction.
 
@@ -44,6 +50,8 @@ class Loss(nn.Module, ABC):
     """
 
     reduction: Reduction
+    num_draws: int = 0
+    drawn: Tensor | None = None
 
     def __init__(self, *, reduction: Reduction = "mean") -> None:
         super().__init__()
@@ -88,6 +96,20 @@ class Loss(nn.Module, ABC):
         if mask is None and weight is None and self.reduction == "mean":
             return self.plain_mean(pred, target)
         return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
+
+    def draw(self, uniform: Callable[[str, int], Tensor], name: str = "loss") -> None:
+        """Draws what this loss and those inside of it take at random, for the calls until it is called again.
+
+        A method calls it before each call of its losses, with its own `Draws`: then a run that is resumed has the
+        draws of an unbroken one, and every sample its own.
+
+        Args:
+            uniform: (name, n) -> `(B, n)` uniform draws in [0, 1): `Draws.uniform`.
+            name: what the names of the draws begin with.
+        """
+        for path, part in self.named_modules(prefix=name):
+            if isinstance(part, Loss) and part.num_draws:
+                part.drawn = uniform(path, part.num_draws)
 
     def extra_repr(self) -> str:
         """What `repr` shows."""

@@ -32,8 +32,8 @@ class DecodedLoss(Loss):
         reduction: "mean", "sum" or "none".
 
     Raises:
-        ValueError: for a `chunk` below 1, a decoder that would be trained, or a loss with another reduction
-            than "mean".
+        ValueError: for a `chunk` below 1, a decoder that would be trained, a loss with another reduction than
+            "mean", or chunks for a loss that draws at random for a whole batch.
         TypeError: if `decode` cannot be called, or `chunk` is no whole number.
 
     Example:
@@ -61,6 +61,11 @@ class DecodedLoss(Loss):
         refuse_trainable("decoder", decode)
         self.loss: Loss = check_part("the loss", loss)
         self.chunk = None if chunk is None else check_whole("chunk", chunk)
+        if chunk is not None and any(isinstance(m, Loss) and m.num_draws for m in loss.modules()):
+            raise ValueError(
+                f"the loss on the pictures draws at random for a whole batch, and chunk is {chunk}; leave out its "
+                "augment, or decode all at once (chunk=None, in Python)."
+            )
         self._decode = (decode,)  # in a tuple, so that it is no submodule
 
     @property

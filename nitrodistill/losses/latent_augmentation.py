@@ -27,15 +27,15 @@ GROUPS = "bgco"
 NUM_DRAWS = 14
 
 
-def check_groups(groups: str) -> str:
-    """Returns `groups` if each is known, and there once.
+def check_groups(groups: str, name: str = "groups") -> str:
+    """Returns `groups` if each is known, and there once; `name` is what they are called, for the message.
 
     Raises:
         ValueError: if not.
     """
     if not isinstance(groups, str) or set(groups) - set(GROUPS) or len(set(groups)) < len(groups):
         raise ValueError(
-            f"the groups of augmentations are {groups!r}; give letters of {GROUPS!r}, such as 'bg'."
+            f"{name} is {groups!r}; give letters of {GROUPS!r}, each once at most, such as 'bg'."
         )
     return groups
 

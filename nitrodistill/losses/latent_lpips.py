@@ -46,13 +46,14 @@ class LatentLPIPSLoss(Loss):
         augment: groups of augmentations, letters of "bgco" (E-LatentLPIPS: "bg"); "" has none. In eval() there is
             none either.
         generator: on the CPU; what the augmentations are drawn from, all of them here: a table of 4096 rows that
-            is gone through again and again.
+            is gone through again and again. Not needed where `draw` is called before the loss, whose draws
+            go first: methods do so.
         reduction: "mean", "sum" or "none".
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: for neither or both of network and weights, a file of another layout or without heads, a
-            network with parameters that require gradients, unknown augmentations or ones without a generator.
+            network with parameters that require gradients, or unknown augmentations.
 
     Example:
         >>> loss = nd.LatentLPIPSLoss(weights="toy")  # the embedded teacher's trunk
@@ -73,15 +74,11 @@ class LatentLPIPSLoss(Loss):
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction=reduction)
-        self.augment = check_groups(augment)
-        if augment and generator is None:
-            raise ValueError(
-                f"augment is {augment!r}, and there is no generator to draw from; give a torch.Generator (which "
-                "a recipe cannot: leave augment out there)."
-            )
+        self.augment = check_groups(augment, "augment")
         if (network is None) == (weights is None):
+            given = "neither network nor weights" if weights is None else "both network and weights"
             raise ValueError(
-                "give either weights, a file, or a network, a callable from latents to feature maps."
+                f"got {given}; give either weights, a file, or a network, a callable from latents to feature maps."
             )
         if isinstance(heads, str | Path):
             heads = read_heads(read_weights(_file(heads)))
@@ -97,9 +94,11 @@ class LatentLPIPSLoss(Loss):
         assert network is not None
         heads = None if heads is None else [head.clamp_min(0) for head in heads]
         self.distance: LPIPSLoss = LPIPSLoss(network, heads=heads, eps=1e-8)
-        rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if augment else torch.empty(0)
+        self.num_draws = NUM_DRAWS if augment else 0
+        drawn = augment and generator is not None
+        rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if drawn else torch.empty(0)
         # as whole numbers, which stay what they are where the module is cast to bfloat16
-        self.register_buffer("draws", (rows * _LEVELS).int(), persistent=False)
+        self.register_buffer("table", (rows * _LEVELS).int(), persistent=False)
         self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def target_features(self, target: Tensor) -> TargetFeatures:
@@ -120,7 +119,8 @@ class LatentLPIPSLoss(Loss):
             `(B,)`, float64 if the features are, else float32.
 
         Raises:
-            ValueError: for wrong shapes, or a mask or features where both sides are augmented.
+            ValueError: for wrong shapes, and where both sides are augmented for a mask, features, or nothing to
+                draw from.
         """
         if not (self.augment and self.training):
             return self.distance.per_sample(pred, target, mask)
@@ -130,10 +130,12 @@ class LatentLPIPSLoss(Loss):
                 ".eval() or leave augment out."
             )
         check_pair(pred, target)
-        draws, next_row = self.get_buffer("draws"), self.get_buffer("next_row")
-        rows = torch.arange(len(pred), device=draws.device) + next_row
-        next_row += len(pred)
-        r = draws[rows % _NUM_ROWS].float() / _LEVELS
+        r = self._rows(len(pred)) if self.drawn is None else self.drawn
+        if len(r) != len(pred):
+            raise ValueError(
+                f"pred has {len(pred)} samples, and draws were made for {len(r)}; call draw(draws.uniform) before "
+                "each call of the loss."
+            )
         pred, target = (augment_latents(z, r, self.augment) for z in (pred, target))
         return self.distance.per_sample(pred, target)
 
@@ -147,6 +149,18 @@ class LatentLPIPSLoss(Loss):
     ) -> Tensor:
         """The reduced distance; arguments as in `per_sample`, `weight` is `(B,)`."""
         return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
+
+    def _rows(self, count: int) -> Tensor:
+        """The next rows of the table, `(count, NUM_DRAWS)`."""
+        table, next_row = self.get_buffer("table"), self.get_buffer("next_row")
+        if len(table) == 0:
+            raise ValueError(
+                f"augment is {self.augment!r}, and there is nothing to draw from; give a generator, or call "
+                "draw(draws.uniform) before the loss."
+            )
+        rows = torch.arange(count, device=table.device) + next_row
+        next_row += count
+        return table[rows % _NUM_ROWS].float() / _LEVELS
 
     def extra_repr(self) -> str:
         return f"augment={self.augment!r}, {super().extra_repr()}"

@@ -208,12 +208,8 @@ class FeatureKD(DistillationMethod):
 
     def frozen(self) -> Mapping[str, Frozen]:
         """The teacher, and the networks of perceptual losses."""
-        found = {"teacher": Frozen(self.teacher.module)}
-        for name in ("task", "output", "feature"):
-            loss: WeightedSum | None = getattr(self, name)
-            if loss is not None:
-                found[f"{name}_loss"] = Frozen(loss, as_it_is=True)
-        return found
+        losses = {f"{name}_loss": Frozen(it, as_it_is=True) for name, it in self._losses().items()}
+        return {"teacher": Frozen(self.teacher.module), **losses}
 
     def losses(
         self, batch: Batch, active: Sequence[str], draws: Draws
@@ -230,6 +226,8 @@ class FeatureKD(DistillationMethod):
             target, wanted = self._predict(0, x_t, t, condition)
             target = self._guided(target, x_t, t, condition)
         found, features = self._predict(1, x_t, t, condition)
+        for name, loss in self._losses().items():
+            loss.draw(draws.uniform, name)
         kind, parts, total = (
             self.student.prediction_type,
             dict[str, Tensor](),
@@ -246,6 +244,11 @@ class FeatureKD(DistillationMethod):
         for part in parts.values():
             total = total + part
         yield "student", Terms(total.mean(), {name: part.detach() for name, part in parts.items()})
+
+    def _losses(self) -> dict[str, WeightedSum]:
+        """Those that there are, by the name of their setting."""
+        named = {"task": self.task, "output": self.output, "feature": self.feature}
+        return {name: loss for name, loss in named.items() if loss is not None}
 
     def _predict(
         self, who: int, x_t: Tensor, t: Tensor, condition: Condition

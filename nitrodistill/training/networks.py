@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from nitrodistill.losses import Loss
 from nitrodistill.method import Cast, DistillationMethod
 from nitrodistill.methods import find_method
 from nitrodistill.models import DiffusersDenoiser, Pipeline
@@ -255,7 +256,10 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
     trainer = stage.trainer
     for entry in method.frozen().values():
         if entry.as_it_is:
+            modes = {m: m.training for m in entry.module.modules() if isinstance(m, Loss)}
             frozen(entry.module).to(accelerator.device)
+            for loss, mode in modes.items():  # in eval mode one would not augment; its networks are
+                loss.training = mode
             continue
         frozen(entry.module)
         if trainer.half is not None and not entry.follows:

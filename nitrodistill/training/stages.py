@@ -196,6 +196,9 @@ def build_on_shapes(
     cast = stage_cast(stage, lambda: teacher, whole, empty, shapes, begin)
     method = find_method(stage.method).build(stage.settings, cast)
     check_cast(method, cast)
+    for entry in method.frozen().values():
+        if entry.as_it_is:  # the networks of losses come from their files
+            entry.module.to("meta")
     return method, cast
 
 

@@ -110,10 +110,10 @@ def test_each_use_has_its_law_and_its_draws():
 
 def test_the_losses_are_those_of_the_logits():
     game = make_game()
-    loss, side = game.generator(X0, Z, CONDITION, DRAWS)
+    loss, seen = game.generator(X0, Z, CONDITION, DRAWS)
     _, x_t = noised(X0, LogitNormal(1, 1), "generator")
     torch.testing.assert_close(loss, -(x_t * WEIGHT).sum(1).mean((1, 2)))
-    assert torch.equal(side.features[0], game.discriminator.denoiser.passes[0][1])
+    assert torch.equal(seen["generator"].features[0], game.discriminator.denoiser.passes[0][1])
     found = update(game)
     real, fake = (
         (noised(x, law, name)[1] * WEIGHT).sum(1).flatten(1)
@@ -143,12 +143,28 @@ def test_one_pass_serves_both_updates():
         passes = game.discriminator.denoiser.passes
         x0 = X0.clone().requires_grad_()
         _, seen = game.generator(x0, Z, CONDITION, DRAWS)
-        found = update(game, seen={"generator": seen})
+        found = update(game, seen=seen)
         assert len(passes) == 2, "the generator's and the real one's"
-        assert torch.equal(found.fake.logits[0], seen.logits[0])
+        assert torch.equal(found.fake.logits[0], seen["generator"].logits[0])
         assert torch.equal(passes[0][0], passes[1][0]) == shared
         (gradient,) = torch.autograd.grad(found.per_sample.sum(), x0, allow_unused=True)[:1]
         assert gradient is None
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_relativistic_generators_real_pass_serves_where_the_noise_is_shared(shared):
+    game = make_game(RelativisticGANLoss(), real=Uniform(), shared=shared)
+    passes = game.discriminator.denoiser.passes
+    _, seen = game.generator(X0, Z, CONDITION, DRAWS)
+    assert len(passes) == 2
+    gap, real = game.gap(Z, seen, CONDITION, DRAWS)
+    found = update(game, seen=seen)
+    assert len(passes) == (2 if shared else 4)
+    # those of passes of their own, which the fake's alone asks for
+    alone = {"generator": seen["generator"]}
+    other, again = game.gap(Z, alone, CONDITION, DRAWS)
+    torch.testing.assert_close((gap, real.logits), (other, again.logits))
+    torch.testing.assert_close(found.per_sample, update(game, seen=alone).per_sample)
 
 
 def test_passes_that_the_network_learns_from_serve_the_discriminator_too():

@@ -30,6 +30,37 @@ def test_reductions_and_weights(make_loss, make_pair):
     torch.testing.assert_close(make_loss()(x, y, weight=weight), (per_sample * weight).mean())
 
 
+class Noisy(nl.Loss):
+    """A loss from outside that draws: the first of its numbers."""
+
+    num_draws = 2
+
+    def per_sample(self, pred, target, mask=None):
+        assert self.drawn is not None
+        return self.drawn[:, 0]
+
+
+def test_losses_that_draw_get_draws_of_their_own_wherever_they_are():
+    asked = []
+
+    def uniform(name, count):
+        asked.append((name, count))
+        return torch.full((3, count), float(len(asked)))
+
+    x = torch.zeros(3, 3, 8, 8)
+    loss = nl.WeightedSum(
+        {
+            "l1": (1.0, nl.L1Loss()),
+            "one": (1.0, Noisy()),
+            "two": (1.0, nl.MultiScaleLoss(Noisy(), [1.0, 1.0])),
+        }
+    )
+    loss.draw(uniform, "task")
+    assert asked == [("task.losses.1", 2), ("task.losses.2.loss", 2)]
+    parts = {name: value.tolist() for name, value in loss.parts(x, x).items()}
+    assert parts == {"l1": [0.0] * 3, "one": [1.0] * 3, "two": [4.0] * 3}
+
+
 def test_a_sample_does_not_see_the_others(make_loss, make_pair):
     x, y = make_pair(*SHAPE)
     loss = make_loss(reduction="none")

@@ -43,6 +43,24 @@ def test_value_and_gradients_are_those_of_decoding_by_hand(decoder, chunk, make_
         torch.testing.assert_close(got, want)
 
 
+def test_what_is_drawn_for_a_whole_batch_is_not_cut_into_chunks(make_pair):
+    def decode(z):
+        return z[:, :3]
+
+    x, y = make_pair(3, 4, 8, 8)
+    inner = nl.LatentLPIPSLoss(lambda z: [z, z.square()], augment="bg")
+    with pytest.raises(
+        ValueError, match="draws at random for a whole batch, and chunk is 2; leave"
+    ):
+        nl.DecodedLoss(nl.MultiScaleLoss(inner, [1.0]), decode, chunk=2)
+    loss = nl.DecodedLoss(inner, decode, chunk=None)
+    r = torch.rand(3, 14, generator=torch.Generator().manual_seed(0))
+    loss.draw(lambda name, count: r)
+    expected = inner(decode(x), decode(y))
+    torch.testing.assert_close(loss(x, y), expected)
+    assert expected != inner.eval()(decode(x), decode(y))
+
+
 def test_one_chunk_is_in_memory_and_is_computed_again(decoder, make_pair):
     z, w = make_pair(4, 4, 6, 5)
     kept = 0

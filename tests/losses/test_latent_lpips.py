@@ -3,9 +3,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nitrodistill.losses import LatentLPIPSLoss, LPIPSLoss, check_losses, named_loss
+from nitrodistill.losses import (
+    L1Loss,
+    LatentLPIPSLoss,
+    LPIPSLoss,
+    WeightedSum,
+    check_losses,
+    named_loss,
+)
 from nitrodistill.losses.latent_augmentation import augment_latents
 from nitrodistill.losses.latent_trunk import fitted_trunk
+from nitrodistill.method import Draws
 
 
 def make_trunk():
@@ -45,7 +53,7 @@ def test_both_sides_are_augmented_alike_in_training_alone():
     assert torch.equal(loss(x, x), torch.zeros(3))
     assert torch.equal(loss.eval()(x, y), plain(x, y))
     again = LatentLPIPSLoss(make_trunk(), augment="bgco", generator=seeded())
-    assert torch.equal(again.get_buffer("draws"), loss.get_buffer("draws"))
+    assert torch.equal(again.get_buffer("table"), loss.get_buffer("table"))
     before = torch.get_rng_state()
     again(x, y)
     assert torch.equal(torch.get_rng_state(), before)
@@ -63,6 +71,61 @@ def test_no_graph_break():
             torch.testing.assert_close(run(given, y.to(dtype)), eager(given, y.to(dtype)))
 
 
+def test_no_graph_break_and_no_second_graph_where_a_method_draws():
+    x, y = pair(2, 4, 8, 8)
+    graphs = []
+
+    def count(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    eager, compiled = (LatentLPIPSLoss(make_trunk(), augment="bgco") for _ in range(2))
+    run = torch.compile(compiled, fullgraph=True, backend=count)
+    for step in range(3):
+        for loss in (eager, compiled):
+            loss.draw(Draws(0, step, torch.arange(2)).uniform)
+        torch.testing.assert_close(run(x, y), eager(x, y))
+    assert len(graphs) == 1
+
+
+def test_a_methods_draws_are_a_matter_of_step_and_sample_alone():
+    x, y = pair(6, 4, 8, 8)
+    plain = LatentLPIPSLoss(make_trunk(), reduction="none")
+    inner = {"a": (1.0, LatentLPIPSLoss(make_trunk(), augment="bg", generator=seeded()))}
+    inner["l1"] = (1.0, L1Loss())
+    loss = WeightedSum(inner)
+
+    def value(step, rows):
+        draws = Draws(0, step, torch.arange(6)[rows])
+        loss.draw(draws.uniform, "reconstruction")
+        r = draws.uniform("reconstruction.losses.0", 14)
+        found = loss.parts(x[rows], y[rows])["a"]
+        by_hand = plain(augment_latents(x[rows], r), augment_latents(y[rows], r))
+        torch.testing.assert_close(found, by_hand)
+        return found
+
+    whole, other = value(3, slice(6)), value(4, slice(6))
+    assert (whole - other).abs().min() > 1e-4
+    parts = torch.cat([value(3, rows) for rows in (slice(2), slice(2, 3), slice(3, 6))])
+    torch.testing.assert_close(parts, whole)
+    assert torch.equal(loss.eval().parts(x, y)["a"], plain(x, y))
+
+
+def test_without_draws_or_with_those_of_another_batch_it_says_so():
+    x, y = pair(3, 4, 8, 8)
+    loss = LatentLPIPSLoss(make_trunk(), augment="b")
+    with pytest.raises(
+        ValueError, match="augment is 'b', and there is nothing to draw from; give a"
+    ):
+        loss(x, y)
+    loss.draw(Draws(0, 0, torch.arange(2)).uniform)
+    with pytest.raises(
+        ValueError, match="pred has 3 samples, and draws were made for 2; call draw"
+    ):
+        loss(x, y)
+    loss.eval()(x, y)
+
+
 def test_what_cannot_be_together():
     x, y = pair(1, 4, 8, 8)
     loss = LatentLPIPSLoss(make_trunk(), augment="b", generator=seeded())
@@ -70,10 +133,10 @@ def test_what_cannot_be_together():
         loss(x, y, mask=torch.ones(1, 1, 8, 8))
     with pytest.raises(ValueError, match="neither a mask nor features"):
         loss(x, loss.target_features(y))
-    with pytest.raises(ValueError, match="no generator"):
-        LatentLPIPSLoss(make_trunk(), augment="b")
-    with pytest.raises(ValueError, match="give either weights"):
+    with pytest.raises(ValueError, match="got neither network nor weights; give either weights"):
         LatentLPIPSLoss()
+    with pytest.raises(ValueError, match="got both network and weights; give either weights"):
+        LatentLPIPSLoss(make_trunk(), weights="toy")
     with pytest.raises(FileNotFoundError, match="fit-latent-lpips"):
         LatentLPIPSLoss(weights="nothing.pth")
 
@@ -83,8 +146,12 @@ def test_by_name_as_recipes_say_it():
     check_losses(spec)
     x, y = pair(2, 4, 8, 8)
     assert torch.equal(named_loss(spec)(x, y), 0.5 * LatentLPIPSLoss(weights="toy")(x, y))
-    with pytest.raises(ValueError, match="no generator"):
-        named_loss({"latent_lpips": {"weights": "toy", "augment": "bg"}})
+    augmented = named_loss({"latent_lpips": {"weights": "toy", "augment": "bg"}})
+    draws = Draws(0, 0, torch.arange(2))
+    augmented.draw(draws.uniform)
+    r = draws.uniform("loss.losses.0", 14)
+    by_hand = LatentLPIPSLoss(weights="toy")(augment_latents(x, r), augment_latents(y, r))
+    torch.testing.assert_close(augmented(x, y), by_hand)
     with pytest.raises(ValueError, match="weights"):
         check_losses({"latent_lpips": {"wieghts": "toy"}})
 

@@ -24,6 +24,15 @@ class HalfLoss(nl.Loss):
 
 HALF = f"{__name__}:HalfLoss"
 
+
+def doubled(x: Tensor) -> list[Tensor]:
+    """A network from outside."""
+    return [2 * x, x.square()]
+
+
+DOUBLED = f"{__name__}:doubled"
+TRAINED = nn.Conv2d(4, 4, 1)
+
 EVERY = {
     "l1": 1,
     "l2": 0.5,
@@ -105,6 +114,8 @@ def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
     monkeypatch.setattr("nitrodistill.losses.lpips.load_trunk", never)
     nl.check_losses({"lpips": {"weight": 1, "network": "vgg", "decode": True}})
     nl.check_losses({"multi_scale": {"loss": {"lpips": {"network": "alex"}}}})
+    nl.check_losses({"latent_lpips": {"weights": "none.pth", "heads": "none.pth", "augment": "bg"}})
+    nl.check_losses({"latent_lpips": {"network": "decoder", "augment": "bgco"}})
     with pytest.raises(AssertionError, match="a network was built"):
         nl.named_loss("lpips")
 
@@ -129,6 +140,34 @@ def test_checking_builds_no_network_and_reads_no_weights(monkeypatch):
         ({"ssim": 1.0}, "ssim needs data_range"),
         ({"latent_ssim": 1.0}, "latent_ssim: data_range is None and std None"),
         (
+            {"latent_lpips": {"weights": "toy", "augment": "bx"}},
+            "latent_lpips: augment is 'bx'; give letters",
+        ),
+        (
+            {"latent_lpips": {"weights": "toy", "augment": "bgb"}},
+            "augment is 'bgb'; give letters of 'bgco'",
+        ),
+        (
+            {"latent_lpips": {"weights": "toy", "augment": True}},
+            "augment is True; it must be a text",
+        ),
+        (
+            {"latent_lpips": {"weights": "toy", "generator": 1}},
+            "generator is 1; it must be a Generator",
+        ),
+        ({"latent_lpips": 1}, "latent_lpips: got neither network nor weights; give either"),
+        ({"latent_lpips": {"weights": "w", "network": DOUBLED}}, "got both network and weights"),
+        (
+            {"latent_lpips": {"network": f"{__name__}:TRAINED"}},
+            "has parameters that require gradients",
+        ),
+        ({"lpips": {"network": DOUBLED, "eps": 0}}, "lpips: eps is 0.0"),
+        (
+            {"lpips": {"network": DOUBLED, "weights": {}}},
+            "weights are given with a callable network",
+        ),
+        ({"lpips": {"network": DOUBLED, "value_range": [1, 0]}}, "lpips: value_range is"),
+        (
             {"lpips": {"network": "vgg19"}},
             "network is 'vgg19'; it must be 'vgg' or 'alex'",
         ),
@@ -147,6 +186,18 @@ def test_both_doors_refuse_alike(spec, sentence):
     for door in (nl.check_losses, nl.named_loss):
         with pytest.raises(ValueError, match=sentence):
             door(spec)
+
+
+def test_augmented_pictures_are_refused_alike_at_any_depth():
+    inner = {"latent_lpips": {"network": DOUBLED, "augment": "bg"}}
+    deep = {"multi_scale": {"loss": inner, "weights": [1], "decode": True}}
+    flat = {"latent_lpips": {**inner["latent_lpips"], "decode": True}}
+    for spec, name in ((deep, "multi_scale"), (flat, "latent_lpips")):
+        sentence = f"{name}: the loss on the pictures draws at random .* leave out its augment"
+        with pytest.raises(ValueError, match=sentence):
+            nl.check_losses(spec)
+        with pytest.raises(ValueError, match=sentence):
+            nl.named_loss(spec, decode=lambda z: z)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +234,6 @@ def test_a_decoder_is_no_part_of_the_loss():
     decoder = nn.Conv2d(4, 3, 1).eval().requires_grad_(False)
     loss = nl.named_loss({"l1": {"decode": True}}, decode=decoder)
     assert not list(loss.parameters())
-
-
-def doubled(x: Tensor) -> list[Tensor]:
-    """A network from outside."""
-    return [2 * x, x.square()]
-
-
-DOUBLED = f"{__name__}:doubled"
 
 
 @pytest.mark.parametrize("name", ["lpips", "latent_lpips"])

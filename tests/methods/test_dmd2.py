@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nitrodistill.diagnostics import logit_statistics
 from nitrodistill.discriminator import Augmentation
+from nitrodistill.losses import LatentLPIPSLoss, augment_latents
 from nitrodistill.losses import functional as F
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import find_method
@@ -25,7 +26,7 @@ from nitrodistill.methods.dmd2 import (
     RegressionConfig,
 )
 from nitrodistill.methods.dmd2.critic import critic_signal
-from nitrodistill.methods.dmd2.inputs import Inputs, make_inputs
+from nitrodistill.methods.dmd2.inputs import Inputs, latents_of, make_inputs
 from nitrodistill.models import DiffusersDenoiser, LoRAConfig, add_lora
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow
@@ -404,6 +405,18 @@ def test_a_batch_without_a_paired_row_calls_the_same_networks(tiny_denoiser):
     assert found[0][1] == 0 < found[1][1]
     assert "regression" not in found[0][2]
     assert found[1][2]["regression"].shape == (1,)
+
+
+def test_a_regression_is_augmented_by_the_methods_draws_of_its_rows(tiny_denoiser):
+    regression = RegressionConfig({"latent_lpips": {"weights": "toy", "augment": "bg"}}, share=0.5)
+    method = DMD2.build(DMD2Config(regression=regression), cast_of(tiny_denoiser))
+    batch, rows = batch_of(0, 4), torch.tensor([1, 3])  # of every two samples the second is a pair
+    draws, x0 = Draws(0, 2, batch.index), torch.randn(4, 4, 8, 8)
+    _, shown = method._regression(x0, batch.index % 2 == 1, batch, draws)
+    r = draws.uniform("regression.losses.0", 14)
+    sides = (augment_latents(z, r, "bg")[rows] for z in (x0, latents_of(batch, "pairs").x0))
+    expected = LatentLPIPSLoss(weights="toy").per_sample(*sides)
+    torch.testing.assert_close(shown["regression"], expected)
 
 
 def test_noise_without_data_has_the_size_that_the_student_draws(tiny_denoiser):

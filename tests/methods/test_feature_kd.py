@@ -206,6 +206,19 @@ def test_any_named_loss(tiny_denoiser):
     assert float(found.total.detach()) > 0
 
 
+def test_losses_are_augmented_by_the_methods_draws(tiny_denoiser):
+    spec = {"latent_lpips": {"weights": "toy", "augment": "bg"}}
+    made = method(tiny_denoiser, task=spec, output={}, feature={})
+    found = terms(made, batch())
+    assert made.task is not None
+    (loss,) = made.task.losses
+    expected = Draws(0, 0, batch().index).uniform("task.losses.0", 14)
+    torch.testing.assert_close(loss.drawn, expected)
+    made.task.eval()
+    assert found.parts["task"].isfinite().all()
+    assert not torch.equal(found.parts["task"], terms(made, batch()).parts["task"])
+
+
 def test_checkpointing_changes_no_gradient():
     teacher = DiffusersDenoiser(unet("sd15"), FAMILIES["sd15"].make()[0].schedule, "epsilon")
     config = FeatureKDConfig(features="bk-tiny", num_inference_steps=4)

@@ -14,7 +14,12 @@ from nitrodistill.discriminator import (
     MLPHead,
     TokenHead,
 )
-from nitrodistill.losses import LatentLPIPSLoss, NonSaturatingGANLoss, RelativisticGANLoss
+from nitrodistill.losses import (
+    LatentLPIPSLoss,
+    NonSaturatingGANLoss,
+    RelativisticGANLoss,
+    augment_latents,
+)
 from nitrodistill.method import Cast, DistillationMethod, Draws
 from nitrodistill.methods.ladd import LADD, LADDConfig
 from nitrodistill.models import FeatureTaps
@@ -101,6 +106,28 @@ def test_the_teachers_features_as_reconstruction(tiny_denoiser, adversarial_weig
     t = tiny_denoiser.schedule.timestep(torch.full((3,), 0.25))
     trunk = FeatureTaps(tiny_denoiser, network["taps"]).bind(t, empty.index([0, 0, 0]))
     torch.testing.assert_close(found, LatentLPIPSLoss(trunk).per_sample(x0, pairs.x0).detach())
+
+
+@pytest.mark.parametrize("fresh", [0.0, 0.5])
+def test_a_loss_by_name_is_augmented_by_the_methods_draws(tiny_denoiser, fresh):
+    method = make_method(
+        tiny_denoiser,
+        reconstruction={"latent_lpips": {"weights": "toy", "augment": "bg"}},
+        fresh_fraction=fresh,
+    )
+    batch, values = make_batch(0, 4), []
+    pairs, (step,) = pairs_of(batch), method.plan.steps
+    x0 = predict_x0(method.student, step, step.input.mix(pairs.x0, pairs.noise), pairs.condition)
+    rows = (~is_chosen(batch.index, fresh)).nonzero().flatten()
+    plain = LatentLPIPSLoss(weights="toy")
+    for number in (0, 2, 0):
+        found = run(method, batch, number)["student"][1]["reconstruction"]
+        r = Draws(0, number, batch.index).uniform("reconstruction.losses.0", 14)[rows]
+        sides = (augment_latents(z[rows], r) for z in (x0, pairs.x0))
+        torch.testing.assert_close(found, plain.per_sample(*sides).detach())
+        values.append(found)
+    assert torch.equal(values[0], values[2])
+    assert not torch.equal(values[0], values[1])
 
 
 @pytest.mark.parametrize(
@@ -208,6 +235,10 @@ def test_the_discriminator_term_is_the_published_formula(tiny_denoiser, misalign
         {"updates": "shared", "num_inference_steps": 4},
         {"fresh_fraction": 0.25},
         {
+            "fresh_fraction": 0.25,
+            "reconstruction": {"latent_lpips": {"weights": "toy", "augment": "bg"}},
+        },
+        {
             "updates": "shared_pass",
             "noising": "shared",
             "penalty": {"approximate_r1_r2": 0.5, "r1": {"weight": 0.1, "every": 2}},
@@ -312,9 +343,19 @@ def test_processes_balance_as_one(tiny_denoiser):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_one_pass_of_real_latents_serves_the_balance_and_the_update(tiny_denoiser):
-    for noising, batches in (("shared", [3, 3]), ("independent", [3, 3, 3])):
-        method = make_method(tiny_denoiser, balanced=True, updates="shared_pass", noising=noising)
+def test_one_pass_of_real_latents_serves_the_students_loss_the_balance_and_the_update(
+    tiny_denoiser,
+):
+    plain, games = {"balanced": True}, {"adversarial": "relativistic"}
+    for settings, noising, batches in (
+        (plain, "shared", [3, 3]),
+        (plain, "independent", [3, 3, 3]),
+        (games, "shared", [3, 3]),
+        (games, "independent", [3, 3, 3]),
+        ({**plain, **games}, "shared", [3, 3]),
+        ({**plain, **games}, "independent", [3, 3, 3, 3]),
+    ):
+        method = make_method(tiny_denoiser, updates="shared_pass", noising=noising, **settings)
         calls: list[int] = []
         handle = tiny_denoiser.module.conv_in.register_forward_hook(
             lambda _, args, __, calls=calls: calls.append(len(args[0]))
@@ -521,6 +562,10 @@ def test_the_heads_are_thawed_even_if_the_loop_breaks_off(tiny_denoiser):
         (
             {"reconstruction": {"smoth_l1": 1.0}},
             "the loss 'smoth_l1' is unknown; did you mean 'smooth_l1'",
+        ),
+        (
+            {"reconstruction": {"latent_lpips": {"weights": "toy", "augment": "gf"}}},
+            "latent_lpips: augment is 'gf'; give letters of 'bgco'",
         ),
         ({"adversarial": "wgan"}, "'wgan'.*hinge"),
         ({"adversarial_weight": -1.0}, "adversarial_weight is -1.0"),

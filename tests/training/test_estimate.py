@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
+from nitrodistill.losses import LatentLPIPSLoss
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline, PruneSpec, prune
@@ -74,6 +76,19 @@ def test_weights_gradients_moments_and_average_are_those_of_a_real_run(pipeline)
     assert found["teacher"].weights == found["student"].weights
     assert "teacher's copy" not in found, "it is the pipeline's own network"
     assert found["vae"].parameters == sum(p.numel() for p in pipeline.diffusers.vae.parameters())
+
+
+def test_a_loss_on_a_network_from_a_file_is_counted(pipeline):
+    trainer = TrainerConfig(steps=1, batch_size=3, optimizers={"student": ROLES["student"]})
+    spec = {"latent_lpips": {"weights": "toy", "augment": "bg"}}
+    found = []
+    for reconstruction in ({"smooth_l1": 1.0}, spec):
+        config = LADDConfig(adversarial_weight=0.0, reconstruction=reconstruction)
+        found.append(Counts(pipeline, 5).flops(Stage("ladd", trainer, config)))
+    loss, x = LatentLPIPSLoss(weights="toy"), torch.randn(3, *pipeline.latent_shape)
+    with FlopCounterMode(display=False) as counter:
+        loss(x.clone().requires_grad_(), x + 1).backward()
+    assert found[1] - found[0] == counter.get_total_flops() > 0
 
 
 def test_the_largest_batch_is_the_last_that_fits(switched):

@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 from torch.distributed.fsdp import FSDPModule
 
+from nitrodistill.losses import LatentLPIPSLoss, Loss, WeightedSum
 from nitrodistill.method import Cast, Frozen
-from nitrodistill.methods import LADDConfig
+from nitrodistill.methods import LADD, LADDConfig
 from nitrodistill.models import LoRAConfig, Pipeline
 from nitrodistill.models.denoiser import frozen
 from nitrodistill.models.pipeline import fingerprint
 from nitrodistill.models.taps import FeatureTaps
+from nitrodistill.sampling import StepPlan
 from nitrodistill.training import (
     OptimizerConfig,
     Stage,
@@ -25,7 +27,7 @@ from nitrodistill.training import (
     make_accelerator,
     run_recipe,
 )
-from nitrodistill.training.networks import check_cast, stage_cast
+from nitrodistill.training.networks import check_cast, place_frozen, stage_cast
 from nitrodistill.training.parallel import local, prepare_frozen
 from nitrodistill.training.roles import checkpoint_gradients
 from tests.training.matching import Matching, MatchingConfig
@@ -205,6 +207,27 @@ def test_a_network_that_follows_what_is_not_trained_is_named(tiny, tiny_denoiser
         ValueError, match=r"'target' follows 'studnt', which is not trained; did you mean"
     ):
         Trainer(method, tiny.Stream(4), config)
+
+
+def test_a_placed_loss_augments_and_the_networks_in_it_are_in_eval_mode(tiny_denoiser):
+    class Dropping(Loss):
+        def __init__(self):
+            super().__init__()
+            self.network = torch.nn.Dropout(0.5)
+
+        def per_sample(self, pred, target, mask=None):
+            return self.network(pred - target).flatten(1).mean(1)
+
+    augmenting, still = (LatentLPIPSLoss(weights="toy", augment="bg") for _ in range(2))
+    losses = {"one": (1.0, augmenting), "two": (1.0, still.eval()), "three": (1.0, Dropping())}
+    config = LADDConfig(adversarial_weight=0.0)
+    plan = StepPlan.from_schedule(tiny_denoiser.schedule)
+    student = tiny_denoiser.copy()
+    method = LADD(student, None, plan, config, reconstruction=WeightedSum(losses))
+    place_frozen(method, make_accelerator(cpu=True), Stage("ladd", TrainerConfig()))
+    modes = {kind: part.training for kind, (_, part) in losses.items()}
+    assert modes == {"one": True, "two": False, "three": True}
+    assert not any(part.training for part in (augmenting.trunk, losses["three"][1].network))
 
 
 @pytest.mark.parametrize("lora", [None, LoRAConfig(rank=2)])

@@ -112,7 +112,7 @@ def _matching(denoiser) -> Case:
 
 
 def _dmd2(denoiser) -> Case:
-    """Heads on the critic's features, regression on a quarter of the rows, two steps, a pull to the student."""
+    """Heads on the critic's features, augmented regression on a quarter of the rows, two steps, a pull."""
     optimizers = {
         "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
         "critic": OptimizerConfig(2e-2, eps=1e-2),
@@ -122,7 +122,9 @@ def _dmd2(denoiser) -> Case:
     method = DMD2Config(
         critic=CriticConfig(updates=2, follow=0.9),
         gan=GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=8),
-        regression=RegressionConfig(share=0.25),
+        regression=RegressionConfig(
+            {"smooth_l1": 1.0, "latent_lpips": {"weights": "toy", "augment": "bg"}}, share=0.25
+        ),
         conditions="pairs",
         num_inference_steps=2,
     )

@@ -84,7 +84,11 @@ def test_previews_leave_the_training_as_it_is(tiny, recipe, pipeline, tmp_path):
 
 
 def test_stopped_in_the_second_stage_and_resumed_ends_bit_equal(tiny, recipe, pipeline, tmp_path):
-    settings = LADDConfig(adversarial_weight=0.0, num_inference_steps=2)
+    settings = LADDConfig(
+        reconstruction={"smooth_l1": 1.0, "latent_lpips": {"weights": "toy", "augment": "bg"}},
+        adversarial_weight=0.0,
+        num_inference_steps=2,
+    )
     trainer = dataclasses.replace(
         recipe.stages[0].trainer,
         optimizers={"student": OptimizerConfig(1e-3, ema_decay=0.5)},

@@ -299,6 +299,7 @@ class DMD2(DistillationMethod):
         assert self.config.regression is not None
         there = bool(chosen.any())
         rows = chosen.nonzero().flatten() if there else torch.tensor([0])
+        self.regression.draw(draws.take(rows).uniform, "regression")
         found = self.regression.parts(x0[rows], latents_of(batch, "pairs").x0[rows].to(x0.dtype))
         per_sample = self.regression.weigh(found)
         warm = draws.step < self.config.warmup_steps

@@ -210,6 +210,7 @@ class LADD(DistillationMethod):
         latents = x0.detach().requires_grad_() if balanced else x0
         terms, parts, seen = dict[str, Tensor](), dict[str, Tensor](), dict[str, Side]()
         if paired is not None and self.reconstruction is not None:
+            self.reconstruction.draw(paired.draws.uniform, "reconstruction")
             found = self.reconstruction.parts(latents[paired.rows], paired.x0.to(x0.dtype))
             per_sample = self.reconstruction.weigh(found)
             terms["reconstruction"] = paired.mean(per_sample)
@@ -218,12 +219,11 @@ class LADD(DistillationMethod):
             )
         if compared is not None and self.game is not None:
             fake, z = latents[compared.rows], compared.x0.to(x0.dtype)
-            per_sample, side = self.game.generator(fake, z, compared.condition, compared.draws)
+            per_sample, seen = self.game.generator(fake, z, compared.condition, compared.draws)
             terms["adversarial"] = self.config.adversarial_weight * compared.mean(per_sample)
             parts |= compared.shown({"adversarial": per_sample})
-            seen = {"generator": side}
             if balanced:
-                gap, real = self.game.gap(z, side, compared.condition, compared.draws)
+                gap, real = self.game.gap(z, seen, compared.condition, compared.draws)
                 most, gather = self.config.adversarial_weight, compared.draws.gather
                 known = gap if compared.there else gap[:0]
                 terms = balance(x0, latents, terms, known, most, gather)
