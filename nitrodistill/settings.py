@@ -184,9 +184,8 @@ def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
     if value is None and type(None) in hints:
         return None
     others = [hint for hint in hints if hint is not type(None)]
-    others.sort(
-        key=lambda hint: get_origin(hint) is not Literal
-    )  # before a list that takes any word
+    # before a list that takes any word
+    others.sort(key=lambda hint: get_origin(hint) is not Literal)
     if type(value) in others:
         return value
     if len(others) == 1 and isinstance(value, Mapping):

@@ -86,9 +86,8 @@ def prepare_module(
         forward: Any = module.forward  # as a method, so that a copy of the module runs itself
         module.forward = MethodType(convert_outputs_to_fp32(lower(forward.__func__)), module)
     if parallel == "ddp":
-        with (
-            warnings.catch_warnings()
-        ):  # the newer name that torch asks for is not Accelerate's yet
+        with warnings.catch_warnings():
+            # the newer name that torch asks for is not Accelerate's yet
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return accelerator.prepare(module)
     module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
@@ -242,9 +241,8 @@ def on_main(accelerator: Accelerator, act: Callable[[], object]) -> object:
     if accelerator.is_main_process:
         try:
             sent = json.dumps({"value": act()})
-        except (
-            Exception
-        ) as raised:  # sent to the others, which would wait for ever, and raised below
+        except Exception as raised:
+            # sent to the others, which would wait for ever, and raised below
             error, sent = raised, json.dumps({"error": f"{raised}"})
     answer = json.loads(gather_text(accelerator, sent)[0])
     if error is not None:

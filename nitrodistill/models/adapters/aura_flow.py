@@ -36,11 +36,6 @@ class AuraFlowAdapter(PatchAdapter):
         """Text."""
         return {"encoder_hidden_states": Entry((None, self.config.joint_attention_dim))}
 
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The text under its own name."""
-        text = condition["encoder_hidden_states"]
-        return {"hidden_states": x_t, "timestep": t, "encoder_hidden_states": text}
-
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The image's tokens, alone or behind the text's."""
         return on_grid(image_tokens(output, grid), grid)

@@ -5,7 +5,6 @@ The network sees latents as tokens of 2x2 pixels; here they go in and come out a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     SigmaLinePipelineAdapter,
+    call_default,
 )
 from nitrodistill.models.adapters.layout import packed, positions
 from nitrodistill.models.adapters.packed import PackedAdapter
@@ -90,6 +90,5 @@ class FluxPipelineAdapter(SigmaLinePipelineAdapter):
         text, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device)
         tensors = {"encoder_hidden_states": text, "pooled_projections": pooled}
         if pipe.transformer.config.guidance_embeds:
-            scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
-            tensors["guidance"] = text.new_full((len(text),), scale)
+            tensors["guidance"] = text.new_full((len(text),), call_default(pipe, "guidance_scale"))
         return Condition(tensors)

@@ -32,11 +32,6 @@ class SD3Adapter(PatchAdapter):
             "pooled_projections": Entry((self.config.pooled_projection_dim,)),
         }
 
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The tensors under their own names."""
-        tensors = {name: condition[name] for name in self.entries()}
-        return {"hidden_states": x_t, "timestep": t, **tensors}
-
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The one with as many tokens as the image has; the last block's text is None."""
         return on_grid(image_tokens(output, grid), grid)
@@ -54,10 +49,8 @@ class SD3Adapter(PatchAdapter):
                 "other can stand in its place; keep it."
             )
         dual = self.config.get("dual_attention_layers", ())
-        return keep, {
-            **changes,
-            "dual_attention_layers": [i for i, k in enumerate(kept) if k in dual],
-        }
+        moved = [i for i, k in enumerate(kept) if k in dual]
+        return keep, {**changes, "dual_attention_layers": moved}
 
 
 class SD3PipelineAdapter(PipelineAdapter):
