@@ -150,20 +150,25 @@ def _shard(
 
 def _blocks(module: nn.Module, taps: Sequence[str]) -> list[nn.Module]:
     """The blocks that are gathered one at a time, inner ones first: those that diffusers never splits."""
+    kinds = block_kinds(module)
+    blocks = [
+        part
+        for name, part in module.named_modules()
+        if type(part).__name__ in kinds and not any(tap.startswith(f"{name}.") for tap in taps)
+    ]
+    return [part for part in reversed(blocks) if any(True for _ in part.parameters())]
+
+
+def block_kinds(module: nn.Module) -> set[str]:
+    """Names of the classes of blocks that diffusers never splits."""
     from diffusers import ModelMixin
 
-    names = {
+    return {
         name
         for part in module.modules()
         if isinstance(part, ModelMixin)
         for name in part._no_split_modules or ()
     }
-    blocks = [
-        part
-        for name, part in module.named_modules()
-        if type(part).__name__ in names and not any(tap.startswith(f"{name}.") for tap in taps)
-    ]
-    return [part for part in reversed(blocks) if any(True for _ in part.parameters())]
 
 
 def _backends(device: torch.device) -> str:

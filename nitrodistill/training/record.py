@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.export.folder import plan_record
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.inputs import built
 from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy, free_name
@@ -27,14 +28,7 @@ from nitrodistill.types import Denoiser, Scales
 
 def student_record(denoiser: Denoiser, plan: StepPlan) -> dict[str, object]:
     """How a student samples."""
-    steps = [
-        {"t": step.t.item(), "input": _numbers(step.input), "output": _numbers(step.output)}
-        for step in plan.steps
-    ]
-    return {
-        "plan": {"transition": plan.transition, "steps": steps},
-        "prediction_type": denoiser.prediction_type,
-    }
+    return {"plan": plan_record(plan), "prediction_type": denoiser.prediction_type}
 
 
 def network_record(module: nn.Module, lora: LoRAConfig | None) -> dict[str, object] | None:
@@ -157,10 +151,6 @@ def _built(record: Mapping[str, Any]) -> nn.Module:
             f"the student's network is a {record['class']}, which the installed diffusers does not have."
         )
     return built(kind, record["config"])
-
-
-def _numbers(scales: Scales) -> list[float]:
-    return [scale.item() for scale in scales]
 
 
 def _scales(numbers: list[float]) -> Scales:
