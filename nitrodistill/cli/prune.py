@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,16 +102,8 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     options = read_config(given, _Options)
     if options.spec is not None:
-        names = (
-            *_SHARES,
-            "num_samples",
-            "batch_size",
-            "distil_steps",
-            "learning_rate",
-            "seed",
-            "ranking",
-        )
-        refuse(given, names, "it is of a search, and --spec says already what goes")
+        search = {one.name for one in fields(_Options)} - {"spec", "output", "map"}
+        refuse(given, sorted(search), "it is of a search, and --spec says already what goes")
 
     from nitrodistill.export.folder import check_target
     from nitrodistill.export.pipeline import save_with
@@ -195,22 +187,11 @@ def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> tuple[NetworkCost,
 
 def _lines(before: NetworkCost, after: NetworkCost) -> list[str]:
     rows = [
-        (
-            "parameters",
-            f"{before.parameters:,}",
-            f"{after.parameters:,}",
-            before.parameters,
-            after.parameters,
-        ),
-        (
-            "GFLOPs",
-            f"{before.flops / 1e9:.4g}",
-            f"{after.flops / 1e9:.4g}",
-            before.flops,
-            after.flops,
-        ),
-        ("milliseconds", f"{before.ms:.4g}", f"{after.ms:.4g}", before.ms, after.ms),
+        ("parameters", ",", before.parameters, after.parameters),
+        ("GFLOPs", ".4g", before.flops / 1e9, after.flops / 1e9),
+        ("milliseconds", ".4g", before.ms, after.ms),
     ]
     lines = [f"{'one forward pass':<18}{'before':>16}{'after':>16}{'left':>8}"]
-    lines += [f"{n:<18}{b:>16}{a:>16}{y / x:>8.1%}" for n, b, a, x, y in rows]
+    for name, shown, whole, left in rows:
+        lines.append(f"{name:<18}{whole:>16{shown}}{left:>16{shown}}{left / whole:>8.1%}")
     return lines
