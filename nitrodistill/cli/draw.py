@@ -19,14 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from nitrodistill.checks import check_whole
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    given_of,
-    parse,
-    read_config,
-    refuse,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, given_of, parse, read_config, refuse
 from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:

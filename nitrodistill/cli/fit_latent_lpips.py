@@ -17,13 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    TeacherOption,
-    parse,
-    read_config,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, TeacherOption, parse, read_config
 from nitrodistill.cli.terminal import results, say
 
 

@@ -22,9 +22,7 @@ PAPER, INK = (255, 255, 255), (20, 20, 20)
 
 
 def draw_grid(
-    pictures: Pictures,
-    path: str | Path,
-    titles: Mapping[str, str] | None = None,
+    pictures: Pictures, path: str | Path, titles: Mapping[str, str] | None = None
 ) -> Path:
     """Writes a PNG with a row for each prompt, its text above, and a column for each model.
 

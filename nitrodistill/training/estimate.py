@@ -110,11 +110,7 @@ class Memory:
 
 
 def estimate(
-    pipeline: Pipeline,
-    stage: Stage,
-    *,
-    text_length: int,
-    earlier: Sequence[Stage] = (),
+    pipeline: Pipeline, stage: Stage, *, text_length: int, earlier: Sequence[Stage] = ()
 ) -> Memory:
     """Counts what a stage needs on one device that shares nothing out.
 
@@ -283,10 +279,7 @@ def _with(stage: Stage, **changes: Any) -> Stage:
 def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
     """The optimizers with AdamW's moments in 8 bits, where that can be, or whole; others stay."""
     return {
-        name: replace(
-            config,
-            eight_bit=eight and _is_plain_adamw(config),
-        )
+        name: replace(config, eight_bit=eight and _is_plain_adamw(config))
         for name, config in stage.trainer.optimizers.items()
     }
 

@@ -123,11 +123,7 @@ def _shard(
     module: nn.Module, accelerator: Accelerator, cpu_offload: bool, taps: Sequence[str] = ()
 ) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        OffloadPolicy,
-        fully_shard,
-    )
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     device = accelerator.device
     if not dist.is_initialized():  # a single process: still useful, for offloading

@@ -72,11 +72,7 @@ def plan_from(record: Mapping[str, Any]) -> StepPlan:
 
 
 def load_denoiser(
-    checkpoint: Checkpoint,
-    base: DiffusersDenoiser,
-    role: str = "student",
-    *,
-    average: bool = True,
+    checkpoint: Checkpoint, base: DiffusersDenoiser, role: str = "student", *, average: bool = True
 ) -> DiffusersDenoiser:
     """The network of any role of a checkpoint, with the weights that it had; frozen nowhere, in eval mode.
 

@@ -15,13 +15,7 @@ from nitrodistill.method import Role
 from nitrodistill.models.wrappers import checkpointed, plain_name, role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig
 from nitrodistill.training.optimizers import load_state, make_optimizer, state_tensors
-from nitrodistill.training.parallel import (
-    gather_rows,
-    laid_out_like,
-    local,
-    prepare_module,
-    whole,
-)
+from nitrodistill.training.parallel import gather_rows, laid_out_like, local, prepare_module, whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

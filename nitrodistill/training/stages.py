@@ -157,11 +157,7 @@ def student_on_shapes(stages: Sequence[Stage], pipeline: Pipeline) -> DiffusersD
 
 
 def build_on_shapes(
-    stage: Stage,
-    shapes: Pipeline,
-    text_length: int = 8,
-    *,
-    before: DiffusersDenoiser | None = None,
+    stage: Stage, shapes: Pipeline, text_length: int = 8, *, before: DiffusersDenoiser | None = None
 ) -> tuple[DistillationMethod, Cast]:
     """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 

@@ -139,11 +139,7 @@ def make_table(
 
 
 def _cell(
-    column: Column,
-    name: str,
-    mine: Mapping[str, Metric],
-    floor: float | None,
-    best: frozenset[str],
+    column: Column, name: str, mine: Mapping[str, Metric], floor: float | None, best: frozenset[str]
 ) -> Cell:
     if column.key == "floor":
         return Cell(column.whole, number(floor), known=floor is not None)

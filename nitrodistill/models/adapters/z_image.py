@@ -13,12 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nitrodistill.models.adapters.base import (
-    Adapter,
-    Entry,
-    SigmaLinePipelineAdapter,
-    masked_text,
-)
+from nitrodistill.models.adapters.base import Adapter, Entry, SigmaLinePipelineAdapter, masked_text
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
