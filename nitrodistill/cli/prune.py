@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.cli.arguments import (
     DeviceOption,
@@ -30,11 +32,12 @@ from nitrodistill.cli.arguments import (
     refuse,
 )
 from nitrodistill.cli.terminal import results, say
-from nitrodistill.settings import to_plain
+from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
+from nitrodistill.models.pruning import PRESETS, parse_spec, prune, weight_map
+from nitrodistill.settings import read_yaml, to_plain
 
 if TYPE_CHECKING:
     from nitrodistill.evaluation.importance import Budget, NetworkCost
-    from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
 
 _SHARES: dict[str, Budget] = {"parameters": "parameters", "flops": "flops", "latency": "ms"}
 
@@ -107,7 +110,6 @@ def main(argv: Sequence[str]) -> int:
 
     from nitrodistill.export.folder import check_target
     from nitrodistill.export.pipeline import save_with
-    from nitrodistill.models.pruning import prune, weight_map
     from nitrodistill.processes import place
     from nitrodistill.teachers import load_teacher
 
@@ -132,9 +134,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _spec(text: str) -> str | PruneSpec:
     """A published spec's name, or what a YAML file says."""
-    from nitrodistill.models.pruning import PRESETS, parse_spec
-    from nitrodistill.settings import read_yaml
-
     is_file = text not in PRESETS and Path(text).suffix in (".yaml", ".yml")
     return parse_spec(read_yaml(text, "spec") if is_file else text)
 
@@ -169,8 +168,6 @@ def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
 
 def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> tuple[NetworkCost, NetworkCost]:
     """Of both networks, at the pipeline's own size, for one latent."""
-    import torch
-
     from nitrodistill.evaluation.importance import network_cost
 
     whole = pipeline.denoiser
