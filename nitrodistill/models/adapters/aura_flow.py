@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nitrodistill.models.adapters.base import (
-    JOINT_TARGETS,
-    Adapter,
-    Entry,
-    PatchAdapter,
-    PipelineAdapter,
-)
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
@@ -30,7 +24,7 @@ class AuraFlowAdapter(PatchAdapter):
         "joint_transformer_blocks": "num_mmdit_layers",
         "single_transformer_blocks": "num_single_dit_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
 
     def entries(self) -> Mapping[str, Entry]:
         """Text."""

@@ -20,9 +20,6 @@ from torch import Tensor, nn
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
-JOINT_TARGETS: tuple[str, ...] = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The text's projections in joint attention."""
-
 RescaleBy = Literal["deviation", "norm", "row", "token"]
 """What of a guided prediction is drawn back to the conditional one's."""
 
@@ -262,6 +259,16 @@ class Adapter(ABC):
                 "without it a student cannot be exported."
             )
         return network
+
+
+JOINT_TARGETS: tuple[str, ...] = (
+    *Adapter.lora_targets,
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
+"""The projections of joint attention: the image's, and the text's."""
 
 
 class PatchAdapter(Adapter):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
-    Adapter,
     Entry,
     SigmaLinePipelineAdapter,
     call_default,
@@ -35,7 +34,7 @@ class FluxAdapter(PackedAdapter):
         "transformer_blocks": "num_layers",
         "single_transformer_blocks": "num_single_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
     pooled_text: str | None = "pooled_projections"
 
     def __init__(self, network: nn.Module) -> None:

@@ -36,7 +36,7 @@ class Flux2Adapter(Adapter):
         "transformer_blocks": "num_layers",
         "single_transformer_blocks": "num_single_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS, "to_qkv_mlp_proj")
+    lora_targets: tuple[str, ...] = (*JOINT_TARGETS, "to_qkv_mlp_proj")
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import (
-    JOINT_TARGETS,
-    Adapter,
-    Entry,
-    PatchAdapter,
-    PipelineAdapter,
-)
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
@@ -22,7 +16,7 @@ class SD3Adapter(PatchAdapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
 
     depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
     pooled_text: str | None = "pooled_projections"
 
     def entries(self) -> Mapping[str, Entry]:
