@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nitrodistill.checks import as_tensor
 from nitrodistill.export.folder import plan_record
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.inputs import built
@@ -65,7 +66,7 @@ def plan_of(checkpoint: Checkpoint) -> StepPlan:
 def plan_from(record: Mapping[str, Any]) -> StepPlan:
     """The plan that `student_record` or an export wrote down."""
     steps = [
-        Step(_timestep(step["t"]), _scales(step["input"]), _scales(step["output"]))
+        Step(as_tensor("t", step["t"]), _scales(step["input"]), _scales(step["output"]))
         for step in record["steps"]
     ]
     return StepPlan(tuple(steps), record["transition"])
@@ -152,7 +153,3 @@ def _built(record: Mapping[str, Any]) -> nn.Module:
 def _scales(numbers: list[float]) -> Scales:
     alpha, sigma = (torch.tensor(number, dtype=torch.float64) for number in numbers)
     return Scales(alpha, sigma)
-
-
-def _timestep(t: float) -> Tensor:
-    return torch.tensor(t, dtype=torch.int64 if isinstance(t, int) else torch.float64)
