@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nitrodistill.processes import place
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from torch.distributed.tensor import DTensor
 
 Parallel = Literal["ddp", "fsdp"]
