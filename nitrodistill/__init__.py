@@ -135,19 +135,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
-    "GenerateConfig": "nitrodistill.data",
-    "PairStore": "nitrodistill.data",
-    "BatchStream": "nitrodistill.data",
-    "OptimizerConfig": "nitrodistill.training",
-    "Trainer": "nitrodistill.training",
-    "TrainerConfig": "nitrodistill.training",
-    "LatentStore": "nitrodistill.data",
-    "Prompts": "nitrodistill.data",
-    "evaluate": "nitrodistill.evaluation",
-    "generate": "nitrodistill.data",
-    "load_teacher": "nitrodistill.teachers",
-    "measure_student": "nitrodistill.evaluation.student",
+    "data": ("BatchStream", "GenerateConfig", "LatentStore", "PairStore", "Prompts", "generate"),
+    "evaluation": ("evaluate",),
+    "evaluation.student": ("measure_student",),
+    "teachers": ("load_teacher",),
+    "training": ("OptimizerConfig", "Trainer", "TrainerConfig"),
 }
+"""A module -> the names that are taken from it when they are first used."""
 
 _PACKAGES = ("data", "demo", "evaluation", "export", "kernels", "toy", "training")
 """Imported when they are first named, `nitrodistill.training` for example."""
@@ -275,6 +269,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
         return importlib.import_module(f"nitrodistill.{name}")
-    if name not in _LAZY:
+    module = next((place for place, names in _LAZY.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'nitrodistill' has no attribute {name!r}")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(importlib.import_module(f"nitrodistill.{module}"), name)

@@ -33,15 +33,7 @@ from nitrodistill.files import blake2
 from nitrodistill.models.latent_features import DecoderFeatures
 from nitrodistill.models.taps import FeatureTaps
 from nitrodistill.sampling import StepPlan
-from nitrodistill.types import (
-    Batch,
-    Condition,
-    Denoiser,
-    Part,
-    Terms,
-    brief_fields,
-    check_denoiser,
-)
+from nitrodistill.types import Batch, Condition, Denoiser, Part, Terms, brief_fields, check_denoiser
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,7 @@ class Clamped(Protocol):
 
 
 def convert_prediction(
-    prediction: Tensor,
-    x_t: Tensor,
-    scales: Scales,
-    source: PredictionType,
-    target: PredictionType,
+    prediction: Tensor, x_t: Tensor, scales: Scales, source: PredictionType, target: PredictionType
 ) -> Tensor:
     """Converts a prediction from one type to another.
 

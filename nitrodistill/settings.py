@@ -11,6 +11,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 from unicodedata import category
@@ -29,6 +30,7 @@ _WORDS: dict[Any, str] = {
     type(None): "null",
     Any: "a value",
 }
+_hints = cache(get_type_hints)
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 """A number such as 1e-4, which YAML 1.1 takes for text."""
 
@@ -47,7 +49,7 @@ def build(kind: type[_T], data: object, where: str = "") -> _T:
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'this'} is {shown(data)}; it must hold names and values.")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     known = {field.name: field for field in fields(kind) if field.init}  # pyright: ignore[reportArgumentType]
     values = {}
     for key, value in data.items():
@@ -182,9 +184,8 @@ def _one_of(hints: Sequence[Any], value: object, where: str) -> Any:
     if value is None and type(None) in hints:
         return None
     others = [hint for hint in hints if hint is not type(None)]
-    others.sort(
-        key=lambda hint: get_origin(hint) is not Literal
-    )  # before a list that takes any word
+    # before a list that takes any word
+    others.sort(key=lambda hint: get_origin(hint) is not Literal)
     if type(value) in others:
         return value
     if len(others) == 1 and isinstance(value, Mapping):

@@ -78,11 +78,7 @@ def load_teacher(name: str, settings: TeacherSettings | None = None) -> Pipeline
     dtype: torch.dtype = getattr(torch, given.weights_dtype)
     if name not in EMBEDDED:
         pipeline = Pipeline.load(
-            name,
-            dtype=dtype,
-            variant=given.variant,
-            revision=given.revision,
-            resolution=given.size,
+            name, dtype=dtype, variant=given.variant, revision=given.revision, resolution=given.size
         )
     else:
         from nitrodistill import toy

@@ -18,13 +18,12 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
+
+import nitrodistill as nd
 from nitrodistill.cli.arguments import Parser, parse
 from nitrodistill.cli.terminal import results, say, size_text
-
-if TYPE_CHECKING:
-    import torch
 
 Finding = tuple[str, "str | None"]
 """What is said, and of a problem what solves it."""
@@ -72,7 +71,6 @@ def doctor() -> int:
 
 def findings() -> Iterator[Finding]:
     """What is said, and of a problem what solves it, line by line."""
-    import torch
 
     built_for = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     if not (torch.version.hip or torch.version.cuda):
@@ -94,7 +92,6 @@ def findings() -> Iterator[Finding]:
 
 def _torchvision() -> Finding:
     """Whether torchvision's operations load: those of another torch do not."""
-    import torch
 
     try:
         import torchvision
@@ -145,7 +142,6 @@ def _packages() -> Iterator[Finding]:
 
 def _broken(name: str) -> str | None:
     """Why an extra's package does not work, though it is installed."""
-    import torch
 
     try:
         module = import_module(name.replace("-", "_"))
@@ -160,7 +156,6 @@ def _broken(name: str) -> str | None:
 
 
 def _devices() -> Iterator[Finding]:
-    import torch
 
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
@@ -177,7 +172,6 @@ def _devices() -> Iterator[Finding]:
 
 
 def _gpu(index: int) -> Iterator[Finding]:
-    import torch
 
     from nitrodistill.kernels import launch
     from nitrodistill.kernels.backend import explain, triton_failure
@@ -220,7 +214,6 @@ def _disk() -> Iterator[Finding]:
 
 
 def _tested(device: str) -> Finding:
-    import torch
 
     try:
         found = self_test(torch.device(device))
@@ -241,16 +234,13 @@ def self_test(device: torch.device) -> dict[str, float]:
         "schedule": signal scale halfway; "loss": smooth L1 and SSIM of an untrained student; "training": the same
         after three steps.
     """
-    import torch
 
-    import nitrodistill as nd
-    from nitrodistill.method import Draws
     from nitrodistill.teachers import load_teacher
 
     teacher = load_teacher("toy").to(device)
     schedule, student = teacher.denoiser.schedule, teacher.denoiser.copy()
     many, one = (nd.StepPlan.from_schedule(schedule, steps) for steps in (4, 1))
-    draws = Draws(0, 0, torch.arange(8), purpose="doctor")
+    draws = nd.Draws(0, 0, torch.arange(8), purpose="doctor")
     noise = draws.normal("noise", teacher.latent_shape, device)
     condition = teacher.encode_prompt(["a small red circle on a black background"] * 8)
     with torch.no_grad():

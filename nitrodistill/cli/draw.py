@@ -16,21 +16,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+import torch
+from torch import Tensor
 
 from nitrodistill.checks import check_whole
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    given_of,
-    parse,
-    read_config,
-    refuse,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, given_of, parse, read_config, refuse
 from nitrodistill.cli.terminal import results, say
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 _CELL = 384
 """Pixels of a picture on the sheet, at most."""
@@ -73,8 +66,6 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser("draw", __doc__, _Options, PromptConfig, TeacherSettings, DeviceOption)
     parser.add("prompt", "what to draw; several, each in quotes", list[str], [])
     given = parse(parser, argv)
-
-    import torch
 
     from nitrodistill.cli.pictures import draw, load_models
     from nitrodistill.evaluation import Pictures, draw_grid
@@ -137,7 +128,5 @@ def main(argv: Sequence[str]) -> int:
 
 def _at_most(images: Tensor, side: int) -> Tensor:
     """Pictures that are no larger than `side` pixels, scaled down by a whole factor."""
-    import torch
-
     factor = -(-max(images.shape[-2:]) // side)
     return torch.nn.functional.avg_pool2d(images, factor) if factor > 1 else images

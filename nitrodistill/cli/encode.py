@@ -16,13 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    TeacherOption,
-    parse,
-    read_config,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, TeacherOption, parse, read_config
 from nitrodistill.cli.terminal import results, say
 
 

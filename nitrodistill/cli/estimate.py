@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from nitrodistill.cli.arguments import Parser, parse
 from nitrodistill.cli.terminal import results, say, size_text, time_text
+from nitrodistill.models import Pipeline
 
 if TYPE_CHECKING:
-    from nitrodistill.models import Pipeline
     from nitrodistill.training.estimate import Memory
     from nitrodistill.training.recipe import Stage
 
@@ -145,8 +147,6 @@ def _text_length(pipeline: Pipeline) -> int:
 
 
 def _own_memory() -> int | None:
-    import torch
-
     return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
 
 

@@ -29,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
+
 from nitrodistill.cli.arguments import (
     DeviceOption,
     Parser,
@@ -41,8 +43,6 @@ from nitrodistill.cli.arguments import (
 from nitrodistill.cli.terminal import results, say
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from nitrodistill.training import Recipe
 
 

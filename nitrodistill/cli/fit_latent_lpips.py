@@ -17,13 +17,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    TeacherOption,
-    parse,
-    read_config,
-)
+import torch
+
+from nitrodistill.cli.arguments import DeviceOption, Parser, TeacherOption, parse, read_config
 from nitrodistill.cli.terminal import results, say
 
 
@@ -50,8 +46,6 @@ def main(argv: Sequence[str]) -> int:
     kinds = (TeacherOption, _Options, FitConfig, DeviceOption)
     given = parse(Parser("fit-latent-lpips", __doc__, *kinds), argv)
     config = read_config(given, FitConfig)
-
-    import torch
 
     from nitrodistill.data.images import fitted, image_files, read_image
     from nitrodistill.losses import DecodedLoss, LPIPSLoss

@@ -21,13 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from nitrodistill.cli.arguments import (
-    DeviceOption,
-    Parser,
-    TeacherOption,
-    parse,
-    read_config,
-)
+from nitrodistill.cli.arguments import DeviceOption, Parser, TeacherOption, parse, read_config
 from nitrodistill.cli.terminal import results, say, size_text, time_text
 
 if TYPE_CHECKING:
@@ -60,14 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from nitrodistill.processes import place
     from nitrodistill.teachers import TeacherSettings, load_teacher
 
-    parts = (
-        TeacherOption,
-        TeacherSettings,
-        _Options,
-        PromptConfig,
-        GenerateConfig,
-        DeviceOption,
-    )
+    parts = (TeacherOption, TeacherSettings, _Options, PromptConfig, GenerateConfig, DeviceOption)
     given = parse(Parser("generate", __doc__, *parts), argv)
     config = read_config(given, GenerateConfig)
     prompts = read_prompts(given.prompts, read_config(given, PromptConfig))

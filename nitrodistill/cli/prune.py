@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from nitrodistill.checks import check_fields, check_positive
 from nitrodistill.cli.arguments import (
@@ -30,11 +32,12 @@ from nitrodistill.cli.arguments import (
     refuse,
 )
 from nitrodistill.cli.terminal import results, say
-from nitrodistill.settings import to_plain
+from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
+from nitrodistill.models.pruning import PRESETS, parse_spec, prune, weight_map
+from nitrodistill.settings import read_yaml, to_plain
 
 if TYPE_CHECKING:
     from nitrodistill.evaluation.importance import Budget, NetworkCost
-    from nitrodistill.models import DiffusersDenoiser, Pipeline, PruneSpec
 
 _SHARES: dict[str, Budget] = {"parameters": "parameters", "flops": "flops", "latency": "ms"}
 
@@ -102,20 +105,11 @@ def main(argv: Sequence[str]) -> int:
     given = parse(parser, argv)
     options = read_config(given, _Options)
     if options.spec is not None:
-        names = (
-            *_SHARES,
-            "num_samples",
-            "batch_size",
-            "distil_steps",
-            "learning_rate",
-            "seed",
-            "ranking",
-        )
-        refuse(given, names, "it is of a search, and --spec says already what goes")
+        search = {one.name for one in fields(_Options)} - {"spec", "output", "map"}
+        refuse(given, sorted(search), "it is of a search, and --spec says already what goes")
 
     from nitrodistill.export.folder import check_target
     from nitrodistill.export.pipeline import save_with
-    from nitrodistill.models.pruning import prune, weight_map
     from nitrodistill.processes import place
     from nitrodistill.teachers import load_teacher
 
@@ -140,9 +134,6 @@ def main(argv: Sequence[str]) -> int:
 
 def _spec(text: str) -> str | PruneSpec:
     """A published spec's name, or what a YAML file says."""
-    from nitrodistill.models.pruning import PRESETS, parse_spec
-    from nitrodistill.settings import read_yaml
-
     is_file = text not in PRESETS and Path(text).suffix in (".yaml", ".yml")
     return parse_spec(read_yaml(text, "spec") if is_file else text)
 
@@ -177,8 +168,6 @@ def _searched(pipeline: Pipeline, given: _Options, quiet: bool) -> PruneSpec:
 
 def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> tuple[NetworkCost, NetworkCost]:
     """Of both networks, at the pipeline's own size, for one latent."""
-    import torch
-
     from nitrodistill.evaluation.importance import network_cost
 
     whole = pipeline.denoiser
@@ -195,22 +184,11 @@ def _costs(pipeline: Pipeline, student: DiffusersDenoiser) -> tuple[NetworkCost,
 
 def _lines(before: NetworkCost, after: NetworkCost) -> list[str]:
     rows = [
-        (
-            "parameters",
-            f"{before.parameters:,}",
-            f"{after.parameters:,}",
-            before.parameters,
-            after.parameters,
-        ),
-        (
-            "GFLOPs",
-            f"{before.flops / 1e9:.4g}",
-            f"{after.flops / 1e9:.4g}",
-            before.flops,
-            after.flops,
-        ),
-        ("milliseconds", f"{before.ms:.4g}", f"{after.ms:.4g}", before.ms, after.ms),
+        ("parameters", ",", before.parameters, after.parameters),
+        ("GFLOPs", ".4g", before.flops / 1e9, after.flops / 1e9),
+        ("milliseconds", ".4g", before.ms, after.ms),
     ]
     lines = [f"{'one forward pass':<18}{'before':>16}{'after':>16}{'left':>8}"]
-    lines += [f"{n:<18}{b:>16}{a:>16}{y / x:>8.1%}" for n, b, a, x, y in rows]
+    for name, shown, whole, left in rows:
+        lines.append(f"{name:<18}{whole:>16{shown}}{left:>16{shown}}{left / whole:>8.1%}")
     return lines

@@ -25,13 +25,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from nitrodistill.cli.arguments import (
-    Parser,
-    describe,
-    option_names,
-    parse,
-    underscored,
-)
+from nitrodistill.cli.arguments import Parser, describe, option_names, parse, underscored
 from nitrodistill.cli.terminal import results, say
 from nitrodistill.processes import place
 

@@ -54,8 +54,6 @@ class Column:
     encoding: str = "raw"
 
     def __post_init__(self) -> None:
-        check_text(self.dtype, "a column's dtype")
-        check_text(self.encoding, "a column's encoding")
         if self.dtype not in DTYPES:
             raise ValueError(
                 f"a column's dtype is {self.dtype!r:.40}; it must be one of {', '.join(DTYPES)}."
@@ -125,9 +123,3 @@ def check_number(value: object, name: str) -> None:
     """Raises ValueError unless `value` is a finite number."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise ValueError(f"{name} is {value!r:.40}; it must be a finite number.")
-
-
-def check_text(value: object, name: str) -> None:
-    """Raises ValueError unless `value` is a text."""
-    if not isinstance(value, str):
-        raise ValueError(f"{name} is {value!r:.40}; it must be a text.")

@@ -195,9 +195,8 @@ def _members(tars: Sequence[Path]) -> dict[str, _Part]:
         try:
             with tarfile.open(path, "r:") as archive:
                 for member in archive:
-                    name = str(
-                        PurePosixPath(path.stem, member.name)
-                    )  # without the dot of "./a.png"
+                    # without the dot of "./a.png"
+                    name = str(PurePosixPath(path.stem, member.name))
                     if member.isdir():
                         continue
                     if not member.isfile() or member.issparse():

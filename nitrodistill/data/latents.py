@@ -60,7 +60,7 @@ class LatentStore:
 
     def identity(self) -> str:
         """Hex digest of what decides its bytes."""
-        return self.store.manifest.identity()
+        return self.store.identity()
 
 
 class Prompts:

@@ -209,6 +209,10 @@ class PairStore(Dataset[dict[str, Any]]):
         """The first row of each file of pairs, and the number of all rows."""
         return self._pairs.bounds
 
+    def identity(self) -> str:
+        """Hex digest of what decides its bytes."""
+        return self.manifest.identity()
+
     def pair_files(self) -> Iterator[ArrowFile]:
         """The files of the pairs, in order."""
         return self._pairs.files()

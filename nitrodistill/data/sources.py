@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import ClassVar
 
-from nitrodistill.data.columns import check_integer, check_number, check_text
+from nitrodistill.data.columns import check_integer, check_number
 from nitrodistill.types import check_prediction_type
 
 
@@ -26,12 +26,11 @@ class Grid:
     """
 
     schedule: str
-    t: tuple[float, ...]
+    t: tuple[int | float, ...]
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        check_text(self.schedule, "schedule")
         for name in ("t", "alpha", "sigma"):
             for value in getattr(self, name):
                 check_number(value, f"grid.{name}")
@@ -90,19 +89,6 @@ class Generated:
     negative_prompt: str | None = None
 
     def __post_init__(self) -> None:
-        if self.negative_prompt is not None:
-            check_text(self.negative_prompt, "negative_prompt")
-        for name in (
-            "teacher",
-            "fingerprint",
-            "sampler",
-            "sampler_settings",
-            "text_encoders",
-            "compute",
-            "prompts_hash",
-            "code_version",
-        ):
-            check_text(getattr(self, name), name)
         for name in ("num_samples", "num_inference_steps", "batch_size", "num_prompts"):
             check_integer(getattr(self, name), name, 1)
         check_integer(self.seed, "seed", 0)
@@ -145,13 +131,9 @@ class Encoded:
     code_version: str
 
     def __post_init__(self) -> None:
-        for name in ("teacher", "vae", "text_encoders", "images_hash", "code_version"):
-            check_text(getattr(self, name), name)
         for name in ("num_samples", "batch_size"):
             check_integer(getattr(self, name), name, 1)
         check_integer(self.seed, "seed", 0)
-        if len(self.image_size) != 2:
-            raise ValueError("image_size must be a height and a width.")
         for size in self.image_size:
             check_integer(size, "image_size", 1)
 
@@ -190,8 +172,6 @@ class Imported:
     code_version: str
 
     def __post_init__(self) -> None:
-        for name in ("format", "teacher", "fingerprint", "files_hash", "code_version"):
-            check_text(getattr(self, name), name)
         for name in ("num_samples", "num_inference_steps"):
             check_integer(getattr(self, name), name, 1)
         check_number(self.guidance, "guidance")

@@ -171,9 +171,7 @@ class MLPHead(nn.Module):
 def _normalised(channels: int, width: int, kernel_size: int, groups: int) -> nn.Module:
     convolution = nn.Conv2d(channels, width, kernel_size, padding=kernel_size // 2)
     return nn.Sequential(
-        spectral_norm(convolution),
-        nn.GroupNorm(math.gcd(groups, width), width),
-        nn.LeakyReLU(0.2),
+        spectral_norm(convolution), nn.GroupNorm(math.gcd(groups, width), width), nn.LeakyReLU(0.2)
     )
 
 

@@ -20,12 +20,15 @@ from nitrodistill.files import atomic, blake2
 HASH = "blake2b"
 
 
-def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes tensors with a hash of them."""
+def keep(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Writes tensors, and texts about them, with a hash of both."""
+    texts = about or {}
     plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary:
-        save_file(plain, temporary, metadata={HASH: digest(plain)})
+        save_file(
+            plain, temporary, metadata={**texts, HASH: digest(plain, "".join(texts.values()))}
+        )
 
 
 def kept(path: Path) -> dict[str, Tensor] | None:

@@ -9,6 +9,8 @@ Fréchet distance. The sums are streamed: memory grows with the prompts, not wit
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,4 +71,4 @@ class PromptSpread:
     def spread(self) -> float | None:
         """The RMS deviation from a prompt's mean; None if no prompt has two samples."""
         known = self.variances()[self._counts > 1]
-        return float(known.mean().sqrt()) if len(known) else None
+        return math.sqrt(known.mean()) if len(known) else None

@@ -30,12 +30,7 @@ from nitrodistill.evaluation.meters import latent_features
 from nitrodistill.evaluation.models import Model, make_models
 from nitrodistill.evaluation.nearest import NearestPair
 from nitrodistill.evaluation.paired import PerceptualDistance
-from nitrodistill.evaluation.real import (
-    ImageFolder,
-    RealImages,
-    check_resolution,
-    measure_folder,
-)
+from nitrodistill.evaluation.real import ImageFolder, RealImages, check_resolution, measure_folder
 from nitrodistill.evaluation.result import Evaluation
 from nitrodistill.evaluation.text import TextScore
 from nitrodistill.models import Pipeline

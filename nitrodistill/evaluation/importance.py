@@ -37,6 +37,7 @@ from nitrodistill.models.denoiser import device_of, evaluating
 from nitrodistill.models.pruning import module_map, pruned_network
 from nitrodistill.models.weights import fingerprint
 from nitrodistill.prediction import prediction_target
+from nitrodistill.settings import build
 from nitrodistill.types import Condition, Latents
 
 Budget = Literal["parameters", "flops", "ms"]
@@ -378,23 +379,19 @@ class _Kept:
     ) -> None:
         self._file = None if folder is None else folder / _FILE
         self._search = search
-        self.refused: dict[str, str] = {}
-        self._data: dict[str, Any] = {
-            "identity": search.identity(parts),
-            "parts": {},
-            "refused": {},
-        }
+        identity = search.identity(parts)
+        self._data: dict[str, Any] = {"identity": identity, "parts": {}, "refused": {}}
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
         if self._file is not None and self._file.is_file():
             before = json.loads(self._file.read_text(encoding="utf-8"))
-            if before.get("identity") != self._data["identity"]:
+            if before.get("identity") != identity:
                 raise ValueError(
                     f"{str(self._file)!r} is of another search (other network, batches or seed); choose "
                     "another folder."
                 )
             self._data = before
-        self.refused = self._data["refused"]
+        self.refused: dict[str, str] = self._data["refused"]
 
     def whole(self) -> tuple[float, NetworkCost]:
         if "whole" not in self._data:
@@ -427,10 +424,7 @@ class _Kept:
         self._write()
 
     def ranked(self) -> tuple[PartScore, ...]:
-        found = [
-            PartScore(tuple(p["names"]), p["loss"], p["features"], NetworkCost(**p["cost"]))
-            for p in self._data["parts"].values()
-        ]
+        found = [build(PartScore, part) for part in self._data["parts"].values()]
         return tuple(sorted(found, key=lambda score: score.loss))
 
     def _write(self) -> None:

@@ -33,20 +33,6 @@ def left_out(
         memorisation: whether training latents were given.
         num_real: how many real pictures there are; None without any.
     """
-    return (
-        *_metrics(models, samples, side, same_latents, memorisation, num_real),
-        *_floors(models, samples),
-    )
-
-
-def _metrics(
-    models: Mapping[str, Mapping[str, Metric]],
-    samples: SamplePlan,
-    side: int,
-    same_latents: bool,
-    memorisation: bool,
-    num_real: int | None,
-) -> list[str]:
     student, found = models["student"], []
     if "precision" not in student:
         fewest = min(len(samples.ids), num_real or len(samples.ids))
@@ -86,7 +72,7 @@ def _metrics(
         found.append(
             f"The real pictures have no {_labels(texts, small=True)}: they belong to no prompt."
         )
-    return found
+    return (*found, *_floors(models, samples))
 
 
 def _floors(models: Mapping[str, Mapping[str, Metric]], samples: SamplePlan) -> list[str]:

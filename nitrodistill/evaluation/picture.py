@@ -5,15 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from nitrodistill.evaluation.result import Pictures
 from nitrodistill.files import atomic
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageFont
 
 CELL = 160  # pixels: small pictures are enlarged to about this
 GAP = 8
@@ -22,9 +19,7 @@ PAPER, INK = (255, 255, 255), (20, 20, 20)
 
 
 def draw_grid(
-    pictures: Pictures,
-    path: str | Path,
-    titles: Mapping[str, str] | None = None,
+    pictures: Pictures, path: str | Path, titles: Mapping[str, str] | None = None
 ) -> Path:
     """Writes a PNG with a row for each prompt, its text above, and a column for each model.
 
@@ -43,8 +38,6 @@ def draw_grid(
         >>> nd.evaluation.draw_grid(shown, "grid.png").name
         'grid.png'
     """
-    from PIL import Image, ImageDraw
-
     images = {name: to_pil(batch) for name, batch in pictures.images.items()}
     if not images or not pictures.prompts:
         raise ValueError("there are no pictures to draw; evaluate with num_pictures of 1 or more.")
@@ -74,15 +67,11 @@ def draw_grid(
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """Pictures of `(K, 3, H, W)` in [-1, 1]."""
-    from PIL import Image
-
     levels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu()
     return [Image.fromarray(level.permute(1, 2, 0).numpy()) for level in levels]
 
 
 def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    from PIL import ImageFont
-
     return ImageFont.load_default(size)
 
 

@@ -32,12 +32,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from nitrodistill.evaluation.cache import HASH, digest
+from nitrodistill.evaluation.cache import HASH, digest, keep
 from nitrodistill.evaluation.catalogue import info, ordered
-from nitrodistill.files import atomic, blake2, read_text, write_text
+from nitrodistill.files import blake2, read_text, write_text
 
 FORMAT = 4
 FLOOR = "floor"
@@ -119,16 +118,12 @@ class Pictures:
     def save(self, path: str | Path) -> Path:
         """Writes a safetensors file of 8-bit pictures; never half of it."""
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         levels = {
-            name: ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte().cpu().contiguous()
+            name: ((x.float().clamp(-1, 1) + 1) * 127.5).round().byte()
             for name, x in self.images.items()
         }
         said = {"prompts": self.prompts, "indices": self.indices, "models": list(levels)}
-        about = {name: json.dumps(value) for name, value in said.items()}
-        with atomic(target) as temporary:
-            metadata = {**about, HASH: digest(levels, "".join(about.values()))}
-            save_file(levels, temporary, metadata=metadata)
+        keep(target, levels, {name: json.dumps(value) for name, value in said.items()})
         return target
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -41,7 +42,10 @@ class Scorer:
     """
 
     def __init__(self, extractors: Sequence[Extractor], resampler: Resampler) -> None:
-        self._extractors = extractors
+        self._extractors = {
+            f"@{extractor.name}" if number else "": extractor
+            for number, extractor in enumerate(extractors)
+        }
         self._resampler = resampler
 
     def metrics(
@@ -56,8 +60,7 @@ class Scorer:
         if mine is not teacher:
             found["fd_texture"] = self._frechet(mine.texture, teacher.texture, "texture")
             found["fd_colour"] = self._frechet(mine.colour, teacher.colour, "colour")
-        for number, extractor in enumerate(self._extractors):
-            suffix = f"@{extractor.name}" if number else ""
+        for suffix, extractor in self._extractors.items():
             for word, other in (("real", real), ("teacher", teacher)):
                 if other is not None and other is not mine:
                     sets = mine.features[extractor.name], other.features[extractor.name]
@@ -67,19 +70,14 @@ class Scorer:
             if mine is not reference:
                 sets = mine.features[extractor.name], reference.features[extractor.name]
                 found |= self._manifold(*sets, extractor.name, suffix)
-        return {
-            name: Metric(m.value, m.low, m.high, floors.get(name), m.num_samples, m.extractor)
-            for name, m in found.items()
-        }
+        return {name: replace(m, floor=floors.get(name)) for name, m in found.items()}
 
     def floors(self, teacher: Meter, again: Meter | None) -> dict[str, float]:
         """What the teacher is to itself: with other noise (`again`), or from its halves."""
-        if again is not None:
-            found = self.metrics(again, teacher, None, {})
-            kept = {name: m.value for name, m in found.items() if name != "clip_score"}
-        else:
-            kept = self._halves(teacher, "teacher") | self._half_ratios(teacher)
-        return kept
+        if again is None:
+            return self._halves(teacher, "teacher") | self._half_ratios(teacher)
+        found = self.metrics(again, teacher, None, {})
+        return {name: metric.value for name, metric in found.items() if name != "clip_score"}
 
     def known_floors(self, teacher: Meter) -> dict[str, float]:
         """What takes no second set: the teacher's alignment, and what `copied` is by its definition."""
@@ -91,8 +89,7 @@ class Scorer:
         if again is None:
             return self._halves(real, "real")
         found = _alignments(real)
-        for number, extractor in enumerate(self._extractors):
-            suffix = f"@{extractor.name}" if number else ""
+        for suffix, extractor in self._extractors.items():
             sets = again.features[extractor.name], real.features[extractor.name]
             found[f"fd_real{suffix}"] = sets[0].distance(sets[1])
             metrics = self._kernel(*sets, extractor, "real", suffix)
@@ -106,8 +103,7 @@ class Scorer:
             found["fd_latents"] = meter.latents.floor()
             found["fd_texture"] = meter.texture.floor()
             found["fd_colour"] = meter.colour.floor()
-        for number, extractor in enumerate(self._extractors):
-            suffix = f"@{extractor.name}" if number else ""
+        for suffix, extractor in self._extractors.items():
             found[f"fd_{word}{suffix}"] = meter.features[extractor.name].floor()
             first, second = meter.features[extractor.name].halves()
             if extractor.kernel is not None and len(first) > 1:

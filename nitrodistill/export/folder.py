@@ -15,9 +15,8 @@ from nitrodistill.files import atomic_folder, damage, record_of
 from nitrodistill.sampling import StepPlan
 from nitrodistill.types import PredictionType
 
-RECORD = (
-    "nitrodistill.json"  # in every export: plan, versions, self-test, hashes of the other files
-)
+# in every export: plan, versions, self-test, hashes of the other files
+RECORD = "nitrodistill.json"
 CARD = "README.md"  # its owner may edit it, so it has no hash
 
 

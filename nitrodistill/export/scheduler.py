@@ -195,10 +195,7 @@ def _build(
 
 
 def _disagreement(
-    scheduler: Any,
-    plan: StepPlan,
-    probe: _Probe,
-    call_sigmas: Sequence[float] | None,
+    scheduler: Any, plan: StepPlan, probe: _Probe, call_sigmas: Sequence[float] | None
 ) -> str | None:
     """Runs scheduler and plan side by side as a pipeline would; None if they agree to 1e-5."""
     if call_sigmas is None:
@@ -261,9 +258,7 @@ class _Probe:
     """A denoiser that answers something different for every input; its network is never used."""
 
     def __init__(
-        self,
-        prediction_type: PredictionType,
-        preconditioning: EDMPreconditioning | None = None,
+        self, prediction_type: PredictionType, preconditioning: EDMPreconditioning | None = None
     ) -> None:
         self.module: nn.Module = nn.Identity()
         self.prediction_type: PredictionType = prediction_type

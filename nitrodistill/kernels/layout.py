@@ -7,6 +7,7 @@ channels is fine).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -45,13 +46,11 @@ def _like(first: Tensor, tensor: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(inverse)
 
 
-def empty_aligned(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty_aligned(tensor: Tensor) -> Tensor:
     """Uninitialised, with the sample strides of `tensor` and samples next to each other."""
     size = tensor[0].numel() if tensor.shape[0] else 0
     strides = (max(size, 1), *tensor.stride()[1:])
-    return torch.empty_strided(
-        tensor.shape, strides, dtype=dtype or tensor.dtype, device=tensor.device
-    )
+    return torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 def empty_gradients(inputs: Sequence[Tensor], wanted: Sequence[bool], like: Tensor) -> list[Tensor]:
@@ -84,21 +83,14 @@ def flatten_mask(mask: Tensor, data: Tensor) -> FlatMask:
     sizes = [data.shape[d] for d in order][1:]
     varies = [m == s and s > 1 for m, s in zip(mask.shape[1:], sizes, strict=True)]
     if True not in varies:
-        return FlatMask(mask.reshape(mask.shape[0], 1), max(1, _product(sizes)))
+        return FlatMask(mask.reshape(mask.shape[0], 1), max(1, math.prod(sizes)))
     first, last = varies.index(True), len(varies) - varies[::-1].index(True)
     mask = mask.expand(
         mask.shape[0], *mask.shape[1 : first + 1], *sizes[first:last], *mask.shape[last + 1 :]
     )
-    return FlatMask(mask.reshape(mask.shape[0], -1).contiguous(), _product(sizes[last:]))
+    return FlatMask(mask.reshape(mask.shape[0], -1).contiguous(), math.prod(sizes[last:]))
 
 
 def _storage_order(tensor: Tensor) -> list[int]:
     strides = tensor.stride()
     return [0, *sorted(range(1, tensor.dim()), key=lambda d: (-strides[d], d))]
-
-
-def _product(sizes: list[int]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

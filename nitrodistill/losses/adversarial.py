@@ -61,9 +61,7 @@ def as_heads(name: str, logits: Logits) -> tuple[Tensor, ...]:
 
 
 def mean_of_heads(
-    function: Callable[..., Tensor],
-    *logits: tuple[Tensor, ...],
-    weights: Weights = None,
+    function: Callable[..., Tensor], *logits: tuple[Tensor, ...], weights: Weights = None
 ) -> Tensor:
     """Applies an elementwise function head by head; the mean over logits, then over heads: `(B,)`.
 

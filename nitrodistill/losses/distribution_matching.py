@@ -155,10 +155,7 @@ def guidance_matching(
 
 
 def f_divergence_weight(
-    logits: Logits,
-    divergence: Divergence,
-    *,
-    ratio_range: tuple[float, float] = (0.1, 20.0),
+    logits: Logits, divergence: Divergence, *, ratio_range: tuple[float, float] = (0.1, 20.0)
 ) -> Tensor:
     """r^2 f''(r) of every sample, the weight of its distribution-matching gradient; see the module.
 

@@ -288,9 +288,5 @@ class LazyPenalty:
 
 def _approximate(side: Side, scale: float) -> Tensor:
     return approximate_gradient_penalty(
-        side.discriminate,
-        side.samples,
-        scale=scale,
-        noise=side.perturbation(),
-        logits=side.logits,
+        side.discriminate, side.samples, scale=scale, noise=side.perturbation(), logits=side.logits
     )

@@ -36,7 +36,7 @@ from nitrodistill.checks import (
     check_tensor,
 )
 from nitrodistill.kernels.lpips_head import lpips_head
-from nitrodistill.losses.base import Loss, Reduction, reduce, refuse_trainable
+from nitrodistill.losses.base import Loss, Reduction, refuse_trainable
 from nitrodistill.losses.trunks import Trunk, TrunkName, load_heads, load_trunk
 
 FeatureTrunk = Callable[[Tensor], Sequence[Tensor]]
@@ -224,17 +224,6 @@ class LPIPSLoss(Loss):
                 other = self._features(_frames(target))
         values = lpips_distance(features, other, self._heads(features), mask=mask, eps=self.eps)
         return values.view(pred.shape[0], -1).mean(1)
-
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor | TargetFeatures,
-        *,
-        mask: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """The reduced distance; arguments as in `per_sample`, `weight` is `(B,)`."""
-        return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
 
     def extra_repr(self) -> str:
         return f"value_range={self.value_range}, {super().extra_repr()}"

@@ -143,10 +143,7 @@ class Pipeline:
             )
         tokens = (height // of_network.patch) * (width // of_network.patch)
         schedule, prediction_type, preconditioning = noise_of(
-            pipe.scheduler,
-            of_network.timestep_scale,
-            tokens,
-            adapter.shift_mu(pipe, tokens),
+            pipe.scheduler, of_network.timestep_scale, tokens, adapter.shift_mu(pipe, tokens)
         )
         for module in pipe.components.values():
             if isinstance(module, nn.Module):

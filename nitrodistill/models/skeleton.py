@@ -15,10 +15,7 @@ from nitrodistill.models.pipeline import Pipeline, without_broken_torchvision
 
 
 def skeleton(
-    path: str | Path,
-    *,
-    resolution: tuple[int, int] | None = None,
-    revision: str | None = None,
+    path: str | Path, *, resolution: tuple[int, int] | None = None, revision: str | None = None
 ) -> Pipeline:
     """Builds a pipeline of which only the shapes are real; it costs no memory and cannot draw.
 

@@ -104,9 +104,8 @@ class DiscreteSchedule:
             table = self._alphas_cumprod.to(t.device, double(t.device))
             self._tables[t.device] = Scales(table.sqrt(), (1 - table).sqrt())
         alpha, sigma = self._tables[t.device]
-        flat = t.long().reshape(
-            -1
-        )  # gathered: an index of -1 would be the last one, on a GPU without a word
+        # gathered: an index of -1 would be the last one, on a GPU without a word
+        flat = t.long().reshape(-1)
         return Scales(alpha.gather(0, flat).view(t.shape), sigma.gather(0, flat).view(t.shape))
 
     def timestep(self, u: Tensor | float) -> Tensor:

@@ -45,10 +45,7 @@ def load_pipeline(path: str | Path | None = None) -> StableDiffusionPipeline:
     root = WEIGHTS if path is None else Path(path)
     verify(root)
     pipeline = StableDiffusionPipeline.from_pretrained(
-        root,
-        local_files_only=True,
-        safety_checker=None,
-        use_safetensors=True,
+        root, local_files_only=True, safety_checker=None, use_safetensors=True
     )
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
         part.float()  # stored in fp16; each library has its own default for what it loads

@@ -100,8 +100,8 @@ class OptimizerConfig:
         _check("ema_decay", self.ema_decay, 0 <= self.ema_decay < 1, "in [0, 1)")
         check_positive("learning_rate", self.learning_rate)
         check_positive("eps", self.eps)
-        two = len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas)
-        _check("betas", self.betas, two, "two numbers in [0, 1)")
+        betas = all(0 <= beta < 1 for beta in self.betas)
+        _check("betas", self.betas, betas, "two numbers in [0, 1)")
         check_optimizer(self)
         if self.lr_schedule is None and self.lr_schedule_settings:
             raise ValueError(

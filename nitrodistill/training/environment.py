@@ -7,15 +7,12 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 
 from nitrodistill.files import read_text, write_json
 from nitrodistill.settings import shown
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def note_environment(file: Path, accelerator: Accelerator) -> None:

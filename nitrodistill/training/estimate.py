@@ -27,6 +27,7 @@ from nitrodistill.models.wrappers import role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig
 from nitrodistill.training.networks import TEACHER, cast_base
 from nitrodistill.training.optimizers import ADAMW, state_bytes
+from nitrodistill.training.parallel import block_kinds
 from nitrodistill.training.passes import LossesOnShapes, Passes, turns_of
 from nitrodistill.training.recipe import Stage
 from nitrodistill.training.stages import build_on_shapes, student_on_shapes
@@ -109,11 +110,7 @@ class Memory:
 
 
 def estimate(
-    pipeline: Pipeline,
-    stage: Stage,
-    *,
-    text_length: int,
-    earlier: Sequence[Stage] = (),
+    pipeline: Pipeline, stage: Stage, *, text_length: int, earlier: Sequence[Stage] = ()
 ) -> Memory:
     """Counts what a stage needs on one device that shares nothing out.
 
@@ -282,10 +279,7 @@ def _with(stage: Stage, **changes: Any) -> Stage:
 def _bits(stage: Stage, *, eight: bool) -> dict[str, OptimizerConfig]:
     """The optimizers with AdamW's moments in 8 bits, where that can be, or whole; others stay."""
     return {
-        name: replace(
-            config,
-            eight_bit=eight and _is_plain_adamw(config),
-        )
+        name: replace(config, eight_bit=eight and _is_plain_adamw(config))
         for name, config in stage.trainer.optimizers.items()
     }
 
@@ -335,14 +329,7 @@ def _trained_role(module: nn.Module, config: OptimizerConfig) -> RoleMemory:
 
 def _fetched(module: nn.Module) -> int:
     """The parameters of the two largest blocks and of what is in no block."""
-    from diffusers import ModelMixin
-
-    kinds = {
-        name
-        for part in module.modules()
-        if isinstance(part, ModelMixin)
-        for name in part._no_split_modules or ()
-    }
+    kinds = block_kinds(module)
     blocks = sorted(_count(part) for part in module.modules() if type(part).__name__ in kinds)
     return _count(module) - sum(blocks[:-2])
 

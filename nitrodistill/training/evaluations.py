@@ -41,9 +41,8 @@ def student_scores(
     for trainer in stages:
         _check_metric(trainer.best_metric)
     if recipe.teacher not in EMBEDDED:
-        TextureFeatures()(
-            torch.zeros(1, 3, *pipeline.resolution)
-        )  # may find the pictures too small
+        # may find the pictures too small
+        TextureFeatures()(torch.zeros(1, 3, *pipeline.resolution))
     sharded = any(stage.trainer.parallel == "fsdp" for stage in recipe.stages)
     steps, guidance = teacher_draws(recipe)
     config = EvaluateConfig(

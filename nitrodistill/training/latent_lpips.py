@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nitrodistill.checks import check_fields, check_positive, check_tensor
@@ -25,6 +27,7 @@ from nitrodistill.losses.latent_augmentation import warp
 from nitrodistill.losses.latent_trunk import LatentTrunk, fitted_trunk
 from nitrodistill.losses.lpips import lpips_distance
 from nitrodistill.method import Draws
+from nitrodistill.progress import progress_bar
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Two batches of latents `(B, C, H, W)` -> `(B,)`, for example `DecodedLoss(...).per_sample`."""
@@ -104,8 +107,6 @@ def fit_latent_lpips(
         ValueError: if there are too few latents or too small ones, the folder holds another fit, or a distance is
             not finite.
     """
-    from safetensors.torch import save_file
-
     config, folder = config or FitConfig(), Path(output)
     check_tensor("latents", latents)
     if latents.ndim != 4 or len(latents) < config.held_out + 2:
@@ -185,11 +186,6 @@ def _pairs(
     latents: Tensor, distance: Distance, file: Path, config: FitConfig, count: int, progress: bool
 ) -> _Pairs:
     """Pairs and their distances; `file` keeps the distances."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    from nitrodistill.progress import progress_bar
-
     digest = blake2([latents.cpu().numpy().tobytes(), f"{config.seed} {count}"]).hex()
     known = torch.empty(0)
     if file.exists():
@@ -231,8 +227,6 @@ def _check_same(distance: Distance, pair: tuple[Tensor, Tensor], known: Tensor, 
 
 
 def _train(pairs: _Pairs, config: FitConfig, progress: bool) -> tuple[LatentTrunk, list[Tensor]]:
-    from nitrodistill.progress import progress_bar
-
     generator = torch.Generator().manual_seed(config.seed)
     trunk = fitted_trunk(pairs[0].shape[1], [(w, w) for w in config.widths]).requires_grad_(True)
     for module in trunk.modules():

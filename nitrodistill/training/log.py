@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from torch import Tensor
 
 from nitrodistill.files import read_lines, write_text
@@ -20,8 +23,6 @@ from nitrodistill.settings import nearest
 from nitrodistill.training.parallel import gather_text
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from nitrodistill.training.alarms import Alarm
     from nitrodistill.training.state import State
 
@@ -50,8 +51,6 @@ def make_accelerator(
         >>> nd.training.make_accelerator(cpu=True).num_processes
         1
     """
-    from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
-
     has_gpu = torch.cuda.is_available() or torch.xpu.is_available()
     launched = place().world_size > 1
     mixed_precision = "no" if mixed_precision == "fp16" else mixed_precision
@@ -79,16 +78,12 @@ def make_accelerator(
 
 def _forget_precision(mixed_precision: str) -> None:
     """Lets a process that has trained in one precision train in another one: Accelerate remembers the first."""
-    from accelerate.state import AcceleratorState
-
     known = AcceleratorState._shared_state.get("_mixed_precision")
     if known is not None and known != mixed_precision and place().world_size == 1:
         AcceleratorState._reset_state()  # it has no public way
 
 
 def _known_trackers(names: Sequence[str]) -> list[Any]:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-
     available = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from nitrodistill.losses import Loss
@@ -32,9 +33,6 @@ from nitrodistill.training.recipe import Stage
 from nitrodistill.training.record import free_name, load_denoiser, load_weights
 from nitrodistill.training.roles import checkpoint_gradients
 from nitrodistill.types import Condition, Denoiser
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 STUDENT, TEACHER = "student", "teacher"
 

@@ -113,16 +113,18 @@ def _find(name: str) -> Callable[..., Optimizer]:
         if not callable(made):
             raise ValueError(f"the optimizer {name!r} cannot be called; give module:Class.")
         return cast("Callable[..., Optimizer]", made)
-    known = {n: kind for n, kind in vars(torch.optim).items() if inspect.isclass(kind)}
-    known = {
-        n: kind
-        for n, kind in known.items()
-        if issubclass(kind, Optimizer) and n not in ("Optimizer", "LBFGS", "SparseAdam")
-    }
+    known = {n: kind for n, kind in vars(torch.optim).items() if _is_usable(kind)}
     found = next((kind for n, kind in known.items() if n.lower() == name.lower()), None)
     if found is None:
         raise ValueError(f"there is no optimizer {name!r}; {nearest(name, known)}")
     return found
+
+
+def _is_usable(kind: object) -> bool:
+    """Whether it is an optimizer that needs no closure, of dense gradients."""
+    if not inspect.isclass(kind) or not issubclass(kind, Optimizer):
+        return False
+    return kind not in (Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
 
 
 def _eight_bit() -> Any:

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nitrodistill.processes import place
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
     from torch.distributed.tensor import DTensor
 
 Parallel = Literal["ddp", "fsdp"]
@@ -86,9 +86,8 @@ def prepare_module(
         forward: Any = module.forward  # as a method, so that a copy of the module runs itself
         module.forward = MethodType(convert_outputs_to_fp32(lower(forward.__func__)), module)
     if parallel == "ddp":
-        with (
-            warnings.catch_warnings()
-        ):  # the newer name that torch asks for is not Accelerate's yet
+        with warnings.catch_warnings():
+            # the newer name that torch asks for is not Accelerate's yet
             warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
             return accelerator.prepare(module)
     module = accelerator.prepare_model(module, device_placement=False, evaluation_mode=True)
@@ -124,11 +123,7 @@ def _shard(
     module: nn.Module, accelerator: Accelerator, cpu_offload: bool, taps: Sequence[str] = ()
 ) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import (
-        CPUOffloadPolicy,
-        OffloadPolicy,
-        fully_shard,
-    )
+    from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
     device = accelerator.device
     if not dist.is_initialized():  # a single process: still useful, for offloading
@@ -151,20 +146,25 @@ def _shard(
 
 def _blocks(module: nn.Module, taps: Sequence[str]) -> list[nn.Module]:
     """The blocks that are gathered one at a time, inner ones first: those that diffusers never splits."""
+    kinds = block_kinds(module)
+    blocks = [
+        part
+        for name, part in module.named_modules()
+        if type(part).__name__ in kinds and not any(tap.startswith(f"{name}.") for tap in taps)
+    ]
+    return [part for part in reversed(blocks) if any(True for _ in part.parameters())]
+
+
+def block_kinds(module: nn.Module) -> set[str]:
+    """Names of the classes of blocks that diffusers never splits."""
     from diffusers import ModelMixin
 
-    names = {
+    return {
         name
         for part in module.modules()
         if isinstance(part, ModelMixin)
         for name in part._no_split_modules or ()
     }
-    blocks = [
-        part
-        for name, part in module.named_modules()
-        if type(part).__name__ in names and not any(tap.startswith(f"{name}.") for tap in taps)
-    ]
-    return [part for part in reversed(blocks) if any(True for _ in part.parameters())]
 
 
 def _backends(device: torch.device) -> str:
@@ -242,9 +242,8 @@ def on_main(accelerator: Accelerator, act: Callable[[], object]) -> object:
     if accelerator.is_main_process:
         try:
             sent = json.dumps({"value": act()})
-        except (
-            Exception
-        ) as raised:  # sent to the others, which would wait for ever, and raised below
+        except Exception as raised:
+            # sent to the others, which would wait for ever, and raised below
             error, sent = raised, json.dumps({"error": f"{raised}"})
     answer = json.loads(gather_text(accelerator, sent)[0])
     if error is not None:

@@ -206,10 +206,8 @@ class _Runs:
     def _computed(self, *args: Any, **kwargs: Any) -> Any:
         if not self._lower:
             return self._forward(*args, **kwargs)
-        with (
-            Autocast(),
-            torch.autocast("cpu", torch.bfloat16),
-        ):  # meta has none; who asks, asks the CPU's
+        # meta has none; who asks, asks the CPU's
+        with Autocast(), torch.autocast("cpu", torch.bfloat16):
             return self._forward(*args, **kwargs)
 
 

@@ -13,8 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from nitrodistill.checks import as_tensor
+from nitrodistill.export.folder import plan_record
 from nitrodistill.models import DiffusersDenoiser
 from nitrodistill.models.inputs import built
 from nitrodistill.models.lora import LoRAConfig, add_lora, base_copy, free_name
@@ -27,14 +29,7 @@ from nitrodistill.types import Denoiser, Scales
 
 def student_record(denoiser: Denoiser, plan: StepPlan) -> dict[str, object]:
     """How a student samples."""
-    steps = [
-        {"t": step.t.item(), "input": _numbers(step.input), "output": _numbers(step.output)}
-        for step in plan.steps
-    ]
-    return {
-        "plan": {"transition": plan.transition, "steps": steps},
-        "prediction_type": denoiser.prediction_type,
-    }
+    return {"plan": plan_record(plan), "prediction_type": denoiser.prediction_type}
 
 
 def network_record(module: nn.Module, lora: LoRAConfig | None) -> dict[str, object] | None:
@@ -71,18 +66,14 @@ def plan_of(checkpoint: Checkpoint) -> StepPlan:
 def plan_from(record: Mapping[str, Any]) -> StepPlan:
     """The plan that `student_record` or an export wrote down."""
     steps = [
-        Step(_timestep(step["t"]), _scales(step["input"]), _scales(step["output"]))
+        Step(as_tensor("t", step["t"]), _scales(step["input"]), _scales(step["output"]))
         for step in record["steps"]
     ]
     return StepPlan(tuple(steps), record["transition"])
 
 
 def load_denoiser(
-    checkpoint: Checkpoint,
-    base: DiffusersDenoiser,
-    role: str = "student",
-    *,
-    average: bool = True,
+    checkpoint: Checkpoint, base: DiffusersDenoiser, role: str = "student", *, average: bool = True
 ) -> DiffusersDenoiser:
     """The network of any role of a checkpoint, with the weights that it had; frozen nowhere, in eval mode.
 
@@ -159,14 +150,6 @@ def _built(record: Mapping[str, Any]) -> nn.Module:
     return built(kind, record["config"])
 
 
-def _numbers(scales: Scales) -> list[float]:
-    return [scale.item() for scale in scales]
-
-
 def _scales(numbers: list[float]) -> Scales:
     alpha, sigma = (torch.tensor(number, dtype=torch.float64) for number in numbers)
     return Scales(alpha, sigma)
-
-
-def _timestep(t: float) -> Tensor:
-    return torch.tensor(t, dtype=torch.int64 if isinstance(t, int) else torch.float64)

@@ -6,25 +6,16 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from nitrodistill.method import Role
 from nitrodistill.models.wrappers import checkpointed, plain_name, role_in, unwrapped
 from nitrodistill.training.config import OptimizerConfig, TrainerConfig
 from nitrodistill.training.optimizers import load_state, make_optimizer, state_tensors
-from nitrodistill.training.parallel import (
-    gather_rows,
-    laid_out_like,
-    local,
-    prepare_module,
-    whole,
-)
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from nitrodistill.training.parallel import gather_rows, laid_out_like, local, prepare_module, whole
 
 _log = logging.getLogger(__name__)
 _SAMPLE = 256

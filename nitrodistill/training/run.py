@@ -15,9 +15,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from nitrodistill.data import PairStore
@@ -38,9 +39,6 @@ from nitrodistill.training.environment import note_environment, noted_environmen
 from nitrodistill.training.recipe import RECIPE, Recipe, load_recipe, parse_recipe, save_recipe
 from nitrodistill.training.record import load_denoiser, plan_of
 from nitrodistill.training.student import Student
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Resume = Literal["auto", "never"]
 Which = Literal["newest", "best"]

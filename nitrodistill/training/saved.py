@@ -116,13 +116,7 @@ class Autocast(TorchFunctionMode):
         super().__init__()
         self._casts: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         dtype = torch.bfloat16 if func in self._LOWER else torch.float32
         if func in self._LOWER or func in self._FULL:
@@ -143,13 +137,7 @@ class Autocast(TorchFunctionMode):
 class _FusedAttention(TorchFunctionMode):
     """Attention that saves what a fused kernel does."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **given)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from accelerate import Accelerator
 from torch import Tensor
 
 from nitrodistill.training.averages import Averages
@@ -21,9 +21,6 @@ from nitrodistill.training.checkpoint import (
 from nitrodistill.training.config import TrainerConfig
 from nitrodistill.training.parallel import any_process, on_main
 from nitrodistill.training.roles import TrainedRole, kept
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)

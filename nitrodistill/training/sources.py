@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,30 +50,22 @@ class Sources:
             _check_latents(real.store, pipeline)
         return cls(recipe, pairs, real, _prompts(recipe.prompts, pipeline))
 
-    def of(self, reads: Collection[Part]) -> list[Source]:
+    def of(self, reads: Collection[Part]) -> Sequence[Source]:
         """The sources of these parts."""
-        named: dict[Part, Source | None] = {
-            "pairs": self.pairs,
-            "real": self.real,
-            "prompts": self.texts,
-        }
-        return [s for part, s in named.items() if part in reads and s is not None]
+        return [source for source in self._given if source.part in reads]
 
     def identities(self) -> dict[str, str]:
         """Part -> digest of what it holds."""
-        found = {}
-        if self.pairs is not None:
-            found["pairs"] = self.pairs.manifest.identity()
-        for source in (self.real, self.texts):
-            if source is not None:
-                found[source.part] = source.identity()
-        return found
+        return {source.part: source.identity() for source in self._given}
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """The prompts of the data, for previews and evaluations."""
-        source = next((s for s in (self.pairs, self.real, self.texts) if s is not None), None)
-        return () if source is None else source.prompts
+        return self._given[0].prompts if self._given else ()
+
+    @property
+    def _given(self) -> list[PairStore | LatentStore | Prompts]:
+        return [one for one in (self.pairs, self.real, self.texts) if one is not None]
 
 
 def teacher_draws(recipe: Recipe) -> tuple[int, float]:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 
 from nitrodistill.data import BatchStream, together
 from nitrodistill.export import check_export
@@ -42,9 +42,6 @@ from nitrodistill.training.sources import Sources, teacher_draws
 from nitrodistill.training.state import State
 from nitrodistill.training.trainer import Trainer
 from nitrodistill.types import Batch
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 Evaluate = Callable[[DiffusersDenoiser, StepPlan], Mapping[str, float]]
 """`(the student, how it samples) -> name -> number`; equal students give equal numbers."""
@@ -157,11 +154,7 @@ def student_on_shapes(stages: Sequence[Stage], pipeline: Pipeline) -> DiffusersD
 
 
 def build_on_shapes(
-    stage: Stage,
-    shapes: Pipeline,
-    text_length: int = 8,
-    *,
-    before: DiffusersDenoiser | None = None,
+    stage: Stage, shapes: Pipeline, text_length: int = 8, *, before: DiffusersDenoiser | None = None
 ) -> tuple[DistillationMethod, Cast]:
     """A stage's method on networks of which only the shapes are real (the meta device); nothing is computed.
 

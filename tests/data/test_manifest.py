@@ -97,8 +97,16 @@ def test_differences_name_the_setting() -> None:
         (["sources", 0, "seed"], -1, "seed is -1"),
         (["sources", 0, "prediction_type"], "y", "prediction_type is 'y'"),
         (["sources", 0, "grid", "t"], [1], "one value a step"),
-        (["shards", 0, "rows"], "4", "rows of shards"),
-        (["shards", 0], "x", "must be an object"),
+        (["shards", 0, "rows"], "4", "shards.0.rows is '4'; it must be an integer"),
+        (["shards", 0], "x", "shards.0 is 'x'; it must hold names and values"),
+        (["shards"], "x", "shards is 'x'; it must be a list"),
+        (["sources"], "x", "sources is 'x'; it must be a list"),
+        (["sources", 0], "x", "sources.0 is 'x'; it must be names and values"),
+        (["sources", 0, "kind"], ["generated"], "of kind \\['generated'\\]"),
+        (["sources", 0, "teacher"], 1, "sources.0.teacher is 1; it must be a text"),
+        (["sources", 0, "guidance"], float("nan"), "guidance is nan; it must be a finite number"),
+        (["sources", 0, "grid", "t", 0], "a", "sources.0.grid.t.0 is 'a'; it must be"),
+        (["texts_hash"], None, "texts_hash is None; it must be a text"),
         (["shards", 1, "name"], "shards/000000.arrow", "twice"),
     ],
 )
@@ -110,6 +118,14 @@ def test_what_is_not_known_is_refused(path: list[Any], value: Any, message: str)
         place = place[key]
     place[path[-1]] = value
     with pytest.raises(ValueError, match=message):
+        Manifest.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize("files", ["prompts", "shards"])
+def test_files_that_are_not_listed_are_refused(files: str) -> None:
+    data = manifest().to_dict()
+    del data[files]
+    with pytest.raises(ValueError, match=f"lacks its {files}"):
         Manifest.from_json(json.dumps(data))
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from nitrodistill.evaluation.catalogue import info
 from nitrodistill.evaluation.report.numbers import interval, number, times
 from nitrodistill.evaluation.report.page import MODELS, READING, floors_in_words, render
-from nitrodistill.evaluation.report.pictures import Gallery, compared_gallery
+from nitrodistill.evaluation.report.pictures import compared_gallery
 from nitrodistill.evaluation.report.svg import Point, scatter
 from nitrodistill.evaluation.report.table import Column, make_table
 from nitrodistill.evaluation.report.verdict import Verdict, listed, verdict
@@ -194,7 +194,9 @@ def comparison_html(
     """
     together = compared.together()
     known = {n: p for n, p in (pictures or {}).items() if n in compared.students}
-    shown = _gallery(compared, known) if len(known) == len(compared.students) else None
+    shown = None
+    if len(known) == len(compared.students):
+        shown = compared_gallery(known, {n: s.samples for n, s in compared.students.items()})
     samples = next(iter(compared.students.values())).settings.get("num_samples")
     subtitle = f"{len(compared.students)} students" + (f" · {samples:,} samples" if samples else "")
     return render(
@@ -382,11 +384,6 @@ def _table(compared: Comparison, together: Evaluation) -> Any:
         best=best,
         cost=True,
     )
-
-
-def _gallery(compared: Comparison, pictures: Mapping[str, Pictures]) -> Gallery | None:
-    samples = {name: found.samples for name, found in compared.students.items()}
-    return compared_gallery(pictures, samples)
 
 
 def _facts(compared: Comparison) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -49,10 +49,11 @@ class Gallery:
     always_all: bool = False
     wide: str = ""
     first: int = FIRST
-    shape: str = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", f"{self.width} / {self.height}")
+    @property
+    def shape(self) -> str:
+        """The pictures' width and height, as CSS wants them."""
+        return f"{self.width} / {self.height}"
 
 
 def data_uri(image: Tensor) -> str:

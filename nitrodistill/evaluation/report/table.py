@@ -79,19 +79,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Table:
-    """What the template shows."""
+    """What the template shows; where metrics are assessed, each has a plot and a verdict."""
 
     caption: str
     lead: str
     columns: Sequence[Column]
     groups: Sequence[Group]
-    plots: bool
-    states: bool
+    assessed: bool
 
     @property
     def width(self) -> int:
         """Columns in all."""
-        return 1 + len(self.columns) + self.plots + self.states
+        return 1 + len(self.columns) + 2 * self.assessed
 
 
 def make_table(
@@ -136,15 +135,11 @@ def make_table(
         about = "" if is_part(name) else info(name).about
         groups.setdefault(group, []).append(Row(info(name).label, about, cells, line, scale, state))
     shown = [Group(titles[group], rows) for group, rows in groups.items()]
-    return Table(caption, lead, columns, shown, assessed is not None, assessed is not None)
+    return Table(caption, lead, columns, shown, assessed is not None)
 
 
 def _cell(
-    column: Column,
-    name: str,
-    mine: Mapping[str, Metric],
-    floor: float | None,
-    best: frozenset[str],
+    column: Column, name: str, mine: Mapping[str, Metric], floor: float | None, best: frozenset[str]
 ) -> Cell:
     if column.key == "floor":
         return Cell(column.whole, number(floor), known=floor is not None)

@@ -34,32 +34,24 @@ class DMD(torch.autograd.Function):
         return gradient, None, None, None
 
 
-def _launch_forward(
-    x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _launch_forward(*call: Any) -> tuple[Tensor, Tensor]:
     from nitrodistill.kernels.dmd import triton
 
-    return triton.forward(x0, real, fake, weight, options("dmd", x0.device))
+    return triton.forward(*call, options=options("dmd", call[0].device))
 
 
-def _fake_forward(
-    x0: Tensor, real: Tensor, fake: Tensor, weight: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _fake_forward(x0: Tensor, *call: Any) -> tuple[Tensor, Tensor]:
     loss = torch.empty(x0.shape[0], dtype=torch.float32, device=x0.device)
     return loss, torch.empty_like(loss)
 
 
-def _launch_backward(
-    upstream: Tensor, x0: Tensor, real: Tensor, fake: Tensor, factor: Tensor
-) -> Tensor:
+def _launch_backward(*call: Any) -> Tensor:
     from nitrodistill.kernels.dmd import triton
 
-    return triton.backward(upstream, x0, real, fake, factor, options("dmd", x0.device))
+    return triton.backward(*call, options=options("dmd", call[0].device))
 
 
-def _fake_backward(
-    upstream: Tensor, x0: Tensor, real: Tensor, fake: Tensor, factor: Tensor
-) -> Tensor:
+def _fake_backward(upstream: Tensor, x0: Tensor, *call: Any) -> Tensor:
     return empty_aligned(x0)
 
 

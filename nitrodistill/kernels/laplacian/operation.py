@@ -20,11 +20,7 @@ class Laplacian(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        y: Tensor,
-        weights: tuple[float, ...],
-        weight_maps: tuple[Tensor, ...],
+        ctx: Any, x: Tensor, y: Tensor, weights: tuple[float, ...], weight_maps: tuple[Tensor, ...]
     ) -> Tensor:
         save = any(ctx.needs_input_grad[:2])
         loss, signs = _forward(x, y, weights, weight_maps, save)

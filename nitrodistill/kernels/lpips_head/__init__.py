@@ -13,12 +13,7 @@ __all__ = ["lpips_head"]
 
 
 def lpips_head(
-    fx: Tensor,
-    fy: Tensor,
-    weight: Tensor,
-    *,
-    eps: float = 1e-10,
-    mask: Tensor | None = None,
+    fx: Tensor, fy: Tensor, weight: Tensor, *, eps: float = 1e-10, mask: Tensor | None = None
 ) -> Tensor:
     """Distance of two feature maps, one value per sample.
 

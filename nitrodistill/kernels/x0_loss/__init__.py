@@ -10,11 +10,7 @@ from nitrodistill.kernels import backend
 from nitrodistill.kernels.layout import aligned
 from nitrodistill.kernels.x0_loss import reference
 from nitrodistill.kernels.x0_loss.operation import X0Loss, X0LossMean
-from nitrodistill.kernels.x0_loss.reference import (
-    ElementwiseLoss,
-    elementwise_loss,
-    loss_parameter,
-)
+from nitrodistill.kernels.x0_loss.reference import ElementwiseLoss, elementwise_loss, loss_parameter
 from nitrodistill.types import PredictionType, check_prediction_type
 
 __all__ = ["ElementwiseLoss", "elementwise_loss", "loss_parameter", "x0_loss", "x0_loss_mean"]

@@ -317,11 +317,7 @@ def _launch_forward(
 
 
 def backward(
-    upstream: Tensor,
-    call: Call,
-    inverse: Tensor,
-    wanted: Sequence[bool],
-    options: Options,
+    upstream: Tensor, call: Call, inverse: Tensor, wanted: Sequence[bool], options: Options
 ) -> tuple[Tensor | None, ...]:
     """Gradients of (output, x_t, target), None where not `wanted`; `upstream` is (B,)."""
     gradients = [

@@ -10,11 +10,7 @@ from typing import Any
 from torch import nn
 
 from nitrodistill.models.adapters.aura_flow import AuraFlowAdapter, AuraFlowPipelineAdapter
-from nitrodistill.models.adapters.base import (
-    Adapter,
-    Entry,
-    PipelineAdapter,
-)
+from nitrodistill.models.adapters.base import Adapter, Entry, PipelineAdapter
 from nitrodistill.models.adapters.chroma import ChromaAdapter, ChromaPipelineAdapter
 from nitrodistill.models.adapters.dit import DiTAdapter, DiTPipelineAdapter
 from nitrodistill.models.adapters.flux import FluxAdapter, FluxPipelineAdapter

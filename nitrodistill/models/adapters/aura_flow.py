@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from nitrodistill.models.adapters.base import (
-    JOINT_TARGETS,
-    Adapter,
-    Entry,
-    PatchAdapter,
-    PipelineAdapter,
-)
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
@@ -30,16 +24,11 @@ class AuraFlowAdapter(PatchAdapter):
         "joint_transformer_blocks": "num_mmdit_layers",
         "single_transformer_blocks": "num_single_dit_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
 
     def entries(self) -> Mapping[str, Entry]:
         """Text."""
         return {"encoder_hidden_states": Entry((None, self.config.joint_attention_dim))}
-
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The text under its own name."""
-        text = condition["encoder_hidden_states"]
-        return {"hidden_states": x_t, "timestep": t, "encoder_hidden_states": text}
 
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The image's tokens, alone or behind the text's."""

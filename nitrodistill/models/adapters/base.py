@@ -8,6 +8,7 @@ examples, taps, LoRA, guidance) is written once, on top of these. docs/extending
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,6 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
-
-JOINT_TARGETS: tuple[str, ...] = ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
-"""The text's projections in joint attention."""
 
 RescaleBy = Literal["deviation", "norm", "row", "token"]
 """What of a guided prediction is drawn back to the conditional one's."""
@@ -64,6 +62,7 @@ class Adapter(ABC):
         config: the network's config.
         patch: latent pixels a token is wide (1 for networks of maps).
         multiple: latents must be divisible by this many pixels.
+        default_side: height and width of latents where the network knows no size: what diffusers draws by default.
         timestep_scale: the network's timestep over that of its diffusers scheduler.
         block_lists: attributes that hold the blocks, in the order in which they run.
         depths: lists of blocks that `prune` may shorten -> the config's setting that counts them.
@@ -79,6 +78,7 @@ class Adapter(ABC):
 
     patch: int = 1
     multiple: int = 1
+    default_side: int | None = None
     timestep_scale: float = 1.0
     block_lists: tuple[str, ...] = ("transformer_blocks",)
     depths: Mapping[str, str] = {}
@@ -90,11 +90,8 @@ class Adapter(ABC):
     def __init__(self, network: nn.Module) -> None:
         self.config: Any = network.config
         given, predicted = getattr(self.config, "in_channels", None), self.predicted_channels()
-        if given is not None and predicted not in (
-            None,
-            given,
-            2 * given,
-        ):  # twice: a learned sigma
+        # twice: a learned sigma
+        if given is not None and predicted not in (None, given, 2 * given):
             raise ValueError(
                 f"this {type(network).__name__} takes {given} channels and predicts {predicted}: the others hold "
                 "a mask, or a picture to be edited or followed, which its adapter does not pass. Distil from the "
@@ -146,7 +143,7 @@ class Adapter(ABC):
         Raises:
             ValueError: if its config does not say.
         """
-        size = self.config.sample_size
+        size = self.default_side or self.config.sample_size
         if size is None:
             raise ValueError(
                 "the network's config has no sample_size; give the Pipeline a resolution, or register one "
@@ -264,6 +261,16 @@ class Adapter(ABC):
         return network
 
 
+JOINT_TARGETS: tuple[str, ...] = (
+    *Adapter.lora_targets,
+    "add_q_proj",
+    "add_k_proj",
+    "add_v_proj",
+    "to_add_out",
+)
+"""The projections of joint attention: the image's, and the text's."""
+
+
 class PatchAdapter(Adapter):
     """Networks whose tokens are square patches of the latent, as wide as their config says."""
 
@@ -271,6 +278,11 @@ class PatchAdapter(Adapter):
         super().__init__(network)
         self.patch: int = self.config.patch_size
         self.multiple: int = self.patch
+
+    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
+        """By default the Condition's tensors go in under their own names."""
+        tensors = {name: condition[name] for name in self.entries()}
+        return {"hidden_states": x_t, "timestep": t, **tensors}
 
 
 class PipelineAdapter(ABC):
@@ -354,6 +366,11 @@ class SigmaLinePipelineAdapter(PipelineAdapter):
 
     def call_sigmas(self, num_inference_steps: int) -> list[float]:
         return [1 - i / num_inference_steps for i in range(num_inference_steps)]
+
+
+def call_default(pipe: Any, argument: str) -> Any:
+    """What a pipeline's call takes for an argument that its user does not give."""
+    return inspect.signature(type(pipe).__call__).parameters[argument].default
 
 
 def names_of(entries: Mapping[str, Entry] | Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
-    Adapter,
     Entry,
     SigmaLinePipelineAdapter,
     masked_text,
@@ -33,7 +32,7 @@ class ChromaAdapter(PackedAdapter):
     """
 
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)

@@ -33,10 +33,6 @@ class DiTAdapter(PatchAdapter):
         """Class labels 0..K-1, and K for none."""
         return {"class_labels": Entry((), integer=True)}
 
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The labels under their own name."""
-        return {"hidden_states": x_t, "timestep": t, "class_labels": condition["class_labels"]}
-
     def check(self, name: str, x_t: Tensor, condition: Condition) -> None:
         """Also refuses latents that are not square: diffusers lays the tokens out as a square."""
         super().check(name, x_t, condition)

@@ -5,7 +5,6 @@ The network sees latents as tokens of 2x2 pixels; here they go in and come out a
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
-    Adapter,
     Entry,
     SigmaLinePipelineAdapter,
+    call_default,
 )
 from nitrodistill.models.adapters.layout import packed, positions
 from nitrodistill.models.adapters.packed import PackedAdapter
@@ -35,7 +34,7 @@ class FluxAdapter(PackedAdapter):
         "transformer_blocks": "num_layers",
         "single_transformer_blocks": "num_single_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
     pooled_text: str | None = "pooled_projections"
 
     def __init__(self, network: nn.Module) -> None:
@@ -90,6 +89,5 @@ class FluxPipelineAdapter(SigmaLinePipelineAdapter):
         text, pooled, _ = pipe.encode_prompt(prompts, device=pipe.device)
         tensors = {"encoder_hidden_states": text, "pooled_projections": pooled}
         if pipe.transformer.config.guidance_embeds:
-            scale = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
-            tensors["guidance"] = text.new_full((len(text),), scale)
+            tensors["guidance"] = text.new_full((len(text),), call_default(pipe, "guidance_scale"))
         return Condition(tensors)

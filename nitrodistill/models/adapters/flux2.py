@@ -5,7 +5,6 @@ Its latents are maps of patches: 2x2 pixels of the VAE's 32 channels are one of 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +16,11 @@ from nitrodistill.models.adapters.base import (
     Adapter,
     Entry,
     SigmaLinePipelineAdapter,
+    call_default,
 )
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.models.weights import rebuilt
 from nitrodistill.types import Condition
-
-_DEFAULT_SIDE = (
-    64  # the network knows no size; diffusers draws 128 pixels of the VAE, in patches of 2
-)
 
 
 class Flux2Adapter(Adapter):
@@ -33,13 +29,14 @@ class Flux2Adapter(Adapter):
     The dev network also takes `guidance` `(B,)`, the scale that it was distilled to.
     """
 
+    default_side: int | None = 64  # 128 pixels of the VAE, in patches of 2
     timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("transformer_blocks", "single_transformer_blocks")
     depths: Mapping[str, str] = {
         "transformer_blocks": "num_layers",
         "single_transformer_blocks": "num_single_layers",
     }
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS, "to_qkv_mlp_proj")
+    lora_targets: tuple[str, ...] = (*JOINT_TARGETS, "to_qkv_mlp_proj")
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
@@ -74,10 +71,6 @@ class Flux2Adapter(Adapter):
         """The image's tokens, alone or behind the text's."""
         return on_grid(image_tokens(output, grid), grid)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        """64x64, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
-
     def with_guidance_baked(self, network: nn.Module, guidance: float) -> nn.Module:
         """For a call with `guidance_scale=0`, which then draws as at `guidance`; other scales lose their sense.
 
@@ -111,15 +104,11 @@ class Flux2PipelineAdapter(SigmaLinePipelineAdapter):
         text, _ = pipe.encode_prompt(prompts, device=pipe.device)
         tensors = {"encoder_hidden_states": text}
         if pipe.transformer.config.guidance_embeds:
-            tensors["guidance"] = text.new_full((len(text),), _default(pipe, "guidance_scale"))
+            tensors["guidance"] = text.new_full((len(text),), call_default(pipe, "guidance_scale"))
         return Condition(tensors)
 
     def shift_mu(self, pipe: Any, num_tokens: int) -> float:
         """diffusers' fit, at its default number of steps."""
         from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu
 
-        return compute_empirical_mu(num_tokens, _default(pipe, "num_inference_steps"))
-
-
-def _default(pipe: Any, argument: str) -> Any:
-    return inspect.signature(type(pipe).__call__).parameters[argument].default
+        return compute_empirical_mu(num_tokens, call_default(pipe, "num_inference_steps"))

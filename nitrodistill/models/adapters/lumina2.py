@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import (
-    Adapter,
     Entry,
+    PatchAdapter,
     RescaleBy,
     SigmaLinePipelineAdapter,
     masked_text,
@@ -23,7 +23,7 @@ from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
 
 
-class Lumina2Adapter(Adapter):
+class Lumina2Adapter(PatchAdapter):
     """Text with a mask, whose ones come first; the image follows each sample's text where the mask ends.
 
     Blocks of `noise_refiner` see the image alone, those of `layers` text, image and padding. So the adapter keeps
@@ -36,8 +36,6 @@ class Lumina2Adapter(Adapter):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__(network)
-        self.patch: int = self.config.patch_size
-        self.multiple: int = self.patch
         self._lengths: list[int] = []
         refiner: Any = network.context_refiner
         for block in refiner:

@@ -7,14 +7,13 @@ from torch import Tensor
 from nitrodistill.models.adapters.base import Adapter
 from nitrodistill.models.adapters.layout import image_tokens, on_grid, unpacked
 
-_DEFAULT_SIDE = 128  # the network knows no size; `default_sample_size` of diffusers' pipelines
-
 
 class PackedAdapter(Adapter):
     """Latents go in and come out as maps; the network sees packed tokens. t runs to 1."""
 
     patch: int = 2
     multiple: int = 2
+    default_side: int | None = 128
     timestep_scale: float = 1e-3
 
     def unpacked(self, latents: Tensor, x_t: Tensor) -> Tensor:
@@ -28,7 +27,3 @@ class PackedAdapter(Adapter):
     def channels(self) -> int:
         """Of the latents; a token holds four times as many."""
         return self.config.in_channels // 4
-
-    def latent_shape(self) -> tuple[int, int, int]:
-        """128x128, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nitrodistill.models.adapters.base import (
     JOINT_TARGETS,
-    Adapter,
     Entry,
     RescaleBy,
     SigmaLinePipelineAdapter,
@@ -37,7 +36,7 @@ class QwenImageAdapter(PackedAdapter):
         super().__init__(network)
         blocks = [f"transformer_blocks.{i}." for i in range(self.config.num_layers)]
         joined = (f"{block}attn.to_add_out" for block in blocks[:-1])
-        self.lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS[:-1], *joined)
+        self.lora_targets: tuple[str, ...] = (*JOINT_TARGETS[:-1], *joined)
         # the last block's text is dropped
         self.unused: tuple[str, ...] = (f"{blocks[-1]}attn.to_add_out", f"{blocks[-1]}txt_mlp")
         for setting in _EDITING:

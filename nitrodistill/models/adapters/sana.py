@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from nitrodistill.models.adapters.base import Entry, PatchAdapter, PipelineAdapter, masked_text
+from nitrodistill.models.adapters.base import (
+    Entry,
+    PatchAdapter,
+    PipelineAdapter,
+    call_default,
+    masked_text,
+)
 from nitrodistill.types import Condition
 
 
@@ -34,23 +39,17 @@ class SanaAdapter(PatchAdapter):
         """Text and its mask."""
         return masked_text(self.config.caption_channels)
 
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The tensors under their own names."""
-        tensors = {name: condition[name] for name in self.entries()}
-        return {"hidden_states": x_t, "timestep": t, **tensors}
-
 
 class SanaPipelineAdapter(PipelineAdapter):
     """`SanaPipeline`: Gemma 2 with the pipeline's own instruction before each prompt."""
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """Gemma's tokens and mask."""
-        parameters = inspect.signature(type(pipe).__call__).parameters
         text, mask, _, _ = pipe.encode_prompt(
             prompts,
             do_classifier_free_guidance=False,
             device=pipe.device,
-            complex_human_instruction=parameters["complex_human_instruction"].default,
+            complex_human_instruction=call_default(pipe, "complex_human_instruction"),
         )
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})
 

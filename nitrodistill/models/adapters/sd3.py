@@ -7,13 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from nitrodistill.models.adapters.base import (
-    JOINT_TARGETS,
-    Adapter,
-    Entry,
-    PatchAdapter,
-    PipelineAdapter,
-)
+from nitrodistill.models.adapters.base import JOINT_TARGETS, Entry, PatchAdapter, PipelineAdapter
 from nitrodistill.models.adapters.layout import image_tokens, on_grid
 from nitrodistill.types import Condition
 
@@ -22,7 +16,7 @@ class SD3Adapter(PatchAdapter):
     """Joint text tokens and pooled text; t runs to 1000. Blocks return (text, image)."""
 
     depths: Mapping[str, str] = {"transformer_blocks": "num_layers"}
-    lora_targets: tuple[str, ...] = (*Adapter.lora_targets, *JOINT_TARGETS)
+    lora_targets: tuple[str, ...] = JOINT_TARGETS
     pooled_text: str | None = "pooled_projections"
 
     def entries(self) -> Mapping[str, Entry]:
@@ -31,11 +25,6 @@ class SD3Adapter(PatchAdapter):
             "encoder_hidden_states": Entry((None, self.config.joint_attention_dim)),
             "pooled_projections": Entry((self.config.pooled_projection_dim,)),
         }
-
-    def arguments(self, x_t: Tensor, t: Tensor, condition: Condition) -> dict[str, Any]:
-        """The tensors under their own names."""
-        tensors = {name: condition[name] for name in self.entries()}
-        return {"hidden_states": x_t, "timestep": t, **tensors}
 
     def image_part(self, output: object, grid: tuple[int, int]) -> Tensor:
         """The one with as many tokens as the image has; the last block's text is None."""
@@ -54,10 +43,8 @@ class SD3Adapter(PatchAdapter):
                 "other can stand in its place; keep it."
             )
         dual = self.config.get("dual_attention_layers", ())
-        return keep, {
-            **changes,
-            "dual_attention_layers": [i for i, k in enumerate(kept) if k in dual],
-        }
+        moved = [i for i, k in enumerate(kept) if k in dual]
+        return keep, {**changes, "dual_attention_layers": moved}
 
 
 class SD3PipelineAdapter(PipelineAdapter):

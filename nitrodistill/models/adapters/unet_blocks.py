@@ -86,19 +86,14 @@ class UNetBlocksAdapter(Adapter):
         levels, names = len(unet.down_blocks), {name for name, _ in network.named_modules()}
         for i, block in enumerate(unet.down_blocks):
             across = f"up_blocks.{levels - 1 - i}"
-            for j in range(
-                1, len(block.resnets)
-            ):  # the first changes the width; so may the first and last up
+            # the first changes the width; so may the first and last up
+            for j in range(1, len(block.resnets)):
                 found.append((f"down_blocks.{i}.resnets.{j}", f"{across}.resnets.{j}"))
         for name, module in network.named_modules():
-            if (
-                name.endswith(".attentions")
-                and name != "mid_block.attentions"
-                and len(list(module.children()))
-            ):
+            depth = len(list(module.children()))
+            if name.endswith(".attentions") and name != "mid_block.attentions" and depth:
                 found.append((name,))
-            depth = len(list(module.children())) if name.endswith(".transformer_blocks") else 0
-            if depth > 1 and not name.startswith(_MID):
+            if name.endswith(".transformer_blocks") and depth > 1 and not name.startswith(_MID):
                 # the config has one number for the mid block and the last level's first layer
                 tied = name == f"down_blocks.{levels - 1}.attentions.0.transformer_blocks"
                 mid = [f"{_MID}{name.removeprefix(f'down_blocks.{levels - 1}')}"] if tied else []

@@ -13,16 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nitrodistill.models.adapters.base import (
-    Adapter,
-    Entry,
-    SigmaLinePipelineAdapter,
-    masked_text,
-)
+from nitrodistill.models.adapters.base import Adapter, Entry, SigmaLinePipelineAdapter, masked_text
 from nitrodistill.models.adapters.layout import first_tensor, on_grid
 from nitrodistill.types import Condition
-
-_DEFAULT_SIDE = 128  # the network knows no size; diffusers' ZImagePipeline draws 1024 pixels
 
 
 class ZImageAdapter(Adapter):
@@ -36,6 +29,7 @@ class ZImageAdapter(Adapter):
 
     patch: int = 2
     multiple: int = 2
+    default_side: int | None = 128
     timestep_scale: float = 1e-3
     block_lists: tuple[str, ...] = ("noise_refiner", "layers")
     depths: Mapping[str, str] = {"layers": "n_layers"}
@@ -69,10 +63,6 @@ class ZImageAdapter(Adapter):
         found = first_tensor(output)
         return on_grid(found[:, : grid[0] * grid[1]] if found.ndim == 3 else found, grid)
 
-    def latent_shape(self) -> tuple[int, int, int]:
-        """128x128, which diffusers draws by default."""
-        return self.channels(), _DEFAULT_SIDE, _DEFAULT_SIDE
-
 
 class ZImagePipelineAdapter(SigmaLinePipelineAdapter):
     """`ZImagePipeline`: the last layer but one of Qwen3, of a chat with the prompt.
@@ -82,9 +72,10 @@ class ZImagePipelineAdapter(SigmaLinePipelineAdapter):
 
     def encode(self, pipe: Any, prompts: list[str], size: tuple[int, int]) -> Condition:
         """Qwen3's tokens and mask, as long as the longest prompt."""
+        # a list of its own, which it changes
         texts, _ = pipe.encode_prompt(
             list(prompts), device=pipe.device, do_classifier_free_guidance=False
-        )  # which changes the list that it is given
+        )
         text = pad_sequence(texts, batch_first=True)
         mask = pad_sequence([one.new_ones(len(one)).long() for one in texts], batch_first=True)
         return Condition({"encoder_hidden_states": text, "encoder_attention_mask": mask})

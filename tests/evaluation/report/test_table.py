@@ -52,7 +52,7 @@ def test_without_verdicts_there_are_no_lines() -> None:
     best = {"alignment": frozenset({"teacher"})}
     table = make_table(VALUES, NAMES, {}, COLUMNS, "caption", "lead", best=best)
     assert [c.best for c in table.groups[0].rows[0].cells] == [False, True, False]
-    assert (table.states, table.plots, table.width) == (False, False, 4)
+    assert (table.assessed, table.width) == (False, 4)
     assert table.groups[0].rows[0].strip == ""
 
 
