@@ -71,7 +71,6 @@ def doctor() -> int:
 
 def findings() -> Iterator[Finding]:
     """What is said, and of a problem what solves it, line by line."""
-
     built_for = f"ROCm {torch.version.hip}" if torch.version.hip else f"CUDA {torch.version.cuda}"
     if not (torch.version.hip or torch.version.cuda):
         built_for = "CPUs only"
@@ -92,7 +91,6 @@ def findings() -> Iterator[Finding]:
 
 def _torchvision() -> Finding:
     """Whether torchvision's operations load: those of another torch do not."""
-
     try:
         import torchvision
 
@@ -142,7 +140,6 @@ def _packages() -> Iterator[Finding]:
 
 def _broken(name: str) -> str | None:
     """Why an extra's package does not work, though it is installed."""
-
     try:
         module = import_module(name.replace("-", "_"))
         if name == "bitsandbytes":  # without its native library it imports, and fails at a step
@@ -156,7 +153,6 @@ def _broken(name: str) -> str | None:
 
 
 def _devices() -> Iterator[Finding]:
-
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             yield from _gpu(index)
@@ -172,7 +168,6 @@ def _devices() -> Iterator[Finding]:
 
 
 def _gpu(index: int) -> Iterator[Finding]:
-
     from nitrodistill.kernels import launch
     from nitrodistill.kernels.backend import explain, triton_failure
 
@@ -214,7 +209,6 @@ def _disk() -> Iterator[Finding]:
 
 
 def _tested(device: str) -> Finding:
-
     try:
         found = self_test(torch.device(device))
     except Exception as error:  # whatever a broken installation raises
