@@ -1,13 +1,13 @@
-"""Distribution matching on the embedded teacher: the students of two recipes, in one step and in four.
+"""Distribution matching on the embedded teacher: the students of three recipes, in one step and in four.
 
-    python benchmarks/dmd2_toy.py [--seeds 0] [--output runs/dmd2_toy]
+    python benchmarks/dmd2_toy.py [--recipes dmd2-toy-gan-4step] [--seeds 0] [--output runs/dmd2_toy]
 
-The recipes are dmd2-toy and dmd2-toy-4step of nitrodistill/recipes, as they stand but for evaluations: prompts
-alone, no pairs. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py, beside the 25 steps of
-the teacher.
+The recipes are those of nitrodistill/recipes, as they stand but for evaluations: no pairs; dmd2-toy-gan-4step also
+has a discriminator on rendered scenes. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py,
+beside the 25 steps of the teacher, with the report's verdict.
 
-Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json and the table in
-docs/dmd2.md.
+Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json, where the runs of
+recipes and seeds that were not asked for stay, and the table in docs/dmd2.md.
 """
 
 from __future__ import annotations
@@ -22,16 +22,27 @@ import torch
 from _toy import METRICS, environment, table_cell, train, write_docs
 from lcm_toy import SAMPLES, measured
 
+from nitrodistill.data import EncodeConfig, encode, open_images
 from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
+from nitrodistill.toy import scenes
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "dmd2_toy.json"
 DOCS = ROOT / "docs" / "dmd2.md"
-RECIPES = ("dmd2-toy", "dmd2-toy-4step")
+RECIPES = ("dmd2-toy", "dmd2-toy-4step", "dmd2-toy-gan-4step")
+
+
+def real_scenes(pipeline: Pipeline, root: Path) -> str:
+    """The store of rendered scenes that the recipes with a discriminator ask for."""
+    images, store = root / "scenes.tar", root / "scenes"
+    if not images.exists():
+        scenes.save((scenes.captions() * 50)[:16384], images)
+    encode(pipeline, open_images(images), store, EncodeConfig(batch_size=64), teacher_name="toy")
+    return str(store)
 
 
 def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
@@ -43,8 +54,9 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     recipe = load_recipe(ROOT / "nitrodistill" / "recipes" / f"{name}.yaml")
     trainer = replace(recipe.stages[0].trainer, seed=seed, evaluate_every=0, best_metric="")
     stages = [replace(recipe.stages[0], trainer=trainer)]
-    prompts = str(root / "prompts.txt")
-    recipe = replace(recipe, prompts=prompts, output=str(folder), stages=stages)
+    real = real_scenes(pipeline, root) if recipe.real else None
+    prompts = real or str(root / "prompts.txt")
+    recipe = replace(recipe, prompts=prompts, real=real, output=str(folder), stages=stages)
     seconds = train(recipe, pipeline)
     student = load_student(folder, pipeline)
     row = {
@@ -79,6 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/dmd2_toy"))
     options = parser.parse_args()
@@ -86,9 +99,13 @@ def main() -> None:
     pipeline, root = load_teacher("toy"), options.output
     root.mkdir(parents=True, exist_ok=True)
     (root / "prompts.txt").write_text("\n".join(shuffled_captions()) + "\n")
-    rows = [run(pipeline, root, name, seed) for name in RECIPES for seed in options.seeds]
+    made = [run(pipeline, root, name, seed) for name in options.recipes for seed in options.seeds]
+    before = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
+    found = {(row["recipe"], row["seed"]): row for row in (*before, *made)}
+    rows = [found[key] for key in sorted(found, key=lambda key: (RECIPES.index(key[0]), key[1]))]
     known = environment()
-    seeds = f"{len(options.seeds)} seed{'s' if len(options.seeds) > 1 else ''}"
+    counts = sorted({sum(row["recipe"] == name for row in rows) for name in RECIPES})
+    seeds = f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
     text = (
         f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of {known['cpu'].strip()} "
         f"(torch {known['torch']}), {known['date']}."

@@ -40,6 +40,7 @@ FAMILIES = {
     "dmd2-toy": "toy",
     "dmd2-toy-4step": "toy",
     "dmd2-toy-gan": "toy",
+    "dmd2-toy-gan-4step": "toy",
 }
 
 
