@@ -223,11 +223,16 @@ class Ablation:
         folder = self.place.cell_folder(cell.name, cell.method, cell.seed, 0, cell.steps)
         return cell.row in self.earlier or (folder / RESULT).is_file()
 
-    def run(self, cells: Sequence[Cell]) -> None:
-        """Trains and measures what is not finished, smooth L1 first and then the shortest."""
-        wanted = {(cell.name, cell.seed, cell.steps): cell for cell in cells}
-        todo = [cell for cell in wanted.values() if not self.is_finished(cell)]
-        todo.sort(key=lambda cell: ((cell.loss, cell.seed) != (REFERENCE, 0), cell.seconds))
+    @property
+    def students(self) -> list[Cell]:
+        """A cell for each student, smooth L1 first and then the shortest; some serve both budgets."""
+        found = {(cell.name, cell.seed, cell.steps): cell for cell in self.cells}
+        first = (REFERENCE, 0)
+        return sorted(found.values(), key=lambda c: ((c.loss, c.seed) != first, c.seconds))
+
+    def run(self, students: Sequence[Cell]) -> None:
+        """Trains and measures what is not finished."""
+        todo = [cell for cell in students if not self.is_finished(cell)]
         total = sum(cell.seconds for cell in todo)
         with progress_bar(total=round(total), desc=f"{len(todo)} students", unit="s") as bar:
             for cell in todo:
@@ -342,15 +347,15 @@ def main() -> None:
         ablation = Ablation(place, options)
         if options.part:
             part, parts = options.part
-            ablation.run(ablation.cells[part::parts])
+            ablation.run(ablation.students[part::parts])
             continue
         if options.processes > 1 and not options.finished:
-            own = ablation.cells[:: options.processes]
+            own = ablation.students[:: options.processes]
             _parts.side_by_side(
                 "benchmarks.loss_ablation", options.processes, partial(ablation.run, own)
             )
         if not options.finished:
-            ablation.run(ablation.cells)
+            ablation.run(ablation.students)
         report(ablation, options, options.write and rank == 0)
 
 
