@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers import __main__ as command
@@ -22,7 +23,9 @@ from benchmarks.teachers.methods import METHODS
 from benchmarks.teachers.scenes import NUM_UNIFORMS, draw
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.models import Pipeline
+from nitrodistill.settings import build
 from nitrodistill.toy import scenes
+from nitrodistill.training import OptimizerConfig
 
 EVERY: dict[str, Teacher] = {**TEACHERS, EDMDigits.name: EDMDigits()}
 
@@ -182,3 +185,16 @@ def test_a_discriminator_on_pairs_asks_for_no_other_data(tmp_path: Path) -> None
     recipe = place.recipe(METHODS["dmd2 with GAN after regression"], 100, 0, tmp_path / "run")
     assert (recipe.real, recipe.pairs) == (None, str(place.pairs))
     assert recipe.stages[1].settings.gan.real == "pairs"
+
+
+def test_the_docs_show_the_settings_that_were_measured() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dmd2.md").read_text()
+    _, rest = page.split("### With pairs: a start that holds on all five")
+    shown = yaml.safe_load(rest.split("```yaml")[1].split("```")[0])["stages"]
+    for stage, method in zip(
+        shown, METHODS["dmd2 with GAN after regression"]["stages"], strict=True
+    ):
+        assert (stage["method"], stage["settings"]) == (method["method"], method["settings"])
+        for role, optimizer in stage["trainer"]["optimizers"].items():
+            run = build(OptimizerConfig, method["optimizers"][role], role)
+            assert build(OptimizerConfig, optimizer, role) == run
