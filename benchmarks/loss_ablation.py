@@ -1,7 +1,7 @@
 """Which reconstruction loss: each alone and with the adversarial loss, at equal steps and at equal cost.
 
     python -m benchmarks.loss_ablation --quick [--processes 2]            a quarter of an hour on two CPU cores
-    python -m benchmarks.loss_ablation [--teacher toy toy-dit digits]     the full form, hours
+    python -m benchmarks.loss_ablation [--teacher toy toy-dit digits]     the full form, two hours on two cores
     python -m benchmarks.loss_ablation --teacher ./my-pipeline --pairs runs/pairs --features my.features:vectors \
         [--maps my.features:maps] [--latent-lpips runs/latent-lpips/latent_lpips.safetensors] [--real photos]
 
@@ -304,8 +304,9 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     found = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     add_options(found, ["toy"])
+    found.set_defaults(batch=16)
     found.add_argument("--quick", action="store_true", help=f"short: {QUICK}")
-    found.add_argument("--steps", type=int, default=600)
+    found.add_argument("--steps", type=int, default=240)
     found.add_argument("--weights", type=float, nargs="+", default=[1 / 3, 1.0, 3.0])
     found.add_argument("--yardstick", type=int, nargs="+", help="seeds of smooth L1")
     found.add_argument("--losses", nargs="+", help="some of the table's names")

@@ -7,6 +7,7 @@ A cell is "yes" where the family's test of the feature passed, "-" where it does
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from pathlib import Path
@@ -55,6 +56,7 @@ def table(cells: dict[tuple[str, str], str]) -> str:
 
 def main() -> int:
     """Runs the tests, writes the page; returns pytest's exit code."""
+    argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0]).parse_args()
     results = Results()
     code = pytest.main(["-q", "-p", "no:randomly", str(HERE / "test_families.py")], [results])
     page = PAGE.read_text(encoding="utf-8")
