@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -121,5 +122,7 @@ def check_integer(value: object, name: str, minimum: int) -> None:
 
 def check_number(value: object, name: str) -> None:
     """Raises ValueError unless `value` is a finite number."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    # NaN is no number below the largest one
+    finite = isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
+    if isinstance(value, bool) or not finite:
         raise ValueError(f"{name} is {value!r:.40}; it must be a finite number.")

@@ -191,9 +191,7 @@ class Manifest:
                 "update nitrodistill, or generate the pairs again."
             )
         data = {key: value for key, value in data.items() if key not in ("format", "version")}
-        for files in ("prompts", "shards"):
-            if files not in data:
-                raise ValueError(f"it lacks its {files}.")
+        _check_complete(data)
         num_samples = data.pop("num_samples", None)
         if isinstance(data.get("sources"), list):
             data["sources"] = [_source(s, f"sources.{i}") for i, s in enumerate(data["sources"])]
@@ -203,6 +201,18 @@ class Manifest:
                 f"it says {num_samples!r:.40} samples and its sources made {manifest.num_samples}."
             )
         return manifest
+
+
+def _check_complete(data: Mapping[str, Any]) -> None:
+    """Refuses a file without what is always written, though the classes have a default for it."""
+    for files in ("prompts", "shards"):
+        if files not in data:
+            raise ValueError(f"it lacks its {files}.")
+    for place in ("columns", "conditions"):
+        columns = data.get(place)
+        for name, column in columns.items() if isinstance(columns, dict) else ():
+            if isinstance(column, dict) and "encoding" not in column:
+                raise ValueError(f"it lacks {place}.{name}.encoding.")
 
 
 def _source(data: object, where: str) -> object:

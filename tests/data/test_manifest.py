@@ -106,6 +106,8 @@ def test_differences_name_the_setting() -> None:
         (["sources", 0, "teacher"], 1, "sources.0.teacher is 1; it must be a text"),
         (["sources", 0, "guidance"], float("nan"), "guidance is nan; it must be a finite number"),
         (["sources", 0, "grid", "t", 0], "a", "sources.0.grid.t.0 is 'a'; it must be"),
+        (["sources", 0, "guidance"], 10**400, "sources.0.guidance is 1000.*; it must be a number"),
+        (["sources", 0, "grid", "t", 0], 10**400, "grid.t is 1000.*; it must be a finite number"),
         (["texts_hash"], None, "texts_hash is None; it must be a text"),
         (["shards", 1, "name"], "shards/000000.arrow", "twice"),
     ],
@@ -126,6 +128,14 @@ def test_files_that_are_not_listed_are_refused(files: str) -> None:
     data = manifest().to_dict()
     del data[files]
     with pytest.raises(ValueError, match=f"lacks its {files}"):
+        Manifest.from_json(json.dumps(data))
+
+
+@pytest.mark.parametrize(("place", "name"), [("columns", "noise"), ("conditions", "text")])
+def test_a_column_that_does_not_say_its_encoding_is_refused(place: str, name: str) -> None:
+    data = json.loads(manifest().to_json())
+    del data[place][name]["encoding"]
+    with pytest.raises(ValueError, match=f"lacks {place}.{name}.encoding"):
         Manifest.from_json(json.dumps(data))
 
 
