@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from torch import nn
 from torch.testing._internal.two_tensor import TwoTensor
 
@@ -150,3 +150,22 @@ def test_the_dtype_is_no_integers():
             self.norm = nn.LayerNorm(2).bfloat16()
 
     assert dtype_of(Packed()) == torch.bfloat16
+
+
+def test_latents_are_as_large_as_the_config_says_or_else_as_diffusers_draws_by_default():
+    network = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=8,
+        num_attention_heads=1, joint_attention_dim=8, pooled_projection_dim=8,
+        axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    assert DiffusersDenoiser(network, RectifiedFlow(), "flow_prediction").latent_shape() == (
+        4,
+        128,
+        128,
+    )
+    network.register_to_config(sample_size=(8, 24))
+    assert DiffusersDenoiser(network, RectifiedFlow(), "flow_prediction").latent_shape() == (
+        4,
+        8,
+        24,
+    )

@@ -62,7 +62,7 @@ class Adapter(ABC):
         config: the network's config.
         patch: latent pixels a token is wide (1 for networks of maps).
         multiple: latents must be divisible by this many pixels.
-        default_side: height and width of latents where the network knows no size: what diffusers draws by default.
+        default_side: height and width of latents where the config says none: what diffusers draws by default.
         timestep_scale: the network's timestep over that of its diffusers scheduler.
         block_lists: attributes that hold the blocks, in the order in which they run.
         depths: lists of blocks that `prune` may shorten -> the config's setting that counts them.
@@ -143,7 +143,7 @@ class Adapter(ABC):
         Raises:
             ValueError: if its config does not say.
         """
-        size = self.default_side or self.config.sample_size
+        size = getattr(self.config, "sample_size", None) or self.default_side
         if size is None:
             raise ValueError(
                 "the network's config has no sample_size; give the Pipeline a resolution, or register one "
