@@ -36,7 +36,8 @@ class Loss(nn.Module, ABC):
     Attributes:
         reduction: see above.
         num_draws: how many random numbers a sample this loss takes in train mode; a class that takes some sets it.
-        drawn: those numbers, `(B, num_draws)`, which `draw` sets; None where nobody has drawn.
+        drawn: those numbers, `(B, num_draws)` float32, which `draw` sets, on the CPU where they are of `Draws`;
+            None where nobody has drawn.
 
     Raises:
         ValueError: for an unknown reduction.

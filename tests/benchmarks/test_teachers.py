@@ -189,7 +189,7 @@ def test_a_discriminator_on_pairs_asks_for_no_other_data(tmp_path: Path) -> None
 
 def test_the_docs_show_the_settings_that_were_measured() -> None:
     page = (Path(__file__).parents[2] / "docs" / "dmd2.md").read_text()
-    _, rest = page.split("### With pairs: a start that holds on all five")
+    _, rest = page.split("### With pairs: regression first, then matching")
     shown = yaml.safe_load(rest.split("```yaml")[1].split("```")[0])["stages"]
     for stage, method in zip(
         shown, METHODS["dmd2 with GAN after regression"]["stages"], strict=True
