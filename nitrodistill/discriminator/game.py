@@ -169,7 +169,7 @@ class AdversarialGame:
         *,
         z_condition: Condition | None = None,
     ) -> tuple[Tensor, dict[str, Side]]:
-        """The student's adversarial loss `(B,)`, and use -> what the discriminator said: `seen` of the others.
+        """The student's adversarial loss `(B,)`, and by use what the discriminator said: `seen` of `update`.
 
         Args:
             x0: `(B, C, H, W)` the student's latents.

@@ -256,7 +256,8 @@ def place_frozen(method: DistillationMethod, accelerator: Accelerator, stage: St
         if entry.as_it_is:
             modes = {m: m.training for m in entry.module.modules() if isinstance(m, Loss)}
             frozen(entry.module).to(accelerator.device)
-            for loss, mode in modes.items():  # in eval mode one would not augment; its networks are
+            # a loss in eval mode would not augment; the networks in it stay in eval mode
+            for loss, mode in modes.items():
                 loss.training = mode
             continue
         frozen(entry.module)
