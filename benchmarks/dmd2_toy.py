@@ -107,8 +107,8 @@ def main() -> None:
     counts = sorted({sum(row["recipe"] == name for row in rows) for name in RECIPES})
     seeds = f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
     text = (
-        f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of {known['cpu'].strip()} "
-        f"(torch {known['torch']}), {known['date']}."
+        f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of shared machines (the last: "
+        f"{known['cpu'].strip()}, torch {known['torch']}, {known['date']})."
     )
     RESULTS.write_text(json.dumps({"environment": known, "runs": rows}, indent=1) + "\n")
     write_docs(DOCS, "result", text)
