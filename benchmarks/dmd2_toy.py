@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ def main() -> None:
     found = {(row["recipe"], row["seed"]): row for row in (*before, *made)}
     rows = [found[key] for key in sorted(found, key=lambda key: (RECIPES.index(key[0]), key[1]))]
     known = environment()
-    counts = sorted({sum(row["recipe"] == name for row in rows) for name in RECIPES})
+    counts = sorted(set(Counter(row["recipe"] for row in rows).values()))
     seeds = f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
     text = (
         f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of shared machines (the last: "
