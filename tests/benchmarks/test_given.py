@@ -29,7 +29,7 @@ def of_pixels(root: Path) -> tuple[Path, Path]:
 
 def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Path) -> None:
     words = ["--teacher", place.teacher, "--pairs", place.pairs, "--output", tmp_path / "out"]
-    with pytest.raises(SystemExit, match="holds 4 pairs; give a --batch of no more, not 48"):
+    with pytest.raises(SystemExit, match="holds 4 pairs; give a --batch of no more, not 16"):
         places(read_options([str(word) for word in words]), tmp_path)
     words += ["--batch", 4, "--samples", 8, "--timestep", 400]
     options = read_options([str(word) for word in words])
