@@ -157,20 +157,20 @@ def write_json(name: str, rows: Iterable[Any], extra: Mapping[str, object] | Non
 def merged(
     committed: Iterable[R],
     rows: Iterable[R],
-    names: tuple[str, str],
-    order: Sequence[tuple[Any, Any]],
+    names: tuple[str, ...],
+    order: Sequence[tuple[Any, ...]],
 ) -> list[R]:
     """Rows, and those committed that were not made anew, in this order and by seed; what is not in it is dropped.
 
     Args:
         committed: of before.
         rows: the new ones.
-        names: of the two entries of a row that say, with its `seed`, what it is of.
+        names: of the entries of a row that say, with its `seed`, what it is of.
         order: their values.
     """
     found = {(*(row[name] for name in names), row["seed"]): row for row in (*committed, *rows)}
-    known = [key for key in found if key[:2] in order]
-    return [found[key] for key in sorted(known, key=lambda key: (order.index(key[:2]), key[2]))]
+    known = [key for key in found if key[:-1] in order]
+    return [found[key] for key in sorted(known, key=lambda key: (order.index(key[:-1]), key[-1]))]
 
 
 def as_lines(found: Mapping[str, Any]) -> str:

@@ -7,14 +7,16 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nitrodistill.data import EncodeConfig, encode, open_images
 from nitrodistill.evaluation import Evaluation
 from nitrodistill.models import Pipeline
+from nitrodistill.toy import scenes
 from nitrodistill.training import with_progress
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.stages import run_recipe
@@ -28,6 +30,15 @@ METRICS = {
     "high_frequency_ratio": "high-frequency ratio",
     "diversity": "diversity",
 }
+
+
+def scene_store(pipeline: Pipeline, folder: Path, captions: Sequence[str], teacher: str) -> Path:
+    """Latents of rendered scenes, a discriminator's real side; made in this folder where they are not there."""
+    store, archive = folder / "scenes", folder / "scenes.tar"
+    scenes.save(captions, archive)
+    images, config = open_images(archive), EncodeConfig(batch_size=64)
+    encode(pipeline, images, store, config, teacher_name=teacher)
+    return store
 
 
 def make_parser(about: str | None, output: str) -> argparse.ArgumentParser:

@@ -37,17 +37,16 @@ from benchmarks._measure import (
     merged,
     replace_between_markers,
 )
+from benchmarks._toy import scene_store
 from benchmarks.methods import DMD2, LADD_NITRO, LADD_PAPER, in_steps
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
 from benchmarks.teachers.compare import METRICS, PACE, RESULT, Place
 from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS, after_regression
-from nitrodistill.data import EncodeConfig, encode, open_images
 from nitrodistill.demo.demo import SCENES
 from nitrodistill.demo.recipes import TAPS
 from nitrodistill.files import write_json
 from nitrodistill.progress import progress_bar
-from nitrodistill.toy import scenes
 from nitrodistill.training.stages import run_recipe
 
 Method = dict[str, Any]
@@ -161,12 +160,9 @@ def pairs_of(place: Place, seed: int) -> Place:
 
 def with_scenes(place: Place) -> Place:
     """The place with latents of the rendered scenes that the demo takes."""
-    store, archive = place.folder / "scenes", place.folder / "scenes.tar"
-    if not archive.is_file():
-        prompts = place.teacher.prompts()
-        scenes.save([prompts[i % len(prompts)] for i in range(SCENES)], archive, seed=0)
-    config = EncodeConfig(batch_size=64)
-    encode(place.pipeline, open_images(archive), store, config, teacher_name=place.teacher.name)
+    prompts = place.teacher.prompts()
+    captions = [prompts[i % len(prompts)] for i in range(SCENES)]
+    store = scene_store(place.pipeline, place.folder, captions, place.teacher.name)
     return replace(place, real=store)
 
 

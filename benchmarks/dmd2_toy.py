@@ -4,7 +4,7 @@
 
 The recipes are those of nitrodistill/recipes, as they stand but for evaluations: no pairs; dmd2-toy-gan-4step also
 has a discriminator on rendered scenes. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py,
-beside the 25 steps of the teacher, with the report's verdict.
+beside the 25 steps of the teacher.
 
 Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json, where the runs of
 recipes and seeds that were not asked for stay, and the table in docs/dmd2.md.
@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _toy import METRICS, environment, table_cell, train, write_docs
+from _measure import merged
+from _toy import METRICS, environment, scene_store, table_cell, train, write_docs
 from lcm_toy import SAMPLES, measured
 
-from nitrodistill.data import EncodeConfig, encode, open_images
 from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
@@ -37,15 +37,6 @@ DOCS = ROOT / "docs" / "dmd2.md"
 RECIPES = ("dmd2-toy", "dmd2-toy-4step", "dmd2-toy-gan-4step")
 
 
-def real_scenes(pipeline: Pipeline, root: Path) -> str:
-    """The store of rendered scenes that the recipes with a discriminator ask for."""
-    images, store = root / "scenes.tar", root / "scenes"
-    if not images.exists():
-        scenes.save((scenes.captions() * 50)[:16384], images)
-    encode(pipeline, open_images(images), store, EncodeConfig(batch_size=64), teacher_name="toy")
-    return str(store)
-
-
 def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     """Training and evaluation of one recipe and seed; kept in `result.json` of its folder."""
     folder = root / f"seed-{seed}" / name
@@ -55,8 +46,10 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     recipe = load_recipe(ROOT / "nitrodistill" / "recipes" / f"{name}.yaml")
     trainer = replace(recipe.stages[0].trainer, seed=seed, evaluate_every=0, best_metric="")
     stages = [replace(recipe.stages[0], trainer=trainer)]
-    real = real_scenes(pipeline, root) if recipe.real else None
-    prompts = real or str(root / "prompts.txt")
+    prompts, real = str(root / "prompts.txt"), None
+    if recipe.real:  # as the recipe says
+        captions = (scenes.captions() * 50)[:16384]
+        prompts = real = str(scene_store(pipeline, root, captions, "toy"))
     recipe = replace(recipe, prompts=prompts, real=real, output=str(folder), stages=stages)
     seconds = train(recipe, pipeline)
     student = load_student(folder, pipeline)
@@ -102,8 +95,7 @@ def main() -> None:
     (root / "prompts.txt").write_text("\n".join(shuffled_captions()) + "\n")
     made = [run(pipeline, root, name, seed) for name in options.recipes for seed in options.seeds]
     before = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
-    found = {(row["recipe"], row["seed"]): row for row in (*before, *made)}
-    rows = [found[key] for key in sorted(found, key=lambda key: (RECIPES.index(key[0]), key[1]))]
+    rows = merged(before, made, ("recipe",), [(name,) for name in RECIPES])
     known = environment()
     counts = sorted(set(Counter(row["recipe"] for row in rows).values()))
     seeds = f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"

@@ -228,7 +228,6 @@ def self_test(device: torch.device) -> dict[str, float]:
         "schedule": signal scale halfway; "loss": smooth L1 and SSIM of an untrained student; "training": the same
         after three steps.
     """
-
     from nitrodistill.teachers import load_teacher
 
     teacher = load_teacher("toy").to(device)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nitrodistill.checks import check_pair
 from nitrodistill.files import hash_file
-from nitrodistill.losses.base import Loss, Reduction, reduce
+from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.latent_augmentation import NUM_DRAWS, augment_latents, check_groups
 from nitrodistill.losses.latent_trunk import read_heads, read_latent_trunk
 from nitrodistill.losses.lpips import FeatureTrunk, LPIPSLoss, TargetFeatures
@@ -138,17 +138,6 @@ class LatentLPIPSLoss(Loss):
             )
         pred, target = (augment_latents(z, r, self.augment) for z in (pred, target))
         return self.distance.per_sample(pred, target)
-
-    def forward(
-        self,
-        pred: Tensor,
-        target: Tensor | TargetFeatures,
-        *,
-        mask: Tensor | None = None,
-        weight: Tensor | None = None,
-    ) -> Tensor:
-        """The reduced distance; arguments as in `per_sample`, `weight` is `(B,)`."""
-        return reduce(self.per_sample(pred, target, mask), weight, self.reduction)
 
     def _rows(self, count: int) -> Tensor:
         """The next rows of the table, `(count, NUM_DRAWS)`."""
