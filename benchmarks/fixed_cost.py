@@ -189,6 +189,23 @@ def differences(
             yield abs(found - expected) / abs(expected)
 
 
+def with_floor(rows: list[Row]) -> list[Row]:
+    """And the sum of the kernels."""
+    parts = [row for row in rows if row.name in KERNELS]
+    return [*rows, Row("kernels", sum(r.fixed for r in parts), sum(r.each for r in parts), {})]
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown, beside the eager step."""
+    eager = next(row for row in rows if row.name == "eager")
+    head = ["", "calls", "fixed, ms", "of eager's", "each sample, ms"]
+    cells = []
+    for row in rows:
+        share = f"{row.fixed / eager.fixed:.0%}"
+        cells.append([row.name, f"{row.calls or ''}", f"{row.fixed:.1f}", share, f"{row.each:.2f}"])
+    return markdown_table(head, cells)
+
+
 def main() -> None:
     """Measures, prints and saves."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -219,25 +236,8 @@ def main() -> None:
                 counts[name] = len(recorded)
                 calls[name, size] = lambda recorded=recorded: replay(recorded)
         rows = measure(calls, options.rounds)
-    rows = [replace(row, calls=counts.get(row.name)) for row in rows]
-    eager = next(row for row in rows if row.name == "eager")
-    parts = [row for row in rows if row.name in KERNELS]
-    floor = Row("kernels", sum(r.fixed for r in parts), sum(r.each for r in parts), {})
-    print(
-        markdown_table(
-            ["", "calls", "fixed, ms", "of eager's", "each sample, ms"],
-            (
-                [
-                    row.name,
-                    f"{row.calls or ''}",
-                    f"{row.fixed:.1f}",
-                    f"{row.fixed / eager.fixed:.0%}",
-                    f"{row.each:.2f}",
-                ]
-                for row in (*rows, floor)
-            ),
-        )
-    )
+    rows = with_floor([replace(row, calls=counts.get(row.name)) for row in rows])
+    print(table(rows))
     if compile_seconds:
         print(f"CPU seconds of compiling, by batch size: {compile_seconds}")
     extra = {
@@ -246,7 +246,7 @@ def main() -> None:
         "compile_cache": cache if compile_seconds else None,
         "load_average": os.getloadavg()[0],
     }
-    print(f"written to {write_json('fixed_cost', (*rows, floor), extra)}")
+    print(f"written to {write_json('fixed_cost', rows, extra)}")
 
 
 if __name__ == "__main__":
