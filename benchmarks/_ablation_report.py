@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nitrodistill.evaluation.report.svg import Point, scatter
 
 BLOCKS = {"alone": False, "adversarial": True}
 STEPS, COST = "steps", "cost"
+AXES = {"ms": "ms a step", "mib": "MiB a step"}
 COLUMNS = ("fd_texture", "alignment", "edge_ratio", "diversity")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -38,6 +40,12 @@ def kinds(rows: Rows, block: str) -> list[tuple[str, float]]:
     return list(dict.fromkeys((r["loss"], r["multiple"]) for r in rows if r["block"] == block))
 
 
+def losses(rows: Rows, block: str) -> dict[str, int]:
+    """Loss -> its number in a block."""
+    found = dict.fromkeys(loss for loss, _ in kinds(rows, block))
+    return {loss: place for place, loss in enumerate(found, 1)}
+
+
 def table(rows: Rows) -> str:
     """Markdown: a row a loss and multiple of its weight, after the teacher, naive and the floor."""
     quality = quality_of(rows)
@@ -48,7 +56,8 @@ def table(rows: Rows) -> str:
         for model in ("teacher", "naive")
     ]
     for block in BLOCKS:
-        for place, (loss, multiple) in enumerate(kinds(rows, block), 1):
+        places = losses(rows, block)
+        for loss, multiple in kinds(rows, block):
             same = chosen(rows, STEPS, block, loss, multiple)
             equal = chosen(rows, COST, block, loss, multiple)
             one = same[0]
@@ -57,7 +66,7 @@ def table(rows: Rows) -> str:
             again = equal[0]["steps"] == one["steps"]
             at_cost = "the same" if again else spread(equal, "student", quality)
             lines.append(
-                [str(place), block, loss, weight, f"{one['ms']:.0f}", memory]
+                [str(places[loss]), block, loss, weight, f"{one['ms']:.0f}", memory]
                 + [
                     str(one["steps"]),
                     str(equal[0]["steps"]),
@@ -84,23 +93,38 @@ def table(rows: Rows) -> str:
     return markdown_table(head, lines)
 
 
-def against(rows: Rows, budget: str) -> list[str]:
-    """A line a block: the distance of each loss over that of smooth L1, by seed, the least first."""
-    quality, lines = quality_of(rows), []
-    for block in BLOCKS:
-        base = {r["seed"]: _value(r, quality) for r in chosen(rows, budget, block, REFERENCE)}
-        ratios = {}
-        for loss, multiple in kinds(rows, block):
-            found = chosen(rows, budget, block, loss, multiple)
-            name = loss if multiple == 1 else f"{loss} x{multiple:g}"
-            values = [_value(r, quality) / base[r["seed"]] for r in found if r["seed"] in base]
-            if values:
-                ratios[name] = values
-        ordered = sorted(ratios.items(), key=lambda item: statistics.mean(item[1]))
-        parts = [f"{name} {' '.join(f'{v:.2f}' for v in values)}" for name, values in ordered]
-        where = f"{block}, at equal {budget}"
-        lines.append(f"{METRICS[quality]} over that of smooth L1, {where}: {', '.join(parts)}.")
-    return lines
+def against(rows: Rows, budget: str) -> str:
+    """Markdown: the distance of each loss over that of smooth L1 at its matched weight, the mean and by seed."""
+    quality = quality_of(rows)
+    columns = [
+        (block, multiple)
+        for block in BLOCKS
+        for multiple in sorted({multiple for _, multiple in kinds(rows, block)})
+    ]
+    base = {
+        block: {r["seed"]: _value(r, quality) for r in chosen(rows, budget, block, REFERENCE)}
+        for block in BLOCKS
+    }
+    found: dict[str, list[list[float]]] = {}
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        found[loss] = [
+            [
+                _value(r, quality) / base[block][r["seed"]]
+                for r in chosen(rows, budget, block, loss, multiple)
+                if r["seed"] in base[block]
+            ]
+            for block, multiple in columns
+        ]
+    ordered = sorted(found, key=lambda loss: next(statistics.mean(v) for v in found[loss] if v))
+    head = [f"{METRICS[quality]} over smooth L1's, at equal {budget}"]
+    head += [block if m == 1 else f"{block}, weight x{m:.2g}" for block, m in columns]
+    return markdown_table(head, ([loss, *map(_ratios, found[loss])] for loss in ordered))
+
+
+def _ratios(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.2f}" if values else "-"
+    return f"{statistics.mean(values):.2f} ({' '.join(f'{v:.2f}' for v in values)})"
 
 
 def yardstick(rows: Rows) -> str:
@@ -116,26 +140,33 @@ def _value(row: Mapping[str, Any], key: str) -> float:
     return row["metrics"]["student"][key][0]
 
 
-def draw(rows: Rows, block: str, file: Path) -> None:
-    """Quality against the milliseconds of a step, at equal steps; the numbers are those of the table."""
+def draw(rows: Rows, block: str, axis: str, file: Path) -> None:
+    """Quality against what a step costs, at equal steps; the numbers are those of the table.
+
+    A point is the mean over the seeds at the matched weight, its bar goes from the lowest of the loss's students
+    to the highest, of all seeds and weights; of one student it is the interval.
+    """
     quality, points = quality_of(rows), []
-    for place, (loss, multiple) in enumerate(kinds(rows, block), 1):
-        found = chosen(rows, STEPS, block, loss, multiple)
-        values = [row["metrics"]["student"][quality] for row in found]
-        low, high = values[0][1:3] if len(values) == 1 else (None, None)
-        mean = statistics.mean(value[0] for value in values)
+    for loss, place in losses(rows, block).items():
+        at_one = chosen(rows, STEPS, block, loss)
+        students = [
+            row["metrics"]["student"][quality]
+            for name, multiple in kinds(rows, block)
+            if name == loss
+            for row in chosen(rows, STEPS, block, loss, multiple)
+        ]
+        values = [value[0] for value in students]
+        low, high = students[0][1:3] if len(students) == 1 else (min(values), max(values))
+        mean = statistics.mean(_value(row, quality) for row in at_one)
         kind = "teacher" if loss == REFERENCE else "student"
-        points.append(Point(found[0]["ms"], mean, str(place), kind, low, high))
+        points.append(Point(at_one[0][axis], mean, str(place), kind, low, high))
     front = [
         not any((q.x, q.y) != (p.x, p.y) and q.x <= p.x and q.y <= p.y for q in points)
         for p in points
     ]
-    marked = [
-        Point(p.x, p.y, p.label, p.kind, p.y_low, p.y_high, is_front)
-        for p, is_front in zip(points, front, strict=True)
-    ]
+    marked = [replace(p, on_front=is_front) for p, is_front in zip(points, front, strict=True)]
     floor = rows[0]["metrics"]["student"][quality][3]
-    save_svg(scatter(marked, "ms a step", METRICS[quality], floor), file)
+    save_svg(scatter(marked, AXES[axis], METRICS[quality], floor), file)
 
 
 def write_csv(rows: Rows, file: Path) -> None:

@@ -12,7 +12,7 @@ also at other multiples of that (`--weights`), alone not: Adam does not see the 
 side by side, and the same student where that differs by less than 10 %.
 
 Resumable: finished students are kept, a killed one goes on; `--onto results.json` takes those of another run with
-the same settings, whose folder need not be there. Writes results.json, results.csv and pareto-*.svg into
+the same settings, whose folder need not be there. Writes results.json, results.csv and pareto_*.svg into
 the folder of each teacher, and with `--write` benchmarks/results/loss_ablation.*, the table and the plots in
 docs/loss_ablation.md, of the first teacher.
 """
@@ -45,12 +45,12 @@ from benchmarks._ablation import (
     weighted,
 )
 from benchmarks._ablation_report import (
+    AXES,
     BLOCKS,
     COST,
     STEPS,
     against,
     draw,
-    kinds,
     table,
     write_csv,
     yardstick,
@@ -273,9 +273,15 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     found = {"environment": known, "settings": ablation.settings(options), "rows": rows}
     (place.folder / "results.json").write_text(as_lines(found))
     write_csv(rows, place.folder / "results.csv")
-    blocks = [block for block in BLOCKS if kinds(rows, block)]
-    for block in blocks:
-        draw(rows, block, place.folder / f"pareto-{block}.svg")
+    pictures = {
+        f"{block}_{axis}": (block, axis)
+        for block in BLOCKS
+        for axis in AXES
+        if (some := [row for row in rows if row["block"] == block])
+        and all(row[axis] is not None for row in some)
+    }
+    for name, (block, axis) in pictures.items():
+        draw(rows, block, axis, place.folder / f"pareto_{name}.svg")
     about = (
         f"Teacher {place.teacher.name}; {place.num_pairs} pairs, batches of {place.batch_size}, "
         f"{place.quality.num_samples} pictures each, seeds {', '.join(map(str, options.seeds))} (smooth L1: "
@@ -287,16 +293,16 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     if missing:
         parts = [f"{loss}, {block} ({ms:.0f} ms a step)" for (block, loss), ms in missing.items()]
         about = f"Not finished: {'; '.join(parts)}.\n\n{about}"
-    lines = [*against(rows, STEPS), *against(rows, COST), yardstick(rows), about]
+    lines = [against(rows, STEPS), against(rows, COST), yardstick(rows), about]
     text = "\n\n".join([table(rows), *lines])
     print(text)
     if write:
         for name in ("json", "csv"):
             shutil.copy(place.folder / f"results.{name}", RESULTS / f"loss_ablation.{name}")
-        for block in blocks:
-            name = f"loss_ablation_{block}.svg"
-            shutil.copy(place.folder / f"pareto-{block}.svg", DOCS / "images" / name)
-            text += f"\n\n![quality against ms a step, {block}](images/{name})"
+        for name, (block, axis) in pictures.items():
+            picture = f"loss_ablation_{name}.svg"
+            shutil.copy(place.folder / f"pareto_{name}.svg", DOCS / "images" / picture)
+            text += f"\n\n![quality against {AXES[axis]}, {block}](images/{picture})"
         replace_between_markers(DOCS / "loss_ablation.md", "loss-ablation", text)
 
 

@@ -25,7 +25,7 @@ from benchmarks._ablation import (
     random_trunk,
     weighted,
 )
-from benchmarks._ablation_report import COST, STEPS, against, draw, table, write_csv
+from benchmarks._ablation_report import AXES, COST, STEPS, against, draw, table, write_csv
 from benchmarks._measure import as_lines
 from benchmarks.loss_ablation import Ablation, Cell, earlier_rows, read_options
 from benchmarks.mmd import MMDLoss
@@ -193,13 +193,39 @@ def test_the_table_the_csv_and_the_picture(tmp_path):
         in (lines[5])
     )
     assert "| none |  | 5 | 3 | 10 | 10 | 8.000 (7.000 to 9.000) | the same |" in lines[7]
-    assert against(rows, COST)[0].endswith("alone, at equal cost: l1 0.75, smooth_l1 1.00.")
+    ratios = against(rows, COST).splitlines()
+    assert ratios[0] == "| FD to held-out over smooth L1's, at equal cost | alone | adversarial |"
+    assert ratios[2:] == [
+        "| l1 | 0.75 | - |",
+        "| smooth_l1 | 1.00 | 1.00 |",
+        "| none | - | 2.00 |",
+    ]
     write_csv(rows, tmp_path / "rows.csv")
     read = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert len(read) == 8
     assert (read[3]["metric"], read[3]["value"]) == ("fd_real", "3.0")
-    draw(rows, "alone", tmp_path / "plot.svg")
-    assert "ms a step" in (tmp_path / "plot.svg").read_text()
+    for axis, title in AXES.items():
+        draw(rows, "alone", axis, tmp_path / "plot.svg")
+        assert title in (tmp_path / "plot.svg").read_text()
+
+
+def test_seeds_and_weights_have_ratios_of_their_own_seed_and_one_bar(tmp_path):
+    students = {(REFERENCE, 1.0): (4, 5), ("l1", 1.0): (6, 5), ("l1", 3.0): (2, 10)}
+    rows = [
+        row("adversarial", loss, budget, fd, multiple=multiple, seed=seed)
+        for (loss, multiple), fds in students.items()
+        for seed, fd in enumerate(fds)
+        for budget in (STEPS, COST)
+    ]
+    assert against(rows, STEPS).splitlines()[2:] == [
+        "| smooth_l1 | 1.00 (1.00 1.00) | - |",
+        "| l1 | 1.25 (1.50 1.00) | 1.25 (0.50 2.00) |",
+    ]
+    assert [line.split(" | ")[0] for line in table(rows).splitlines()[4:7]] == ["| 1", "| 2", "| 2"]
+    draw(rows, "adversarial", "ms", tmp_path / "plot.svg")
+    drawn = (tmp_path / "plot.svg").read_text()
+    assert drawn.count("student dot") == 1
+    assert drawn.count("whisker") - drawn.count(".whisker") == 2
 
 
 def test_quick_changes_defaults_and_nothing_that_is_given():
