@@ -131,6 +131,7 @@ class Place:
             "optimizers": method["optimizers"],
             "checkpoint_every": CHECKPOINT_EVERY,
             "log_every": 20,
+            **method.get("trainer", {}),
         }
         asked = {field.name for field in fields(find_method(method["method"]).Config)}
         told = {"guidance": self.teacher.guidance, **self.teacher.settings()}

@@ -7,6 +7,7 @@ Add a dict to compare another method, or another setting:
                   the method has that) is added
     optimizers    role -> settings of its optimizer
     shares        settings that are a share of the steps, such as {"warmup_steps": 0.15}
+    trainer       other settings of the trainer, such as {"alarm_window": 50}
     times         as much time as the others; 1 where it is not given
     stages        dicts like this one instead, one after another, each with its `share` of the steps
 """

@@ -5,8 +5,9 @@
 A row is DMD2 on prompts alone with so many critic updates to one of the student, and these rates; *pace* is the
 student's rate over the critic's times the updates. Two more rows try other things at the slowest critic's pace.
 *Signal* is the log's `student/signal`, the true part of what the critic says, over the first 100 steps but for the
-first 20, and at the end; *variety* that of the last lines; the alarms are the run's own. In the last row a student
-of the slow critic goes on, after two thirds of the time and for as long again, with five updates. Resumable.
+first 20, and over the last 60; *variety* that of the last 60; the alarms are the run's own, with a window of 50
+steps, as the runs are short. In the last row a student of the slow critic goes on, after two thirds of the time
+and for as long again, with five updates. Resumable.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ PACES: dict[str, tuple[int, float, float, dict[str, Any]]] = {
     "1 update, drawn to the student (IDA, .97)": (1, 5e-4, 1e-3, {"critic": {"follow": 0.97}}),
     "1 update, floor .5, matched above u = .3": (1, 5e-4, 1e-3, HIGH),
 }
+SHORT = {"log_every": 5, "alarm_window": 50}
 FROM, TO = "1 update", "5 updates (the default)"
 
 
@@ -51,6 +53,7 @@ def method_of(updates: int, student: float, critic: float, settings: Any) -> dic
             "student": {**rates["student"], "learning_rate": student},
             "critic": {**rates["critic"], "learning_rate": critic},
         },
+        "trainer": SHORT,
     }
 
 
@@ -62,8 +65,8 @@ def read(run: Path, stage: int = 0) -> dict[str, Any]:
     early = [line["student/signal"] for line in numbers if 20 < line["step"] <= 100]
     return {
         "signal_early": statistics.mean(early) if early else None,
-        "signal": statistics.mean(line["student/signal"] for line in numbers[-3:]),
-        "variety": statistics.mean(line["x0/variety"] for line in numbers[-3:]),
+        "signal": statistics.mean(line["student/signal"] for line in numbers[-12:]),
+        "variety": statistics.mean(line["x0/variety"] for line in numbers[-12:]),
         "steps": numbers[-1]["step"],
         "alarms": [f"{line['alarm']} ({line['step']})" for line in mine if "alarm" in line],
     }

@@ -25,10 +25,10 @@ from nitrodistill.methods.dmd2 import (
     GANConfig,
     RegressionConfig,
 )
-from nitrodistill.methods.dmd2.critic import critic_signal
+from nitrodistill.methods.dmd2.critic import critic_error, critic_signal
 from nitrodistill.methods.dmd2.inputs import Inputs, latents_of, make_inputs
 from nitrodistill.models import DiffusersDenoiser, LoRAConfig, add_lora
-from nitrodistill.sampling import StepPlan, sample
+from nitrodistill.sampling import Step, StepPlan, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow
 from nitrodistill.training import OptimizerConfig, Trainer, TrainerConfig
 from nitrodistill.training.records import gradient_shares
@@ -41,6 +41,7 @@ from nitrodistill.types import (
     PredictionType,
 )
 from tests.mixtures import ExactDenoiser, Mixture
+from tests.models.families import FAMILIES
 
 PAIRS = GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=4)
 TEACHERS = dataclasses.replace(PAIRS, features="teacher", real="real", adversarial="hinge")
@@ -193,6 +194,94 @@ def test_the_one_step_losses_are_the_published_formulas(tiny_denoiser):
     mean, std = (found["student"][1][name] for name in ("x0_mean", "x0_std"))
     torch.testing.assert_close(mean, x0.mean((1, 2, 3)))
     torch.testing.assert_close(std, x0.flatten(1).std(1, correction=0))
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "conditional": {"normaliser": "conditional"},
+    "none": {"normaliser": "none"},
+    "floor": {"normaliser_floor": 5.0},
+    "alpha": {"alpha_weight": True},
+    "divergence": {"gan": PAIRS, "divergence": "jensen_shannon"},
+    "rescaled": {"guidance_rescale": 0.7},
+    "decoupled": {"decoupled": DecoupledConfig({"uniform": {"ranges": [[0.2, 0.6]]}}, floor=5.0)},
+    "off_grid": {"off_grid_weight": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_each_setting_of_matching_is_what_it_says(tiny_denoiser, name):
+    """Written out by hand, as above, at guidance 3."""
+    cast, settings = cast_of(tiny_denoiser), SETTINGS[name]
+    method = DMD2.build(DMD2Config(guidance=3.0, **settings), cast)
+    total, parts = run(method)["student"]
+    batch = batch_of(0, 4)
+    draws, text = Draws(0, 0, batch.index), batch.prompts
+    assert text is not None
+    assert cast.empty is not None
+    nothing, abar = cast.empty.index([0] * 4), tiny_denoiser.schedule.alphas_cumprod
+
+    def law(key: str, low: float = 0.02, high: float = 0.98) -> Tensor:
+        return ((low + (high - low) * draws.uniform(f"{key}.t").double()) * 1000).long()
+
+    def mixed(x0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        a = abar[t].reshape(-1, 1, 1, 1)
+        return (a.sqrt() * x0 + (1 - a).sqrt() * eps).float()
+
+    def noised(x0: Tensor, t: Tensor, key: str) -> Tensor:
+        return mixed(x0, t, draws.normal(f"{key}.noise", (4, 8, 8)))
+
+    def x0_of(v: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return mixed(x_t, t, -v)
+
+    def term(g: Tensor, distance: Tensor, floor: float = 0.0) -> Tensor:
+        g = g / distance.abs().mean((1, 2, 3), keepdim=True).clamp(min=floor)
+        return g.square().mean((1, 2, 3)) / 2
+
+    with torch.no_grad():
+        noise = draws.normal("noise", (4, 8, 8))
+        x0, t = -cast.student(noise, torch.tensor(999), text), law("matching")
+        x_t = noised(x0, t, "matching")
+        v_text, v_none, v_fake = (
+            network(x_t, t, c)
+            for network, c in ((cast.teacher, text), (cast.teacher, nothing), (method.critic, text))
+        )
+        v = v_none + 3 * (v_text - v_none)
+        if name == "rescaled":
+            v = v * (
+                0.7 * v_text.std((1, 2, 3), keepdim=True) / v.std((1, 2, 3), keepdim=True) + 0.3
+            )
+        real, conditional, fake = (x0_of(one, x_t, t) for one in (v, v_text, v_fake))
+        real = conditional if name == "decoupled" else real
+        against = conditional if name == "conditional" else real
+        matching = term(fake - real, x0 - against, 5.0 if name == "floor" else 0.0)
+        if name == "none":
+            matching = (fake - real).square().mean((1, 2, 3)) / 2
+        if name == "alpha":
+            matching = matching * abar[t].sqrt()
+        if name == "divergence":
+            assert method.discriminator is not None
+            logits = method.discriminator(x_t, t, text)
+            matching = matching * F.f_divergence_weight(logits, "jensen_shannon")
+        expected = {"matching": matching.float()}
+        if name == "decoupled":
+            t = law("guidance", 0.2, 0.6)
+            x_t = noised(x0, t, "guidance")
+            given, free = (x0_of(cast.teacher(x_t, t, c), x_t, t) for c in (text, nothing))
+            expected["guidance"] = term(2 * (given - free), x0 - given, 5.0)
+        if name == "off_grid":
+            t = law("off_grid")
+            between = mixed(x0, t, noise)  # the whole step begins at pure noise
+            there = x0_of(cast.student(between, t, text), between, t)
+            t = law("off_grid.matching")
+            x_t = noised(there, t, "off_grid.matching")
+            fake, real = (x0_of(n(x_t, t, text), x_t, t) for n in (method.critic, cast.teacher))
+            expected["off_grid"] = term(fake - real, there - real)
+    for key, value in expected.items():
+        torch.testing.assert_close(parts[key].float(), value, rtol=1e-3, atol=1e-6)
+    if name != "divergence":  # whose total has the discriminator's opinion, too
+        weights = {"off_grid": 0.5}
+        known = sum(weights.get(key, 1.0) * value.mean() for key, value in expected.items())
+        torch.testing.assert_close(total.float(), known, rtol=1e-3, atol=1e-6)
 
 
 def test_on_the_critics_features_the_gradients_are_those_of_the_joint_loss(tiny_denoiser):
@@ -444,6 +533,8 @@ def test_the_number_of_steps_is_drawn_and_each_grid_is_the_plans(tiny_denoiser):
         (RectifiedFlow(), "flow_prediction", [1000.0, 500.0]),
         (KarrasSchedule(), "sample", [80.0, 0.002]),
         (DiscreteSchedule(torch.linspace(0.999, 0.005, 1000).double()), "epsilon", [999, 499]),
+        (DiscreteSchedule(torch.linspace(0.999, 0.005, 1000).double()), "v_prediction", [999, 499]),
+        (DiscreteSchedule(torch.linspace(0.999, 0.0, 1000).double()), "v_prediction", [999, 499]),
     ],
 )
 def test_exact_networks_are_at_rest_on_every_schedule(schedule, kind, first):
@@ -578,6 +669,29 @@ def test_the_critics_weights_are_those_of_the_x0_error(tiny_denoiser, weight):
     torch.testing.assert_close(terms.parts["critic"].double(), expected * error, rtol=1e-4, atol=0)
 
 
+def test_an_edm_critic_is_weighed_as_edm():
+    """1 / sigma^2 + 1 / sigma_data^2 of the x0 error, which is 1 / c_out^2 (Karras et al. 2022, table 1)."""
+    critic, _ = FAMILIES["unet2d-edm"].make()
+    assert critic.preconditioning is not None
+    sigma_data = critic.preconditioning.sigma_data
+    t = critic.schedule.timestep(torch.tensor([0.2, 0.5, 0.9]))
+    scales = critic.schedule(t)
+    x0, noise = torch.randn(
+        2, 3, *critic.latent_shape(), generator=torch.Generator().manual_seed(0)
+    )
+    condition = Condition({"class_labels": torch.tensor([0, 1, 2])})
+    with torch.no_grad():
+        said = critic(scales.mix(x0, noise), t, condition)
+        error = (said - x0).square().mean((1, 2, 3))
+        c_out = scales.sigma * sigma_data / (scales.sigma.square() + sigma_data**2).sqrt()
+        for weight in ("auto", "edm"):
+            step = Step(t, scales, scales)
+            found = critic_error(critic, weight, step, x0, noise, condition)
+            torch.testing.assert_close(
+                found.double(), (error / c_out.square()).double(), rtol=1e-4, atol=0
+            )
+
+
 class Shift(nn.Module):
     def __init__(self, mean: float) -> None:
         super().__init__()
@@ -683,27 +797,39 @@ def test_stopped_in_either_phase_and_resumed_it_ends_bit_equal(tiny_denoiser, tm
         assert torch.equal(trained(make(), tmp_path / str(stop), 4), whole)
 
 
-def test_the_critic_is_drawn_to_the_student_after_its_updates(tiny_denoiser):
-    """IDA: lambda critic + (1 - lambda) student; and to the student's average, of which 0 is a copy."""
-    for critic, follow in (
-        (CriticConfig(updates=2, follow=0.7), 0.7),
-        (CriticConfig(updates=2, follow=0.0, follow_average=True), 0.0),
-    ):
-        method = DMD2.build(
-            DMD2Config(critic=critic, updates="alternating"), cast_of(tiny_denoiser)
-        )
-        before = [p.detach().clone() for p in method.critic.module.parameters()]
+@pytest.mark.parametrize(
+    ("updates", "follow", "of_average"),
+    [("shared", 0.7, False), ("alternating", 0.7, False), ("alternating", 0.0, True)],
+)
+def test_the_critic_is_drawn_to_the_student_after_its_updates(
+    tiny_denoiser, updates, follow, of_average
+):
+    """IDA: lambda critic + (1 - lambda) student; and to the student's average, of which 0 is a copy.
+
+    Where both learn at one step, the critic's own update comes first, from the weights that its gradient is of.
+    """
+
+    def after_a_step(critic: CriticConfig) -> tuple[DMD2, Trainer]:
+        config: Any = DMD2Config(critic=critic, updates=updates)
+        method = DMD2.build(config, cast_of(tiny_denoiser))
         optimizers = {n: OptimizerConfig(1e-3, ema_decay=0.5) for n in ("student", "critic")}
-        config = TrainerConfig(steps=1, batch_size=4, optimizers=optimizers)
-        trainer = Trainer(method, lambda number: batch_of(0, 4), config)
+        trainer = Trainer(
+            method,
+            lambda number: batch_of(0, 4),
+            TrainerConfig(steps=1, batch_size=4, optimizers=optimizers),
+        )
         list(trainer.fit())
-        average = trainer.averages["student"].state_dict()
-        for (name, student), b, now in zip(
-            method.student.module.named_parameters(), before, method.critic.module.parameters(),
-            strict=True,
-        ):  # fmt: skip
-            source = average[name] if critic.follow_average else student.detach()
-            torch.testing.assert_close(now.detach(), follow * b + (1 - follow) * source)
+        return method, trainer
+
+    alone, _ = after_a_step(CriticConfig(updates=2))
+    method, trainer = after_a_step(CriticConfig(2, follow=follow, follow_average=of_average))
+    average = trainer.averages["student"].state_dict()
+    for (name, student), own, now in zip(
+        method.student.module.named_parameters(), alone.critic.module.parameters(),
+        method.critic.module.parameters(), strict=True,
+    ):  # fmt: skip
+        source = average[name] if of_average else student.detach()
+        torch.testing.assert_close(now.detach(), follow * own.detach() + (1 - follow) * source)
 
 
 def test_on_lora_it_says_what_it_averages(tiny_denoiser, caplog):
@@ -753,6 +879,19 @@ def test_what_it_reads():
         ({"regression": {"losses": {"l3": 1}}}, "l3"),
         ({"critic": {"follow": 1.0}}, r"follow is 1.0; it must be in \[0, 1\)"),
         ({"critic": {"follow_average": True}}, "follow is null and nothing is pulled"),
+        ({"critic": {"follow": 0}}, "undoes the critic's own update .* take 'alternating'"),
+        (
+            {"gan": {"features": "teacher", "critic_weight": 0.1}},
+            "critic_weight is 0.1, but features",
+        ),
+        (
+            {"guidance": 2, "decoupled": {"floor": 0.2}, "normaliser": "none"},
+            "decoupled.floor is 0.2, but normaliser is 'none'",
+        ),
+        (
+            {"regression": {}, "backward": 0.5, "num_inference_steps": 2},
+            "backward is 0.5, but with regression.share 1",
+        ),
         ({"gan": {"features": "student"}}, "features"),
         ({"gan": {"weight": -1}}, "weight is -1"),
         ({"gan": {"head": "tokens"}}, "token"),

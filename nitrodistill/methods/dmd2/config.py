@@ -38,9 +38,10 @@ class CriticConfig:
             flows: the flow). "sample": 1 on x0 (SwD). "edm": 1 / sigma^2 + 1 / sigma_data^2 on x0 (EDM).
             "min_snr": min(SNR, 5) on x0 (TDM). "snr_plus_one": SNR + 1 on x0 (rCM). "auto": "edm" for a network
             with EDM's preconditioning, else "prediction".
-        follow: decay of the pull towards the student after each of its updates, `critic <- follow critic +
-            (1 - follow) student` (IDA, published .97); null does not pull. On LoRA roles it averages the factors A
-            and B, which is not the average of the product B A.
+        follow: decay of the pull towards the student at the end of each step that updates it, `critic <- follow
+            critic + (1 - follow) student` (IDA, published .97); null does not pull. With `updates: shared` the
+            critic has made its own update of that step before, which 0 (a copy) would undo. On LoRA roles it
+            averages the factors A and B, which is not the average of the product B A.
         follow_average: pulls towards the student's moving average instead (CDM: follow 0, a copy of it).
     """
 
@@ -105,6 +106,11 @@ class GANConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, weight=0, critic_weight=0, seed=0)
+        if self.features == "teacher" and self.critic_weight not in (0, GANConfig.critic_weight):
+            raise ValueError(
+                f"critic_weight is {self.critic_weight}, but features is 'teacher', in which the critic has "
+                "no part; take 'critic', or leave it out."
+            )
         named_adversarial(self.adversarial)
         named_penalties(self.penalty)
         named_head(self.head)
@@ -226,6 +232,7 @@ class DMD2Config:
             if getattr(self, name) > 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be in [0, 1].")
         self._check_together()
+        self._check_parts()
         self._check_steps()
 
     def _check_together(self) -> None:
@@ -261,6 +268,23 @@ class DMD2Config:
             raise ValueError(
                 f"backward is {self.backward}, so that some inputs are noised data, but there is none; set gan or "
                 "regression, or backward to 1."
+            )
+
+    def _check_parts(self) -> None:
+        if self.updates == "shared" and self.critic.follow == 0:
+            raise ValueError(
+                "critic.follow is 0, a copy of the student, which with updates 'shared' undoes the critic's own "
+                "update of the same step; take 'alternating'."
+            )
+        floor = None if self.decoupled is None else self.decoupled.floor
+        if self.normaliser == "none" and floor not in (None, 0, DecoupledConfig.floor):
+            raise ValueError(
+                f"decoupled.floor is {floor}, but normaliser is 'none'; leave one of them out."
+            )
+        if self.backward < 1 and self.regression is not None and self.regression.share == 1:
+            raise ValueError(
+                f"backward is {self.backward}, but with regression.share 1 all inputs are pairs and none is "
+                "simulated; lower the share, or leave backward out."
             )
 
     @property
