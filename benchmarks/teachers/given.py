@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
@@ -15,8 +16,9 @@ from benchmarks.teachers.base import Quality, Teacher, Trained
 from benchmarks.teachers.compare import BATCH_SIZE, PAIRS, Place
 from nitrodistill.data import PairStore
 from nitrodistill.data.sources import Generated
-from nitrodistill.evaluation import Extractor, TextureFeatures
+from nitrodistill.evaluation import Extractor, ImageFolder, TextureFeatures
 from nitrodistill.evaluation.student import MetricNetworks
+from nitrodistill.files import blake2
 from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
 
@@ -56,6 +58,23 @@ class Given(Teacher):
         self.guidance, self.num_inference_steps = source.guidance, source.num_inference_steps
         self.timestep = timestep
 
+    def folder_name(self, quality: Quality) -> str:
+        """Its name and a hash of all that its students and their measures depend on, for the folder of its cells.
+
+        Of networks of yours that is their name: what `module:callable` computes is not looked at.
+        """
+        real = quality.real.fingerprint() if isinstance(quality.real, ImageFolder) else None
+        about = [
+            _in_full(self.path),
+            self.settings(),
+            self.store.identity(),
+            self.networks.features,
+            _in_full(self.networks.real),
+            real,
+            self.num_samples,
+        ]
+        return f"{self.name}-{blake2(json.dumps(about, sort_keys=True)).hex()[:8]}"
+
     def prompts(self) -> list[str]:
         """Those of the pairs."""
         return list(self.store.prompts)
@@ -83,6 +102,11 @@ class Given(Teacher):
         found = found or [Extractor("texture", TextureFeatures(), fingerprint="texture 1")]
         real = self.networks.settings(pipeline).get("real_images")
         return Quality(found[0], real, num_samples=self.num_samples)
+
+
+def _in_full(path: str | None) -> str | None:
+    """A path in full; a name on the Hub, or none, as it is."""
+    return str(Path(path).resolve()) if path and Path(path).exists() else path
 
 
 def add_options(parser: ArgumentParser, teachers: list[str]) -> None:
@@ -133,7 +157,7 @@ def places(options: Namespace, cache: Path) -> list[Place]:
                 teacher,
                 pipeline,
                 quality,
-                output / f"{teacher.name}-{quality.num_samples}-samples",
+                output / teacher.folder_name(quality),
                 store.path,
                 len(store),
                 options.batch,

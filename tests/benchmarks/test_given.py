@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from torch import Tensor
 
 from benchmarks._ablation import REFERENCE
-from benchmarks.loss_ablation import Ablation, read_options, report
-from benchmarks.teachers.given import places
+from benchmarks.loss_ablation import Ablation, earlier_rows, read_options, report
+from benchmarks.teachers.given import Given, places
 from benchmarks.teachers.methods import METHODS
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.models import Pipeline
@@ -45,6 +50,87 @@ def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Pa
     assert (listed.teacher.name, listed.num_pairs, listed.pairs) == ("toy-dit", 4, place.pairs)
     with pytest.raises(SystemExit, match="needs --pairs"):
         places(read_options(["--teacher", str(place.teacher)]), tmp_path)
+
+
+def colours(images: Tensor) -> Tensor:
+    """Features of the user's own."""
+    return images.mean((2, 3))
+
+
+def edges(images: Tensor) -> Tensor:
+    """Others."""
+    return images.diff(dim=-1).abs().mean((2, 3))
+
+
+def pictures(folder: Path, count: int) -> Path:
+    """A folder of real pictures."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+def test_all_that_measures_of_a_teacher_depend_on_is_in_the_name_of_its_folder(
+    tmp_path: Path,
+) -> None:
+    teacher, pairs = of_pixels(tmp_path)
+    again = tmp_path / "elsewhere" / "pixels"
+    shutil.copytree(teacher, again)
+    config = GenerateConfig(num_pairs=4, seed=1, num_inference_steps=2, guidance=1.0)
+    others, made = tmp_path / "others", Pipeline.load(teacher)
+    generate(made, [""], others, config, teacher_name="pixels", progress=False)
+    real = pictures(tmp_path / "real", 2)
+
+    def folder(teacher: Path = teacher, pairs: Path = pairs, **more: object) -> Path:
+        words: list[object] = ["--teacher", teacher, "--pairs", pairs, "--output", tmp_path / "out"]
+        given = {"features": f"{__name__}:colours", "batch": 4, "samples": 8, **more}
+        words += [word for name, value in given.items() for word in (f"--{name}", value)]
+        (found,) = places(read_options([str(word) for word in words]), tmp_path)
+        return found.folder
+
+    here = os.path.relpath(teacher)
+    assert folder() == folder(Path(here)) == folder()
+    assert folder().name.startswith("pixels-")
+    names = [
+        folder(),
+        folder(again),
+        folder(pairs=others),
+        folder(features=f"{__name__}:edges"),
+        folder(samples=9),
+        folder(timestep=400),
+        folder(real=real),
+        folder(real=pictures(tmp_path / "more", 2)),
+        folder(real=pictures(real, 3)),
+    ]
+    assert len(set(names)) == 9
+
+
+def test_the_folders_of_listed_teachers_are_where_runs_of_before_left_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.teachers.compare.generate", lambda *given, **told: None)
+    words = ["--teacher", "toy", "--pairs", "400", "--output", str(tmp_path)]
+    (found,) = places(read_options(words), tmp_path)
+    assert found.folder == tmp_path / "toy"
+    assert found.group("regression", {"method": "ladd"}) == tmp_path / "toy" / "regression-e0284c4a"
+    (found,) = places(read_options([*words, "--samples", "8"]), tmp_path)
+    assert found.folder == tmp_path / "toy" / "8-samples"
+
+
+def test_an_earlier_run_of_another_own_teacher_is_refused(tmp_path: Path) -> None:
+    """Number of pairs, batch and losses may all be alike."""
+    teacher: Any = object.__new__(Given)
+    place: Any = Namespace(teacher=teacher, num_pairs=4, batch_size=2, folder=tmp_path / "mine-1")
+    place.quality = Namespace(num_samples=8)
+    ablation = object.__new__(Ablation)
+    ablation.place, ablation.specs = place, {}
+    settings = ablation.settings(read_options([]))
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps({"settings": settings, "rows": []}))
+    assert earlier_rows(file, settings) == {}
+    place.folder = tmp_path / "mine-2"
+    with pytest.raises(SystemExit, match="was made with other teacher; leave --onto out"):
+        earlier_rows(file, ablation.settings(read_options([])))
 
 
 def test_the_ablation_on_pixels(tmp_path: Path) -> None:
