@@ -117,6 +117,13 @@ def test_the_folders_of_listed_teachers_are_where_runs_of_before_left_them(
     assert found.folder == tmp_path / "toy" / "8-samples"
 
 
+@pytest.mark.parametrize("word", ["--features", "--real", "--timestep"])
+def test_what_a_listed_teacher_has_of_its_own_is_refused(word: str, tmp_path: Path) -> None:
+    given = ["--teacher", "toy", "--output", str(tmp_path), word, "0"]
+    with pytest.raises(SystemExit, match=f"^{word}: --teacher toy has its own; leave it out"):
+        places(read_options(given), tmp_path)
+
+
 def test_an_earlier_run_of_another_own_teacher_is_refused(tmp_path: Path) -> None:
     """Number of pairs, batch and losses may all be alike."""
     teacher: Any = object.__new__(Given)
