@@ -1,4 +1,4 @@
-"""A user's own teacher through the ablation: one of prompts, and one of pixels without any."""
+"""A user's own teacher through the ablation and the methods: of prompts, of pixels without any, a transformer."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from typing import Any
 import pytest
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from benchmarks._ablation import REFERENCE
+from benchmarks import methods
+from benchmarks._ablation import REFERENCE, Bench
 from benchmarks.loss_ablation import Ablation, earlier_rows, read_options, report
 from benchmarks.teachers.given import Given, places
 from benchmarks.teachers.methods import METHODS
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.models import Pipeline
+from nitrodistill.teachers import load_teacher
+from nitrodistill.training.stages import check_stages
 from tests.conftest import PLACE_PROMPTS
 from tests.pipelines import ddim
 
@@ -55,6 +59,11 @@ def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Pa
 def colours(images: Tensor) -> Tensor:
     """Features of the user's own."""
     return images.mean((2, 3))
+
+
+def maps(images: Tensor) -> list[Tensor]:
+    """A network for decoded LPIPS."""
+    return [images, avg_pool2d(images, 2)]
 
 
 def edges(images: Tensor) -> Tensor:
@@ -156,3 +165,63 @@ def test_the_ablation_on_pixels(tmp_path: Path) -> None:
     ablation.run(first)
     report(ablation, options, write=False)
     assert ",fd_teacher," in (found.folder / "results.csv").read_text()
+
+
+def test_the_ablation_on_a_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded PixArt from a folder: the gradient of every loss of the list, and two of the recipes."""
+    pipeline = load_teacher("toy-dit")
+    pipeline.diffusers.save_pretrained(tmp_path / "mine")
+    config = GenerateConfig(num_pairs=4, num_inference_steps=2, guidance=3.0)
+    pairs = tmp_path / "pairs"
+    generate(pipeline, PLACE_PROMPTS, pairs, config, teacher_name="mine", progress=False)
+    words = ["--teacher", tmp_path / "mine", "--pairs", pairs, "--output", tmp_path / "out"]
+    words += ["--batch", 4, "--timestep", 400, "--steps", 60]
+    words += ["--maps", f"{__name__}:maps", "--latent-lpips", "toy"]
+    options = read_options([str(word) for word in words])
+    (found,) = places(options, tmp_path)
+
+    def costs(bench: Bench, built: dict[str, Any], seconds: float) -> dict[str, Any]:
+        return {name: {"ms": 1.0, "mib": None} for name in built}
+
+    monkeypatch.setattr(Bench, "costs", costs)
+    ablation = Ablation(found, options)
+    assert len(ablation.weights) == 14
+    methods = {cell.name: cell.method for cell in ablation.cells if cell.multiple == 1}
+    assert len(methods) == 14 + 15
+    for name in ("alone-l1-x1", "adversarial-LatentLPIPS--teacher-x1"):
+        recipe = found.recipe(methods[name], 60, 0, tmp_path / "run")
+        assert recipe.stages[0].settings.timestep == 400
+        check_stages(recipe, found.pipeline)
+
+
+def test_the_methods_on_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One training and its two rows; they are kept, and not taken for those of other features."""
+    teacher, pairs = of_pixels(tmp_path)
+    words = ["methods", "--teacher", teacher, "--pairs", pairs, "--output", tmp_path / "out"]
+    words += ["--methods", "consistency", "--seeds", 0, "--seconds", 0, "--samples", 4]
+    words += ["--batch", 3, "--real", pictures(tmp_path / "real", 4), "--features"]
+
+    def rows(features: str) -> list[dict[str, Any]]:
+        given = [*words, f"{__name__}:{features}"]
+        monkeypatch.setattr("sys.argv", [str(word) for word in given])
+        methods.main()
+        return json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+
+    monkeypatch.setattr("benchmarks.teachers.compare.TRIAL_STEPS", 4)
+    found = rows("colours")
+    about = [(row["teacher"], row["method"], row["sampled_in"], row["steps"]) for row in found]
+    assert about == [("pixels", "consistency", 1, 20), ("pixels", "consistency", 4, 20)]
+    assert (
+        found[0]["metrics"]["student"]["fd_teacher"] != found[1]["metrics"]["student"]["fd_teacher"]
+    )
+    assert set(found[0]["metrics"]["student"]) >= {"fd_real", "fd_teacher"}
+    (file,) = (tmp_path / "out").glob("pixels-*/consistency-*/*/seed-0/metrics-in-4.json")
+    assert list(json.loads(file.read_text())["settings"]["extractors"]) == ["features"]
+
+    def again(*given: Any) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr("benchmarks.teachers.compare.run_recipe", again)
+    assert rows("colours") == found
+    with pytest.raises(AssertionError, match="trained again"):
+        rows("edges")
