@@ -148,7 +148,9 @@ class Ablation:
     def __init__(self, place: Place, options: argparse.Namespace) -> None:
         self.place = place
         pipeline, folder = place.pipeline, place.folder
-        embedded = place.teacher.name in ("toy", "toy-dit", "scenes", "classes")
+        teacher = place.teacher
+        named = teacher.path if isinstance(teacher, Given) else teacher.name
+        embedded = named in ("toy", "toy-dit", "scenes", "classes")
         store = PairStore.open(place.pairs)
         latents = store.read(range(min(256, len(store)))).x0
         specs = losses_of(

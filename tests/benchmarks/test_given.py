@@ -27,13 +27,13 @@ from tests.conftest import PLACE_PROMPTS
 from tests.pipelines import ddim
 
 
-def of_pixels(root: Path) -> tuple[Path, Path]:
+def of_pixels(root: Path, name: str = "pixels") -> tuple[Path, Path]:
     """A pixel-space teacher on the disk, and its pairs."""
-    ddim().save_pretrained(root / "pixels")
+    ddim().save_pretrained(root / name)
     config = GenerateConfig(num_pairs=4, num_inference_steps=2, guidance=1.0)
-    teacher = Pipeline.load(root / "pixels")
-    generate(teacher, [""], root / "pairs", config, teacher_name="pixels", progress=False)
-    return root / "pixels", root / "pairs"
+    teacher = Pipeline.load(root / name)
+    generate(teacher, [""], root / "pairs", config, teacher_name=name, progress=False)
+    return root / name, root / "pairs"
 
 
 def test_pairs_say_how_a_teacher_of_the_users_own_draws(place: Any, tmp_path: Path) -> None:
@@ -150,13 +150,15 @@ def test_an_earlier_run_of_another_own_teacher_is_refused(tmp_path: Path) -> Non
 
 
 def test_the_ablation_on_pixels(tmp_path: Path) -> None:
-    teacher, pairs = of_pixels(tmp_path)
+    """A folder that has the name of a listed teacher has none of its networks."""
+    teacher, pairs = of_pixels(tmp_path, "scenes")
     words = ["--teacher", teacher, "--pairs", pairs, "--output", tmp_path / "out", "--steps", 1]
     words += ["--samples", 4, "--batch", 3, "--seeds", 0, "--yardstick", 0, "--cost-seconds", 0]
     words += ["--losses", "l1", "LatentLPIPS, teacher", "--weights", 1]
     options = read_options([str(word) for word in words])
     (found,) = places(options, tmp_path)
-    with pytest.raises(SystemExit, match="--losses L1: of this teacher there are none, l1, l2"):
+    offered = "none, l1, l2, .*, LatentLPIPS, teacher, MMD, teacher, random trunk"
+    with pytest.raises(SystemExit, match=f"--losses L1: of this teacher there are {offered}"):
         Ablation(found, Namespace(**{**vars(options), "losses": ["l1", "L1"]}))
     ablation = Ablation(found, options)
     assert set(ablation.weights) == {REFERENCE, "l1", "LatentLPIPS, teacher"}
