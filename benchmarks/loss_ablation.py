@@ -58,7 +58,7 @@ from benchmarks._ablation_report import (
 from benchmarks._measure import RESULTS, as_lines, environment, replace_between_markers
 from benchmarks.teachers.__main__ import default_cache
 from benchmarks.teachers.compare import RESULT, Place
-from benchmarks.teachers.given import add_options, places
+from benchmarks.teachers.given import Given, add_options, places
 from nitrodistill.data import PairStore
 from nitrodistill.files import blake2, write_json
 from nitrodistill.progress import progress_bar
@@ -148,7 +148,9 @@ class Ablation:
     def __init__(self, place: Place, options: argparse.Namespace) -> None:
         self.place = place
         pipeline, folder = place.pipeline, place.folder
-        embedded = place.teacher.name in ("toy", "toy-dit", "scenes", "classes")
+        teacher = place.teacher
+        named = teacher.path if isinstance(teacher, Given) else teacher.name
+        embedded = named in ("toy", "toy-dit", "scenes", "classes")
         store = PairStore.open(place.pairs)
         latents = store.read(range(min(256, len(store)))).x0
         specs = losses_of(
@@ -216,6 +218,8 @@ class Ablation:
             name: getattr(options, name) for name in ("steps", "seeds", "weights", "taps", "u")
         }
         found |= {"pairs": self.place.num_pairs, "batch": self.place.batch_size}
+        if isinstance(self.place.teacher, Given):
+            found["teacher"] = self.place.folder.name
         return found | {"samples": self.place.quality.num_samples, "losses": self.specs}
 
     def is_finished(self, cell: Cell) -> bool:

@@ -1,14 +1,18 @@
-"""Which method: all at equal CPU time, students of 1 and of 4 steps, on every teacher, nothing tuned for one.
+"""Which method: all in about equal CPU time, students of 1 and of 4 steps, the same settings on every teacher.
 
     python -m benchmarks.methods [--teacher toy toy-dit digits scenes classes] [--methods DMD2 consistency]
         [--seconds 120] [--seeds 0 1 2] [--processes 2] [--output runs/methods]
     python -m benchmarks.methods --teacher ./my-pipeline --pairs runs/pairs --features my.features:vectors
 
-A method is one dict (ROSTER), the same for all teachers: its defaults, or what its recipe for the embedded teacher
-says, with taps by depth. A teacher adds what its methods must be told: its guidance, and the timestep of a
-one-step student where its last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and feature
-distillation are trained for their number of steps; those of consistency and the flow map are one, and progressive
-distillation passes through 4 on its way to 1, so that its two rows share one training.
+A method is one dict (ROSTER), the same for all teachers. Settings and rates are mostly those of the recipes for
+`toy` and not the defaults of the classes (DMD2: `critic.updates` 2, not 5; flow map: `robustness` .5, not .75;
+progressive: a first student of 8 steps, not 16), with taps by depth. The number of updates is `--seconds` at
+the pace of a short trial, so the CPU seconds that are spent differ (column `CPU s`).
+
+A teacher adds what its methods must be told: its guidance, and the timestep of a one-step student where its
+last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and feature distillation are trained
+for their number of steps; those of consistency and the flow map are one, and progressive distillation passes
+through 4 on its way to 1, so that its two rows share one training.
 
 Resumable: finished students are kept, a killed one goes on. Writes results.json into `--output`, and with
 `--write` benchmarks/results/methods.json and the tables in docs/explanations/which_method.md and the README.

@@ -6,6 +6,7 @@ import csv
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,67 @@ class Kept:
         folder.mkdir(parents=True)
         (folder / RESULT).write_text("{}")
         return {}
+
+
+@pytest.fixture
+def composed() -> list[Cell]:
+    """The cells of three losses at faked costs; in milliseconds of a step."""
+    ms = {
+        "alone": {REFERENCE: 100.0, "l1": 109.0, "l2": 90.0},
+        "adversarial": {NONE: 250.0, REFERENCE: 200.0, "l1": 219.0, "l2": 400.0},
+    }
+    ablation = object.__new__(Ablation)
+    ablation.specs = {NONE: {}, "l1": {"l1": {}}, REFERENCE: {REFERENCE: {}}, "l2": {"l2": {}}}
+    ablation.weights = {REFERENCE: 1.0, "l1": 0.5, "l2": 0.25}
+    ablation.costs = {
+        f"{block}/{name}": {"ms": each, "mib": None}
+        for block, costs in ms.items()
+        for name, each in costs.items()
+    }
+    words = ["--steps", "240", "--weights", "0.5", "1", "3", "--seeds", "0", "4"]
+    return list(ablation._cells(read_options([*words, "--yardstick", "0", "1", "2"])))
+
+
+def test_equal_cost_is_the_time_of_smooth_l1_or_the_same_within_a_tenth(composed):
+    steps = {(c.block, c.loss): c.steps for c in composed if c.budget == COST}
+    assert steps == {
+        ("alone", REFERENCE): 240,
+        ("alone", "l1"): 240,  # 9 % dearer
+        ("alone", "l2"): 267,  # 240 * 100 / 90
+        ("adversarial", NONE): 192,
+        ("adversarial", REFERENCE): 240,
+        ("adversarial", "l1"): 240,
+        ("adversarial", "l2"): 120,
+    }
+    assert {c.steps for c in composed if c.budget == STEPS} == {240}
+    budgets = Counter(c.row[:4] for c in composed)
+    assert set(budgets.values()) == {2}
+
+
+def test_multiples_are_of_the_matched_weight_and_with_the_adversarial_loss_alone(composed):
+    many: dict[tuple[str, str], set[Any]] = {(c.block, c.loss): set() for c in composed}
+    for cell in composed:
+        spec = cell.method["settings"]["reconstruction"]
+        many[cell.block, cell.loss].add((cell.multiple, spec.get(cell.loss, {}).get("weight")))
+    assert many == {
+        ("alone", REFERENCE): {(1.0, 1.0)},
+        ("alone", "l1"): {(1.0, 0.5)},
+        ("alone", "l2"): {(1.0, 0.25)},
+        ("adversarial", NONE): {(1.0, None)},
+        ("adversarial", REFERENCE): {(0.5, 0.5), (1.0, 1.0), (3.0, 3.0)},
+        ("adversarial", "l1"): {(0.5, 0.25), (1.0, 0.5), (3.0, 1.5)},
+        ("adversarial", "l2"): {(0.5, 0.125), (1.0, 0.25), (3.0, 0.75)},
+    }
+    weights = {(c.block, c.method["settings"]["adversarial_weight"]) for c in composed}
+    assert weights == {("alone", 0.0), ("adversarial", 0.5)}
+
+
+def test_the_yardstick_alone_has_more_seeds_and_at_its_own_weight(composed):
+    seeds: dict[tuple[bool, bool], set[int]] = {}
+    for cell in composed:
+        seeds.setdefault((cell.loss == REFERENCE, cell.multiple == 1), set()).add(cell.seed)
+    assert seeds.pop((True, True)) == {0, 1, 2}
+    assert list(seeds.values()) == [{0, 4}] * 3
 
 
 def test_finished_cells_are_kept_and_shared_ones_made_once(tmp_path):
