@@ -52,8 +52,8 @@ class LatentLPIPSLoss(Loss):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for neither or both of network and weights, a file of another layout or without heads, a
-            network with parameters that require gradients, or unknown augmentations.
+        ValueError: for neither or both of network and weights, a file of another layout or without heads, no
+            heads in `heads`, a network with parameters that require gradients, or unknown augmentations.
 
     Example:
         >>> loss = nd.LatentLPIPSLoss(weights="toy")  # the embedded teacher's trunk
@@ -80,20 +80,19 @@ class LatentLPIPSLoss(Loss):
             raise ValueError(
                 f"got {given}; give either weights, a file, or a network, a callable from latents to feature maps."
             )
-        if isinstance(heads, str | Path):
-            heads = read_heads(read_weights(_file(heads)))
+        own = None if heads is None else _given_heads(heads)
         if weights is not None:
-            network, own = read_latent_trunk(read_weights(_file(weights)))
-            heads = heads or own
-            if len(heads) != len(network.blocks):
+            network, in_file = read_latent_trunk(read_weights(_file(weights)))
+            own = in_file if own is None else own
+            if len(own) != len(network.blocks):
                 raise ValueError(
-                    f"the trunk in {str(weights)!r} has {len(network.blocks)} feature maps and {len(heads)} "
+                    f"the trunk in {str(weights)!r} has {len(network.blocks)} feature maps and {len(own)} "
                     "heads; give the file of the heads with heads=."
                 )
             self.trunk: torch.nn.Module = network
         assert network is not None
-        heads = None if heads is None else [head.clamp_min(0) for head in heads]
-        self.distance: LPIPSLoss = LPIPSLoss(network, heads=heads, eps=1e-8)
+        own = None if own is None else [head.clamp_min(0) for head in own]
+        self.distance: LPIPSLoss = LPIPSLoss(network, heads=own, eps=1e-8)
         self.num_draws = NUM_DRAWS if augment else 0
         drawn = augment and generator is not None
         rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if drawn else torch.empty(0)
@@ -153,6 +152,21 @@ class LatentLPIPSLoss(Loss):
 
     def extra_repr(self) -> str:
         return f"augment={self.augment!r}, {super().extra_repr()}"
+
+
+def _given_heads(heads: str | Path | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The heads that were given, of a file or as they are; at least one."""
+    if isinstance(heads, str | Path):
+        found = read_heads(read_weights(_file(heads)))
+        if not found:
+            raise ValueError(
+                f"{str(heads)!r} holds no heads (lin0.model.1.weight, linear1.model.1.weight, heads.0); give a "
+                "file that does, or leave heads out."
+            )
+        return found
+    if not heads:
+        raise ValueError("heads is empty; give one for each feature map, or leave heads out.")
+    return heads
 
 
 def _file(weights: str | Path) -> Path:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nitrodistill.losses import (
     L1Loss,
@@ -139,6 +140,20 @@ def test_what_cannot_be_together():
         LatentLPIPSLoss(make_trunk(), weights="toy")
     with pytest.raises(FileNotFoundError, match="fit-latent-lpips"):
         LatentLPIPSLoss(weights="nothing.pth")
+
+
+def test_heads_that_are_none_are_refused(tmp_path):
+    save_file({"conv.weight": torch.ones(4)}, tmp_path / "h.safetensors")
+    torch.save({"lin0.model.1.weight": torch.ones(1, 8, 1, 1)}, tmp_path / "h.pth")
+    for trunk in ({"weights": "toy"}, {"network": make_trunk()}):
+        with pytest.raises(
+            ValueError, match=r"h.safetensors' holds no heads .*, or leave heads out"
+        ):
+            LatentLPIPSLoss(**trunk, heads=tmp_path / "h.safetensors")
+        with pytest.raises(ValueError, match="heads is empty; give one for each feature map, or"):
+            LatentLPIPSLoss(**trunk, heads=[])
+    with pytest.raises(ValueError, match="has 2 feature maps and 1 heads; give the file"):
+        LatentLPIPSLoss(weights="toy", heads=tmp_path / "h.pth")
 
 
 def test_by_name_as_recipes_say_it():
