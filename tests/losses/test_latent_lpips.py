@@ -156,6 +156,32 @@ def test_heads_that_are_none_are_refused(tmp_path):
         LatentLPIPSLoss(weights="toy", heads=tmp_path / "h.pth")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"network": 3}, "network is 3; it must be a callable from latents to feature maps"),
+        ({"network": "vgg"}, "network is 'vgg'; .* or give the file of a trunk, or 'toy', as weights="),
+        ({"weights": 3}, "weights is 3; it must be a text or a Path of a file"),
+        ({"weights": "toy", "heads": [1.0]}, r"heads is \[1.0\]; it must be a sequence, each a torch."),
+        ({"weights": "toy", "heads": 3}, r"heads is 3; .* \(C_l,\), or a file of them"),
+        ({"weights": "toy", "heads": [torch.ones(4).long()]}, "a head has dtype torch.int64"),
+        ({"weights": "toy", "augment": "b", "generator": 1}, "generator is 1; it must be a Generator"),
+        ({"weights": "toy", "generator": seeded()}, "a generator is given, and augment is '', which"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(arguments, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        LatentLPIPSLoss(**arguments)
+
+
+def test_heads_of_another_number_than_the_networks_maps_are_refused():
+    loss = LatentLPIPSLoss(make_trunk(), heads=[torch.ones(8)])
+    with pytest.raises(
+        ValueError, match="gives 2 feature maps, and there are 1 heads; give one for"
+    ):
+        loss(*pair(1, 4, 8, 8))
+
+
 def test_by_name_as_recipes_say_it():
     spec = {"latent_lpips": {"weight": 0.5, "weights": "toy"}}
     check_losses(spec)
@@ -169,6 +195,8 @@ def test_by_name_as_recipes_say_it():
     torch.testing.assert_close(augmented(x, y), by_hand)
     with pytest.raises(ValueError, match="weights"):
         check_losses({"latent_lpips": {"wieghts": "toy"}})
+    with pytest.raises(ValueError, match="heads"):
+        check_losses({"latent_lpips": {"weights": "toy", "heads": [1.0]}})
 
 
 def test_augmentations_of_a_loss_in_bfloat16_are_those_of_float32():
