@@ -10,6 +10,9 @@ al. 2024, arXiv 2405.05967, section 3.3; the groups are those of ADA, Karras et 
 b and g are one affine map, by which a pixel of the result looks its value up in the latent; beyond the latent's
 edges lies its mirror image. With b alone every value is one of the latent's, with g it is bilinear; ADA's doubling
 of the resolution around that is left out. Computed in float32 or wider, whatever autocast says.
+
+Not kornia's: those draw from the global generator, not from given rows, which a resumed run needs; they
+compute their warps in bfloat16 under autocast, and their colours are those of three channels in [0, 1].
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nitrodistill.checks import check_pair
+from nitrodistill.checks import check_floating, check_kind, check_pair
 from nitrodistill.files import hash_file
 from nitrodistill.losses.base import Loss, Reduction
 from nitrodistill.losses.latent_augmentation import NUM_DRAWS, augment_latents, check_groups
@@ -52,8 +52,10 @@ class LatentLPIPSLoss(Loss):
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: for neither or both of network and weights, a file of another layout or without heads, a
-            network with parameters that require gradients, or unknown augmentations.
+        ValueError: for neither or both of network and weights, a file of another layout or without heads, no
+            heads in `heads`, a network with parameters that require gradients, unknown augmentations, or a
+            generator without any.
+        TypeError: for a network that is not callable, or another argument of a wrong type.
 
     Example:
         >>> loss = nd.LatentLPIPSLoss(weights="toy")  # the embedded teacher's trunk
@@ -80,25 +82,27 @@ class LatentLPIPSLoss(Loss):
             raise ValueError(
                 f"got {given}; give either weights, a file, or a network, a callable from latents to feature maps."
             )
-        if isinstance(heads, str | Path):
-            heads = read_heads(read_weights(_file(heads)))
+        if network is not None and not callable(network):
+            raise TypeError(
+                f"network is {network!r:.60}; it must be a callable from latents to feature maps (LPIPS' networks "
+                "by name see pictures), or give the file of a trunk, or 'toy', as weights=."
+            )
+        own = None if heads is None else _given_heads(heads)
         if weights is not None:
-            network, own = read_latent_trunk(read_weights(_file(weights)))
-            heads = heads or own
-            if len(heads) != len(network.blocks):
+            state = read_weights(_file(weights))
+            network, in_file = read_latent_trunk(state, f"the weights in {str(weights)!r}")
+            own = in_file if own is None else own
+            if len(own) != len(network.blocks):
                 raise ValueError(
-                    f"the trunk in {str(weights)!r} has {len(network.blocks)} feature maps and {len(heads)} "
+                    f"the trunk in {str(weights)!r} has {len(network.blocks)} feature maps and {len(own)} "
                     "heads; give the file of the heads with heads=."
                 )
             self.trunk: torch.nn.Module = network
         assert network is not None
-        heads = None if heads is None else [head.clamp_min(0) for head in heads]
-        self.distance: LPIPSLoss = LPIPSLoss(network, heads=heads, eps=1e-8)
+        own = None if own is None else [head.clamp_min(0) for head in own]
+        self.distance: LPIPSLoss = LPIPSLoss(network, heads=own, eps=1e-8)
         self.num_draws = NUM_DRAWS if augment else 0
-        drawn = augment and generator is not None
-        rows = torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) if drawn else torch.empty(0)
-        # as whole numbers, which stay what they are where the module is cast to bfloat16
-        self.register_buffer("table", (rows * _LEVELS).int(), persistent=False)
+        self.register_buffer("table", _table(augment, generator), persistent=False)
         self.register_buffer("next_row", torch.zeros((), dtype=torch.int64), persistent=False)
 
     def target_features(self, target: Tensor) -> TargetFeatures:
@@ -155,7 +159,39 @@ class LatentLPIPSLoss(Loss):
         return f"augment={self.augment!r}, {super().extra_repr()}"
 
 
+def _table(augment: str, generator: torch.Generator | None) -> Tensor:
+    """Draws `(4096, NUM_DRAWS)` as whole numbers, which stay what they are in a module cast to bfloat16."""
+    if generator is None:
+        return torch.empty(0, dtype=torch.int32)
+    check_kind("generator", generator, torch.Generator, " of torch")
+    if not augment:
+        raise ValueError(
+            "a generator is given, and augment is '', which draws nothing; give augment='bg', or leave the "
+            "generator out."
+        )
+    return (torch.rand(_NUM_ROWS, NUM_DRAWS, generator=generator) * _LEVELS).int()
+
+
+def _given_heads(heads: str | Path | Sequence[Tensor]) -> Sequence[Tensor]:
+    """The heads that were given, of a file or as they are; at least one."""
+    if isinstance(heads, str | Path):
+        found = read_heads(read_weights(_file(heads)))
+        if not found:
+            raise ValueError(
+                f"{str(heads)!r} holds no heads (lin0.model.1.weight, linear1.model.1.weight, heads.0); give a "
+                "file that does, or leave heads out."
+            )
+        return found
+    check_kind("heads", heads, Sequence[Tensor], " (C_l,), or a file of them")
+    for head in heads:
+        check_floating("a head", head)
+    if not heads:
+        raise ValueError("heads is empty; give one for each feature map, or leave heads out.")
+    return heads
+
+
 def _file(weights: str | Path) -> Path:
+    check_kind("weights", weights, str | Path, " of a file")
     if str(weights) == "toy":
         if hash_file(_TOY) != _TOY_HASH:
             raise ValueError(f"{_TOY} is damaged; reinstall nitrodistill.")

@@ -93,17 +93,45 @@ class LatentTrunk(nn.Module):
         return tuple(taps)
 
 
-def read_latent_trunk(state: Mapping[str, Any]) -> tuple[LatentTrunk, tuple[Tensor, ...]]:
+def read_latent_trunk(
+    state: Mapping[str, Any], source: str = "the weights"
+) -> tuple[LatentTrunk, tuple[Tensor, ...]]:
     """The trunk of a state dict in one of the three layouts, and its heads, none where it holds none.
 
+    Args:
+        state: names and weights, or a mapping with them at "state_dict".
+        source: what they are called, for the message.
+
     Raises:
-        ValueError: if it is of none of them.
+        ValueError: if it is of none of them, or one of its weights lacks or has another shape.
     """
-    state = state.get("state_dict", state)
-    state = {_PREFIX.sub("", key): value for key, value in state.items()}
-    heads = read_heads(state)
-    if any(key.startswith("blocks.") for key in state):
-        return _fitted(state), heads
+    tensors = _tensors(state)
+    read = _fitted if any(key.startswith("blocks.") for key in tensors) else _published
+    try:
+        return read(tensors), read_heads(tensors)
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        cause = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        raise ValueError(
+            f"{source} are of no latent trunk, or damaged ({cause[:200].rstrip('.')}); give a file of "
+            "elatentlpips, of SNU's e-latentlpips, or of `nitrodistill fit-latent-lpips`."
+        ) from error
+
+
+def read_heads(state: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The channel weights `(C_l,)` in a state dict of one of the three layouts, the shallowest first."""
+    named = ((_HEAD.fullmatch(key), value) for key, value in _tensors(state).items())
+    heads = {int(match[1]): value.flatten() for match, value in named if match}
+    return tuple(heads[k] for k in sorted(heads))
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state dict by their names, without what wrappers put before them."""
+    inner = state.get("state_dict")
+    named = (inner if isinstance(inner, Mapping) else state).items()
+    return {_PREFIX.sub("", str(key)): v for key, v in named if isinstance(v, Tensor)}
+
+
+def _published(state: Mapping[str, Tensor]) -> LatentTrunk:
     layers: dict[int, dict[str, Tensor]] = {}
     for key, value in state.items():
         if layer := _LAYER.fullmatch(key):
@@ -111,8 +139,8 @@ def read_latent_trunk(state: Mapping[str, Any]) -> tuple[LatentTrunk, tuple[Tens
     places = tuple(sorted(i for i, one in layers.items() if one.get("weight", _NONE).ndim == 4))
     if places not in (_BEHIND, _BEFORE):
         raise ValueError(
-            "the weights are of no latent trunk: their convolutions stand at "
-            f"{list(places)}, and those of a VGG-16 on latents at {list(_BEHIND)} or {list(_BEFORE)}."
+            f"its convolutions stand at {list(places)}, and those of a VGG-16 on latents at {list(_BEHIND)} or "
+            f"{list(_BEFORE)}"
         )
     norms = [layers.get(i + 1, {}) for i in places]
     folded = "running_var" in norms[0]
@@ -130,14 +158,7 @@ def read_latent_trunk(state: Mapping[str, Any]) -> tuple[LatentTrunk, tuple[Tens
         read = [part for pair in zip(read, norms, strict=True) for part in pair]
     for module, values in zip(own, read, strict=True):
         module.load_state_dict(dict(values))
-    return trunk, heads
-
-
-def read_heads(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """The channel weights `(C_l,)` in a state dict of one of the three layouts, the shallowest first."""
-    named = ((_HEAD.fullmatch(_PREFIX.sub("", key)), value) for key, value in state.items())
-    heads = {int(match[1]): value.flatten() for match, value in named if match}
-    return tuple(heads[k] for k in sorted(heads))
+    return trunk
 
 
 def _fold(layer: Mapping[str, Tensor], norm: Mapping[str, Tensor]) -> dict[str, Tensor]:

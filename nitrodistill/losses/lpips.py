@@ -261,6 +261,11 @@ class LPIPSLoss(Loss):
     def _heads(self, features: Sequence[Tensor]) -> list[Tensor]:
         if self.num_heads == 0:
             return [f.new_ones(f.shape[1]) for f in features]
+        if len(features) != self.num_heads:
+            raise ValueError(
+                f"the network gives {len(features)} feature maps, and there are {self.num_heads} heads; give one "
+                "for each map, or leave heads out."
+            )
         return [self.get_buffer(f"head{index}") for index in range(self.num_heads)]
 
 

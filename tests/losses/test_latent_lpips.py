@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from nitrodistill.losses import (
     L1Loss,
@@ -12,7 +13,7 @@ from nitrodistill.losses import (
     named_loss,
 )
 from nitrodistill.losses.latent_augmentation import augment_latents
-from nitrodistill.losses.latent_trunk import fitted_trunk
+from nitrodistill.losses.latent_trunk import LatentTrunk, fitted_trunk
 from nitrodistill.method import Draws
 
 
@@ -22,12 +23,26 @@ def make_trunk():
         return fitted_trunk(4, [(8, 8), (8, 8)])
 
 
+def make_published():
+    """The published blocks and pools, narrow and with one convolution each, as more take long to compile."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LatentTrunk(4, [(8,)] * 5)
+
+
 def pair(*shape):
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(1)).unbind()
 
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def value_and_gradient(loss, x, y):
+    x = x.clone().requires_grad_()
+    value = loss(x, y)
+    value.backward()
+    return value.detach(), x.grad
 
 
 def test_negative_heads_count_as_zero():
@@ -59,16 +74,26 @@ def test_both_sides_are_augmented_alike_in_training_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_no_graph_break():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("network", "augment"),
+    [(make_published(), ""), (lambda z: [z], "bgco")],
+    ids=["published", "augmented"],
+)
+def test_no_graph_break(network, augment, dtype):
     x, y = pair(2, 4, 8, 8)
-    for dtype in (torch.bfloat16,):
-        eager, compiled = (
-            LatentLPIPSLoss(make_trunk(), augment="bgco", generator=seeded()) for _ in range(2)
+    eager, compiled = (
+        LatentLPIPSLoss(network, augment=augment, generator=seeded() if augment else None)
+        for _ in range(2)
+    )
+    torch.compiler.reset()
+    run = torch.compile(compiled, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # with other augmentations the second time
+        found, expected = (
+            value_and_gradient(loss, x.to(dtype), y.to(dtype)) for loss in (run, eager)
         )
-        run = torch.compile(compiled, fullgraph=True, backend="eager")
-        for _ in range(2):
-            given = x.to(dtype).requires_grad_()
-            torch.testing.assert_close(run(given, y.to(dtype)), eager(given, y.to(dtype)))
+        torch.testing.assert_close(found, expected)
+        assert expected[1].abs().max() > 0
 
 
 def test_no_graph_break_and_no_second_graph_where_a_method_draws():
@@ -141,6 +166,46 @@ def test_what_cannot_be_together():
         LatentLPIPSLoss(weights="nothing.pth")
 
 
+def test_heads_that_are_none_are_refused(tmp_path):
+    save_file({"conv.weight": torch.ones(4)}, tmp_path / "h.safetensors")
+    torch.save({"lin0.model.1.weight": torch.ones(1, 8, 1, 1)}, tmp_path / "h.pth")
+    for trunk in ({"weights": "toy"}, {"network": make_trunk()}):
+        with pytest.raises(
+            ValueError, match=r"h.safetensors' holds no heads .*, or leave heads out"
+        ):
+            LatentLPIPSLoss(**trunk, heads=tmp_path / "h.safetensors")
+        with pytest.raises(ValueError, match="heads is empty; give one for each feature map, or"):
+            LatentLPIPSLoss(**trunk, heads=[])
+    with pytest.raises(ValueError, match="has 2 feature maps and 1 heads; give the file"):
+        LatentLPIPSLoss(weights="toy", heads=tmp_path / "h.pth")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"network": 3}, "network is 3; it must be a callable from latents to feature maps"),
+        ({"network": "vgg"}, "network is 'vgg'; .* or give the file of a trunk, or 'toy', as weights="),
+        ({"weights": 3}, "weights is 3; it must be a text or a Path of a file"),
+        ({"weights": "toy", "heads": [1.0]}, r"heads is \[1.0\]; it must be a sequence, each a torch."),
+        ({"weights": "toy", "heads": 3}, r"heads is 3; .* \(C_l,\), or a file of them"),
+        ({"weights": "toy", "heads": [torch.ones(4).long()]}, "a head has dtype torch.int64"),
+        ({"weights": "toy", "augment": "b", "generator": 1}, "generator is 1; it must be a Generator"),
+        ({"weights": "toy", "generator": seeded()}, "a generator is given, and augment is '', which"),
+    ],
+)  # fmt: skip
+def test_wrong_arguments_are_refused(arguments, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        LatentLPIPSLoss(**arguments)
+
+
+def test_heads_of_another_number_than_the_networks_maps_are_refused():
+    loss = LatentLPIPSLoss(make_trunk(), heads=[torch.ones(8)])
+    with pytest.raises(
+        ValueError, match="gives 2 feature maps, and there are 1 heads; give one for"
+    ):
+        loss(*pair(1, 4, 8, 8))
+
+
 def test_by_name_as_recipes_say_it():
     spec = {"latent_lpips": {"weight": 0.5, "weights": "toy"}}
     check_losses(spec)
@@ -154,6 +219,8 @@ def test_by_name_as_recipes_say_it():
     torch.testing.assert_close(augmented(x, y), by_hand)
     with pytest.raises(ValueError, match="weights"):
         check_losses({"latent_lpips": {"wieghts": "toy"}})
+    with pytest.raises(ValueError, match="heads"):
+        check_losses({"latent_lpips": {"weights": "toy", "heads": [1.0]}})
 
 
 def test_augmentations_of_a_loss_in_bfloat16_are_those_of_float32():

@@ -134,9 +134,25 @@ def test_a_classifiers_checkpoint_with_heads_in_another_file(tmp_path):
         loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
 
 
-def test_other_weights_are_refused():
-    with pytest.raises(ValueError, match="of no latent trunk"):
-        read_latent_trunk({"conv.weight": torch.zeros(4, 4, 3, 3)})
+def damaged():
+    fitted = fitted_trunk(3, [(8, 4)]).state_dict() | {"heads.0": torch.ones(4)}
+    yield {k: v for k, v in fitted.items() if k != "blocks.0.0.bias"}, 'Missing key.* "blocks.0.0.b'
+    yield fitted | {"blocks.0.2.weight": torch.ones(4, 7, 3, 3)}, "size mismatch for blocks.0.2"
+    yield {"blocks.0.attn.qkv.weight": torch.ones(3, 3)}, "no 'blocks.0.0.weight'"
+    yield {3: torch.ones(3), "state_dict": 1}, r"convolutions stand at \[\]"
+    named = [lambda i: f"features.{i}", lambda k: f"lin{k}.model.1.weight"]
+    published = weights(BEHIND, "batch", *named, dtype=torch.float16)
+    yield {k: v for k, v in published.items() if k != "features.0.bias"}, "no 'bias'"
+    yield published | {"features.1.weight": torch.ones(3)}, "size of tensor"
+
+
+def test_damaged_or_foreign_weights_are_named_in_one_line():
+    for state, cause in damaged():
+        with pytest.raises(
+            ValueError, match=rf"^w.pth are of no latent trunk, or .*{cause}"
+        ) as found:
+            read_latent_trunk(state, "w.pth")
+        assert "\n" not in str(found.value)
 
 
 def test_a_fitted_trunk_is_read_as_it_was(tmp_path):
@@ -153,6 +169,9 @@ def test_a_file_that_is_none_is_named(name, tmp_path):
     (tmp_path / name).write_bytes(b"none")
     with pytest.raises(ValueError, match=rf"{name}' cannot be read .*; give a"):
         LatentLPIPSLoss(weights=tmp_path / name)
+    torch.save({"conv.weight": torch.zeros(4, 4, 3, 3)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"the weights in .*other.pth' are of no latent trunk"):
+        LatentLPIPSLoss(weights=tmp_path / "other.pth")
     torch.save([1.0], tmp_path / "list.pth")
     with pytest.raises(ValueError, match=r"list.pth' holds a list; a state dict is wanted"):
         LatentLPIPSLoss(weights=tmp_path / "list.pth")

@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.stats import spearmanr
 
 from nitrodistill import toy
 from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
+from nitrodistill.losses.latent_trunk import fitted_trunk
 from nitrodistill.method import Cast, Draws
 from nitrodistill.models import DecoderFeatures, FeatureTaps, Pipeline
 from nitrodistill.training.latent_lpips import (
@@ -41,13 +43,42 @@ def test_what_is_distributed_ranks_new_scenes_as_their_pictures_do(pipeline):
     z = pipeline.encode_image(toy.scenes.render(captions, torch.Generator().manual_seed(977)))
     pairs = make_pairs(z, Draws(977, 0, torch.arange(256), purpose="a test"))
     pixels = DecodedLoss(LPIPSLoss(toy.oracle_maps), pipeline.decode, None, reduction="none")
+    loss = LatentLPIPSLoss(weights="toy", reduction="none")
     with torch.no_grad():
-        wanted = pixels(*pairs)
-        mine = LatentLPIPSLoss(weights="toy", reduction="none")(*pairs)
+        wanted, mine = pixels(*pairs), loss(*pairs)
     plain = rank_correlation((pairs[0] - pairs[1]).square().mean((1, 2, 3)), wanted)
-    assert rank_correlation(mine, wanted) >= 0.9
-    assert rank_correlation(mine, wanted) >= plain + 0.015
+    untrained = []
+    for seed in range(3):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            trunk = fitted_trunk(4, [(w, w) for w in FitConfig().widths])
+        assert [p.shape for p in trunk.parameters()] == [p.shape for p in loss.trunk.parameters()]
+        values = LatentLPIPSLoss(trunk, reduction="none")(*pairs)
+        untrained.append(rank_correlation(values, wanted))
+    found = rank_correlation(mine, wanted)
+    assert found >= 0.95
+    assert found >= plain + 0.025
+    assert found >= max(untrained) + 0.01
     assert 0.5 < float(mine.mean() / wanted.mean()) < 2
+
+
+def test_a_short_fit_ranks_better_than_its_start(tmp_path):
+    def coarse(x, y):
+        return F.avg_pool2d(x - y, 2).square().mean((1, 2, 3))
+
+    config = replace(SHORT, pairs=1024, held_out=32, widths=(16,), batch_size=32, steps=100)
+    start, end = (
+        fit_latent_lpips(
+            latents(96),
+            coarse,
+            tmp_path / "kept",
+            replace(config, learning_rate=rate),
+            progress=False,
+        )
+        for rate in (1e-12, 5e-3)
+    )
+    assert end.l2_correlation == start.l2_correlation  # of the same pairs
+    assert end.correlation > start.correlation + 0.005
 
 
 def test_rank_correlation_is_spearmans():
