@@ -137,6 +137,8 @@ def test_any_trunk_and_its_heads(make_pair):
     torch.testing.assert_close(loss(x, y), expected)
     torch.testing.assert_close(nf.lpips_distance(trunk(x), trunk(y), heads), expected)
     assert list(loss.children()) == []
+    with pytest.raises(ValueError, match="heads is empty; give one for each feature map"):
+        nl.LPIPSLoss(trunk, heads=[])
 
 
 def test_mask_is_resized_by_area(make_pair):
