@@ -1,25 +1,37 @@
 """`nitrodistill fit-latent-lpips`: a perceptual distance of latents for your VAE.
 
 Fit a small network on latents so that its distance ranks pairs as a distance of the decoded pictures does: LPIPS
-(VGG), where its weights are on this machine, or LPIPS' formula on a feature extractor of yours. Of the pipeline
-the VAE alone is used, and images without captions. The distance is as good as that of the pictures at best, and
-is not calibrated on BAPPS. In a recipe: latent_lpips: {weights: OUTPUT/latent_lpips.safetensors}. The
-same command goes on with a fit that was stopped. Rank correlations on pairs of held-out images are printed.
+(VGG), where its weights are on this machine, or LPIPS' formula on a feature extractor of yours. It takes a VAE,
+from a folder of its own or a pipeline's, and images without captions. The distance is as good as that of the
+pictures at best, and is not calibrated on BAPPS. The same command goes on with a fit that was stopped. Rank
+correlations on pairs of held-out images are printed. In a recipe:
+latent_lpips: {weights: OUTPUT/latent_lpips.safetensors}.
 
 example:
   nitrodistill fit-latent-lpips --teacher ./my-pipeline --images photos --output runs/latent-lpips
+  nitrodistill fit-latent-lpips --vae ./my-vae --images photos --size "[256, 256]" --output runs/latent-lpips
   nitrodistill fit-latent-lpips --images scenes --features nitrodistill.toy:oracle_maps --output runs/latent-lpips
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from nitrodistill.cli.arguments import DeviceOption, Parser, TeacherOption, parse, read_config
+from nitrodistill.cli.arguments import (
+    DeviceOption,
+    Parser,
+    TeacherOption,
+    parse,
+    read_config,
+    refuse,
+)
 from nitrodistill.cli.terminal import results, say
 
 
@@ -30,12 +42,17 @@ class _Options:
     Attributes:
         images: folder of images, of any depth.
         output: folder of the weights.
+        vae: folder of a VAE alone, or its name on the Hub, in the place of a teacher; null takes the teacher's.
+        size: height and width of the images, which are scaled to cover it and cut; null takes the teacher's
+            resolution, or with a VAE alone the images as they are.
         features: module:callable, from images (B, 3, H, W) in [-1, 1] to a list of feature maps; null is LPIPS
             (VGG).
     """
 
     images: str
     output: str
+    vae: str | None = None
+    size: tuple[int, int] | None = None
     features: str | None = None
 
 
@@ -47,11 +64,10 @@ def main(argv: Sequence[str]) -> int:
     given = parse(Parser("fit-latent-lpips", __doc__, *kinds), argv)
     config = read_config(given, FitConfig)
 
-    from nitrodistill.data.images import fitted, image_files, read_image
+    from nitrodistill.data.images import image_files
     from nitrodistill.losses import DecodedLoss, LPIPSLoss
     from nitrodistill.named import import_object
     from nitrodistill.processes import place
-    from nitrodistill.teachers import load_teacher
 
     if Path(given.output).is_file():
         raise FileExistsError(f"{given.output!r} is a file; choose a folder for the weights.")
@@ -71,17 +87,16 @@ def main(argv: Sequence[str]) -> int:
     except FileNotFoundError as error:
         fetching = str(error).removesuffix(", or pass weights=path.")
         raise FileNotFoundError(f"{fetching}, or give features of yours by --features.") from error
-    pipeline = load_teacher(given.teacher)
-    pipeline.diffusers.to(place().device(given.device))
-    chunks = [files[k : k + 64] for k in range(0, len(files), 64)]
-    images = (
-        torch.stack(
-            [fitted(read_image(f.read_bytes(), str(f)), pipeline.resolution) for f in chunk]
-        )
-        for chunk in chunks
+    device = place().device(given.device)
+    encode, decode, size = _autoencoder(given, device)
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(config.seed))
+    latents = torch.cat(
+        [
+            encode(_images([files[i] for i in chunk], size).to(device))
+            for chunk in order.split(64)  # in a random order, as the last ones are held out
+        ]
     )
-    latents = torch.cat([pipeline.encode_image(batch) for batch in images])
-    decoded = DecodedLoss(distance.to(latents.device), pipeline.decode, None)
+    decoded = DecodedLoss(distance.to(device), decode, None)
     fit = fit_latent_lpips(
         latents, decoded.per_sample, given.output, config, progress=not given.quiet
     )
@@ -91,3 +106,50 @@ def main(argv: Sequence[str]) -> int:
     )
     say(f"{fit.weights} is for this VAE, and not calibrated on human judgements (BAPPS)")
     return 0
+
+
+_Coder = Callable[[Tensor], Tensor]
+
+
+def _autoencoder(
+    given: argparse.Namespace, device: torch.device
+) -> tuple[_Coder, _Coder, tuple[int, int] | None]:
+    """Pictures to latents, latents to pictures, and the pictures' size."""
+    from nitrodistill.models.autoencoder import (
+        decode_latents,
+        encode_images,
+        load_vae,
+        pixels_a_latent,
+    )
+    from nitrodistill.models.denoiser import frozen
+    from nitrodistill.models.folders import dtype_argument
+    from nitrodistill.teachers import load_teacher
+
+    if given.vae is None:
+        pipeline = load_teacher(given.teacher)
+        pipeline.diffusers.to(device)
+        vae, size = pipeline.vae, given.size or pipeline.resolution
+        encode, decode = pipeline.encode_image, pipeline.decode
+    else:
+        refuse(given, ["teacher"], "the VAE is that of --vae")
+        vae, size = (
+            frozen(load_vae(given.vae, dtype_argument(), torch.float32)).to(device),
+            given.size,
+        )
+        encode = partial(encode_images, vae, batch_size=64)
+        decode = partial(decode_latents, vae, batch_size=64)
+    step = 1 if vae is None else pixels_a_latent(vae)
+    if size is not None and any(side < 1 or side % step for side in size):
+        raise ValueError(f"size is {list(size)}; this VAE takes multiples of {step}.")
+    return encode, decode, size
+
+
+def _images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
+    """`(B, 3, H, W)` in [-1, 1]."""
+    from nitrodistill.data.images import fitted, read_image
+
+    images = [fitted(read_image(file.read_bytes(), str(file)), size) for file in files]
+    shapes = {tuple(image.shape[1:]) for image in images}
+    if len(shapes) > 1:
+        raise ValueError(f"the images have several sizes, {sorted(shapes)[:3]}; give --size.")
+    return torch.stack(images)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
+
 import torch
 from PIL import Image
 
+from nitrodistill import toy
 from nitrodistill.cli.main import main
 from nitrodistill.losses import LatentLPIPSLoss
 from nitrodistill.toy import scenes
@@ -41,3 +44,32 @@ def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     assert main(asked) == 2
     assert capsys.readouterr().err.rstrip().endswith(", or give features of yours by --features.")
+
+
+def test_a_vae_of_its_own_is_enough(tmp_path, capsys):
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(scenes.render(scenes.captions()[:12], 0)):
+        levels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
+        Image.fromarray(levels.numpy()).save(tmp_path / "images" / f"{i}.png")
+    toy.load_pipeline().vae.save_pretrained(tmp_path / "vae")
+    asked = ["fit-latent-lpips", "--images", str(tmp_path / "images"), "--quiet", "--json"]
+    asked += ["--pairs", "64", "--held-out", "4", "--steps", "2", "--widths", "[4]"]
+    asked += ["--features", "nitrodistill.toy:oracle_maps"]
+    of_vae = [*asked, "--vae", str(tmp_path / "vae")]
+    assert main([*of_vae, "--output", str(tmp_path / "one")]) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert main([*asked, "--output", str(tmp_path / "two")]) == 0  # the toy teacher's, the same VAE
+    assert json.loads(capsys.readouterr().out)["correlation"] == one["correlation"]
+    for more, sentence in (
+        (["--teacher", "toy"], "--teacher means nothing here: the VAE is that of --vae"),
+        (["--size", "[30, 32]"], "size is [30, 32]; this VAE takes multiples of 4"),
+        (["--vae", str(tmp_path / "images")], "no VAE at"),
+    ):
+        assert main([*of_vae, "--output", str(tmp_path / "three"), *more]) == 2
+        assert sentence in capsys.readouterr().err
+    Image.new("RGB", (64, 32)).save(tmp_path / "images" / "wide.png")
+    assert main([*of_vae, "--output", str(tmp_path / "three")]) == 2
+    assert (
+        "the images have several sizes, [(32, 32), (32, 64)]; give --size"
+        in capsys.readouterr().err
+    )
