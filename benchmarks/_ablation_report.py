@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +18,19 @@ from nitrodistill.evaluation.report.svg import Point, scatter
 BLOCKS = {"alone": False, "adversarial": True}
 STEPS, COST = "steps", "cost"
 AXES = {"ms": "ms a step", "mib": "MiB a step"}
+CSV = (
+    "teacher",
+    "block",
+    "loss",
+    "multiple",
+    "weight",
+    "seed",
+    "budget",
+    "steps",
+    "cpu_seconds",
+    "ms",
+    "mib",
+)
 COLUMNS = ("fd_texture", "alignment", "edge_ratio", "diversity")
 
 Rows = Sequence[Mapping[str, Any]]
@@ -167,15 +179,3 @@ def draw(rows: Rows, block: str, axis: str, file: Path) -> None:
     marked = [replace(p, on_front=is_front) for p, is_front in zip(points, front, strict=True)]
     floor = rows[0]["metrics"]["student"][quality][3]
     save_svg(scatter(marked, AXES[axis], METRICS[quality], floor), file)
-
-
-def write_csv(rows: Rows, file: Path) -> None:
-    """One line a student and metric."""
-    keys = ("teacher", "block", "loss", "multiple", "weight", "seed", "budget", "steps")
-    keys += ("cpu_seconds", "ms", "mib")
-    with file.open("w", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*keys, "metric", "value", "low", "high", "floor"])
-        for row in rows:
-            for metric, values in row["metrics"]["student"].items():
-                writer.writerow([*(row[key] for key in keys), metric, *values])

@@ -9,6 +9,7 @@ is resident before the call.
 
 from __future__ import annotations
 
+import csv
 import ctypes
 import json
 import os
@@ -171,6 +172,16 @@ def merged(
     found = {(*(row[name] for name in names), row["seed"]): row for row in (*committed, *rows)}
     known = [key for key in found if key[:-1] in order]
     return [found[key] for key in sorted(known, key=lambda key: (order.index(key[:-1]), key[-1]))]
+
+
+def write_csv(rows: Iterable[Mapping[str, Any]], keys: Sequence[str], file: Path) -> None:
+    """A line a student and metric: what `keys` say of the student, and the metric's value, interval and floor."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*keys, "metric", "value", "low", "high", "floor"])
+        for row in rows:
+            for metric, values in row["metrics"]["student"].items():
+                writer.writerow([*(row[key] for key in keys), metric, *values])
 
 
 def as_lines(found: Mapping[str, Any]) -> str:

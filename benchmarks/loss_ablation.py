@@ -48,14 +48,14 @@ from benchmarks._ablation_report import (
     AXES,
     BLOCKS,
     COST,
+    CSV,
     STEPS,
     against,
     draw,
     table,
-    write_csv,
     yardstick,
 )
-from benchmarks._measure import RESULTS, as_lines, environment, replace_between_markers
+from benchmarks._measure import RESULTS, as_lines, environment, replace_between_markers, write_csv
 from benchmarks.teachers.__main__ import default_cache
 from benchmarks.teachers.compare import RESULT, Place
 from benchmarks.teachers.given import Given, add_options, places
@@ -276,7 +276,7 @@ def report(ablation: Ablation, options: argparse.Namespace, write: bool) -> None
     known = environment()
     found = {"environment": known, "settings": ablation.settings(options), "rows": rows}
     (place.folder / "results.json").write_text(as_lines(found))
-    write_csv(rows, place.folder / "results.csv")
+    write_csv(rows, CSV, place.folder / "results.csv")
     pictures = {
         f"{block}_{axis}": (block, axis)
         for block in BLOCKS

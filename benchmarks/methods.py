@@ -14,13 +14,15 @@ last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and fe
 for their number of steps; those of consistency and the flow map are one, and progressive distillation passes
 through 4 on its way to 1, so that its two rows share one training.
 
-Resumable: finished students are kept, a killed one goes on. Writes results.json into `--output`, and with
-`--write` benchmarks/results/methods.json and the tables in docs/explanations/which_method.md and the README.
+Resumable: finished students are kept, a killed one goes on. Writes results.json and results.csv into `--output`,
+and with `--write` benchmarks/results/methods.* and the tables in docs/explanations/which_method.md and the README,
+where committed rows of other teachers, methods and seeds stay, if they had as many seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +38,9 @@ from benchmarks._measure import (
     as_lines,
     environment,
     markdown_table,
+    merged,
     replace_between_markers,
+    write_csv,
 )
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
@@ -48,6 +52,7 @@ from nitrodistill.progress import progress_bar
 README = Path(__file__).parents[1] / "README.md"
 DOCS = README.parent / "docs" / "explanations" / "which_method.md"
 COLUMNS = ("fd_real", "fd_teacher", "fd_texture", "alignment", "edge_ratio", "diversity")
+CSV = ("teacher", "method", "sampled_in", "seed", "steps", "cpu_seconds")
 GAME = {"student": {**STUDENT, "betas": [0.5, 0.999]}, "discriminator": HEADS}
 
 LADD_NITRO: dict[str, Any] = {"method": "ladd", "settings": {"taps": DEPTHS}, "optimizers": GAME}
@@ -255,6 +260,16 @@ def made(todo: Sequence[Student], options: argparse.Namespace) -> list[dict[str,
     return rows
 
 
+def with_committed(
+    rows: Sequence[dict[str, Any]], before: Mapping[str, Any], seconds: float
+) -> list[dict[str, Any]]:
+    """The rows, and those of an earlier result that had as many seconds and were not made anew."""
+    if before["seconds"] != seconds:
+        return list(rows)
+    order = [(teacher, one.name, one.sampled_in) for teacher in TEACHERS for one in ROSTER]
+    return merged(before["rows"], rows, ("teacher", "method", "sampled_in"), order)
+
+
 def main() -> None:
     known = parser()
     options = known.parse_args()
@@ -276,17 +291,22 @@ def main() -> None:
         own = partial(made, part(todo, 0, options.processes), options)
         _parts.side_by_side("benchmarks.methods", options.processes, own)
     rows = made(todo, options)
-    machine = environment()
+    results, machine = RESULTS / "methods.json", environment()
+    if options.write and results.is_file():
+        rows = with_committed(rows, json.loads(results.read_text()), options.seconds)
     found = {"environment": machine, "seconds": options.seconds, "rows": rows}
     options.output.mkdir(parents=True, exist_ok=True)
     (options.output / "results.json").write_text(as_lines(found))
+    write_csv(rows, CSV, options.output / "results.csv")
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     text = table(rows) + (
-        f"\n\n{options.seconds:g} CPU seconds a student, seeds {', '.join(map(str, options.seeds))}; one thread "
-        f"of {machine['cpu']} (torch {machine['torch']}). Made by `python -m benchmarks.methods`."
+        f"\n\n{options.seconds:g} CPU seconds a student, seeds {seeds}; one thread of "
+        f"{machine['cpu']} (torch {machine['torch']}). Made by `python -m benchmarks.methods`."
     )
     print(text)
     if options.write:
-        (RESULTS / "methods.json").write_text(as_lines(found))
+        results.write_text(as_lines(found))
+        write_csv(rows, CSV, results.with_suffix(".csv"))
         replace_between_markers(DOCS, "methods", text)
         replace_between_markers(README, "methods", overview(rows))
 

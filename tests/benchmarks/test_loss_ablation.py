@@ -26,8 +26,8 @@ from benchmarks._ablation import (
     random_trunk,
     weighted,
 )
-from benchmarks._ablation_report import AXES, COST, STEPS, against, draw, table, write_csv
-from benchmarks._measure import as_lines
+from benchmarks._ablation_report import AXES, COST, CSV, STEPS, against, draw, table
+from benchmarks._measure import as_lines, write_csv
 from benchmarks.loss_ablation import Ablation, Cell, earlier_rows, read_options
 from benchmarks.mmd import MMDLoss
 from benchmarks.teachers.compare import RESULT
@@ -262,7 +262,7 @@ def test_the_table_the_csv_and_the_picture(tmp_path):
         "| smooth_l1 | 1.00 | 1.00 |",
         "| none | - | 2.00 |",
     ]
-    write_csv(rows, tmp_path / "rows.csv")
+    write_csv(rows, CSV, tmp_path / "rows.csv")
     read = list(csv.DictReader((tmp_path / "rows.csv").open()))
     assert len(read) == 8
     assert (read[3]["metric"], read[3]["value"]) == ("fd_real", "3.0")

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks.methods import ROSTER, Entry, fits, folder_name, main, overview, part, table
+from benchmarks.methods import (
+    ROSTER,
+    Entry,
+    fits,
+    folder_name,
+    main,
+    overview,
+    part,
+    table,
+    with_committed,
+)
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.base import Quality
 from benchmarks.teachers.compare import Place
@@ -109,3 +119,14 @@ def test_results_of_a_teacher_of_yours_do_not_replace_the_committed_ones(
     with pytest.raises(SystemExit):
         main()
     assert "--write is for toy, toy-dit, digits, scenes, classes" in capsys.readouterr().err
+
+
+def test_committed_rows_stay_beside_other_seeds() -> None:
+    def row(seed: int, steps: int, method: str = "DMD2") -> dict[str, Any]:
+        about = {"teacher": "toy", "method": method, "sampled_in": 1}
+        return {**about, "seed": seed, "steps": steps}
+
+    before = {"seconds": 45.0, "rows": [row(0, 5), row(1, 6), row(0, 7, "gone")]}
+    found = with_committed([row(1, 8), row(2, 9)], before, 45.0)
+    assert [(one["seed"], one["steps"]) for one in found] == [(0, 5), (1, 8), (2, 9)]
+    assert with_committed([row(2, 9)], before, 90.0) == [row(2, 9)]
