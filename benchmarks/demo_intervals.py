@@ -39,7 +39,7 @@ from nitrodistill.evaluation.report.numbers import number
 
 DOCS = Path(__file__).parent.parent / "docs" / "evaluation_report.md"
 LENGTHS = {
-    "short": DemoConfig(steps=40, samples=192),
+    "short": DemoConfig(steps=80, samples=192),
     "full": DemoConfig(),
     "ladd": DemoConfig(method="ladd", samples=1024),
 }

@@ -92,11 +92,11 @@ def matching_recipe(
     discriminator = OptimizerConfig(1e-3, (0.0, 0.999), lr_decay_from=0.6)
     trainer = TrainerConfig(
         steps=steps,
-        batch_size=32,
+        batch_size=16,
         seed=seed,
         optimizers={"student": student, "critic": critic, "discriminator": discriminator},
-        checkpoint_every=100,
+        checkpoint_every=200,
         log_every=20,
-        preview_every=200,
+        preview_every=400,
     )
     return Recipe("toy", output, [Stage("dmd2", trainer, settings)], real=scenes, prompts=scenes)

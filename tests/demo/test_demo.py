@@ -21,7 +21,7 @@ from nitrodistill.teachers import load_teacher
 def test_a_short_demo_goes_the_whole_road(tmp_path):
     """In under two minutes: better than the naive one-step teacher on every metric, and exported."""
     root = tmp_path / "demo"
-    config = DemoConfig(output=str(root), steps=40, samples=192)
+    config = DemoConfig(output=str(root), steps=80, samples=192)
     said: list[str] = []
     found = run_demo(config, said.append)
 

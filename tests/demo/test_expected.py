@@ -24,7 +24,7 @@ def test_what_lies_elsewhere_is_told() -> None:
 
 
 def test_the_short_demo_has_intervals_that_mean_something() -> None:
-    expected = stated(Length("dmd2", 0, 40, 192), 4)
+    expected = stated(Length("dmd2", 0, 80, 192), 4)
     assert expected is not None
     assert {"alignment", "fd_real", "edge_ratio", "diversity"} <= set(expected)
     for name, ends in expected.items():
@@ -32,7 +32,7 @@ def test_the_short_demo_has_intervals_that_mean_something() -> None:
         if ends.low > 0:
             assert ends.high / ends.low < 12, f"{name} would accept anything"
     assert stated(Length("dmd2", 0, 2, 3), 4) is None
-    assert stated(Length("dmd2", 0, 40, 192), 3) is None
+    assert stated(Length("dmd2", 0, 80, 192), 3) is None
 
 
 def test_intervals_follow_from_the_values_beside_them() -> None:
@@ -50,7 +50,7 @@ def test_intervals_follow_from_the_values_beside_them() -> None:
 
 
 def test_the_demo_says_whether_it_was_reproduced() -> None:
-    config = DemoConfig(steps=40, samples=192)
+    config = DemoConfig(steps=80, samples=192)
     expected = stated(length_of(config), 1)
     assert expected is not None
     found = Evaluation({"student": {name: Metric(ends.mean) for name, ends in expected.items()}})
