@@ -166,7 +166,7 @@ class LPIPSLoss(Loss):
             raise ValueError(
                 "weights are given with a callable network; load them into it instead."
             )
-        if heads is not None and not heads:
+        if heads is not None and len(heads) == 0:
             raise ValueError("heads is empty; give one for each feature map, or leave heads out.")
         refuse_trainable("network", network)
         # Held in a tuple, so that a network of the caller is no submodule of its loss.

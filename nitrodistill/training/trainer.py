@@ -430,10 +430,9 @@ class Trainer:
             trained.update(rates[name])
             if before is not None:
                 changed[name] = trained.changed_since(before)
-        for name in (
-            () if skip else active
-        ):  # a role that is drawn to another has made its own update before
-            self._averages.update(name)
+        if not skip:  # after all updates: a role that is drawn to another has made its own
+            for name in active:
+                self._averages.update(name)
         for trained in self._trained.values():
             trained.optimizer.zero_grad()
         return rates, changed
