@@ -163,9 +163,8 @@ def draw(rows: Rows, block: str, axis: str, file: Path) -> None:
         at_one = chosen(rows, STEPS, block, loss)
         students = [
             row["metrics"]["student"][quality]
-            for name, multiple in kinds(rows, block)
-            if name == loss
-            for row in chosen(rows, STEPS, block, loss, multiple)
+            for row in rows
+            if (row["budget"], row["block"], row["loss"]) == (STEPS, block, loss)
         ]
         values = [value[0] for value in students]
         low, high = students[0][1:3] if len(students) == 1 else (min(values), max(values))

@@ -132,10 +132,8 @@ def _autoencoder(
         encode, decode = pipeline.encode_image, pipeline.decode
     else:
         refuse(given, ["teacher"], "the VAE is that of --vae")
-        vae, size = (
-            frozen(load_vae(given.vae, dtype_argument(), torch.float32)).to(device),
-            given.size,
-        )
+        vae = frozen(load_vae(given.vae, dtype_argument(), torch.float32)).to(device)
+        size = given.size
         encode = partial(encode_images, vae, batch_size=64)
         decode = partial(decode_latents, vae, batch_size=64)
     step = 1 if vae is None else pixels_a_latent(vae)

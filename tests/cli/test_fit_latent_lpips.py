@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 from PIL import Image
 
@@ -11,11 +12,16 @@ from nitrodistill.losses import LatentLPIPSLoss
 from nitrodistill.toy import scenes
 
 
-def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
+@pytest.fixture(autouse=True)
+def images(tmp_path):
+    """A folder of twelve scenes."""
     (tmp_path / "images").mkdir()
     for i, image in enumerate(scenes.render(scenes.captions()[:12], 0)):
         levels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
         Image.fromarray(levels.numpy()).save(tmp_path / "images" / f"{i}.png")
+
+
+def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
     asked = [
         "fit-latent-lpips",
         "--images",
@@ -47,10 +53,6 @@ def test_it_fits_from_a_folder_of_images(tmp_path, capsys, monkeypatch):
 
 
 def test_a_vae_of_its_own_is_enough(tmp_path, capsys):
-    (tmp_path / "images").mkdir()
-    for i, image in enumerate(scenes.render(scenes.captions()[:12], 0)):
-        levels = ((image + 1) * 127.5).round().byte().permute(1, 2, 0)
-        Image.fromarray(levels.numpy()).save(tmp_path / "images" / f"{i}.png")
     toy.load_pipeline().vae.save_pretrained(tmp_path / "vae")
     asked = ["fit-latent-lpips", "--images", str(tmp_path / "images"), "--quiet", "--json"]
     asked += ["--pairs", "64", "--held-out", "4", "--steps", "2", "--widths", "[4]"]
