@@ -62,10 +62,10 @@ def but(**settings: Any) -> Method:
     return {**BOTH, "settings": {**BOTH["settings"], **settings}}
 
 
-def matching(rate: float = 5e-4, **settings: Any) -> Method:
-    """DMD2 with other settings; its critic learns twice as fast as the student."""
+def matching(rate: float = 5e-4, speed: float = 2, **settings: Any) -> Method:
+    """DMD2 with other settings; its critic learns `speed` times as fast as the student."""
     optimizers = {
-        role: {**optimizer, "learning_rate": rate * (2 if role == "critic" else 1)}
+        role: {**optimizer, "learning_rate": rate * (speed if role == "critic" else 1)}
         for role, optimizer in DMD2["optimizers"].items()
     }
     if "gan" in settings:
@@ -88,6 +88,13 @@ GAN: dict[str, Any] = {
 }
 """The demo's, on taps by depth; its real side are rendered scenes."""
 RELATIVISTIC = {**GAN, "adversarial": "relativistic"}
+
+
+def four_steps(**settings: Any) -> Method:
+    """DMD2 in four steps with the GAN, and other settings."""
+    return in_steps(matching(3e-4, **{"gan": GAN, **settings}), 4)
+
+
 NITRO = {**LADD_NITRO, "settings": {**LADD_NITRO["settings"], "misaligned_negatives": True}}
 
 ARMS: dict[str, dict[str, Method]] = {
@@ -140,6 +147,15 @@ ARMS: dict[str, dict[str, Method]] = {
         "GAN, relativistic": in_steps(matching(3e-4, gan=RELATIVISTIC), 4),
         "decoupled": in_steps(matching(3e-4, decoupled={}), 4),
         "GAN, decoupled": in_steps(matching(3e-4, gan=GAN, decoupled={}), 4),
+    },
+    "DMD2, GAN, in 4 steps": {
+        "1 critic update": four_steps(critic={"updates": 1}),
+        "5 critic updates": four_steps(critic={"updates": 5}),
+        "critic 4 times as fast": in_steps(matching(3e-4, 4, gan=GAN), 4),
+        "guidance 2": four_steps(guidance=2.0),
+        "guidance 4.5": four_steps(guidance=4.5),
+        "GAN weight .05": four_steps(gan={**GAN, "weight": 0.05}),
+        "GAN weight .5": four_steps(gan={**GAN, "weight": 0.5}),
     },
 }
 """Group (in brackets: what our form has) -> arm -> method."""

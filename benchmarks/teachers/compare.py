@@ -139,7 +139,7 @@ class Place:
             asked.discard("timestep")  # of one step alone
         told = {name: value for name, value in told.items() if name in asked}
         more = {name: method[name] for name in ("student", "halvings") if name in method}
-        settings = {**method["settings"], **told, **shares}
+        settings = {**told, **method["settings"], **shares}
         return {"method": method["method"], "settings": settings, "trainer": trainer, **more}
 
     def steps(self, method: Mapping[str, Any], seconds: float, folder: Path) -> int:

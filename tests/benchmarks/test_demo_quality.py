@@ -60,6 +60,31 @@ def test_the_forms_of_dmd2_read_what_they_say(quality, place):
             assert rates["critic"] == 2 * rates["student"] == {1: 1e-3, 4: 6e-4}[steps]
 
 
+def test_settings_of_dmd2_differ_from_its_gan_in_four_steps_in_what_they_say(quality, place):
+    def read(method: dict[str, Any]) -> dict[str, float]:
+        (stage,) = place.recipe(method, 100, 0, Path("run")).stages
+        rates = {role: o.learning_rate for role, o in stage.trainer.optimizers.items()}
+        return {
+            "updates": stage.settings.critic.updates,
+            "rates": rates["critic"] / rates["student"],
+            "guidance": stage.settings.guidance,
+            "weight": stage.settings.gan.weight,
+        }
+
+    gan = read(quality.ARMS["DMD2 in 4 steps"]["GAN"])
+    assert gan == {"updates": 2, "rates": 2, "guidance": 3, "weight": 0.15}
+    found = {arm: read(method) for arm, method in quality.ARMS["DMD2, GAN, in 4 steps"].items()}
+    assert found == {
+        "1 critic update": {**gan, "updates": 1},
+        "5 critic updates": {**gan, "updates": 5},
+        "critic 4 times as fast": {**gan, "rates": 4},
+        "guidance 2": {**gan, "guidance": 2},
+        "guidance 4.5": {**gan, "guidance": 4.5},
+        "GAN weight .05": {**gan, "weight": 0.05},
+        "GAN weight .5": {**gan, "weight": 0.5},
+    }
+
+
 def _row(arm: str, seed: int, fd: float) -> dict[str, Any]:
     return {
         "group": "forms",
