@@ -16,7 +16,8 @@ through 4 on its way to 1, so that its two rows share one training.
 
 Resumable: finished students are kept, a killed one goes on. Writes results.json and results.csv into `--output`,
 and with `--write` benchmarks/results/methods.* and the tables in docs/explanations/which_method.md and the README,
-where committed rows of other teachers, methods and seeds stay, if they had as many seconds.
+where committed rows of other teachers, methods and seeds stay, if they had as many seconds; new seeds of a method
+then have as many updates as its committed ones.
 """
 
 from __future__ import annotations
@@ -44,9 +45,10 @@ from benchmarks._measure import (
 )
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.__main__ import default_cache, number, spread
-from benchmarks.teachers.compare import METRICS, RESULT, Place
+from benchmarks.teachers.compare import METRICS, PACE, RESULT, Place
 from benchmarks.teachers.given import add_options, places
 from benchmarks.teachers.methods import BOTH, DEPTHS, HEADS, METHODS, STUDENT
+from nitrodistill.files import write_json
 from nitrodistill.progress import progress_bar
 
 README = Path(__file__).parents[1] / "README.md"
@@ -260,6 +262,28 @@ def made(todo: Sequence[Student], options: argparse.Namespace) -> list[dict[str,
     return rows
 
 
+def keep_committed_paces(todo: Sequence[Student], options: argparse.Namespace) -> None:
+    """Gives new seeds as many steps as the committed ones beside which they will stand have.
+
+    Kept where `Place.steps` looks; what was measured here before stays.
+    """
+    results = RESULTS / "methods.json"
+    committed = json.loads(results.read_text()) if results.is_file() else {}
+    if committed.get("seconds") != options.seconds:
+        return
+    steps = {
+        (row["teacher"], row["method"]): row["steps"]
+        for row in committed["rows"]
+        if row["seed"] not in options.seeds
+    }
+    for place, entry, _ in todo:
+        count = steps.get((place.teacher.name, entry.name))
+        pace = place.group(folder_name(entry), entry.method) / PACE
+        if count and not pace.is_file():
+            pace.parent.mkdir(parents=True, exist_ok=True)
+            write_json(pace, {"cpu_seconds_per_step": options.seconds / count})
+
+
 def with_committed(
     rows: Sequence[dict[str, Any]], before: Mapping[str, Any], seconds: float
 ) -> list[dict[str, Any]]:
@@ -287,6 +311,8 @@ def main() -> None:
     if options.part:
         made(part(todo, *options.part), options)
         return
+    if options.write and not options.finished:
+        keep_committed_paces(todo, options)
     if options.processes > 1 and not options.finished:
         own = partial(made, part(todo, 0, options.processes), options)
         _parts.side_by_side("benchmarks.methods", options.processes, own)

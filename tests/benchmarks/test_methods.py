@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,20 +10,23 @@ from typing import Any
 
 import pytest
 
+from benchmarks import methods
 from benchmarks.methods import (
     ROSTER,
     Entry,
     fits,
     folder_name,
+    keep_committed_paces,
     main,
     overview,
+    parser,
     part,
     table,
     with_committed,
 )
 from benchmarks.teachers import TEACHERS
 from benchmarks.teachers.base import Quality
-from benchmarks.teachers.compare import Place
+from benchmarks.teachers.compare import PACE, Place
 from nitrodistill.teachers import load_teacher
 from nitrodistill.training.stages import check_stages
 
@@ -130,3 +134,26 @@ def test_committed_rows_stay_beside_other_seeds() -> None:
     found = with_committed([row(1, 8), row(2, 9)], before, 45.0)
     assert [(one["seed"], one["steps"]) for one in found] == [(0, 5), (1, 8), (2, 9)]
     assert with_committed([row(2, 9)], before, 90.0) == [row(2, 9)]
+
+
+def test_new_seeds_have_the_updates_of_the_committed_ones(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "RESULTS", tmp_path)
+    place = replace(place, folder=tmp_path)
+    dmd2, ladd = (next(one for one in ROSTER if one.name == n) for n in ("DMD2", "LADD, ours"))
+    rows = [
+        {"teacher": "toy-dit", "method": "DMD2", "seed": 0, "steps": 123},
+        {"teacher": "toy-dit", "method": "LADD, ours", "seed": 1, "steps": 7},
+        {"teacher": "toy", "method": "LADD, ours", "seed": 0, "steps": 9},
+    ]
+    (tmp_path / "methods.json").write_text(json.dumps({"seconds": 45.0, "rows": rows}))
+    options = parser().parse_args(["--seconds", "45", "--seeds", "1", "2"])
+    keep_committed_paces([(place, dmd2, 1), (place, ladd, 1)], options)
+    folder = place.group(folder_name(dmd2), dmd2.method)
+    assert place.steps(dmd2.method, 45.0, folder) == 123
+    other = place.group(folder_name(ladd), ladd.method)
+    assert not (other / PACE).exists()  # made anew with all its seeds, or on another teacher
+
+    keep_committed_paces([(place, ladd, 1)], parser().parse_args(["--seconds", "90"]))
+    assert not (other / PACE).exists()
