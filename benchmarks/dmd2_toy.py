@@ -4,7 +4,7 @@
 
 The recipes are those of nitrodistill/recipes, as they stand but for evaluations: no pairs; dmd2-toy-gan-4step also
 has a discriminator on rendered scenes. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py,
-beside the 25 steps of the teacher.
+beside the 25 steps of the teacher, with the verdict of the report: how many measures match the teacher's.
 
 Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json, where the runs of
 recipes and seeds that were not asked for stay, and the table in docs/dmd2.md.
@@ -21,10 +21,12 @@ from typing import Any
 
 import torch
 from _measure import merged
-from _toy import METRICS, environment, scene_store, table_cell, train, write_docs
-from lcm_toy import SAMPLES, measured
+from _toy import METRICS, columns, environment, scene_store, table_cell, train, write_docs
+from lcm_toy import SAMPLES, evaluated
 
 from nitrodistill.demo.demo import shuffled_captions
+from nitrodistill.evaluation import EvaluateConfig, Evaluation
+from nitrodistill.evaluation.report import verdict
 from nitrodistill.models import Pipeline
 from nitrodistill.teachers import load_teacher
 from nitrodistill.toy import scenes
@@ -53,38 +55,55 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     recipe = replace(recipe, prompts=prompts, real=real, output=str(folder), stages=stages)
     seconds = train(recipe, pipeline)
     student = load_student(folder, pipeline)
+    found = evaluated(pipeline, student.denoiser, student.plan, root, EvaluateConfig.bootstrap)
     row = {
         "recipe": name,
         "seed": seed,
         "num_inference_steps": len(student.plan),
         "steps": trainer.steps,
         "cpu_seconds": round(seconds, 1),
-        **measured(pipeline, student.denoiser, student.plan, root),
+        **columns(found, METRICS),
+        "verdict": verdict_of(found),
     }
     kept.write_text(json.dumps(row))
     return row
 
 
+def verdict_of(found: Evaluation) -> dict[str, Any]:
+    """What the report says of the student, and which measures differ from the teacher's."""
+    said = verdict(found)
+    differs = [name for name, one in said.assessments.items() if one.state == "differs"]
+    counts = {"matched": said.matched, "decided": said.decided}
+    return {"headline": said.headline, **counts, "differs": differs}
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row a recipe, mean and spread (standard deviation) over the seeds."""
     lines = [
-        f"| | steps | CPU s | {' | '.join(METRICS.values())} |",
-        "|---|" + "---:|" * (len(METRICS) + 2),
+        f"| | steps | CPU s | {' | '.join(METRICS.values())} | matching |",
+        "|---|" + "---:|" * (len(METRICS) + 3),
     ]
     for name in RECIPES:
         found = [row for row in rows if row["recipe"] == name]
         cells = [table_cell([row["student"][key] for row in found]) for key in METRICS]
         seconds = table_cell([row["cpu_seconds"] for row in found])
         steps = found[0]["num_inference_steps"]
-        lines.append(f"| `{name}` | {steps} | {seconds} | {' | '.join(cells)} |")
+        matching = ", ".join(_matching(row) for row in found)
+        lines.append(f"| `{name}` | {steps} | {seconds} | {' | '.join(cells)} | {matching} |")
     for name, steps in (("teacher", "25"), ("floor", "")):
         cells = [table_cell([rows[0][name][key]]) for key in METRICS]
-        lines.append(f"| {name} | {steps} | | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {steps} | | {' | '.join(cells)} | |")
     return "\n".join(lines)
 
 
+def _matching(row: dict[str, Any]) -> str:
+    """Of a row from before verdicts were kept, a dash."""
+    said = row.get("verdict")
+    return "-" if said is None else f"{said['matched']} of {said['decided']}"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--output", type=Path, default=Path("runs/dmd2_toy"))

@@ -25,7 +25,7 @@ from _toy import METRICS, columns, environment, kept, make_parser, table_cell, t
 
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.demo.demo import shuffled_captions
-from nitrodistill.evaluation import EvaluateConfig
+from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.student import measure_student
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
@@ -41,15 +41,23 @@ DOCS = ROOT / "docs" / "extending.md"
 PAIRS, SAMPLES, STEPS = 600, 1024, (1, 2, 4)
 
 
+def evaluated(
+    pipeline: Pipeline, denoiser: Denoiser, plan: StepPlan, root: Path, bootstrap: int
+) -> Evaluation:
+    """A student beside the teacher, on the held-out noises and prompts."""
+    settings = EvaluateConfig(
+        SAMPLES, seed=1000, bootstrap=bootstrap, cost_repeats=0, num_pictures=0
+    )
+    return measure_student(
+        "toy", pipeline, denoiser, plan, shuffled_captions(), settings, cache=root / "teacher"
+    )
+
+
 def measured(
     pipeline: Pipeline, denoiser: Denoiser, plan: StepPlan, root: Path
 ) -> dict[str, dict[str, float | None]]:
     """Metric -> value of a student, the teacher and the floor, by name."""
-    settings = EvaluateConfig(SAMPLES, seed=1000, bootstrap=2, cost_repeats=0, num_pictures=0)
-    found = measure_student(
-        "toy", pipeline, denoiser, plan, shuffled_captions(), settings, cache=root / "teacher"
-    )
-    return columns(found, METRICS)
+    return columns(evaluated(pipeline, denoiser, plan, root, bootstrap=2), METRICS)
 
 
 def run_seed(pipeline: Pipeline, root: Path, seed: int) -> dict[str, Any]:

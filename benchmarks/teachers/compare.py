@@ -8,9 +8,10 @@ stages has a list `stages` of such dicts, each with its `share` of the steps.
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe, parse_recipe
 from nitrodistill.training.run import load_student
 from nitrodistill.training.stages import run_recipe
+from nitrodistill.training.state import State
 
 PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
 CHECKPOINT_EVERY = 200
@@ -151,13 +153,12 @@ class Place:
         if not kept.is_file():
             with tempfile.TemporaryDirectory() as place:
                 recipe = self.recipe(method, TRIAL_STEPS, 0, Path(place) / "run")
-                moments = [time.process_time() for _ in run_recipe(recipe, self.pipeline)]
-            # without the first, which makes what is made once, and the last, which writes a checkpoint
-            step = (moments[-2] - moments[1]) / (len(moments) - 3)
+                pace = measured_pace(run_recipe(recipe, self.pipeline))
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(kept, {"cpu_seconds_per_step": step})
-        step = json.loads(kept.read_text())["cpu_seconds_per_step"]
-        return max(20, round(seconds / step))
+            write_json(kept, pace)
+        pace = json.loads(kept.read_text())
+        left = seconds - pace.get("cpu_seconds_once", 0.0)
+        return max(20, round(left / pace["cpu_seconds_per_step"]))
 
     def group(self, name: str, method: Mapping[str, Any]) -> Path:
         """The folder of a method's cells."""
@@ -241,6 +242,24 @@ class Place:
             keep_student=False,
             progress=False,
         )
+
+
+def measured_pace(states: Iterable[State]) -> dict[str, float]:
+    """CPU seconds of a step, and of what a run does once, from a short run.
+
+    The first step of each stage makes its networks and the last one writes a checkpoint: the others say what a
+    step takes. Stages count by their steps, which are the same share of a short run as of a long one.
+    """
+    stages: dict[int, list[float]] = {}
+    before = time.process_time()
+    for state in states:
+        now = time.process_time()
+        stages.setdefault(state.stage, []).append(now - before)
+        before = now
+    steps = sum(len(spent) * statistics.mean(spent[1:-1] or spent) for spent in stages.values())
+    total = sum(sum(spent) for spent in stages.values())
+    count = sum(len(spent) for spent in stages.values())
+    return {"cpu_seconds_per_step": steps / count, "cpu_seconds_once": total - steps}
 
 
 def trained(recipe: Recipe, pipeline: Pipeline) -> float:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from benchmarks.teachers import TEACHERS
+from benchmarks.teachers import TEACHERS, compare
 from benchmarks.teachers import __main__ as command
 from benchmarks.teachers.__main__ import against, table
 from benchmarks.teachers.base import PIPELINE, Teacher, Trained, built
@@ -178,6 +179,28 @@ def test_dmd2_after_regression_goes_on_with_its_student(tmp_path: Path) -> None:
     assert last.settings.guidance == TEACHERS["toy-dit"].guidance
     assert last.settings.timestep == first.settings.timestep == 400
     assert last.settings.regression is not None
+
+
+def test_what_the_border_of_stages_costs_is_no_part_of_the_pace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 steps of a second and 8 of two are 20 seconds; the borders add 21, however many steps there are."""
+    clock = SimpleNamespace(now=0.0)
+    stages = [[5, 1, 1, 9], [7, 2, 2, 2, 2, 2, 2, 6]]
+
+    def run(*given: Any) -> Iterator[Any]:
+        for stage, steps in enumerate(stages):
+            for seconds in steps:
+                clock.now += seconds
+                yield SimpleNamespace(stage=stage)
+
+    monkeypatch.setattr(compare, "time", SimpleNamespace(process_time=lambda: clock.now))
+    monkeypatch.setattr(compare, "run_recipe", run)
+    place = Place(TEACHERS["toy-dit"], None, None, tmp_path, tmp_path / "pairs")  # type: ignore[arg-type]
+    method = METHODS["dmd2 after regression"]
+    assert place.steps(method, 21 + 100, tmp_path / "group") == 60
+    clock.now = -1e6  # the pace is kept: other seeds have as many steps
+    assert place.steps(method, 21 + 100, tmp_path / "group") == 60
 
 
 def test_a_discriminator_on_pairs_asks_for_no_other_data(tmp_path: Path) -> None:
