@@ -156,6 +156,7 @@ ARMS: dict[str, dict[str, Method]] = {
         "guidance 4.5": four_steps(guidance=4.5),
         "GAN weight .05": four_steps(gan={**GAN, "weight": 0.05}),
         "GAN weight .5": four_steps(gan={**GAN, "weight": 0.5}),
+        "ODE between the steps": four_steps(transition="ode"),
     },
 }
 """Group (in brackets: what our form has) -> arm -> method."""

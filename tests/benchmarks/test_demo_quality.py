@@ -61,7 +61,7 @@ def test_the_forms_of_dmd2_read_what_they_say(quality, place):
 
 
 def test_settings_of_dmd2_differ_from_its_gan_in_four_steps_in_what_they_say(quality, place):
-    def read(method: dict[str, Any]) -> dict[str, float]:
+    def read(method: dict[str, Any]) -> dict[str, Any]:
         (stage,) = place.recipe(method, 100, 0, Path("run")).stages
         rates = {role: o.learning_rate for role, o in stage.trainer.optimizers.items()}
         return {
@@ -69,10 +69,17 @@ def test_settings_of_dmd2_differ_from_its_gan_in_four_steps_in_what_they_say(qua
             "rates": rates["critic"] / rates["student"],
             "guidance": stage.settings.guidance,
             "weight": stage.settings.gan.weight,
+            "transition": stage.settings.transition,
         }
 
     gan = read(quality.ARMS["DMD2 in 4 steps"]["GAN"])
-    assert gan == {"updates": 2, "rates": 2, "guidance": 3, "weight": 0.15}
+    assert gan == {
+        "updates": 2,
+        "rates": 2,
+        "guidance": 3,
+        "weight": 0.15,
+        "transition": "renoise",
+    }
     found = {arm: read(method) for arm, method in quality.ARMS["DMD2, GAN, in 4 steps"].items()}
     assert found == {
         "1 critic update": {**gan, "updates": 1},
@@ -82,6 +89,7 @@ def test_settings_of_dmd2_differ_from_its_gan_in_four_steps_in_what_they_say(qua
         "guidance 4.5": {**gan, "guidance": 4.5},
         "GAN weight .05": {**gan, "weight": 0.05},
         "GAN weight .5": {**gan, "weight": 0.5},
+        "ODE between the steps": {**gan, "transition": "ode"},
     }
 
 
