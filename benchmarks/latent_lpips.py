@@ -5,15 +5,16 @@
     python -m benchmarks.latent_lpips --speed       the published architecture against a replica with batch norm
 
 The distance of the pictures is LPIPS' formula on the oracle's feature maps. The last two write their tables into
-docs/losses.md.
+docs/losses.md, and `--speed` what it measured into results/latent_lpips_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,9 +23,11 @@ from torch import Tensor, nn
 from benchmarks._measure import (
     Spread,
     environment,
+    interleave,
     markdown_table,
     peak_mib,
     replace_between_markers,
+    write_json,
 )
 from nitrodistill import toy
 from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
@@ -41,6 +44,8 @@ from nitrodistill.training.latent_lpips import (
 )
 
 DOCS = Path(__file__).parents[1] / "docs" / "losses.md"
+FLOORS = {"`LatentLPIPSLoss`": 1.15, "with `target_features`": 1.4}
+"""Times the replica's speed that we demand."""
 FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75)
 
 
@@ -127,8 +132,18 @@ def features(count: int) -> None:
     replace_between_markers(DOCS, "latent-lpips-features", text)
 
 
-def speed(rounds: int) -> None:
-    """Interleaved forward and backward passes, 2 x 4 x 32 x 32, the medians of the ratios."""
+@dataclass(frozen=True)
+class SpeedRow:
+    """One competitor's result; `speedup` is the replica's time over this one's, round by round."""
+
+    name: str
+    milliseconds: Spread
+    speedup: Spread
+    peak_mib: float | None
+
+
+def competitors() -> dict[str, Callable[[], Tensor]]:
+    """Losses of one pair of latents, `(2, 4, 32, 32)`: of a replica with batch norm, and ours."""
     layers, channels = nn.Sequential(), 4
     for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, -1, 512, 512, 512, -1):
         if width <= 0:
@@ -152,37 +167,45 @@ def speed(rounds: int) -> None:
                 total = total + (a - b).square().sum(1).mean()
         return total
 
-    tasks: dict[str, Callable[[], Tensor]] = {
+    return {
         "replica": replica,
         "`LatentLPIPSLoss`": lambda: loss(x, y),
         "with `target_features`": lambda: loss(x, target),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.process_time()
-            task().backward()
-            seconds[name].append(time.process_time() - start)
-    lines = []
-    for name, task in tasks.items():
-        pairs = zip(seconds["replica"][1:], seconds[name][1:], strict=True)
-        found = Spread.of(theirs / ours for theirs, ours in pairs)
-        own = statistics.median(seconds[name][1:])
-        memory = peak_mib(lambda task=task: task().backward())
-        spread = f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
-        lines.append([name, f"{1e3 * own:.0f}", spread, "-" if memory is None else f"{memory:.0f}"])
+
+
+def speed(rounds: int) -> None:
+    """Interleaved forward and backward passes, the medians of the ratios; into results and docs."""
+    losses = competitors()
+    calls = {n: lambda loss=loss: loss().backward() for n, loss in losses.items()}
+    times = interleave(calls, seconds=0, least=rounds)
+    theirs = times["replica"]
+    rows = [
+        SpeedRow(name, own.spread, theirs.speedup_of(own), peak_mib(calls[name]))
+        for name, own in times.items()
+    ]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        replica().backward()
+        calls["replica"]()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     share = sum(v for key, v in spent.items() if "convolution" in key) / sum(spent.values())
+    about = {"rounds": rounds, "load_average": os.getloadavg()[0], "floors": FLOORS}
+    write_json("latent_lpips_speed", rows, {**about, "replicas_convolutions": share})
     known = environment()
-    text = markdown_table(["", "ms", "times the replica's speed", "MiB"], lines) + (
+    text = markdown_table(["", "ms", "times the replica's speed", "MiB"], map(cells, rows)) + (
         f"\n\nConvolutions are {share:.0%} of the replica's time. "
         f"Forward and backward, 2x4x32x32, {rounds} rounds, median (20-80 %); one thread of {known['cpu']} "
         f"(torch {known['torch']}), shared with other work. Made by `python -m benchmarks.latent_lpips --speed`."
     )
     print(text)
     replace_between_markers(DOCS, "latent-lpips-speed", text)
+
+
+def cells(row: SpeedRow) -> list[str]:
+    """A line of the table."""
+    times, memory = row.speedup, row.peak_mib
+    spread = f"{times.median:.2f} ({times.low:.2f} to {times.high:.2f})"
+    shown = "-" if memory is None else f"{memory:.0f}"
+    return [row.name, f"{row.milliseconds.median:.0f}", spread, shown]
 
 
 if __name__ == "__main__":
@@ -193,7 +216,7 @@ if __name__ == "__main__":
     parser.add_argument("--features", action="store_true")
     parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.fit:
