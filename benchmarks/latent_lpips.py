@@ -5,31 +5,37 @@
     python -m benchmarks.latent_lpips --speed       the published architecture against a replica with batch norm
 
 The distance of the pictures is LPIPS' formula on the oracle's feature maps. The last two write their tables into
-docs/losses.md.
+docs/losses.md and their numbers into results/latent_lpips_features.json and latent_lpips_speed.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks._measure import (
+    RESULTS,
     Spread,
+    as_lines,
     environment,
+    interleave,
     markdown_table,
     peak_mib,
     replace_between_markers,
+    write_json,
 )
 from nitrodistill import toy
-from nitrodistill.losses import DecodedLoss, LatentLPIPSLoss, LPIPSLoss
+from nitrodistill.evaluation.intervals import TAIL, Resampler
+from nitrodistill.losses import DecodedLoss, L2Loss, LatentLPIPSLoss, LPIPSLoss
 from nitrodistill.losses.latent_trunk import fitted_trunk, read_latent_trunk
-from nitrodistill.losses.lpips import FeatureTrunk, lpips_distance
+from nitrodistill.losses.lpips import lpips_distance
 from nitrodistill.method import Draws
 from nitrodistill.models import DecoderFeatures, FeatureTaps, Pipeline
 from nitrodistill.toy import scenes
@@ -41,7 +47,14 @@ from nitrodistill.training.latent_lpips import (
 )
 
 DOCS = Path(__file__).parents[1] / "docs" / "losses.md"
+FLOORS = {"`LatentLPIPSLoss`": 1.15, "with `target_features`": 1.4}
+"""Times the replica's speed that we demand."""
 FRACTIONS = (0.02, 0.1, 0.25, 0.5, 0.75)
+TOLD, TWO_DEPTHS = 0.1, (0.25, 0.5)
+"""The timestep whose intervals the table shows, and the taps of the docs' recipe."""
+FIT, REPLICATES = '`weights="toy"`', 200
+Estimate = tuple[float, float, float]
+"""A value and the ends of its 95 % interval."""
 
 
 def toy_latents(pipeline: Pipeline, count: int, seed: int) -> Tensor:
@@ -63,72 +76,142 @@ def fit(folder: Path) -> None:
           f"{time.process_time() - start:.0f} CPU seconds, {found.weights.stat().st_size} bytes")  # fmt: skip
 
 
-def features(count: int) -> None:
-    """Spearman's correlation with the distance of the pictures, by what sees the latents."""
-    pipeline = Pipeline.from_diffusers(toy.load_pipeline())
+@dataclass(frozen=True)
+class FeatureRow:
+    """How features rank pairs: Spearman's correlation with the distance of the pictures.
+
+    Attributes:
+        features: what sees the latents.
+        u: what the teacher is told; None for what is told nothing.
+        correlation: of the distance that they give.
+        less_the_fit: it less that of the distributed fit, on the same pairs.
+    """
+
+    features: str
+    u: float | None
+    correlation: Estimate
+    less_the_fit: Estimate
+
+
+def teachers_distances(
+    pipeline: Pipeline, x: Tensor, y: Tensor, noise: Tensor
+) -> Iterator[tuple[str, float, Tensor]]:
+    """By each block alone and by several in equal shares, on clean latents and on noised ones."""
     teacher, empty = pipeline.denoiser, pipeline.null_condition()
+    blocks = list(teacher.adapter.blocks(teacher.network))
+    taps = FeatureTaps(teacher, blocks)
+    groups: dict[str, Sequence[str]] = {block: [block] for block in blocks}
+    groups[f"taps {list(TWO_DEPTHS)}"] = FeatureTaps(teacher, TWO_DEPTHS).names
+    groups |= {"all but the first and the last": blocks[1:-1], "all of them": blocks}
+
+    def of_blocks(u: float, rows: Tensor, noised: bool) -> Tensor:
+        t = teacher.schedule.timestep(torch.full((len(rows),), u))
+        trunk, sides = taps.bind(t, empty.index([0] * len(rows))), [x[rows], y[rows]]
+        if noised:
+            sides = [teacher.schedule(t).mix(side, noise[rows]) for side in sides]
+        maps = zip(*map(trunk, sides), strict=True)
+        return torch.stack(
+            [lpips_distance([a], [b], [a.new_ones(a.shape[1])], eps=1e-8) for a, b in maps]
+        )
+
+    for noised in (False, True):
+        for u in FRACTIONS:
+            each = torch.cat([of_blocks(u, rows, noised) for rows in chunks(len(x))], dim=1)
+            for name, group in groups.items():
+                together = each[[blocks.index(block) for block in group]].mean(0)
+                yield f"teacher, {name}{', noised' if noised else ''}", u, together
+
+
+def other_distances(pipeline: Pipeline, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """By what is told no timestep."""
+    vae = pipeline.diffusers.vae
+    torch.manual_seed(0)
+    losses = {
+        FIT: LatentLPIPSLoss(weights="toy"),
+        "the decoder's `mid_block`": LatentLPIPSLoss(DecoderFeatures(vae, ("mid_block",))),
+        "the decoder's `mid_block`, `up_blocks.0`": LatentLPIPSLoss(DecoderFeatures(vae)),
+        "a trunk with random weights": LatentLPIPSLoss(fitted_trunk(4, [(32, 32), (64, 64)])),
+        "mean squared difference": L2Loss(),
+    }
+    return {name: by_chunks(loss.per_sample, x, y) for name, loss in losses.items()}
+
+
+def chunks(count: int) -> tuple[Tensor, ...]:
+    return torch.arange(count).split(64)
+
+
+def by_chunks(distance: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    return torch.cat([distance(x[rows], y[rows]) for rows in chunks(len(x))])
+
+
+def estimates(values: Tensor, fitted: Tensor, truth: Tensor) -> tuple[Estimate, Estimate]:
+    """The rank correlation of distances with the truth, and it less that of the fit's, on the same replicates."""
+    replicates = [torch.arange(len(truth)), *Resampler(REPLICATES).rows(len(truth))]
+    own, theirs = (
+        torch.tensor([rank_correlation(some[rows], truth[rows]) for rows in replicates])
+        for some in (values, fitted)
+    )
+
+    def estimate(found: Tensor) -> Estimate:
+        low, high = found[1:].quantile(torch.tensor([TAIL, 1 - TAIL])).tolist()
+        return float(found[0]), low, high
+
+    return estimate(own), estimate(own - theirs)
+
+
+@torch.no_grad()
+def features(count: int) -> None:
+    """What sees the latents, by how its distance ranks held-out pairs; into results and docs."""
+    pipeline = Pipeline.from_diffusers(toy.load_pipeline())
     decoded = DecodedLoss(LPIPSLoss(toy.oracle_maps), pipeline.decode, None)
     drawn = Draws(0, 0, torch.arange(count), purpose="features")
     x, y = make_pairs(toy_latents(pipeline, 512, 1), drawn)
-    noise = drawn.normal("noise", x.shape[1:])
-    chunks = torch.arange(count).split(64)
-
-    def ranks(distance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
-        with torch.no_grad():
-            values = torch.cat([distance(x[rows], y[rows], rows) for rows in chunks])
-        return rank_correlation(values, truth)
-
-    def of(trunk: FeatureTrunk) -> float:
-        loss = LatentLPIPSLoss(trunk)
-        return ranks(lambda a, b, rows: loss.per_sample(a, b))
-
-    def of_teacher(u: float, noised: bool) -> list[float]:
-        """By each block alone, and by all together."""
-
-        def distances(rows: Tensor) -> Tensor:
-            t = teacher.schedule.timestep(torch.full((len(rows),), u))
-            trunk, sides = taps.bind(t, empty.index([0] * len(rows))), [x[rows], y[rows]]
-            if noised:
-                sides = [teacher.schedule(t).mix(side, noise[rows]) for side in sides]
-            each = [
-                lpips_distance([a], [b], [a.new_ones(a.shape[1])], eps=1e-8)
-                for a, b in zip(*map(trunk, sides), strict=True)
-            ]
-            return torch.stack([*each, torch.stack(each).sum(0)])
-
-        with torch.no_grad():
-            values = torch.cat([distances(rows) for rows in chunks], dim=1)
-        return [rank_correlation(one, truth) for one in values]
-
-    with torch.no_grad():
-        truth = torch.cat([decoded.per_sample(x[rows], y[rows]) for rows in chunks])
-    blocks = list(teacher.adapter.blocks(teacher.network))
-    taps, lines = FeatureTaps(teacher, blocks), []
-    for noised in (False, True):
-        found = zip(*(of_teacher(u, noised) for u in FRACTIONS), strict=True)
-        for name, values in zip([*blocks, "all of them"], found, strict=True):
-            about = f"teacher, {name}{', noised' if noised else ''}"
-            lines.append([about, *(f"{value:.3f}" for value in values)])
-    torch.manual_seed(0)
-    random = fitted_trunk(x.shape[1], [(32, 32), (64, 64)])
-    vae = pipeline.diffusers.vae
-    fitted = LatentLPIPSLoss(weights="toy")
-    others = {
-        '`weights="toy"`': ranks(lambda a, b, rows: fitted.per_sample(a, b)),
-        "the decoder's `mid_block`": of(DecoderFeatures(vae, ("mid_block",))),
-        "the decoder's `mid_block`, `up_blocks.0`": of(DecoderFeatures(vae)),
-        "a trunk with random weights": of(random),
-        "mean squared difference": ranks(lambda a, b, rows: (a - b).square().mean((1, 2, 3))),
-    }
-    lines += [[name, f"{value:.3f}", *[""] * 4] for name, value in others.items()]
-    text = markdown_table(["features", *[f"u = {u:g}" for u in FRACTIONS]], lines)
-    text += f"\n\n{count} pairs. Made by `python -m benchmarks.latent_lpips --features`."
+    truth = by_chunks(decoded.per_sample, x, y)
+    others = other_distances(pipeline, x, y)
+    found = list(teachers_distances(pipeline, x, y, drawn.normal("noise", x.shape[1:])))
+    rows = [
+        FeatureRow(name, u, *estimates(values, others[FIT], truth))
+        for name, u, values in [*found, *((n, None, v) for n, v in others.items())]
+    ]
+    about = {"environment": environment(), "pairs": count, "replicates": REPLICATES}
+    result = as_lines({**about, "rows": [asdict(row) for row in rows]})
+    (RESULTS / "latent_lpips_features.json").write_text(result)
+    text = features_table(rows) + (
+        f"\n\n{count} pairs; 95 % intervals by the bootstrap over pairs ({REPLICATES} replicates), of the "
+        f"difference on the same ones. Made by `python -m benchmarks.latent_lpips --features`."
+    )
     print(text)
     replace_between_markers(DOCS, "latent-lpips-features", text)
 
 
-def speed(rounds: int) -> None:
-    """Interleaved forward and backward passes, 2 x 4 x 32 x 32, the medians of the ratios."""
+def features_table(rows: Sequence[FeatureRow]) -> str:
+    """A line for features: by timestep, with the interval at `TOLD`, and there less the fit."""
+    lines = []
+    for name in dict.fromkeys(row.features for row in rows):
+        mine = {row.u: row for row in rows if row.features == name}
+        told = mine.get(TOLD, mine.get(None))
+        assert told is not None
+        cells = [f"{mine[u].correlation[0]:.3f}" if u in mine else "" for u in FRACTIONS]
+        low, high = told.correlation[1:]
+        cells += [f"{told.correlation[0]:.3f} ({low:.3f} to {high:.3f})"]
+        less = "{:+.3f} ({:+.3f} to {:+.3f})".format(*told.less_the_fit)
+        lines.append([name, *cells, "" if name == FIT else less])
+    heads = [*(f"u = {u:g}" for u in FRACTIONS), f"u = {TOLD:g} or none", "less the fit"]
+    return markdown_table(["features", *heads], lines)
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """One competitor's result; `speedup` is the replica's time over this one's, round by round."""
+
+    name: str
+    milliseconds: Spread
+    speedup: Spread
+    peak_mib: float | None
+
+
+def competitors() -> dict[str, Callable[[], Tensor]]:
+    """Losses of one pair of latents, `(2, 4, 32, 32)`: of a replica with batch norm, and ours."""
     layers, channels = nn.Sequential(), 4
     for width in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, -1, 512, 512, 512, -1):
         if width <= 0:
@@ -152,37 +235,45 @@ def speed(rounds: int) -> None:
                 total = total + (a - b).square().sum(1).mean()
         return total
 
-    tasks: dict[str, Callable[[], Tensor]] = {
+    return {
         "replica": replica,
         "`LatentLPIPSLoss`": lambda: loss(x, y),
         "with `target_features`": lambda: loss(x, target),
     }
-    seconds: dict[str, list[float]] = {name: [] for name in tasks}
-    for _ in range(rounds + 1):
-        for name, task in tasks.items():
-            start = time.process_time()
-            task().backward()
-            seconds[name].append(time.process_time() - start)
-    lines = []
-    for name, task in tasks.items():
-        pairs = zip(seconds["replica"][1:], seconds[name][1:], strict=True)
-        found = Spread.of(theirs / ours for theirs, ours in pairs)
-        own = statistics.median(seconds[name][1:])
-        memory = peak_mib(lambda task=task: task().backward())
-        spread = f"{found.median:.2f} ({found.low:.2f} to {found.high:.2f})"
-        lines.append([name, f"{1e3 * own:.0f}", spread, "-" if memory is None else f"{memory:.0f}"])
+
+
+def speed(rounds: int) -> None:
+    """Interleaved forward and backward passes, the medians of the ratios; into results and docs."""
+    losses = competitors()
+    calls = {n: lambda loss=loss: loss().backward() for n, loss in losses.items()}
+    times = interleave(calls, seconds=0, least=rounds)
+    theirs = times["replica"]
+    rows = [
+        SpeedRow(name, own.spread, theirs.speedup_of(own), peak_mib(calls[name]))
+        for name, own in times.items()
+    ]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        replica().backward()
+        calls["replica"]()
     spent = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
     share = sum(v for key, v in spent.items() if "convolution" in key) / sum(spent.values())
+    about = {"rounds": rounds, "load_average": os.getloadavg()[0], "floors": FLOORS}
+    write_json("latent_lpips_speed", rows, {**about, "replicas_convolutions": share})
     known = environment()
-    text = markdown_table(["", "ms", "times the replica's speed", "MiB"], lines) + (
+    text = markdown_table(["", "ms", "times the replica's speed", "MiB"], map(cells, rows)) + (
         f"\n\nConvolutions are {share:.0%} of the replica's time. "
         f"Forward and backward, 2x4x32x32, {rounds} rounds, median (20-80 %); one thread of {known['cpu']} "
         f"(torch {known['torch']}), shared with other work. Made by `python -m benchmarks.latent_lpips --speed`."
     )
     print(text)
     replace_between_markers(DOCS, "latent-lpips-speed", text)
+
+
+def cells(row: SpeedRow) -> list[str]:
+    """A line of the table."""
+    times, memory = row.speedup, row.peak_mib
+    spread = f"{times.median:.2f} ({times.low:.2f} to {times.high:.2f})"
+    shown = "-" if memory is None else f"{memory:.0f}"
+    return [row.name, f"{row.milliseconds.median:.0f}", spread, shown]
 
 
 if __name__ == "__main__":
@@ -193,7 +284,7 @@ if __name__ == "__main__":
     parser.add_argument("--features", action="store_true")
     parser.add_argument("--pairs", type=int, default=1024)
     parser.add_argument("--speed", action="store_true")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.fit:

@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> int:
         fetching = str(error).removesuffix(", or pass weights=path.")
         raise FileNotFoundError(f"{fetching}, or give features of yours by --features.") from error
     device = place().device(given.device)
-    encode, decode, size = _autoencoder(given, device)
+    encode, decode, size = _autoencoder(given, files, device)
     order = torch.randperm(len(files), generator=torch.Generator().manual_seed(config.seed))
     latents = torch.cat(
         [
@@ -112,8 +112,8 @@ _Coder = Callable[[Tensor], Tensor]
 
 
 def _autoencoder(
-    given: argparse.Namespace, device: torch.device
-) -> tuple[_Coder, _Coder, tuple[int, int] | None]:
+    given: argparse.Namespace, files: Sequence[Path], device: torch.device
+) -> tuple[_Coder, _Coder, tuple[int, int]]:
     """Pictures to latents, latents to pictures, and the pictures' size."""
     from nitrodistill.models.autoencoder import (
         decode_latents,
@@ -133,21 +133,35 @@ def _autoencoder(
     else:
         refuse(given, ["teacher"], "the VAE is that of --vae")
         vae = frozen(load_vae(given.vae, dtype_argument(), torch.float32)).to(device)
-        size = given.size
+        size = given.size or _size_of(files)
         encode = partial(encode_images, vae, batch_size=64)
         decode = partial(decode_latents, vae, batch_size=64)
     step = 1 if vae is None else pixels_a_latent(vae)
-    if size is not None and any(side < 1 or side % step for side in size):
+    if any(side < 1 or side % step for side in size):
         raise ValueError(f"size is {list(size)}; this VAE takes multiples of {step}.")
     return encode, decode, size
 
 
-def _images(files: Sequence[Path], size: tuple[int, int] | None) -> Tensor:
+def _size_of(files: Sequence[Path]) -> tuple[int, int]:
+    """Height and width of images that all have the same."""
+    from nitrodistill.data.images import read_image
+
+    def size_of(file: Path) -> tuple[int, int]:
+        width, height = read_image(file.read_bytes(), str(file)).size
+        return height, width
+
+    size = size_of(files[0])
+    for file in files[1:]:
+        if (other := size_of(file)) != size:
+            raise ValueError(
+                f"the images have several sizes: {str(files[0])!r} is {list(size)} and {str(file)!r} "
+                f"{list(other)}; give --size."
+            )
+    return size
+
+
+def _images(files: Sequence[Path], size: tuple[int, int]) -> Tensor:
     """`(B, 3, H, W)` in [-1, 1]."""
     from nitrodistill.data.images import fitted, read_image
 
-    images = [fitted(read_image(file.read_bytes(), str(file)), size) for file in files]
-    shapes = {tuple(image.shape[1:]) for image in images}
-    if len(shapes) > 1:
-        raise ValueError(f"the images have several sizes, {sorted(shapes)[:3]}; give --size.")
-    return torch.stack(images)
+    return torch.stack([fitted(read_image(file.read_bytes(), str(file)), size) for file in files])

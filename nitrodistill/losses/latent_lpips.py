@@ -173,7 +173,7 @@ def _table(augment: str, generator: torch.Generator | None) -> Tensor:
 
 
 def _given_heads(heads: str | Path | Sequence[Tensor]) -> Sequence[Tensor]:
-    """The heads that were given, of a file or as they are; at least one."""
+    """The heads that were given, of a file or as they are."""
     if isinstance(heads, str | Path):
         found = read_heads(read_weights(_file(heads)))
         if not found:
@@ -185,8 +185,6 @@ def _given_heads(heads: str | Path | Sequence[Tensor]) -> Sequence[Tensor]:
     check_kind("heads", heads, Sequence[Tensor], " (C_l,), or a file of them")
     for head in heads:
         check_floating("a head", head)
-    if not heads:
-        raise ValueError("heads is empty; give one for each feature map, or leave heads out.")
     return heads
 
 

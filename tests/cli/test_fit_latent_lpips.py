@@ -8,6 +8,7 @@ from PIL import Image
 
 from nitrodistill import toy
 from nitrodistill.cli.main import main
+from nitrodistill.data.images import image_files
 from nitrodistill.losses import LatentLPIPSLoss
 from nitrodistill.toy import scenes
 
@@ -69,9 +70,22 @@ def test_a_vae_of_its_own_is_enough(tmp_path, capsys):
     ):
         assert main([*of_vae, "--output", str(tmp_path / "three"), *more]) == 2
         assert sentence in capsys.readouterr().err
-    Image.new("RGB", (64, 32)).save(tmp_path / "images" / "wide.png")
-    assert main([*of_vae, "--output", str(tmp_path / "three")]) == 2
-    assert (
-        "the images have several sizes, [(32, 32), (32, 64)]; give --size"
-        in capsys.readouterr().err
-    )
+
+
+def test_a_size_that_differs_is_found_before_anything_is_encoded(tmp_path, capsys, monkeypatch):
+    toy.load_pipeline().vae.save_pretrained(tmp_path / "vae")
+    for i in range(12, 66):
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / f"{i}.png")
+    files = image_files(tmp_path / "images")
+    last = files[torch.randperm(66, generator=torch.Generator().manual_seed(0))[-1]]
+    Image.new("RGB", (64, 32)).save(last)  # of the second chunk that would be encoded
+
+    def encode(*given, **named):
+        raise AssertionError("encoded")
+
+    monkeypatch.setattr("nitrodistill.models.autoencoder.encode_images", encode)
+    asked = ["fit-latent-lpips", "--images", str(tmp_path / "images"), "--output", str(tmp_path)]
+    asked += ["--vae", str(tmp_path / "vae"), "--features", "nitrodistill.toy:oracle_maps"]
+    assert main([*asked, "--held-out", "4"]) == 2
+    said = capsys.readouterr().err
+    assert f"'{files[0]}' is [32, 32] and '{last}' [32, 64]; give --size" in said

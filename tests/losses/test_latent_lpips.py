@@ -169,12 +169,15 @@ def test_what_cannot_be_together():
 def test_heads_that_are_none_are_refused(tmp_path):
     save_file({"conv.weight": torch.ones(4)}, tmp_path / "h.safetensors")
     torch.save({"lin0.model.1.weight": torch.ones(1, 8, 1, 1)}, tmp_path / "h.pth")
-    for trunk in ({"weights": "toy"}, {"network": make_trunk()}):
+    for trunk, empty in (
+        ({"weights": "toy"}, "has 2 feature maps and 0 heads; give the file of the heads"),
+        ({"network": make_trunk()}, "heads is empty; give one for each feature map, or"),
+    ):
         with pytest.raises(
             ValueError, match=r"h.safetensors' holds no heads .*, or leave heads out"
         ):
             LatentLPIPSLoss(**trunk, heads=tmp_path / "h.safetensors")
-        with pytest.raises(ValueError, match="heads is empty; give one for each feature map, or"):
+        with pytest.raises(ValueError, match=empty):
             LatentLPIPSLoss(**trunk, heads=[])
     with pytest.raises(ValueError, match="has 2 feature maps and 1 heads; give the file"):
         LatentLPIPSLoss(weights="toy", heads=tmp_path / "h.pth")

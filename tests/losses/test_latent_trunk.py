@@ -134,6 +134,34 @@ def test_a_classifiers_checkpoint_with_heads_in_another_file(tmp_path):
         loss(torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16))
 
 
+def packages_names():
+    """Further forms in which the two packages save their weights: names, and what stands beside them."""
+    beside = {"module.model.classifier.0.weight": torch.zeros(3, 3)}
+    names = (lambda i: f"module.model.features.{i}", lambda k: f"lin{k}.model.1.weight")
+    yield "elatentlpips, its classifier", BEHIND, "batch", names, beside
+    inner = slice_of(BEHIND)
+    twice = {f"lins.{k}.model.1.weight": torch.ones(1, WIDTHS[i], 1, 1) for k, i in enumerate(LAST)}
+    names = (lambda i: f"net.slice{inner(i)}.{i}", lambda k: f"lin{k}.model.1.weight")
+    yield "elatentlpips, heads in a list too", BEHIND, "batch", names, twice
+    beside = {"augment_pipe.Hz_geom": torch.ones(12), "classifier.0.weight": torch.zeros(3, 3)}
+    names = (lambda i: f"features.{i}", lambda k: f"linear{k + 1}.model.0.weight")
+    yield "SNU, its backbone, heads without dropout", BEFORE, "group", names, beside
+
+
+@pytest.mark.parametrize("given", packages_names(), ids=lambda given: given[0])
+def test_names_that_the_packages_give(given):
+    _, places, norm, names, beside = given
+    plain_names = ("features.{}".format, "heads.{}".format)
+    plain = weights(places, norm, *plain_names, dtype=torch.float32)
+    trunk, heads = read_latent_trunk(plain)
+    same, own = read_latent_trunk(weights(places, norm, *names, dtype=torch.float32) | beside)
+    assert [repr(block) for block in same.blocks] == [repr(block) for block in trunk.blocks]
+    for name, value in trunk.state_dict().items():
+        assert torch.equal(same.state_dict()[name], value), name
+    assert [len(head) for head in own] == [64, 128, 256, 512, 512]
+    assert all(torch.equal(a, b) for a, b in zip(own, heads, strict=True))
+
+
 def damaged():
     fitted = fitted_trunk(3, [(8, 4)]).state_dict() | {"heads.0": torch.ones(4)}
     yield {k: v for k, v in fitted.items() if k != "blocks.0.0.bias"}, 'Missing key.* "blocks.0.0.b'
