@@ -299,6 +299,14 @@ def test_what_is_refused(change, error, sentence, settings):
         ({"floor": -1.0}, "floor is -1.0; it must be finite and >= 0"),
         ({"floor": float("nan")}, "floor is nan"),
         ({"reference": torch.zeros(3, 4)}, "x0, real, fake, reference have the shapes"),
+        (
+            {"normalise": False, "floor": 0.1},
+            "floor is 0.1, which is the normaliser's, but normalise is False; leave one of the two out",
+        ),
+        (
+            {"normalise": False, "reference": torch.zeros(3, 2)},
+            "a reference is given, which is the normaliser's, but normalise is False",
+        ),
     ],
 )
 def test_wrong_settings_are_told(settings, sentence):
@@ -306,9 +314,11 @@ def test_wrong_settings_are_told(settings, sentence):
         distribution_matching(*samples(3, 2), **settings)
 
 
-def test_guidance_below_one_and_unknown_divergences_are_told():
+def test_wrong_guidance_and_unknown_divergences_are_told():
     with pytest.raises(ValueError, match=r"scale is 0.5; guidance is at least 1"):
         guidance_matching(*samples(3, 2), 0.5)
+    with pytest.raises(ValueError, match=r"floor is 0.1, .* but normalise is False"):
+        guidance_matching(*samples(3, 2), 2.0, floor=0.1, normalise=False)
     with pytest.raises(ValueError, match="divergence is 'tv'"):
         f_divergence_weight(torch.zeros(2, 1), "tv")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="ratio_range is"):
