@@ -11,7 +11,7 @@ and clipping are the same; weights are random.
 
 Times are as in `train_step.py`: a round times each once, in an order that rotates, and ratios are taken per round.
 Peak memory is that of building it all and two iterations, weights, gradients and moments included. A profile of
-our iteration says where its time goes. Writes benchmarks/results/dmd2_step_<device>.json.
+our iteration on whole networks says where its time goes. Writes benchmarks/results/dmd2_step_<device>.json.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,8 +150,27 @@ def peak(build: Callable[[], Callable[[], None]], device: str) -> float | None:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def measure(options: argparse.Namespace) -> list[Row]:
-    """A row a competitor."""
+def profiled(call: Callable[[], None], device: str, most: int = 12) -> list[dict[str, Any]]:
+    """The operators that take longest by themselves, each with its share of the whole time."""
+    with profile() as seen:
+        call()
+    events = seen.key_averages()
+    key = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    print(events.table(sort_by=key, row_limit=8))
+    found = sorted(events, key=lambda event: getattr(event, key), reverse=True)
+    whole = sum(getattr(event, key) for event in events)
+    return [
+        {
+            "operator": event.key,
+            "share": round(getattr(event, key) / whole, 4),
+            "calls": event.count,
+        }
+        for event in found[:most]
+    ]
+
+
+def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
+    """A row a competitor; and the profile of ours on whole networks."""
     name, size, device, updates = (
         options.network,
         options.batch_size,
@@ -165,13 +185,11 @@ def measure(options: argparse.Namespace) -> list[Row]:
     }
     calls = {key: build(make(), updates) for key, build in COMPETITORS.items()}
     found = times(calls, options.rounds, device)
-    with profile() as seen:
-        calls[WHOLE]()
-    print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=8))
-    return [
+    rows = [
         Row(name, key, million, size, one.spread, found[PUBLIC].speedup_of(one), peaks[key], None)
         for key, one in found.items()
     ]
+    return rows, profiled(calls[WHOLE], device)
 
 
 def table(rows: list[Row]) -> str:
@@ -200,9 +218,14 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(1)
     options.network = options.network or ("unet" if options.device == "cpu" else "sd21")
-    rows = measure(options)
+    rows, operators = measure(options)
     print(table(rows))
-    extra = {"load_average": os.getloadavg()[0], "floors": FLOORS, "updates": options.updates}
+    extra = {
+        "load_average": os.getloadavg()[0],
+        "floors": FLOORS,
+        "updates": options.updates,
+        "profile": operators,
+    }
     print(f"written to {write_json(f'dmd2_step_{options.device}', rows, extra)}")
 
 

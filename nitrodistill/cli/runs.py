@@ -112,8 +112,8 @@ def student_plan(student: TrainedStudent, steps: int | None) -> StepPlan:
         return student.plan
     if not takes_interval(student.denoiser):
         raise ValueError(
-            f"{steps} steps are asked for, but this student was trained for its own {len(student.plan)}; only a "
-            "flow map samples in any number. Leave that option out."
+            f"the number of steps is {steps}, but this student was trained for its own {len(student.plan)}, and "
+            "only a flow map samples in any number; leave that option out, or train one for as many."
         )
     return StepPlan.from_schedule(student.denoiser.schedule, steps)
 

@@ -67,7 +67,7 @@ def distribution_matching(
         reference: what the normaliser compares x0 with, `(B, *)`; None is `real`. For a guided teacher some take
             its prediction without guidance.
         floor: least value of the normaliser, in the data's unit; published are 0 (DMD2) to 0.1 (CDM).
-        normalise: False leaves the normaliser out: g is the plain difference.
+        normalise: False leaves the normaliser out: g is the plain difference, without `reference` and `floor`.
         weight: `(B,)`, a factor for every sample.
 
     Returns:
@@ -75,7 +75,8 @@ def distribution_matching(
         is 0.
 
     Raises:
-        ValueError: for unequal or empty shapes, several devices, a negative floor, or a weight that is not `(B,)`.
+        ValueError: for unequal or empty shapes, several devices, a negative floor, a weight that is not `(B,)`, or
+            a floor or reference where nothing is normalised.
         TypeError: for tensors that are not floating point.
 
     Example:
@@ -84,9 +85,14 @@ def distribution_matching(
         >>> bool((x0.grad < 0).all())  # towards what the teacher sees
         True
     """
+    floor = check_positive("floor", floor, zero=True)
+    if not normalise and (reference is not None or floor > 0):
+        given = f"floor is {floor}" if floor > 0 else "a reference is given"
+        raise ValueError(
+            f"{given}, which is the normaliser's, but normalise is False; leave one of the two out."
+        )
     reference = real if reference is None else reference
     check_alike(x0=x0, real=real, fake=fake, reference=reference)
-    floor = check_positive("floor", floor, zero=True)
     if normalise and reference is real and floor == 0:
         return dmd(x0, real, fake, weight=weight)
     if weight is not None:
@@ -147,7 +153,7 @@ def guidance_matching(
         x0,
         guided,
         conditional,
-        reference=conditional,
+        reference=conditional if normalise else None,
         floor=floor,
         normalise=normalise,
         weight=weight,

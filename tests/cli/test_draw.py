@@ -110,7 +110,10 @@ def test_what_cannot_be_drawn(place, capsys):
     for words, sentence in [
         (["draw", "--model", str(place.root)], "there is nothing to draw"),
         (["draw", "--model", str(place.pairs), "a"], "is neither a run"),
-        (["draw", "--model", run, "a", "--steps", "4"], "4 steps are asked for, but this student"),
+        (
+            ["draw", "--model", run, "a", "--steps", "4"],
+            "the number of steps is 4, but this student",
+        ),
         (["draw", "--model", run, "a", "--num_images", "0"], "num_images is 0; it must be"),
         (["draw", "--model", run, "a", "--shuffle", "1"], "--shuffle means nothing here"),
         (["draw", "--model", run, "a", "--guidance", "2"], "--guidance means nothing here"),

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from nitrodistill.cli.main import main
-from nitrodistill.cli.runs import open_run, preview_prompts, prompts_of, teacher_settings
+from nitrodistill.cli.runs import (
+    open_run,
+    preview_prompts,
+    prompts_of,
+    student_plan,
+    teacher_settings,
+)
+from nitrodistill.method import Cast
+from nitrodistill.methods import DMD2, DMD2Config
 from nitrodistill.training import load_run_recipe
 
 
@@ -91,3 +100,17 @@ def test_a_teacher_that_moved_is_named(project, tmp_path, capsys):
     said = capsys.readouterr().err
     assert f"looked for in {project}, {Path.cwd()}; say where it is now with --teacher" in said
     assert open_run(run, teacher=str(teacher)).student.recipe.teacher == str(teacher)
+
+
+@pytest.mark.parametrize(("own", "asked"), [(4, 1), (1, 4)])
+def test_dmd2_is_drawn_and_exported_in_the_steps_that_it_was_trained_for(tiny_denoiser, own, asked):
+    critic = {"critic": tiny_denoiser.copy()}
+    cast = Cast.of(tiny_denoiser, tiny_denoiser.copy(), critic)
+    method = DMD2.build(DMD2Config(num_inference_steps=own), cast)
+    student: Any = SimpleNamespace(denoiser=method.student, plan=method.plan)
+    assert student_plan(student, None) is student_plan(student, own) is method.plan
+    told = (
+        f"the number of steps is {asked}, but this student was trained for its own {own}, and only"
+    )
+    with pytest.raises(ValueError, match=told):
+        student_plan(student, asked)

@@ -298,13 +298,18 @@ def test_two_processes_equal_one(cases, tiny, name, parallel):
             np.testing.assert_allclose(values, expected[role], rtol=0, atol=atol, err_msg=role)
 
 
-def test_accumulating_two_batches_of_4_equals_a_batch_of_8_in_loss_and_in_phase(cases):
+@pytest.mark.parametrize(
+    ("name", "heads", "pause"), [("matching", "heads", 2), ("dmd2", "discriminator", 1)]
+)
+def test_accumulating_two_batches_of_4_equals_a_batch_of_8_in_loss_and_in_phase(
+    cases, name, heads, pause
+):
     """Who learns is a matter of the step, and so is what all samples of a step share: one timestep."""
-    case = cases["matching"]
+    case = cases[name]
     _, expected, _, large = _run(case, 0, 1, batch_size=8)
     _, found, _, small = _run(case, 0, 1, batch_size=4, accumulation=2)
-    all_three, others = ("student", "critic", "heads"), ("critic", "heads")
-    assert [active for active, _ in small] == [all_three, others, others, all_three]
+    all_three, others = ("student", "critic", heads), ("critic", heads)
+    assert [active for active, _ in small] == [all_three, *[others] * pause, all_three]
     for (active, totals), (known_active, known) in zip(small, large, strict=True):
         assert active == known_active
         assert totals == pytest.approx(known, rel=1e-5)

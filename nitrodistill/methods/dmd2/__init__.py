@@ -230,13 +230,14 @@ class DMD2(DistillationMethod):
             with torch.no_grad():
                 seen = self._taught(step, x_t, c)
             assert seen.null is not None
+            normalise = config.normaliser != "none"
             found["guidance"] = F.guidance_matching(
                 x0,
                 seen.conditional,
                 seen.null,
                 config.guidance,
-                floor=config.decoupled.floor,
-                normalise=config.normaliser != "none",
+                floor=config.decoupled.floor if normalise else 0.0,
+                normalise=normalise,
             )
         return found, signal
 
