@@ -1,6 +1,6 @@
 """Time and memory of DMD2's iteration (one update of the student, r of the critic) against the public order.
 
-    python benchmarks/dmd2_step.py [--rounds 5] [--batch_size 4] [--updates 5] [--network unet]
+    python benchmarks/dmd2_step.py [--rounds 5] [--batch_size 4] [--updates 5 2] [--network unet]
     python benchmarks/dmd2_step.py --device cuda      # SD2.1's UNet at its true size, in bfloat16
 
 The public order, written here from its description: teacher, critic and student are three whole networks; the
@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -169,14 +170,18 @@ def profiled(call: Callable[[], None], device: str, most: int = 12) -> list[dict
     ]
 
 
-def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class StepRow(Row):
+    """What was found of one order, with so many updates of the critic to one of the student."""
+
+    updates: int = 0
+
+
+def measure(
+    options: argparse.Namespace, updates: int
+) -> tuple[list[StepRow], list[dict[str, Any]]]:
     """A row a competitor; and the profile of ours on whole networks."""
-    name, size, device, updates = (
-        options.network,
-        options.batch_size,
-        options.device,
-        options.updates,
-    )
+    name, size, device = options.network, options.batch_size, options.device
     make = partial(Setting, name, size, device, device == "cuda", checkpoint=False)
     million = sum(p.numel() for p in make().student.module.parameters()) / 1e6
     peaks = {
@@ -186,24 +191,30 @@ def measure(options: argparse.Namespace) -> tuple[list[Row], list[dict[str, Any]
     calls = {key: build(make(), updates) for key, build in COMPETITORS.items()}
     found = times(calls, options.rounds, device)
     rows = [
-        Row(name, key, million, size, one.spread, found[PUBLIC].speedup_of(one), peaks[key], None)
+        StepRow(
+            *(name, key, million, size, one.spread, found[PUBLIC].speedup_of(one)),
+            *(peaks[key], None),
+            updates=updates,
+        )
         for key, one in found.items()
     ]
     return rows, profiled(calls[WHOLE], device)
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[StepRow]) -> str:
     """Markdown; memory beside that of the public order."""
-    base = rows[0].peak_mib
+    bases = {row.updates: row.peak_mib for row in rows if row.competitor == PUBLIC}
 
-    def cells(row: Row) -> list[str]:
+    def cells(row: StepRow) -> list[str]:
+        base = bases[row.updates]
         t, s, memory = row.milliseconds, row.speedup, row.peak_mib
         of_base = "-" if memory is None or not base else f"{memory:.0f} ({memory / base:.2f})"
         speed = f"{s.median:.2f} ({s.low:.2f} to {s.high:.2f})"
         network = f"{row.network}, {row.million_parameters:.0f}M"
-        return [network, row.competitor, f"{t.median:.0f}", speed, of_base]
+        return [network, str(row.updates), row.competitor, f"{t.median:.0f}", speed, of_base]
 
-    return markdown_table(["network", "order", "ms", "speed-up", "peak MiB"], map(cells, rows))
+    head = ["network", "critic's updates", "order", "ms", "speed-up", "peak MiB"]
+    return markdown_table(head, map(cells, rows))
 
 
 def main() -> None:
@@ -212,19 +223,19 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--network", choices=["unet", "dit", "sd21"], default=None)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--updates", type=int, default=5)
+    parser.add_argument("--updates", type=int, nargs="+", default=[5, 2])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if options.device == "cpu":
         torch.set_num_threads(1)
     options.network = options.network or ("unet" if options.device == "cpu" else "sd21")
-    rows, operators = measure(options)
+    found = {updates: measure(options, updates) for updates in options.updates}
+    rows = [row for some, _ in found.values() for row in some]
     print(table(rows))
     extra = {
         "load_average": os.getloadavg()[0],
         "floors": FLOORS,
-        "updates": options.updates,
-        "profile": operators,
+        "profiles": {updates: operators for updates, (_, operators) in found.items()},
     }
     print(f"written to {write_json(f'dmd2_step_{options.device}', rows, extra)}")
 
