@@ -326,7 +326,8 @@ def main() -> None:
     write_csv(rows, CSV, options.output / "results.csv")
     seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
     text = table(rows) + (
-        f"\n\n{options.seconds:g} CPU seconds a student, seeds {seeds}; one thread of "
+        f"\n\n{options.seconds:g} CPU seconds a student, seeds {seeds}, of which a row has one for each of "
+        "its CPU seconds; one thread of "
         f"{machine['cpu']} (torch {machine['torch']}). Made by `python -m benchmarks.methods`."
     )
     print(text)
