@@ -5,9 +5,10 @@
     python -m benchmarks.methods --teacher ./my-pipeline --pairs runs/pairs --features my.features:vectors
 
 A method is one dict (ROSTER), the same for all teachers. Settings and rates are mostly those of the recipes for
-`toy` and not the defaults of the classes (DMD2: `critic.updates` 2, not 5; flow map: `robustness` .5, not .75;
-progressive: a first student of 8 steps, not 16), with taps by depth. The number of updates is `--seconds` at
-the pace of a short trial, so the CPU seconds that are spent differ (column `CPU s`).
+`toy`, with taps by depth. Where they are not the defaults of the classes (DMD2: `critic.updates` 2, not 5; flow
+map: `robustness` .5, not .75; progressive: a first student of 8 steps, not 16), these have a row of their own. The
+number of updates is `--seconds` at the pace of a short trial, so the CPU seconds that are spent differ (column
+`CPU s`).
 
 A teacher adds what its methods must be told: its guidance, and the timestep of a one-step student where its
 last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and feature distillation are trained
@@ -115,6 +116,14 @@ FLOW_MAP: dict[str, Any] = {
     "settings": {"robustness": 0.5},
     "optimizers": {"student": AVERAGED},
 }
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "DMD2, defaults": {**DMD2, "settings": {}},
+    "progressive, defaults": {
+        "stages": [{**PROGRESSIVE["stages"][0], "settings": {}, "halvings": 5, "share": 1 / 7}]
+    },
+    "flow map, defaults": {**FLOW_MAP, "settings": {}},
+}
+"""With the settings that their classes have, where the rows above have others."""
 FEATURE_KD: dict[str, Any] = {
     "method": "feature_kd",
     "settings": {
@@ -157,8 +166,10 @@ def roster() -> Iterator[Entry]:
         "LADD, balanced": METHODS["balanced"],
         "DMD2": DMD2,
         "DMD2, decoupled": DECOUPLED,
+        "DMD2, defaults": DEFAULTS["DMD2, defaults"],
     }
     both = {"progressive": PROGRESSIVE, "consistency": CONSISTENCY, "flow map": FLOW_MAP}
+    both |= {name: method for name, method in DEFAULTS.items() if name not in one_each}
     for steps in (1, 4):
         for name, method in one_each.items():
             yield Entry(name, steps, in_steps(method, steps))

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import methods
 from benchmarks.methods import (
+    DEFAULTS,
     ROSTER,
     Entry,
     fits,
@@ -45,23 +46,37 @@ EACH = {folder_name(entry): entry for entry in ROSTER}
 @pytest.mark.filterwarnings("ignore:the student predicts epsilon and weight is truncated_snr")
 @pytest.mark.parametrize("entry", EACH.values(), ids=EACH)
 def test_every_method_is_a_recipe_that_the_networks_take(entry: Entry, place: Place) -> None:
-    recipe = place.recipe(entry.method, 60, 3, place.folder / "run")
+    recipe = place.recipe(entry.method, 420, 3, place.folder / "run")
     check_stages(recipe, place.pipeline)
     steps = [stage.trainer.steps for stage in recipe.stages]
-    assert (sum(steps), recipe.stages[0].trainer.seed) == (60, 3)
+    assert (sum(steps), recipe.stages[0].trainer.seed) == (420, 3)
     settings = recipe.stages[-1].settings
-    assert getattr(settings, "guidance", 3.0) == (1.0 if entry.name == "progressive" else 3.0)
+    assert getattr(settings, "guidance", 3.0) == (1.0 if "progressive" in entry.name else 3.0)
     one_step = settings.num_inference_steps == 1 and hasattr(settings, "timestep")
     assert getattr(settings, "timestep", None) == (place.teacher.timestep if one_step else None)
 
 
 def test_each_method_has_a_row_for_1_and_4_steps_and_a_folder_a_training() -> None:
     names = Counter(entry.name for entry in ROSTER)
-    assert (len(names), set(names.values())) == (10, {2})
+    assert (len(names), set(names.values())) == (13, {2})
     assert {entry.sampled_in for entry in ROSTER} == {1, 4}
     trained = {(folder_name(entry), str(entry.method)) for entry in ROSTER}
-    # 7 methods for each number of steps, and 3 whose two rows share a student
-    assert len(trained) == 17
+    # 8 methods for each number of steps, and 5 whose two rows share a student
+    assert len(trained) == 21
+
+
+def test_the_defaults_are_those_of_the_classes(place: Place) -> None:
+    told = {"guidance", "timestep"}  # by the teacher
+    for name in DEFAULTS:
+        for entry in (one for one in ROSTER if one.name == name):
+            settings = place.recipe(entry.method, 420, 0, place.folder / "run").stages[0].settings
+            plain, ours = vars(type(settings)()), vars(settings)
+            changed = {key for key, value in plain.items() if ours[key] != value} - told
+            assert changed <= {"num_inference_steps"}
+            assert name.startswith("DMD2") or not changed
+            other = next(one for one in ROSTER if one.name == name.removesuffix(", defaults"))
+            tuned = place.recipe(other.method, 420, 0, place.folder / "run").stages[0].settings
+            assert tuned != settings
 
 
 def test_guidance_of_its_own_needs_a_guided_teacher(place: Place) -> None:
@@ -75,7 +90,7 @@ def test_the_parts_share_no_training(place: Place) -> None:
     parts = [part(todo, number, 2) for number in (0, 1)]
     assert sum(map(len, parts)) == len(todo)
     trainings = [{folder_name(entry) for _, entry, _ in one} for one in parts]
-    assert [len(one) for one in trainings] == [8, 8]
+    assert [len(one) for one in trainings] == [10, 10]
     assert not trainings[0] & trainings[1]
 
 
