@@ -6,7 +6,7 @@
 
 A method is one dict (ROSTER), the same for all teachers. Settings and rates are mostly those of the recipes for
 `toy`, with taps by depth. Where they are not the defaults of the classes (DMD2: `critic.updates` 2, not 5; flow
-map: `robustness` .5, not .75; progressive: a first student of 8 steps, not 16), these have a row of their own. The
+map: `robustness` .5, not .75), these have a row of their own. The
 number of updates is `--seconds` at the pace of a short trial, so the CPU seconds that are spent differ (column
 `CPU s`).
 
@@ -118,9 +118,6 @@ FLOW_MAP: dict[str, Any] = {
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "DMD2, defaults": {**DMD2, "settings": {}},
-    "progressive, defaults": {
-        "stages": [{**PROGRESSIVE["stages"][0], "settings": {}, "halvings": 5, "share": 1 / 7}]
-    },
     "flow map, defaults": {**FLOW_MAP, "settings": {}},
 }
 """With the settings that their classes have, where the rows above have others."""

@@ -9,8 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
+from nitrodistill.export import scheduler_for_plan
 from nitrodistill.losses.few_step import x0_of_both
 from nitrodistill.method import Cast, Draws
 from nitrodistill.methods.progressive import Progressive, ProgressiveConfig
@@ -312,3 +314,23 @@ def test_what_cannot_be_halved_or_guided_is_refused(tiny_denoiser, tiny_conditio
     role = add_lora(tiny_denoiser, "student")
     with pytest.raises(ValueError, match=r"the student is a LoRA role.*guidance_range"):
         build(replace(told, weight="truncated_snr"), tiny_denoiser, empty, role)
+
+
+def test_the_students_of_the_defaults_can_be_exported_at_zero_terminal_snr():
+    """All that it is halved to, as the recipes check it before they start."""
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
+    schedule = DiscreteSchedule.from_scheduler(scheduler)
+
+    def export(steps: int) -> None:
+        scheduler_for_plan(StepPlan.from_schedule(schedule, steps), scheduler, "v_prediction")
+
+    for halvings in range(4):
+        export(ProgressiveConfig().num_inference_steps >> halvings)
+    with pytest.raises(ValueError, match="cannot express this plan of 16 ode step"):
+        export(16)
