@@ -203,7 +203,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             some = [r for r in mine if (r["sampled_in"], r["method"]) == (steps, method)]
             seconds = ", ".join(f"{row['cpu_seconds']:.0f}" for row in some)
             shown = [spread(some, "student", key) for key in COLUMNS]
-            lines.append([teacher, method, str(steps), seconds, str(some[0]["steps"]), *shown])
+            updates = ", ".join(str(count) for count in dict.fromkeys(r["steps"] for r in some))
+            lines.append([teacher, method, str(steps), seconds, updates, *shown])
         floors = [mine[0]["metrics"]["student"].get(key, [None] * 4)[3] for key in COLUMNS]
         shown = ["-" if floor is None else number(floor) for floor in floors]
         lines.append([teacher, "floor", "", "", "", *shown])
@@ -280,12 +281,12 @@ def keep_committed_paces(todo: Sequence[Student], options: argparse.Namespace) -
     if committed.get("seconds") != options.seconds:
         return
     steps = {
-        (row["teacher"], row["method"]): row["steps"]
+        (row["teacher"], row["method"], row["sampled_in"]): row["steps"]
         for row in committed["rows"]
         if row["seed"] not in options.seeds
     }
     for place, entry, _ in todo:
-        count = steps.get((place.teacher.name, entry.name))
+        count = steps.get((place.teacher.name, entry.name, entry.sampled_in))
         pace = place.group(folder_name(entry), entry.method) / PACE
         if count and not pace.is_file():
             pace.parent.mkdir(parents=True, exist_ok=True)

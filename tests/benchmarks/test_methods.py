@@ -158,9 +158,10 @@ def test_new_seeds_have_the_updates_of_the_committed_ones(
     place = replace(place, folder=tmp_path)
     dmd2, ladd = (next(one for one in ROSTER if one.name == n) for n in ("DMD2", "LADD, ours"))
     rows = [
-        {"teacher": "toy-dit", "method": "DMD2", "seed": 0, "steps": 123},
-        {"teacher": "toy-dit", "method": "LADD, ours", "seed": 1, "steps": 7},
-        {"teacher": "toy", "method": "LADD, ours", "seed": 0, "steps": 9},
+        {"teacher": "toy-dit", "method": "DMD2", "sampled_in": 1, "seed": 0, "steps": 123},
+        {"teacher": "toy-dit", "method": "DMD2", "sampled_in": 4, "seed": 0, "steps": 45},
+        {"teacher": "toy-dit", "method": "LADD, ours", "sampled_in": 1, "seed": 1, "steps": 7},
+        {"teacher": "toy", "method": "LADD, ours", "sampled_in": 1, "seed": 0, "steps": 9},
     ]
     (tmp_path / "methods.json").write_text(json.dumps({"seconds": 45.0, "rows": rows}))
     options = parser().parse_args(["--seconds", "45", "--seeds", "1", "2"])
