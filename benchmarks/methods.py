@@ -116,11 +116,6 @@ FLOW_MAP: dict[str, Any] = {
     "settings": {"robustness": 0.5},
     "optimizers": {"student": AVERAGED},
 }
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "DMD2, defaults": {**DMD2, "settings": {}},
-    "flow map, defaults": {**FLOW_MAP, "settings": {}},
-}
-"""With the settings that their classes have, where the rows above have others."""
 FEATURE_KD: dict[str, Any] = {
     "method": "feature_kd",
     "settings": {
@@ -155,7 +150,7 @@ def in_steps(method: Mapping[str, Any], steps: int) -> dict[str, Any]:
 
 
 def roster() -> Iterator[Entry]:
-    """All methods, for 1 and for 4 steps."""
+    """All methods, for 1 and for 4 steps; *defaults* have the settings that their classes have."""
     one_each = {
         "LADD, Nitro's form": LADD_NITRO,
         "LADD, the paper's form": LADD_PAPER,
@@ -163,10 +158,14 @@ def roster() -> Iterator[Entry]:
         "LADD, balanced": METHODS["balanced"],
         "DMD2": DMD2,
         "DMD2, decoupled": DECOUPLED,
-        "DMD2, defaults": DEFAULTS["DMD2, defaults"],
+        "DMD2, defaults": {**DMD2, "settings": {}},
     }
-    both = {"progressive": PROGRESSIVE, "consistency": CONSISTENCY, "flow map": FLOW_MAP}
-    both |= {name: method for name, method in DEFAULTS.items() if name not in one_each}
+    both = {
+        "progressive": PROGRESSIVE,
+        "consistency": CONSISTENCY,
+        "flow map": FLOW_MAP,
+        "flow map, defaults": {**FLOW_MAP, "settings": {}},
+    }
     for steps in (1, 4):
         for name, method in one_each.items():
             yield Entry(name, steps, in_steps(method, steps))

@@ -7,7 +7,24 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nitrodistill.schedules import (
+    DiscreteSchedule,
+    KarrasSchedule,
+    RectifiedFlow,
+    ZeroTerminalSNR,
+)
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, Scales, expand
+
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+VP = DiscreteSchedule((1 - BETAS).cumprod(0))
+SCHEDULES: dict[str, tuple[NoiseSchedule, PredictionType]] = {
+    "vp_epsilon": (VP, "epsilon"),
+    "vp_v": (VP, "v_prediction"),
+    "zero_snr_v": (ZeroTerminalSNR()(VP), "v_prediction"),
+    "edm": (KarrasSchedule(), "sample"),
+    "flow": (RectifiedFlow(), "flow_prediction"),
+}
+"""Kinds of schedules, each with what networks on it predict."""
 
 
 @dataclass

@@ -15,24 +15,9 @@ from nitrodistill.losses.functional import (
     guidance_matching,
 )
 from nitrodistill.sampling import Step, predict_x0
-from nitrodistill.schedules import (
-    DiscreteSchedule,
-    KarrasSchedule,
-    RectifiedFlow,
-    ZeroTerminalSNR,
-)
-from nitrodistill.types import Condition, NoiseSchedule, PredictionType
-from tests.mixtures import ExactDenoiser, Mixture
+from nitrodistill.types import Condition, NoiseSchedule
+from tests.mixtures import SCHEDULES, ExactDenoiser, Mixture
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-VP = DiscreteSchedule((1 - BETAS).cumprod(0))
-SCHEDULES: dict[str, tuple[NoiseSchedule, PredictionType]] = {
-    "vp_epsilon": (VP, "epsilon"),
-    "vp_v": (VP, "v_prediction"),
-    "zero_snr_v": (ZeroTerminalSNR()(VP), "v_prediction"),
-    "edm": (KarrasSchedule(), "sample"),
-    "flow": (RectifiedFlow(), "flow_prediction"),
-}
 TEACHER = Mixture(
     torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64),
     torch.tensor([[-2.0, 0.5], [1.0, 1.5], [0.3, -1.0]], dtype=torch.float64),

@@ -13,25 +13,11 @@ from torch.autograd.functional import hessian, jacobian
 from nitrodistill.methods.dmd2 import critic as module
 from nitrodistill.methods.dmd2.critic import critic_error
 from nitrodistill.sampling import Step, predict_x0
-from nitrodistill.schedules import (
-    DiscreteSchedule,
-    KarrasSchedule,
-    RectifiedFlow,
-    ZeroTerminalSNR,
-)
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType
+from tests.mixtures import SCHEDULES
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-VP = DiscreteSchedule((1 - BETAS).cumprod(0))
-CRITICS: dict[str, tuple[NoiseSchedule, PredictionType]] = {
-    "vp_epsilon": (VP, "epsilon"),
-    "vp_v": (VP, "v_prediction"),
-    "zero_snr_v": (ZeroTerminalSNR()(VP), "v_prediction"),
-    "edm_x0": (KarrasSchedule(), "sample"),
-    "flow": (RectifiedFlow(), "flow_prediction"),
-}
 WEIGHTS = ("auto", "prediction", "sample", "edm", "min_snr", "snr_plus_one")
-CASES = [case for case in product(CRITICS, WEIGHTS) if case != ("vp_epsilon", "snr_plus_one")]
+CASES = [case for case in product(SCHEDULES, WEIGHTS) if case != ("vp_epsilon", "snr_plus_one")]
 """All but the pair that is refused, as it diverges at zero SNR."""
 MEAN, STD = 0.7, 1.6
 
@@ -56,7 +42,7 @@ def test_the_optimum_is_the_students_score(monkeypatch, name, weight, u):
 
     The loss is quadratic in both and in the parameters: one step of Newton's ends at its exact optimum.
     """
-    schedule, kind = CRITICS[name]
+    schedule, kind = SCHEDULES[name]
     if weight == "edm":
         monkeypatch.setattr(module, "_sigma_data", lambda critic: 0.5)
     signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]).double()
