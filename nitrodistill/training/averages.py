@@ -12,6 +12,9 @@ from nitrodistill.settings import nearest
 from nitrodistill.training.ema import EMA
 from nitrodistill.training.roles import TrainedRole
 
+START_LEFT = 0.1
+"""Of the first weights in an average; a run that leaves more of them is warned of."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -49,6 +52,21 @@ class Averages:
             for name, role in trained.items()
             if role.role.follows
         ]
+
+    def warn_of_start(self, updates: Mapping[str, int]) -> None:
+        """Warns of averages that hold much of the first weights, as of the teacher's, after so many updates."""
+        for role, average in self.roles.items():
+            left = average.decay ** updates[role]
+            if left > START_LEFT:
+                _log.warning(
+                    "the average of %s will be %.0f%% its first weights after all %d updates (ema_decay %g); take "
+                    "an ema_decay of %.2g or less, or more steps.",
+                    role,
+                    100 * left,
+                    updates[role],
+                    average.decay,
+                    max(0.0, 1 - 3 / max(updates[role], 1)),
+                )
 
     def update(self, role: str) -> None:
         """Moves what averages a role one step towards its weights."""

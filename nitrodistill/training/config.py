@@ -67,7 +67,8 @@ class OptimizerConfig:
         lr_schedule_settings: num_cycles of cosine_with_restarts, power of polynomial, step_rules of
             piecewise_constant ("1:100,0.1" is the factor 1 before update 100, then 0.1).
         max_grad_norm: its gradient is scaled down to this norm; null does not clip.
-        ema_decay: of the moving average of its weights, an update; 0 keeps none.
+        ema_decay: of the moving average of its weights, an update; 0 keeps none. The average starts at the first
+            weights, of which the share ema_decay^n is left after n updates.
         eight_bit: keeps AdamW's moments in 8 bits, by bitsandbytes; not with `parallel: fsdp`.
         optimizer: AdamW, another class of `torch.optim` such as SGD, or package.module:callable, which is called
             with the weights, `lr` and `settings`.

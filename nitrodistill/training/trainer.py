@@ -175,6 +175,8 @@ class Trainer:
                     _log.info("stage %d goes on from %s", stage, checkpoint.path)
         self._updates = self._count_updates(self.step)
         self._all_updates = self._count_updates(config.steps)
+        if self.accelerator.is_main_process:
+            self._averages.warn_of_start(self._all_updates)
 
     @property
     def averages(self) -> Mapping[str, EMA]:

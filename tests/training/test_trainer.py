@@ -72,6 +72,17 @@ def test_equals_a_plain_loop(tiny):
     torch.testing.assert_close(_averages(trainer), average, rtol=0, atol=1e-7)
 
 
+def test_an_average_that_will_hold_much_of_its_start_is_told(tiny, caplog):
+    """Six steps in turns are three updates, after which .9^3 of the first weights is left."""
+    for decay in (0.9, 0.4):  # .4^3 is little
+        tiny.train(_optimizers(tiny.config(), ema_decay=decay), tiny.Method(ALTERNATING))
+    told = [r.getMessage() for r in caplog.records if "average" in r.getMessage()]
+    assert len(told) == 2  # of student and critic
+    assert told[0].startswith(
+        "the average of student will be 73% its first weights after all 3 updates (ema_decay 0.9)"
+    )
+
+
 @pytest.mark.parametrize("turns", [(("student", "critic"),), ALTERNATING])
 def test_accumulating_two_batches_of_4_equals_a_batch_of_8(tiny, turns):
     large = tiny.train(tiny.config(batch_size=8), tiny.Method(turns))
