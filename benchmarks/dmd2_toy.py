@@ -6,6 +6,9 @@ The recipes are those of nitrodistill/recipes, as they stand but for evaluations
 has a discriminator on rendered scenes. Evaluated on the same held-out noises and prompts as benchmarks/lcm_toy.py,
 beside the 25 steps of the teacher, with the verdict of the report: how many measures match the teacher's.
 
+*rendered scenes* stand in a student's place: new ones, like those that the discriminator takes for real. They
+differ from the teacher's pictures too, and so does a student that comes near to them.
+
 Resumable: finished runs are kept, a killed one goes on. Writes benchmarks/results/dmd2_toy.json, where the runs of
 recipes and seeds that were not asked for stay, and the table in docs/dmd2.md.
 """
@@ -23,15 +26,18 @@ import torch
 from _measure import merged
 from _toy import METRICS, columns, environment, scene_store, table_cell, train, write_docs
 from lcm_toy import SAMPLES, evaluated
+from torch import Tensor
 
 from nitrodistill.demo.demo import shuffled_captions
 from nitrodistill.evaluation import EvaluateConfig, Evaluation
 from nitrodistill.evaluation.report import verdict
 from nitrodistill.models import Pipeline
+from nitrodistill.sampling import StepPlan
 from nitrodistill.teachers import load_teacher
 from nitrodistill.toy import scenes
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student
+from nitrodistill.types import Condition, PredictionType
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "dmd2_toy.json"
@@ -69,6 +75,37 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     return row
 
 
+class RenderedScenes:
+    """A denoiser whose one step is a newly rendered scene of the prompt, encoded; whatever its noise."""
+
+    prediction_type: PredictionType = "sample"
+
+    def __init__(self, pipeline: Pipeline, captions: list[str]) -> None:
+        self.module = torch.nn.Identity()
+        self.schedule = pipeline.denoiser.schedule
+        self._pipeline, self._captions = pipeline, captions
+        self._embeddings = _embeddings(pipeline.encode_prompt(captions))
+        self._generator = torch.Generator().manual_seed(2000)
+
+    def __call__(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Latents of new scenes, whose captions are found by their embeddings."""
+        found = torch.cdist(_embeddings(condition), self._embeddings).argmin(1).tolist()
+        texts = [self._captions[i] for i in found]
+        return self._pipeline.encode_image(scenes.render(texts, self._generator))
+
+
+def _embeddings(condition: Condition) -> Tensor:
+    return condition.tensors["encoder_hidden_states"].flatten(1)
+
+
+def rendered(pipeline: Pipeline, root: Path) -> dict[str, Any]:
+    """What rendered scenes come to, in a student's place."""
+    plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 1)
+    student = RenderedScenes(pipeline, shuffled_captions())
+    found = evaluated(pipeline, student, plan, root, EvaluateConfig.bootstrap)
+    return {**columns(found, METRICS), "verdict": verdict_of(found)}
+
+
 def verdict_of(found: Evaluation) -> dict[str, Any]:
     """What the report says of the student, and which measures differ from the teacher's."""
     said = verdict(found)
@@ -77,8 +114,8 @@ def verdict_of(found: Evaluation) -> dict[str, Any]:
     return {"headline": said.headline, **counts, "differs": differs}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a row a recipe, mean and spread (standard deviation) over the seeds."""
+def table(rows: list[dict[str, Any]], real: dict[str, Any]) -> str:
+    """Markdown: a row a recipe, mean and standard deviation over the seeds; and what stands beside them."""
     lines = [
         f"| | steps | CPU s | {' | '.join(METRICS.values())} | matching |",
         "|---|" + "---:|" * (len(METRICS) + 3),
@@ -90,14 +127,19 @@ def table(rows: list[dict[str, Any]]) -> str:
         steps = found[0]["num_inference_steps"]
         matching = ", ".join(_matching(row) for row in found)
         lines.append(f"| `{name}` | {steps} | {seconds} | {' | '.join(cells)} | {matching} |")
-    for name, steps in (("teacher", "25"), ("floor", "")):
-        cells = [table_cell([rows[0][name][key]]) for key in METRICS]
-        lines.append(f"| {name} | {steps} | | {' | '.join(cells)} | |")
+    beside = (
+        ("teacher", "25", rows[0]["teacher"], ""),
+        ("rendered scenes", "", real["student"], _matching(real)),
+        ("floor", "", rows[0]["floor"], ""),
+    )
+    for name, steps, values, matching in beside:
+        cells = [table_cell([values[key]]) for key in METRICS]
+        lines.append(f"| {name} | {steps} | | {' | '.join(cells)} | {matching} |")
     return "\n".join(lines)
 
 
 def _matching(row: dict[str, Any]) -> str:
-    """Of a row from before verdicts were kept, a dash."""
+    """How many measures match the teacher's; of a row from before verdicts were kept, a dash."""
     said = row.get("verdict")
     return "-" if said is None else f"{said['matched']} of {said['decided']}"
 
@@ -115,14 +157,16 @@ def main() -> None:
     made = [run(pipeline, root, name, seed) for name in options.recipes for seed in options.seeds]
     before = json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
     rows = merged(before, made, ("recipe",), [(name,) for name in RECIPES])
-    known = environment()
+    known, real = environment(), rendered(pipeline, root)
     counts = sorted(set(Counter(row["recipe"] for row in rows).values()))
     seeds = f"{' or '.join(map(str, counts))} seed{'s' if counts != [1] else ''}"
     text = (
-        f"{table(rows)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of shared machines (the last: "
+        f"{table(rows, real)}\n\n{seeds}, {SAMPLES} pictures each, on one thread of shared machines (the last: "
         f"{known['cpu'].strip()}, torch {known['torch']}, {known['date']})."
     )
-    RESULTS.write_text(json.dumps({"environment": known, "runs": rows}, indent=1) + "\n")
+    RESULTS.write_text(
+        json.dumps({"environment": known, "scenes": real, "runs": rows}, indent=1) + "\n"
+    )
     write_docs(DOCS, "result", text)
     print(text)
 

@@ -1,4 +1,4 @@
-"""The report's verdict stands in each row and in the table; rows from before have a dash."""
+"""The report's verdict stands in each row and in the table, beside that of rendered scenes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from nitrodistill.demo import shuffled_captions
 from nitrodistill.evaluation import Evaluation, Metric
+from nitrodistill.teachers import load_teacher
+from nitrodistill.toy import load_oracle
 
 
 @pytest.fixture
@@ -39,13 +43,27 @@ def test_the_table_has_a_column_of_it(toy) -> None:
             "recipe": name,
             "num_inference_steps": 4,
             "cpu_seconds": 100.0,
+            "verdict": {"headline": "...", "matched": number, "decided": 17, "differs": []},
             **dict.fromkeys(("student", "teacher", "floor"), numbers),
         }
-        for name in toy.RECIPES
+        for number, name in enumerate(toy.RECIPES)
     ]
-    rows[1]["verdict"] = {"headline": "...", "matched": 12, "decided": 17, "differs": []}
-    head, line, *shown = toy.table(rows).split("\n")
+    del rows[0]["verdict"]
+    scenes = {"student": numbers, "verdict": {"matched": 12, "decided": 17}}
+    head, line, *shown = toy.table(rows, scenes).split("\n")
     assert head.endswith("| diversity | matching |")
-    last = [row.split(" | ")[-1] for row in shown]
-    assert last == ["- |", "12 of 17 |", "- |", "|", "|"]
+    last = [row.split(" | ")[-1].strip() for row in shown]
+    assert last == ["- |", "1 of 17 |", "2 of 17 |", "|", "12 of 17 |", "|"]
     assert {row.replace(r"\|", "").count("|") for row in (head, line, *shown)} == {12}
+
+
+def test_rendered_scenes_show_their_prompts_whatever_their_noise(toy) -> None:
+    teacher = load_teacher("toy")
+    prompts = shuffled_captions()[:4]
+    scenes = toy.RenderedScenes(teacher, shuffled_captions())
+    noise, condition = torch.zeros(4, *teacher.latent_shape), teacher.encode_prompt(prompts)
+    first, second = (scenes(noise, torch.tensor(999), condition) for _ in range(2))
+    assert not torch.equal(first, second)  # each time new ones
+    oracle = load_oracle()
+    for latents in (first, second):
+        assert torch.stack([*oracle.alignment(teacher.decode(latents), prompts).values()]).all()
