@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,8 @@ def test_the_published_settings(name, number, rate, batch, updates, guidance, ga
         assert optimizer.learning_rate == rate
         assert optimizer.betas == (0.9, 0.999)
         assert (optimizer.weight_decay, optimizer.max_grad_norm) == (0.01, 10.0)
+        told = steps // updates >= 500  # else it would not end, which the recipe says
+        assert optimizer.lr_warmup_updates == (500 if told else 0)
         assert optimizer.ema_decay == 0
     assert trainer.batch_size * trainer.accumulation == batch
     assert trainer.steps == steps
@@ -195,6 +198,17 @@ def test_the_published_settings(name, number, rate, batch, updates, guidance, ga
         assert settings.gan is not None
         assert (settings.gan.weight, settings.gan.critic_weight) == (gan, 1e-2)
         assert settings.gan.features == "critic"
+
+
+@pytest.mark.parametrize("name", [n for n in FAMILIES if "toy" not in n])
+def test_each_says_what_is_published_what_is_proven_and_what_awaits_a_run(name: str):
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    head = text[: text.index("\nteacher:")].replace("\n# ", " ")
+    assert re.search("[Pp]ublished|our settings", head)
+    for words in ("Proven here: ", "Awaits an owner's run"):
+        assert words in head
+    named = re.findall(r"\(([a-z0-9-]+)\.yaml\)", head)
+    assert set(named) <= {path.stem for path in RECIPES.glob("*.yaml")}
 
 
 def test_the_published_grids():

@@ -384,6 +384,86 @@ def test_backward_simulation_is_the_samplers_own_trajectory_bit_for_bit(tiny_den
     assert reached == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "kind"),
+    [
+        (DiscreteSchedule(torch.linspace(0.999, 0.005, 1000).double()), "epsilon"),
+        (RectifiedFlow(), "flow_prediction"),
+        (KarrasSchedule(), "sample"),
+    ],
+)
+def test_so_it_is_on_other_schedules(schedule: NoiseSchedule, kind: PredictionType):
+    """Exact denoisers: epsilon, a flow and EDM."""
+    method = _analytic(schedule, kind, same=False)
+    index = torch.arange(3)
+    condition = Condition({"c": torch.zeros(3, 1)}, index)
+    noise = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    pairs = Pairs(noise, noise, condition)
+    seen = []
+    for seed in range(8):
+        made = inputs(method, Batch(index, pairs, None, None), Draws(seed, 0, index))
+        start = Draws(seed, 0, index).normal("noise", (2, 1, 1))
+        spy = Spy(method.student)  # pyright: ignore[reportArgumentType]
+        sample(spy, method.plan, start, made.condition)
+        number = [float(step.t) for step in method.plan.steps].index(float(made.step.t))
+        assert torch.equal(made.x_t, spy.seen[number][0])
+        seen.append(number)
+    assert set(seen) == {0, 1}
+
+
+@pytest.mark.parametrize("decoupled", [None, DecoupledConfig()])
+def test_a_guided_teacher_is_asked_once_for_both_halves(tiny_denoiser, decoupled):
+    """One batch with and without the prompt; apart, the matching term asks for the prompt's half alone."""
+    config = DMD2Config(guidance=3.0, decoupled=decoupled)
+    method = DMD2.build(config, cast_of(tiny_denoiser))
+    assert method.guided is not None
+    spy = Spy(tiny_denoiser)
+    method.guided.denoiser = method.teacher = spy  # pyright: ignore[reportAttributeAccessIssue]
+    batch = batch_of(0, 4)
+    next(method.losses(batch, ("student", "critic"), Draws(0, 0, batch.index)))
+    assert [len(x) for x, _ in spy.seen] == ([8] if decoupled is None else [4, 8])
+
+
+ONE_STEP: tuple[dict[str, Any], ...] = (
+    {"num_inference_steps": 1},
+    {"transition": "ode"},
+    {"num_inference_steps": 1, "step_range": (1, 1)},
+    {"timestep": 999},
+)
+
+
+@pytest.mark.parametrize("settings", ONE_STEP)
+def test_k_steps_of_which_there_is_one_are_the_one_step_path(tiny_denoiser, settings):
+    cast = cast_of(tiny_denoiser)
+    one, other = (run(DMD2.build(DMD2Config(guidance=2.0, **s), cast)) for s in ({}, settings))
+    assert float(one["student"][0]) > 0
+    for role, (total, parts) in one.items():
+        assert torch.equal(total, other[role][0])
+        assert all(torch.equal(part, other[role][1][name]) for name, part in parts.items())
+
+
+def test_regression_may_be_a_sum_of_losses_through_the_decoder(tiny_denoiser):
+    """DMD1's is LPIPS on pictures: here L1 on what a decoder of one layer draws, and half of L2."""
+    cast = cast_of(tiny_denoiser)
+    decoder = nn.Conv2d(4, 3, 1).requires_grad_(False)
+    cast.decode = decoder
+    losses = {"l1": {"decode": True}, "l2": 0.5}
+    config = DMD2Config(regression=RegressionConfig(losses, share=1.0, warmup_steps=1))
+    method, batch = DMD2.build(config, cast), batch_of(0, 4)
+    assert batch.pairs is not None
+    total, parts = run(method)["student"]
+    with torch.no_grad():
+        x0 = -method.student(batch.pairs.noise, torch.tensor(999), batch.pairs.condition)
+        gap = x0 - batch.pairs.x0
+        shown = (decoder(x0) - decoder(batch.pairs.x0)).abs().mean((1, 2, 3))
+    expected = shown + 0.5 * gap.square().mean((1, 2, 3))
+    torch.testing.assert_close(parts["regression"], expected)
+    torch.testing.assert_close(total, config.regression.weight * expected.mean())
+    (terms,) = (t for role, t in method.losses(batch, ("student",), Draws(0, 0, batch.index)))
+    terms.total.backward()
+    assert has_gradient(method.student.module)
+
+
 def test_the_trajectory_is_that_of_diffusers_ddim(tiny_denoiser, tiny_scheduler):
     method = DMD2.build(DMD2Config(num_inference_steps=4, transition="ode"), cast_of(tiny_denoiser))
     scheduler = type(tiny_scheduler).from_config(tiny_scheduler.config, timestep_spacing="trailing")
@@ -604,6 +684,17 @@ def test_two_time_scales():
     assert [method.active(s) for s in range(7)] == [
         *[("student",)] * 3, *[("critic",)] * 2, ("student",), ("critic",)
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("updates", ["shared", "alternating"])
+def test_what_lazy_penalties_count_is_what_is_active(updates):
+    method = DMD2.__new__(DMD2)
+    method.discriminator = None
+    warm = RegressionConfig(warmup_steps=3)
+    method.config = DMD2Config(updates=updates, critic=CriticConfig(updates=4), regression=warm)
+    learns = ["critic" in method.active(step) for step in range(40)]
+    for step in (step for step, does in enumerate(learns) if does):
+        assert method._updates_before(step) == sum(learns[:step])
 
 
 def test_warm_up_is_regression_alone_and_then_a_share_of_the_rows(tiny_denoiser):
@@ -926,13 +1017,14 @@ def test_what_does_not_fit_the_networks_is_told(tiny_denoiser):
     zero = tiny_denoiser.schedule
     student, critic = (DiffusersDenoiser(tiny_denoiser.module, zero, "epsilon") for _ in range(2))
     epsilon = Cast.of(tiny_denoiser, tiny_denoiser, {"critic": critic})
-    refused("'epsilon' cannot be converted", Cast.of(tiny_denoiser, student, {"critic": critic}))
+    told = "the {}'s prediction: 'epsilon' cannot be converted"
+    refused(told.format("student"), Cast.of(tiny_denoiser, student, {"critic": critic}))
     ends: Any = {"uniform": {"ranges": [[0.0, 1.0]]}}
-    refused("'epsilon' cannot be converted", epsilon, timesteps=ends)
+    refused(told.format("critic"), epsilon, timesteps=ends)
     between = Cast.of(tiny_denoiser, student, {"critic": tiny_denoiser})
     settings: dict[str, Any] = {"timestep": 399, "timesteps": ends}
     DMD2.build(DMD2Config(**settings), between)
-    refused("'epsilon' cannot be converted", between, off_grid_weight=1.0, **settings)
+    refused(told.format("student"), between, off_grid_weight=1.0, **settings)
     refused("diverges at zero SNR", epsilon, critic=CriticConfig(weight="snr_plus_one"))
     refused(
         "averages the weights of a student that predicts", epsilon, critic=CriticConfig(follow=0.5)

@@ -24,7 +24,7 @@ features their loss reaches the critic as well, by `critic_weight`, and the grad
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -154,6 +154,13 @@ class DMD2(DistillationMethod):
         if self.config.updates == "shared":
             return others if step % updates else ("student", *others)
         return others if step % (updates + 1) else ("student",)
+
+    def _updates_before(self, step: int) -> int:
+        """How often critic and discriminator are `active` before a step, at which they are."""
+        step -= self.config.warmup_steps
+        if self.config.updates == "alternating":
+            step -= step // (self.config.critic.updates + 1) + 1  # turns of the student
+        return step
 
     def losses(
         self, batch: Batch, active: Sequence[str], draws: Draws
@@ -332,9 +339,7 @@ class DMD2(DistillationMethod):
     ) -> Terms:
         """The heads' loss and the penalties that are due."""
         assert self.game is not None
-        number = draws.step - self.config.warmup_steps
-        if self.config.updates == "alternating":
-            number -= number // (self.config.critic.updates + 1) + 1
+        number = self._updates_before(draws.step)
         z, text = self._real(batch, x0)
         found = self.game.update(x0, z, made.condition, draws, number, z_condition=text, seen=seen)
         return Terms(found.total(torch.mean), self.game.shown(found))
@@ -363,18 +368,31 @@ class DMD2(DistillationMethod):
 
     def _check(self) -> None:
         """Refuses what would divide by zero, on the host."""
-        for plan in (self.plan, *self.plans):
-            plan.check(self.student.prediction_type)
-        ends, schedule = torch.tensor([0.0, 1.0], dtype=torch.float64), self.teacher.schedule
-        for law in filter(None, (self.law, self.guidance_law)):
-            scales = schedule(schedule.timestep(law(ends)))
-            for network in (self.teacher, self.critic):
-                check_convertible(scales, network.prediction_type)
+        with _told_of("student"):
+            for plan in (self.plan, *self.plans):
+                plan.check(self.student.prediction_type)
+        laws = [law for law in (self.law, self.guidance_law) if law is not None]
+        networks = [("teacher", self.teacher, laws), ("critic", self.critic, laws)]
         if self.config.off_grid_weight > 0:
-            schedule = self.student.schedule
-            scales = schedule(schedule.timestep(self.law(ends)))
-            check_convertible(scales, self.student.prediction_type)
+            networks.append(("student", self.student, [self.law]))
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        for role, network, own in networks:
+            schedule = (self.student if role == "student" else self.teacher).schedule
+            with _told_of(role):
+                for law in own:
+                    check_convertible(
+                        schedule(schedule.timestep(law(ends))), network.prediction_type
+                    )
         check_critic(self.critic, self.student, self.config.critic, self.critic_law)
+
+
+@contextmanager
+def _told_of(role: str) -> Iterator[None]:
+    """Says whose prediction it is that cannot be read."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"the {role}'s prediction: {error}") from None
 
 
 class _Taught(NamedTuple):
