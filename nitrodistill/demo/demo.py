@@ -8,6 +8,7 @@ them; `examples/plain_loop.py` does LADD's without the trainer.
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -41,6 +42,7 @@ from nitrodistill.method import Draws
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan, sample
 from nitrodistill.teachers import load_teacher
+from nitrodistill.toy.manifest import STUDENT_WEIGHTS
 from nitrodistill.training import with_progress
 from nitrodistill.training.recipe import Recipe
 from nitrodistill.training.run import load_student, training_latents
@@ -296,7 +298,18 @@ def _draw_first(pipeline: Pipeline, path: Path, say: Callable[[str], None]) -> N
         }
     titles = TITLES | {"student": "shipped student, 1 step"}
     draw_grid(Pictures(tuple(prompts), images), path, titles)
+    say(f"     {_shipped()}")
     say(f"     look at {path}; a new student is distilled now")
+
+
+def _shipped() -> str:
+    """What the student in the package was measured to be."""
+    found = json.loads((STUDENT_WEIGHTS / "metrics.json").read_text(encoding="utf-8"))
+    mine, teachers = found["student"], found["teacher"]
+    return (
+        f"it shows {mine['alignment']:.1%} of its prompts (the teacher {teachers['alignment']:.1%}), "
+        f"FD to real {mine['fd_real']:.2f} (the teacher {teachers['fd_real']:.2f}), {found['samples']} pictures"
+    )
 
 
 def _show_together(root: Path, found: Sequence[Evaluation]) -> None:

@@ -108,6 +108,9 @@ def test_first_pictures_are_there_before_anything_is_trained(tmp_path):
     with Image.open(tmp_path / "first.png") as shown:
         assert shown.width > 3 * 160  # three columns
     assert "first.png" in said[-1]
+    assert (
+        "99.1% of its prompts (the teacher 99.7%), FD to real 6.75 (the teacher 6.38)" in said[-2]
+    )
     _draw_first(pipeline, tmp_path / "first.png", lambda text: pytest.fail(text))
 
 
