@@ -55,7 +55,8 @@ def export(
         pipeline: the teacher's pipeline; its VAE, text encoders and tokenizers go with the student.
         student: what was trained: a denoiser (a LoRA role is merged into its network), or its bare network
             (then it predicts as the teacher does). Compiled or prepared by a trainer (DDP) or not; not guided.
-        plan: how the student samples.
+        plan: how the student samples, as it was trained: `load_student(...).plan`. A network alone does not know
+            it, so that another number of steps is not refused here, as it is by the command line.
         output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
         base_model: the teacher's name, for the card: a Hub name such as `"user/model"`, or words.
         metrics: what was measured, for the card; a str is a Markdown table.

@@ -25,7 +25,7 @@ from nitrodistill.methods import (
     LADDConfig,
     find_method,
 )
-from nitrodistill.methods.dmd2 import CriticConfig, GANConfig, RegressionConfig
+from nitrodistill.methods.dmd2 import CriticConfig, DecoupledConfig, GANConfig, RegressionConfig
 from nitrodistill.models import DiffusersDenoiser, PruneSpec, prune
 from nitrodistill.schedules import RectifiedFlow
 from nitrodistill.training import (
@@ -111,29 +111,47 @@ def _matching(denoiser) -> Case:
     return Case(make, PromptStream, config)
 
 
-def _dmd2(denoiser) -> Case:
-    """Heads on the critic's features, augmented regression on a quarter of the rows, two steps, a pull."""
+def _dmd2(denoiser, **settings: Any) -> Case:
     optimizers = {
         "student": OptimizerConfig(1e-2, eps=1e-2, ema_decay=0.5),
         "critic": OptimizerConfig(2e-2, eps=1e-2),
         "discriminator": OptimizerConfig(1e-2, eps=1e-2),
     }
     config = TrainerConfig(steps=3, batch_size=4, optimizers=optimizers)
-    method = DMD2Config(
-        critic=CriticConfig(updates=2, follow=0.9),
-        gan=GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=8),
-        regression=RegressionConfig(
-            {"smooth_l1": 1.0, "latent_lpips": {"weights": "toy", "augment": "bg"}}, share=0.25
-        ),
-        conditions="pairs",
-        num_inference_steps=2,
-    )
+    method = DMD2Config(conditions="pairs", num_inference_steps=2, **settings)
+    empty = denoiser.adapter.example_condition(torch.zeros(1), 2)
 
     def make() -> DMD2:
         copies = {n: denoiser.copy() for n in ("teacher", "student", "critic")}
-        return DMD2.build(method, Cast(copies.__getitem__))
+        return DMD2.build(method, Cast(copies.__getitem__, empty))
 
     return Case(make, LatentStream, config)
+
+
+def _dmd2_shared(denoiser) -> Case:
+    """Heads on the critic's features, augmented regression on a quarter of the rows, two steps, a pull."""
+    losses = {"smooth_l1": 1.0, "latent_lpips": {"weights": "toy", "augment": "bg"}}
+    return _dmd2(
+        denoiser,
+        critic=CriticConfig(updates=2, follow=0.9),
+        gan=GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=8),
+        regression=RegressionConfig(losses, share=0.25),
+    )
+
+
+def _dmd2_alternating(denoiser) -> Case:
+    """Heads on the teacher's features, guidance apart, one step or two as it is drawn, in turns."""
+    gan = GANConfig(0.1, real="pairs", features="teacher", taps=("mid_block",), head_width=8)
+    return _dmd2(
+        denoiser,
+        updates="alternating",
+        critic=CriticConfig(updates=1),
+        gan=gan,
+        guidance=2.0,
+        decoupled=DecoupledConfig(),
+        step_range=(1, 2),
+        transition="ode",
+    )
 
 
 def _few_steps(denoiser, name: str, **settings: Any) -> Case:
@@ -226,7 +244,8 @@ def cases(tiny, tiny_denoiser) -> Mapping[str, Case]:
         ),
         "three_roles": Case(tiny.ThreeRoles, tiny.Stream, tiny.config(optimizers=three)),
         "matching": _matching(tiny_denoiser),
-        "dmd2": _dmd2(tiny_denoiser),
+        "dmd2": _dmd2_shared(tiny_denoiser),
+        "dmd2_alternating": _dmd2_alternating(tiny_denoiser),
         "progressive": _few_steps(
             tiny_denoiser, "progressive", num_inference_steps=2, guidance=2.0, guidance_range=(1, 4)
         ),
@@ -276,6 +295,7 @@ def _run(case: Case, rank: int, world: int, parallel: str = "ddp", **changes: An
         "three_roles",
         "matching",
         "dmd2",
+        "dmd2_alternating",
         "progressive",
         "consistency",
         "flow_map",
