@@ -8,7 +8,7 @@ A method is one dict (ROSTER), the same for all teachers. Settings and rates are
 `toy`, with taps by depth. Where they are not the defaults of the classes (DMD2: `critic.updates` 2, not 5; flow
 map: `robustness` .5, not .75), these have a row of their own. The
 number of updates is `--seconds` at the pace of a short trial, so the CPU seconds that are spent differ (column
-`CPU s`).
+`CPU s`). The average of a student's weights forgets the teacher in so many updates (`FORGETTING`).
 
 A teacher adds what its methods must be told: its guidance, and the timestep of a one-step student where its
 last one is of no use (`benchmarks/teachers`). The students of LADD, DMD2 and feature distillation are trained

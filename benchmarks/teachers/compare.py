@@ -20,7 +20,8 @@ from benchmarks.teachers.base import READER, Quality, Teacher, built
 from nitrodistill.data import GenerateConfig, generate
 from nitrodistill.evaluation import Evaluation, evaluate
 from nitrodistill.files import blake2, write_json
-from nitrodistill.methods import find_method
+from nitrodistill.methods import LADDConfig, find_method
+from nitrodistill.methods.dmd2.config import CriticConfig
 from nitrodistill.models import Pipeline
 from nitrodistill.sampling import StepPlan
 from nitrodistill.training.recipe import Recipe, parse_recipe
@@ -30,6 +31,8 @@ from nitrodistill.training.state import State
 
 PAIRS, BATCH_SIZE, TRIAL_STEPS = 600, 48, 24
 CHECKPOINT_EVERY = 200
+FORGETTING = 3.0
+"""A student's average starts as the teacher; in n updates its decay is 1 - 3 / n at most, so e^-3 is left."""
 EVALUATION_SEED = 1000
 METRICS_FILE, RESULT, PACE = "metrics.json", "result.json", "steps.json"
 METRICS = {
@@ -130,7 +133,7 @@ class Place:
             "steps": steps,
             "batch_size": self.batch_size,
             "seed": seed,
-            "optimizers": method["optimizers"],
+            "optimizers": forgetting(method, steps),
             "checkpoint_every": CHECKPOINT_EVERY,
             "log_every": 20,
             **method.get("trainer", {}),
@@ -162,7 +165,7 @@ class Place:
 
     def group(self, name: str, method: Mapping[str, Any]) -> Path:
         """The folder of a method's cells."""
-        told = [method, self.num_pairs, self.batch_size, self.teacher.settings()]
+        told = [method, self.num_pairs, self.batch_size, self.teacher.settings(), FORGETTING]
         about = json.dumps(told, sort_keys=True)
         return self.folder / f"{name}-{blake2(about).hex()[:8]}"
 
@@ -242,6 +245,19 @@ class Place:
             keep_student=False,
             progress=False,
         )
+
+
+def forgetting(method: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """The optimizers of a method; the student's average forgets the teacher in so many steps, see `FORGETTING`."""
+    student, settings = method["optimizers"]["student"], method["settings"]
+    every = 1  # steps to an update of the student
+    if method["method"] == "dmd2":
+        every = settings.get("critic", {}).get("updates", CriticConfig.updates)
+    elif method["method"] == "ladd" and settings.get("adversarial_weight") != 0:
+        every = 2 if settings.get("updates", LADDConfig.updates) == "alternating" else 1
+    most = max(0.0, 1 - FORGETTING * every / steps)
+    decay = min(student.get("ema_decay", 0.0), most)
+    return {**method["optimizers"], "student": {**student, "ema_decay": decay}}
 
 
 def measured_pace(states: Iterable[State]) -> dict[str, float]:

@@ -18,7 +18,7 @@ from benchmarks.teachers import __main__ as command
 from benchmarks.teachers.__main__ import against, table
 from benchmarks.teachers.base import PIPELINE, Teacher, Trained, built
 from benchmarks.teachers.classes import NAMES, class_of
-from benchmarks.teachers.compare import Place, trained
+from benchmarks.teachers.compare import Place, forgetting, trained
 from benchmarks.teachers.digits_edm import EDMDigits
 from benchmarks.teachers.methods import METHODS
 from benchmarks.teachers.scenes import NUM_UNIFORMS, draw
@@ -201,6 +201,33 @@ def test_what_the_border_of_stages_costs_is_no_part_of_the_pace(
     assert place.steps(method, 21 + 100, tmp_path / "group") == 60
     clock.now = -1e6  # the pace is kept: other seeds have as many steps
     assert place.steps(method, 21 + 100, tmp_path / "group") == 60
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "updates"),
+    [
+        ("dmd2", {"critic": {"updates": 2}}, 50),
+        ("dmd2", {}, 20),
+        ("ladd", {}, 50),
+        ("ladd", {"updates": "shared"}, 100),
+        ("ladd", {"adversarial_weight": 0.0}, 100),
+        ("consistency", {}, 100),
+    ],
+)
+def test_a_students_average_forgets_its_teacher(
+    method: str, settings: dict[str, Any], updates: int
+) -> None:
+    """In 100 steps, of which each method counts its own updates of the student."""
+    optimizers = {"student": {"ema_decay": 0.99}, "critic": {"ema_decay": 0.99}}
+    one = {"method": method, "settings": settings, "optimizers": optimizers}
+    found = forgetting(one, 100)
+    decay = found["student"]["ema_decay"]
+    assert decay == pytest.approx(1 - 3 / updates)
+    assert decay**updates < 0.05
+    assert found["critic"] == optimizers["critic"]
+    assert forgetting(one, 10_000)["student"]["ema_decay"] == 0.99
+    without = {**one, "optimizers": {"student": {}}}
+    assert forgetting(without, 100)["student"]["ema_decay"] == 0
 
 
 def test_a_discriminator_on_pairs_asks_for_no_other_data(tmp_path: Path) -> None:
