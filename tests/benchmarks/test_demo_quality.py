@@ -62,7 +62,7 @@ def test_the_forms_of_dmd2_read_what_they_say(quality, place):
 
 def test_settings_of_dmd2_differ_from_its_gan_in_four_steps_in_what_they_say(quality, place):
     def read(method: dict[str, Any]) -> dict[str, Any]:
-        (stage,) = place.recipe(method, 100, 0, Path("run")).stages
+        (stage,) = place.recipe(method, 10_000, 0, Path("run")).stages  # no average is too long
         rates = {role: o.learning_rate for role, o in stage.trainer.optimizers.items()}
         return {
             "updates": stage.settings.critic.updates,

@@ -121,7 +121,7 @@ def test_the_folders_of_listed_teachers_are_where_runs_of_before_left_them(
     words = ["--teacher", "toy", "--pairs", "400", "--output", str(tmp_path)]
     (found,) = places(read_options(words), tmp_path)
     assert found.folder == tmp_path / "toy"
-    assert found.group("regression", {"method": "ladd"}) == tmp_path / "toy" / "regression-e0284c4a"
+    assert found.group("regression", {"method": "ladd"}) == tmp_path / "toy" / "regression-e9be9358"
     (found,) = places(read_options([*words, "--samples", "8"]), tmp_path)
     assert found.folder == tmp_path / "toy" / "8-samples"
 
