@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from _measure import merged
-from _toy import METRICS, columns, environment, scene_store, table_cell, train, write_docs
+from _toy import METRICS, columns, environment, kept, scene_store, table_cell, train, write_docs
 from lcm_toy import SAMPLES, evaluated
 from torch import Tensor
 
@@ -37,7 +37,7 @@ from nitrodistill.teachers import load_teacher
 from nitrodistill.toy import scenes
 from nitrodistill.training.recipe import load_recipe
 from nitrodistill.training.run import load_student
-from nitrodistill.types import Condition, PredictionType
+from nitrodistill.types import Condition, Denoiser, PredictionType
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "dmd2_toy.json"
@@ -45,12 +45,18 @@ DOCS = ROOT / "docs" / "dmd2.md"
 RECIPES = ("dmd2-toy", "dmd2-toy-4step", "dmd2-toy-gan-4step")
 
 
+def measured(pipeline: Pipeline, student: Denoiser, plan: StepPlan, root: Path) -> dict[str, Any]:
+    """The columns of a student, of what stands beside it, and the verdict."""
+    found = evaluated(pipeline, student, plan, root, EvaluateConfig.bootstrap)
+    return {**columns(found, METRICS), "verdict": verdict_of(found)}
+
+
 def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     """Training and evaluation of one recipe and seed; kept in `result.json` of its folder."""
     folder = root / f"seed-{seed}" / name
-    kept = folder / "result.json"
-    if kept.is_file():
-        return json.loads(kept.read_text())
+    result = folder / "result.json"
+    if result.is_file():
+        return json.loads(result.read_text())
     recipe = load_recipe(ROOT / "nitrodistill" / "recipes" / f"{name}.yaml")
     trainer = replace(recipe.stages[0].trainer, seed=seed, evaluate_every=0, best_metric="")
     stages = [replace(recipe.stages[0], trainer=trainer)]
@@ -61,17 +67,15 @@ def run(pipeline: Pipeline, root: Path, name: str, seed: int) -> dict[str, Any]:
     recipe = replace(recipe, prompts=prompts, real=real, output=str(folder), stages=stages)
     seconds = train(recipe, pipeline)
     student = load_student(folder, pipeline)
-    found = evaluated(pipeline, student.denoiser, student.plan, root, EvaluateConfig.bootstrap)
     row = {
         "recipe": name,
         "seed": seed,
         "num_inference_steps": len(student.plan),
         "steps": trainer.steps,
         "cpu_seconds": round(seconds, 1),
-        **columns(found, METRICS),
-        "verdict": verdict_of(found),
+        **measured(pipeline, student.denoiser, student.plan, root),
     }
-    kept.write_text(json.dumps(row))
+    result.write_text(json.dumps(row))
     return row
 
 
@@ -99,11 +103,10 @@ def _embeddings(condition: Condition) -> Tensor:
 
 
 def rendered(pipeline: Pipeline, root: Path) -> dict[str, Any]:
-    """What rendered scenes come to, in a student's place."""
+    """What rendered scenes come to, in a student's place; kept in the folder."""
     plan = StepPlan.from_schedule(pipeline.denoiser.schedule, 1)
     student = RenderedScenes(pipeline, shuffled_captions())
-    found = evaluated(pipeline, student, plan, root, EvaluateConfig.bootstrap)
-    return {**columns(found, METRICS), "verdict": verdict_of(found)}
+    return kept(root / "rendered.json", lambda: measured(pipeline, student, plan, root))
 
 
 def verdict_of(found: Evaluation) -> dict[str, Any]:

@@ -9,16 +9,10 @@ from torch import Tensor, nn
 from nitrodistill.losses.few_step import ThreePoints, ddim_target, flow_map_target, x0_of_both
 from nitrodistill.prediction import convert_prediction, prediction_target
 from nitrodistill.sampling import StepPlan, ode_step
-from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
+from nitrodistill.schedules import KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.types import Condition, NoiseSchedule, PredictionType, Scales, expand
+from tests.mixtures import VP
 
-VP = DiscreteSchedule(
-    torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64)
-    .square()
-    .mul(-1)
-    .add(1)
-    .cumprod(0)
-)
 MEAN, STD = 0.3, 0.7
 
 

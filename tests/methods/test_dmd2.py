@@ -40,7 +40,7 @@ from nitrodistill.types import (
     Pairs,
     PredictionType,
 )
-from tests.mixtures import ExactDenoiser, Mixture
+from tests.mixtures import SCHEDULES, ExactDenoiser, Mixture
 from tests.models.families import FAMILIES
 
 PAIRS = GANConfig(0.1, real="pairs", taps=("mid_block",), head_width=4)
@@ -384,17 +384,9 @@ def test_backward_simulation_is_the_samplers_own_trajectory_bit_for_bit(tiny_den
     assert reached == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(
-    ("schedule", "kind"),
-    [
-        (DiscreteSchedule(torch.linspace(0.999, 0.005, 1000).double()), "epsilon"),
-        (RectifiedFlow(), "flow_prediction"),
-        (KarrasSchedule(), "sample"),
-    ],
-)
-def test_so_it_is_on_other_schedules(schedule: NoiseSchedule, kind: PredictionType):
-    """Exact denoisers: epsilon, a flow and EDM."""
-    method = _analytic(schedule, kind, same=False)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_so_it_is_on_all_schedules_with_exact_denoisers(name: str):
+    method = _analytic(*SCHEDULES[name], same=False)
     index = torch.arange(3)
     condition = Condition({"c": torch.zeros(3, 1)}, index)
     noise = torch.randn(3, 2, 1, 1, generator=torch.Generator().manual_seed(0))

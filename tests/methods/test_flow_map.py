@@ -16,12 +16,12 @@ from nitrodistill.models.denoiser import ensure_input
 from nitrodistill.models.inputs import _features
 from nitrodistill.prediction import convert_prediction
 from nitrodistill.sampling import StepPlan, sample
-from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
+from nitrodistill.schedules import KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.teachers import load_teacher
 from nitrodistill.types import Batch, Condition, Pairs, expand
+from tests.mixtures import VP
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-ZERO_SNR = ZeroTerminalSNR()(DiscreteSchedule((1 - BETAS).cumprod(0)))
+ZERO_SNR = ZeroTerminalSNR()(VP)
 FLOW = RectifiedFlow()
 
 

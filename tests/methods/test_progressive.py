@@ -21,9 +21,8 @@ from nitrodistill.prediction import convert_prediction, prediction_target
 from nitrodistill.sampling import StepPlan, ode_step, sample
 from nitrodistill.schedules import DiscreteSchedule, KarrasSchedule, RectifiedFlow, ZeroTerminalSNR
 from nitrodistill.types import Batch, Condition, Pairs, Scales, expand
+from tests.mixtures import VP
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-VP = DiscreteSchedule((1 - BETAS).cumprod(0))
 SCHEDULES = {
     "vp": (VP, "epsilon"),
     "zero-snr": (ZeroTerminalSNR()(VP), "v_prediction"),

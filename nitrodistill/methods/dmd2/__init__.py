@@ -50,7 +50,7 @@ from nitrodistill.methods.dmd2.config import (
     GANConfig,
     RegressionConfig,
 )
-from nitrodistill.methods.dmd2.critic import check_critic, critic_error, critic_signal
+from nitrodistill.methods.dmd2.critic import check_critic, critic_error, critic_signal, ends_of
 from nitrodistill.methods.dmd2.inputs import Inputs, latents_of, make_inputs, plans_of
 from nitrodistill.models import Guided
 from nitrodistill.prediction import check_convertible, to_eps, to_x0
@@ -371,18 +371,14 @@ class DMD2(DistillationMethod):
         with _told_of("student"):
             for plan in (self.plan, *self.plans):
                 plan.check(self.student.prediction_type)
-        laws = [law for law in (self.law, self.guidance_law) if law is not None]
-        networks = [("teacher", self.teacher, laws), ("critic", self.critic, laws)]
-        if self.config.off_grid_weight > 0:
-            networks.append(("student", self.student, [self.law]))
-        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
-        for role, network, own in networks:
-            schedule = (self.student if role == "student" else self.teacher).schedule
+            if self.config.off_grid_weight > 0:
+                scales = ends_of(self.law, self.student.schedule)
+                check_convertible(scales, self.student.prediction_type)
+        for role, network in (("teacher", self.teacher), ("critic", self.critic)):
             with _told_of(role):
-                for law in own:
-                    check_convertible(
-                        schedule(schedule.timestep(law(ends))), network.prediction_type
-                    )
+                for law in filter(None, (self.law, self.guidance_law)):
+                    scales = ends_of(law, self.teacher.schedule)
+                    check_convertible(scales, network.prediction_type)
         check_critic(self.critic, self.student, self.config.critic, self.critic_law)
 
 

@@ -18,7 +18,7 @@ from nitrodistill.models.wrappers import plain_name
 from nitrodistill.prediction import check_convertible, prediction_target
 from nitrodistill.sampling import Step
 from nitrodistill.timesteps import TimestepLaw
-from nitrodistill.types import Condition, Denoiser
+from nitrodistill.types import Condition, Denoiser, NoiseSchedule, Scales
 from nitrodistill.weighting import min_snr_weight, snr_plus_one_weight
 
 
@@ -69,6 +69,11 @@ def critic_signal(x0: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     return (gap * (x0.detach().float() - real.float())).sum() / (energy + (energy == 0))
 
 
+def ends_of(law: TimestepLaw, schedule: NoiseSchedule) -> Scales:
+    """alpha and sigma `(2,)` at the first and the last timestep that a law draws."""
+    return schedule(schedule.timestep(law(torch.tensor([0.0, 1.0], dtype=torch.float64))))
+
+
 def check_critic(
     critic: Denoiser, student: Denoiser, config: CriticConfig, law: TimestepLaw
 ) -> None:
@@ -77,8 +82,7 @@ def check_critic(
     Raises:
         ValueError: naming the setting.
     """
-    schedule, kind = critic.schedule, critic.prediction_type
-    scales = schedule(schedule.timestep(law(torch.tensor([0.0, 1.0], dtype=torch.float64))))
+    kind, scales = critic.prediction_type, ends_of(law, critic.schedule)
     if config.weight == "sample":
         check_convertible(scales, kind)
     if config.weight == "snr_plus_one" and not snr_plus_one_weight(scales, kind).isfinite().all():
